@@ -1,0 +1,1 @@
+"""The method: section 3 of the paper."""

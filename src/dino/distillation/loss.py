@@ -1,0 +1,229 @@
+"""The loss (paper section 3.1, equations 1 to 5) in the form that separates over student views.
+
+With q_a the target that teacher view a gives and s_v the logits of student view v over the student
+temperature, the loss is the mean over the pairs (a, v), v != a, of the cross-entropy
+H(q_a, softmax(s_v)). For one view v, summed over the n_v teacher views it must match, that is
+
+    n_v * logsumexp(s_v) - <t_v, s_v>,    t_v = sum of q_a over a != v,
+
+with the gradient n_v * softmax(s_v) - t_v for s_v. So each view's term stands alone once the
+targets are known: views can be streamed, split and accumulated in any way with the same result,
+and logits need to live only for a moment (`prototype_cross_entropy`).
+
+Shapes: V student views, A teacher views, B batch, K prototypes, E bottleneck width.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+CHUNK_ELEMENTS = 2**24
+"""Logits computed at a time (64 MiB of fp32): large enough for full speed, small beside a ViT."""
+
+
+class DINOLoss(nn.Module):
+    """Targets by centering and sharpening, cross-entropy over all pairs of different views.
+
+    In naive loops, for student logits S [V, B, K] and teacher logits T [A, B, K]:
+
+        loss = 0
+        for a in range(A):
+            for v in range(V):
+                if v != a:
+                    q = softmax((T[a] - center) / teacher_temperature)
+                    loss += mean over B of -sum(q * log_softmax(S[v] / student_temperature))
+        loss /= number of pairs
+
+    Equation 3 sums over the pairs; the published code, and so its learning rates, average.
+
+    Args:
+        prototypes: K.
+        student_temperature: tau_s.
+        center_momentum: m of equation 4.
+
+    Attributes:
+        center: [K], subtracted from the teacher's logits. (Section 3.1 prints g + c; Algorithm 1
+            and the code subtract.) A buffer: it is part of every checkpoint.
+    """
+
+    center: Tensor
+
+    def __init__(
+        self, prototypes: int, *, student_temperature: float = 0.1, center_momentum: float = 0.9
+    ) -> None:
+        super().__init__()
+        self.student_temperature = student_temperature
+        self.center_momentum = center_momentum
+        self.register_buffer("center", torch.zeros(prototypes))
+
+    @torch.no_grad()
+    def targets(
+        self, teacher_logits: Float[Tensor, "A B K"], temperature: float
+    ) -> Float[Tensor, "A B K"]:
+        """P_t, equation 1: softmax((T - center) / temperature), detached."""
+        return teacher_logits.sub(self.center).div_(temperature).softmax(dim=-1)
+
+    @torch.no_grad()
+    def update_center(
+        self, total: Float[Tensor, " K"], rows: int, refused: Tensor | None = None
+    ) -> None:
+        """Equation 4, once a step: c <- m c + (1 - m) mean of the raw teacher logits.
+
+        Args:
+            total: sum of the teacher's logits over both views and the whole effective batch.
+            rows: how many rows were summed.
+            refused: 0-dim bool; where true the center stays as it is.
+        """
+        center = self.center.lerp(total.to(self.center.dtype) / rows, 1 - self.center_momentum)
+        self.center.copy_(center if refused is None else torch.where(refused, self.center, center))
+
+    def forward(
+        self,
+        student_logits: Float[Tensor, "V B K"],
+        teacher_logits: Float[Tensor, "A B K"],
+        temperature: float,
+    ) -> Float[Tensor, ""]:
+        """The loss of whole, materialised logits; changes nothing (call `update_center` after).
+
+        Args:
+            student_logits: raw logits of all views, the teacher's views first.
+            teacher_logits: raw logits of the teacher's views.
+            temperature: tau_t.
+        """
+        targets, views = self.targets(teacher_logits, temperature), len(student_logits)
+        total = student_logits.new_zeros(())
+        for first, last in ((0, len(targets)), (len(targets), views)):
+            if first < last:
+                matched = match(targets, first)
+                total = total + prototype_cross_entropy(
+                    student_logits[first:last], None, None, *matched, self.student_temperature
+                )
+        return total / (pairs(len(targets), views) * student_logits.shape[1])
+
+
+def pairs(teacher_views: int, student_views: int) -> int:
+    """Number of pairs (a, v) with v != a: 2n + 2 for two global and n local views."""
+    return teacher_views * (student_views - 1)
+
+
+def match(targets: Float[Tensor, "A B K"], first: int) -> tuple[Float[Tensor, "v B K"], int]:
+    """What student views from index `first` on must match.
+
+    Returns:
+        t_v and n_v. For the teacher's own views (`first` 0) one target a view, the sum over the
+        *other* teacher views; for all later views one common target, the sum over all.
+    """
+    count = len(targets)
+    if first > 0:
+        return targets.sum(dim=0, keepdim=True), count
+    others = targets.roll(1, dims=0)
+    for shift in range(2, count):
+        others = others + targets.roll(shift, dims=0)
+    return others, count - 1
+
+
+def prototype_cross_entropy(
+    z: Float[Tensor, "V B E"],
+    weight: Float[Tensor, "K E"] | None,
+    scale: Float[Tensor, " K"] | None,
+    targets: Float[Tensor, "v B K"],
+    count: int,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Sum over views and rows of `count * logsumexp(s) - <t, s>`, s = scale * (z @ weight.T) / temp.
+
+    Logits, softmax and gradient live for `CHUNK_ELEMENTS` at a time; the gradient is made in the
+    forward pass, while the logits are there, and never again.
+
+    Args:
+        z: what the prototypes are compared with, V views of B rows.
+        weight: prototypes before their norm is set; None if `z` holds the logits themselves.
+        scale: factor of each prototype (its norm over that of its `weight` row), None for 1.
+        targets: t_v, of each view or (first axis 1) common to all.
+        count: n_v, the number of distributions summed in each row of `targets`.
+        temperature: tau_s.
+    """
+    total: Tensor = _PrototypeCrossEntropy.apply(z, weight, scale, targets, count, temperature)
+    return total
+
+
+class _PrototypeCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor | None,
+        scale: Tensor | None,
+        targets: Tensor,
+        count: int,
+        temperature: float,
+    ) -> Tensor:
+        need_z, need_weight, need_scale = ctx.needs_input_grad[:3]
+        factor = 1 / temperature if scale is None else scale / temperature
+        grad_z = torch.empty_like(z) if need_z else None
+        # The gradient for the product scale * weight; those of both factors follow from it.
+        grad_rows = None
+        if weight is not None and (need_weight or need_scale):
+            grad_rows = torch.zeros_like(weight)
+        total = z.new_zeros(())
+        rows = max(1, CHUNK_ELEMENTS // targets.shape[2])
+        for view, start in product(range(len(z)), range(0, z.shape[1], rows)):
+            part = slice(start, start + rows)
+            z_n, target = z[view, part], targets[view if len(targets) > 1 else 0, part]
+            product_n = z_n if weight is None else z_n @ weight.T
+            logits = product_n * factor if weight is None else product_n.mul_(factor)  # [n, K]
+            slope, normalizer = softmax_and_normalizer(logits)
+            total += count * normalizer.sum() - torch.linalg.vecdot(target, logits).sum()
+            slope.mul_(count).sub_(target)  # d total / d logits
+            if grad_rows is not None:
+                grad_rows.addmm_(slope.T, z_n, alpha=1 / temperature)
+            if grad_z is not None:
+                slope.mul_(factor)
+                grad_z[view, part] = slope if weight is None else slope @ weight
+        ctx.gradients = grad_z, *_factors(grad_rows, weight, scale, need_weight, need_scale)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (g,) = upstream
+        gradients = tuple(None if grad is None else grad.mul_(g) for grad in ctx.gradients)
+        ctx.gradients = None  # scaled in place: this backward runs once
+        return (*gradients, None, None, None)
+
+
+def _factors(
+    grad_rows: Tensor | None,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    need_weight: bool,
+    need_scale: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `weight` and `scale` from that of the rows `scale * weight`."""
+    if grad_rows is None or weight is None:
+        return None, None
+    grad_scale = torch.linalg.vecdot(grad_rows, weight) if need_scale else None
+    if not need_weight:
+        return None, grad_scale
+    return grad_rows if scale is None else grad_rows.mul_(scale[:, None]), grad_scale
+
+
+def softmax_and_normalizer(logits: Float[Tensor, "n K"]) -> tuple[Tensor, Float[Tensor, " n"]]:
+    """Softmax and logsumexp of each row from one pass of exponentials.
+
+    At the largest logit the probability is at least 1 / K, so its logarithm is safe, and
+    logsumexp = largest logit - log of its probability.
+    """
+    probabilities = logits.softmax(dim=1)
+    largest, where = logits.max(dim=1, keepdim=True)
+    normalizer = largest - probabilities.gather(1, where).log()
+    return probabilities, normalizer.squeeze(1)
+
+
+def entropy(probabilities: Float[Tensor, "*rows K"]) -> Float[Tensor, ""]:
+    """Mean entropy of the rows in nats (h of equation 5); 0 log 0 counts as 0."""
+    return -torch.xlogy(probabilities, probabilities).sum(dim=-1).mean()

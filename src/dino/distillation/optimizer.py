@@ -1,0 +1,122 @@
+"""Parameter groups, optimizers, clipping and the last-layer freeze, as the published code has them.
+
+Every `step` here can be refused on the device: where `refused` is true nothing moves, neither a
+parameter nor a moment nor a step count, and the host is not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+OptimizerName = Literal["adamw", "sgd", "lars"]
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups: decayed, and biases with all other 1-D tensors, which are not decayed.
+
+    The CLS token, the position embedding and the prototypes' norms are not 1-D and hence decayed
+    (published code utils.py:632-643; DeiT and timm would exempt the first two). Each parameter
+    that is trained stands in exactly one group.
+    """
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            exempt = name.endswith(".bias") or parameter.ndim == 1
+            (plain if exempt else decayed).append(parameter)
+    return [
+        {"params": decayed, "name": "decayed", "decayed": True},
+        {"params": plain, "name": "not decayed", "decayed": False, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(name: OptimizerName, module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW (betas .9, .999, eps 1e-8), SGD (momentum .9) or LARS over the parameter groups.
+
+    Learning rate and weight decay are set before every step by `set_hyperparameters`.
+    """
+    groups = parameter_groups(module)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.0, fused=True)
+    return LARS(groups)
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Set the learning rate of all groups and the weight decay of the decayed one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decayed"] else 0.0
+
+
+def refusable_step(optimizer: torch.optim.Optimizer, refused: Tensor) -> None:
+    """`optimizer.step()` that changes nothing where `refused` (0-dim bool) is true."""
+    # The hook that gradient scalers use: PyTorch's fused kernels, and LARS below, obey it.
+    cast(Any, optimizer).found_inf = refused.float()
+    cast(Any, optimizer).grad_scale = None
+    optimizer.step()
+
+
+def clip_per_tensor(gradients: Sequence[Tensor], limit: float) -> Tensor:
+    """Shrink each gradient to at most the l2 norm `limit`, by its own norm; 0 turns it off.
+
+    The published code clips every parameter tensor by itself, not by the global norm
+    (utils.py:132-141). Without host synchronisation.
+
+    Returns:
+        0-dim bool tensor: whether any gradient holds NaN or infinity.
+    """
+    norms = torch.stack(torch._foreach_norm(list(gradients)))
+    if limit > 0:
+        factors = (limit / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(list(gradients), list(factors.unbind()))
+    return ~torch.isfinite(norms).all()
+
+
+def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Freeze: without a gradient the optimizer neither moves nor decays nor keeps moments."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive SGD (the paper's ResNet-50), momentum .9, eta .001.
+
+    For tensors that are not 1-D: g += wd p; g *= eta |p| / |g| (factor 1 where a norm is 0).
+    Then for all: mu <- momentum mu + g; p <- p - lr mu.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 0.0, *, momentum: float = 0.9, eta: float = 0.001
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": 0.0, "momentum": momentum, "eta": eta})
+        self.found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step over all parameters that have a gradient."""
+        refused = self.found_inf
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad
+                if parameter.ndim != 1:
+                    update = update.add(parameter, alpha=group["weight_decay"])
+                    size, slope = parameter.norm(), update.norm()
+                    trust = torch.where((size > 0) & (slope > 0), group["eta"] * size / slope, 1.0)
+                    update = update * trust
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"]
+                moved = buffer.mul(group["momentum"]).add_(update)
+                if refused is not None:
+                    moved = torch.where(refused.bool(), buffer, moved)
+                buffer.copy_(moved)
+                rate = group["lr"] if refused is None else group["lr"] * (1 - refused)
+                parameter.sub_(rate * moved)

@@ -1,0 +1,114 @@
+"""Schedules as pure functions of the step (paper section 3.2; published code utils.py:187-198).
+
+Nothing is stored or replayed: a resumed run asks for the same step and gets the same value.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from dino.files import UserError
+
+
+def cosine(step: int, base: float, final: float, total: int, warmup: int = 0) -> float:
+    """Linear warm-up from 0 to `base`, then half a cosine towards `final`.
+
+    As in the published code the warm-up includes its end point (the first step has exactly 0, and
+    `base` occurs twice), and `final` itself is approached but not reached.
+
+    Args:
+        step: 0-based, below `total`.
+        base: value after the warm-up.
+        final: value that step `total` would have.
+        total: steps of the whole schedule.
+        warmup: steps of the warm-up, part of `total`.
+    """
+    if step < warmup:
+        return base * step / (warmup - 1) if warmup > 1 else 0.0
+    progress = (step - warmup) / (total - warmup)
+    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
+
+
+def ramp(index: int, start: float, end: float, count: int) -> float:
+    """`count` evenly spaced values from `start` to `end` inclusive, then `end`."""
+    if index >= count:
+        return end
+    return start + (end - start) * index / (count - 1) if count > 1 else start
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Every scheduled value of a run, resolved to steps.
+
+    Attributes:
+        total: steps of the run.
+        steps_per_epoch: steps of one pass over the images.
+        warmup: steps of the learning rate's warm-up.
+        lr: peak learning rate, already scaled with the batch; `lr_end` is used as it is.
+        weight_decay: from, and `weight_decay_end`: to, by a cosine.
+        momentum: lambda of the teacher, from, and `momentum_end`: to, by a cosine.
+        temperature_start: tau_t of the first epoch, `temperature`: after the warm-up.
+        temperature_epochs: epochs of its warm-up; it changes once an epoch.
+        freeze_steps: steps in which the last layer does not move.
+    """
+
+    total: int
+    steps_per_epoch: int
+    warmup: int
+    lr: float
+    lr_end: float
+    weight_decay: float
+    weight_decay_end: float
+    momentum: float
+    momentum_end: float
+    temperature_start: float
+    temperature: float
+    temperature_epochs: int
+    freeze_steps: int
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of all parameter groups."""
+        return cosine(step, self.lr, self.lr_end, self.total, self.warmup)
+
+    def weight_decay_at(self, step: int) -> float:
+        """Weight decay of the decayed group."""
+        return cosine(step, self.weight_decay, self.weight_decay_end, self.total)
+
+    def momentum_at(self, step: int) -> float:
+        """EMA momentum lambda of the teacher."""
+        return cosine(step, self.momentum, self.momentum_end, self.total)
+
+    def temperature_at(self, step: int) -> float:
+        """Teacher temperature tau_t, constant within an epoch."""
+        epoch = step // self.steps_per_epoch
+        return ramp(epoch, self.temperature_start, self.temperature, self.temperature_epochs)
+
+    def frozen_at(self, step: int) -> bool:
+        """Whether the prototypes stand still."""
+        return step < self.freeze_steps
+
+
+_DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(steps?|epochs?|%|percent)\s*")
+
+
+def in_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
+    """A duration such as "100 epochs", "5000 steps" or "10%" in steps, rounded.
+
+    Args:
+        duration: a number and its unit.
+        steps_per_epoch: steps of one epoch.
+        total: steps of the run, of which "%" is a part; None where percent makes no sense.
+
+    Raises:
+        UserError: for anything else.
+    """
+    found = _DURATION.fullmatch(duration)
+    if not found or (found[2] in ("%", "percent") and total is None):
+        units = "epochs or steps" if total is None else "epochs, steps or %"
+        raise UserError(f"{duration!r} is not a duration: give a number of {units}")
+    number, unit = float(found[1]), found[2]
+    if unit.startswith("step"):
+        return round(number)
+    return round(number * (steps_per_epoch if unit.startswith("epoch") else (total or 0) / 100))

@@ -1,0 +1,1 @@
+"""Networks: vision transformers, convnets, the projection head."""

@@ -1,0 +1,105 @@
+"""The projection head `h` (paper section 3.1 and appendix C): an MLP, an l2 bottleneck, prototypes.
+
+Shapes: B rows, D backbone width, K prototypes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dino.files import UserError
+from dino.models.vit import init_linear
+
+Activation = Literal["gelu", "relu"]
+
+
+class Prototypes(nn.Module):
+    """K directions; the logit of each is a dot product, without bias.
+
+    With weight norm, row k is `weight_g[k] * weight_v[k] / |weight_v[k]|`. A fixed norm keeps
+    `weight_g` at 1, so that logits are cosines; a free one trains it (the paper's ViT-S recipes).
+    """
+
+    def __init__(self, width: int, count: int, *, weight_norm: bool, fixed_norm: bool) -> None:
+        super().__init__()
+        self.weight_v = nn.Parameter(torch.empty(count, width))
+        self.weight_g = nn.Parameter(torch.ones(count, 1)) if weight_norm else None
+        if self.weight_g is not None:
+            self.weight_g.requires_grad_(not fixed_norm)
+        # Made after the MLP's own init pass in the published code, hence PyTorch's default.
+        nn.init.uniform_(self.weight_v, -(width**-0.5), width**-0.5)
+
+    def scale(self) -> Float[Tensor, " K"] | None:
+        """The factor of each row of `weight_v`; None where rows are used as they are."""
+        if self.weight_g is None:
+            return None
+        return self.weight_g.squeeze(1) / self.weight_v.norm(dim=1)
+
+    def forward(self, z: Float[Tensor, "B bottleneck"]) -> Float[Tensor, "B K"]:
+        """Logits of every prototype."""
+        logits = F.linear(z, self.weight_v)
+        scale = self.scale()
+        return logits if scale is None else logits * scale
+
+
+class Head(nn.Module):
+    """MLP of `layers` Linear layers to the l2-normalised bottleneck, then the prototypes.
+
+    Args:
+        width: D of the backbone.
+        prototypes: K.
+        hidden: width of the MLP's hidden layers.
+        bottleneck: width that is l2-normalised before the prototypes. None removes it: `layers`
+            plain Linear layers in total, no l2 norm and no weight norm (appendix C).
+        layers: Linear layers of the MLP; the paper's "4 linear layers" are 3 and the prototypes.
+        batch_norm: batch norm after each hidden Linear (the paper's ResNet-50; no ViT).
+        fixed_norm: keep the prototypes' norm at 1 (`norm_last_layer` of the published code).
+        activation: exact GELU, or ReLU (appendix C).
+
+    Raises:
+        UserError: for sizes that are not positive.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        prototypes: int = 65536,
+        *,
+        hidden: int = 2048,
+        bottleneck: int | None = 256,
+        layers: int = 3,
+        batch_norm: bool = False,
+        fixed_norm: bool = True,
+        activation: Activation = "gelu",
+    ) -> None:
+        super().__init__()
+        if min(prototypes, hidden, layers, 1 if bottleneck is None else bottleneck) < 1:
+            raise UserError("the head's prototypes, hidden, bottleneck and layers must be positive")
+        self.bottleneck = bottleneck
+        widths = [width, *[hidden] * (layers - 1), *([] if bottleneck is None else [bottleneck])]
+        stack: list[nn.Module] = []
+        for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+            stack.append(nn.Linear(inputs, outputs))
+            init_linear(stack[-1])  # type: ignore[arg-type]
+            if bottleneck is None or index < layers - 1:
+                stack += [nn.BatchNorm1d(outputs)] * batch_norm
+                stack.append(nn.GELU() if activation == "gelu" else nn.ReLU())
+        self.mlp = nn.Sequential(*stack)
+        self.last_layer = Prototypes(
+            widths[-1], prototypes, weight_norm=bottleneck is not None, fixed_norm=fixed_norm
+        )
+
+    def embed(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B bottleneck"]:
+        """What the prototypes are compared with: on the unit sphere, if there is a bottleneck."""
+        z: Tensor = self.mlp(x)
+        return z if self.bottleneck is None else F.normalize(z, dim=1)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """Logits of every prototype."""
+        logits: Tensor = self.last_layer(self.embed(x))
+        return logits

@@ -1,0 +1,1 @@
+"""Pretraining: settings, recipes, the loop, checkpoints, the record of a run."""

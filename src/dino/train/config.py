@@ -1,0 +1,334 @@
+"""The settings of a pretraining run, as typed dataclasses; durations are text such as "100 epochs".
+
+No network library is imported here, so that the command line can be built in a moment. What
+defines the training (`model` to `run`) is compared when a run is resumed; `execution` says only
+how it is carried out and may change at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dino.data.views import ViewSpec, dino_views
+from dino.distillation.schedules import Schedules, in_steps
+from dino.files import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The backbone."""
+
+    arch: str = "vit_small"
+    """vit_tiny, vit_small, vit_base, resnet50 or timm:NAME."""
+    patch_size: int | None = 16
+    """Pixels a side of a patch (ViTs only)."""
+    position: Literal["reference", "exact"] | None = "reference"
+    """How position embeddings are resampled: as the published code does, or exactly (ViTs only)."""
+    width: int | None = None
+    """Another width than the architecture's (ViTs only)."""
+    depth: int | None = None
+    """Another number of blocks than the architecture's (ViTs only)."""
+    heads: int | None = None
+    """Another number of attention heads than the architecture's (ViTs only)."""
+    drop_path: float = 0.1
+    """Drop-path rate of the student's last block (ViTs only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """The projection head (paper section 3.1, appendix C)."""
+
+    prototypes: int = 65536
+    """K, the output dimension."""
+    hidden: int = 2048
+    """Width of the MLP's hidden layers."""
+    bottleneck: int | None = 256
+    """Width of the l2-normalised bottleneck; None for none."""
+    layers: int = 3
+    """Linear layers before the prototypes."""
+    batch_norm: bool = False
+    """Batch norm in the MLP (the paper's ResNet-50 only)."""
+    fixed_norm: bool = True
+    """Keep the prototypes' norm at 1; only ViT-S is known to do well without."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Of the MLP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Multi-crop and its augmentations (published code main_dino.py:419-464)."""
+
+    global_size: int = 224
+    """Pixels a side of the two global views."""
+    global_scale: tuple[float, float] = (0.25, 1.0)
+    """Share of the image's area that a global view covers, from and to."""
+    local_count: int = 10
+    """Local views an image."""
+    local_size: int = 96
+    """Pixels a side of a local view."""
+    local_scale: tuple[float, float] = (0.05, 0.25)
+    """Share of the image's area that a local view covers, from and to."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of a crop, from and to."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of the colour jitter."""
+    brightness: float = 0.4
+    """Largest relative change of the brightness."""
+    contrast: float = 0.4
+    """Largest relative change of the contrast."""
+    saturation: float = 0.2
+    """Largest relative change of the saturation."""
+    hue: float = 0.1
+    """Largest turn of the hue, in turns."""
+    grey: float = 0.2
+    """Probability of removing the colour."""
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Probability of a Gaussian blur for global view 1, global view 2, and each local view."""
+    solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
+    """Probability of solarizing global view 1, global view 2, and each local view."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each channel, of pixels in [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel."""
+
+    def specs(self) -> tuple[ViewSpec, ...]:
+        """One specification for each kind of view."""
+        kinds = dino_views(
+            global_size=self.global_size,
+            global_scale=self.global_scale,
+            local_count=self.local_count,
+            local_size=self.local_size,
+            local_scale=self.local_scale,
+        )
+        common = ("ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey")
+        shared: dict[str, Any] = {name: getattr(self, name) for name in common}
+        return tuple(
+            dataclasses.replace(kind, **shared, blur=blur, solarize=solarize)
+            for kind, blur, solarize in zip(kinds, self.blur, self.solarize, strict=False)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """Targets and the momentum teacher (paper section 3.1)."""
+
+    momentum: float = 0.996
+    """EMA momentum at the start; raise it for small batches (.9995 at 256), lower it for few steps."""
+    momentum_end: float = 1.0
+    """EMA momentum at the end (cosine)."""
+    center_momentum: float = 0.9
+    """m of equation 4."""
+    student_temperature: float = 0.1
+    """tau_s."""
+    temperature: float = 0.07
+    """tau_t after its warm-up; lower is sharper and safer, above .07 is unstable."""
+    temperature_start: float = 0.04
+    """tau_t of the first epoch."""
+    temperature_warmup: str = "30 epochs"
+    """How long tau_t takes to get there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """The student's optimizer."""
+
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """AdamW for ViTs; SGD or LARS for convnets."""
+    lr: float = 5e-4
+    """Peak learning rate for 256 images a batch; scaled linearly with the batch."""
+    lr_end: float = 1e-6
+    """Learning rate at the end (cosine); used as it is, not scaled."""
+    warmup: str = "10 epochs"
+    """Linear warm-up of the learning rate from 0."""
+    weight_decay: float = 0.04
+    """Weight decay at the start."""
+    weight_decay_end: float = 0.4
+    """Weight decay at the end (cosine)."""
+    clip: float = 3.0
+    """Largest l2 norm of each gradient tensor; 0 for no clipping."""
+    freeze_last_layer: str = "1 epochs"
+    """How long the prototypes stand still at the start; raise it if the loss does not go down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long, on how many images at a time, with which random numbers."""
+
+    duration: str = "100 epochs"
+    """In epochs or steps."""
+    batch: int = 512
+    """Images a step, over all processes."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSettings:
+    """How the training is carried out; none of it defines the result, all may change on resuming."""
+
+    micro_batch: int | None = None
+    """Images of one process that go through the networks at a time: less memory, same result."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 autocast (head, loss and center stay in fp32) or fp32; auto: bf16 where a GPU has it."""
+    workers: int | None = None
+    """Processes that read and crop images; by default the cores there are, less one, at most 16."""
+    log_every: str = "10 steps"
+    """How often a line of metrics is written."""
+    checkpoint_every: str = "1 epochs"
+    """How often everything is saved."""
+    keep: int = 2
+    """How many of the latest checkpoints are kept."""
+    knn_every: str = "10%"
+    """How often k-NN is measured, if there are labels; "0 steps" for never."""
+    max_refused: int = 20
+    """Stop after that many steps in a row whose loss or gradients were not finite."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that defines a pretraining run."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """Backbone."""
+    head: HeadSettings = field(default_factory=HeadSettings)
+    """Projection head."""
+    views: ViewSettings = field(default_factory=ViewSettings)
+    """Multi-crop."""
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    """Teacher and targets."""
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    """Optimizer."""
+    run: RunSettings = field(default_factory=RunSettings)
+    """Length and batch."""
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    """How it is carried out."""
+
+    def changed(self, settings: dict[str, Any]) -> PretrainConfig:
+        """A copy with some settings changed, named as on the command line.
+
+        Args:
+            settings: for example `{"optim.lr": 1e-3, "run.batch": 64}`.
+
+        Raises:
+            UserError: for a name that does not exist.
+        """
+        config = self
+        for name, value in settings.items():
+            part, _, key = name.partition(".")
+            section = getattr(config, part, None)
+            if not key or section is None or key not in {f.name for f in dataclasses.fields(section)}:
+                raise UserError(f"there is no setting {name!r}: see dino pretrain --help")
+            config = dataclasses.replace(config, **{part: dataclasses.replace(section, **{key: value})})
+        return config
+
+    def defining(self) -> dict[str, Any]:
+        """The settings that define the result, flat: {"optim.lr": 0.0005, ...}, JSON types."""
+        flat: dict[str, Any] = {}
+        for part, section in dataclasses.asdict(self).items():
+            if part != "execution":
+                for key, value in section.items():
+                    flat[f"{part}.{key}"] = list(value) if isinstance(value, tuple) else value
+        return flat
+
+    def check(self, world: int = 1) -> list[str]:
+        """Refuse what cannot work, before anything is read or built.
+
+        Args:
+            world: number of processes that share the batch.
+
+        Returns:
+            Warnings: sentences about settings that are known to go wrong.
+
+        Raises:
+            UserError: in one sentence that says what to change.
+        """
+        batch, model = self.run.batch, self.model
+        if batch < 1 or batch % world:
+            raise UserError(f"run.batch {batch} cannot be shared by {world} processes: change it")
+        if model.patch_size is not None and model.arch.startswith("vit_"):
+            for name in ("global_size", "local_size"):
+                _check_size(name, getattr(self.views, name), model.patch_size)
+        if not 0 <= model.drop_path < 1:
+            raise UserError(f"model.drop_path is {model.drop_path}: it must lie in [0, 1)")
+        if self.teacher.temperature <= 0 or self.teacher.temperature_start <= 0:
+            raise UserError("teacher temperatures must be above 0")
+        return self._doubts()
+
+    def _doubts(self) -> list[str]:
+        doubts = []
+        hottest = max(self.teacher.temperature, self.teacher.temperature_start)
+        if hottest > 0.07:
+            doubts.append(
+                f"a teacher temperature of {hottest} is above .07, where training is known to end in "
+                "uniform collapse: to sharpen the targets, lower it"
+            )
+        if self.optim.optimizer == "adamw" and self.optim.lr > 5e-3:
+            doubts.append(
+                f"optim.lr {self.optim.lr} per 256 images is far above what AdamW trains with "
+                "(about 5e-4)"
+            )
+        if not self.head.fixed_norm and self.model.arch != "vit_small":
+            doubts.append("head.fixed_norm off is only known to be safe for vit_small")
+        return doubts
+
+    def schedules(self, steps_per_epoch: int) -> Schedules:
+        """Every schedule, resolved to steps.
+
+        Raises:
+            UserError: for a run without steps, or warm-ups longer than the run.
+        """
+        total = in_steps(self.run.duration, steps_per_epoch)
+        if total < 1:
+            raise UserError(f"run.duration {self.run.duration!r} has no step: make it longer")
+        warmup = in_steps(self.optim.warmup, steps_per_epoch, total)
+        temperature = in_steps(self.teacher.temperature_warmup, steps_per_epoch, total)
+        for name, text, steps in (
+            ("optim.warmup", self.optim.warmup, warmup),
+            ("teacher.temperature_warmup", self.teacher.temperature_warmup, temperature),
+        ):
+            if steps >= total > 1 and steps > 0 and (steps > total or name == "optim.warmup"):
+                raise UserError(
+                    f"{name} {text!r} leaves nothing of run.duration {self.run.duration!r}: "
+                    "shorten the one or lengthen the other"
+                )
+        scale = self.run.batch / 256
+        return Schedules(
+            total=total,
+            steps_per_epoch=steps_per_epoch,
+            warmup=warmup,
+            lr=self.optim.lr * scale,
+            lr_end=self.optim.lr_end,
+            weight_decay=self.optim.weight_decay,
+            weight_decay_end=self.optim.weight_decay_end,
+            momentum=self.teacher.momentum,
+            momentum_end=self.teacher.momentum_end,
+            temperature_start=self.teacher.temperature_start,
+            temperature=self.teacher.temperature,
+            temperature_epochs=round(temperature / steps_per_epoch),
+            freeze_steps=in_steps(self.optim.freeze_last_layer, steps_per_epoch, total),
+        )
+
+
+def _check_size(name: str, size: int, patch: int) -> None:
+    if size % patch or size < patch:
+        below, above = size // patch * patch, -(-size // patch) * patch
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UserError(
+            f"views.{name} {size} is not a multiple of the patch size {patch}: take {near}, "
+            "or another model.patch_size"
+        )
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """The settings that differ, in words, between two results of `PretrainConfig.defining`."""
+    return [
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]

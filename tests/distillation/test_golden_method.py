@@ -1,0 +1,154 @@
+"""Loss, schedules and a whole training trajectory against the reference's numbers, in float64."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from golden_set import assert_agree, manifest, part, read, tensors
+from torch import Tensor
+
+from dino.distillation.loss import DINOLoss, match, pairs, prototype_cross_entropy
+from dino.distillation.schedules import Schedules, cosine
+from dino.distillation.step import Distillation
+from dino.distillation.teacher import Network
+from dino.models.head import Head
+from dino.models.vit import ViT
+
+MANIFEST = manifest()
+CONFIG, TRAINING = MANIFEST["config"], MANIFEST["training"]
+LOSS_EPOCHS = sorted({int(k[5:].split(".")[0]) for k in tensors("loss.safetensors")})
+
+
+def golden_loss(center: Tensor) -> DINOLoss:
+    loss = DINOLoss(
+        center.shape[-1],
+        student_temperature=TRAINING["student_temp"],
+        center_momentum=TRAINING["center_momentum"],
+    ).double()
+    loss.center.copy_(center.squeeze(0))
+    return loss
+
+
+@pytest.mark.parametrize("epoch", LOSS_EPOCHS)
+def test_golden_loss_and_center(epoch: int) -> None:
+    golden = part(tensors("loss.safetensors"), f"epoch{epoch}.")
+    loss = golden_loss(golden["center_before"])
+    teacher = golden["teacher"].unflatten(0, (2, -1))
+    student = golden["student"].clone().requires_grad_()
+    value = loss(
+        student.unflatten(0, (-1, teacher.shape[1])), teacher, golden["teacher_temp"].item()
+    )
+    value.backward()
+    assert_agree(value[None], golden["loss"])
+    assert student.grad is not None
+    assert_agree(student.grad, golden["grad_student"])
+    loss.update_center(golden["teacher"].sum(dim=0), len(golden["teacher"]))
+    assert_agree(loss.center[None], golden["center_after"])
+
+
+@pytest.mark.parametrize("epoch", LOSS_EPOCHS)
+def test_golden_loss_streamed_view_by_view_and_row_by_row(epoch: int) -> None:
+    golden = part(tensors("loss.safetensors"), f"epoch{epoch}.")
+    loss = golden_loss(golden["center_before"])
+    teacher = golden["teacher"].unflatten(0, (2, -1))
+    targets = loss.targets(teacher, golden["teacher_temp"].item())
+    student = golden["student"].unflatten(0, (-1, teacher.shape[1]))
+    total, gradients = torch.zeros((), dtype=torch.float64), torch.zeros_like(student)
+    for view in range(len(student)):
+        for row in range(student.shape[1]):
+            logits = student[None, view, row : row + 1].clone().requires_grad_()
+            matched, count = match(targets, min(view, 2) if view >= 2 else 0)
+            target = matched[view : view + 1] if len(matched) > 1 else matched
+            term = prototype_cross_entropy(
+                logits, None, None, target[:, row : row + 1], count, loss.student_temperature
+            ) / (pairs(2, len(student)) * student.shape[1])
+            term.backward()
+            assert logits.grad is not None
+            total += term.detach()
+            gradients[view, row] = logits.grad[0, 0]
+    assert_agree(total[None], golden["loss"])
+    assert_agree(gradients.flatten(0, 1), golden["grad_student"])
+
+
+@pytest.mark.parametrize("name", sorted(read("schedules.json")))
+def test_golden_schedules(name: str) -> None:
+    golden = read("schedules.json")[name]
+    per_epoch = golden["steps_per_epoch"]
+    total, warmup = golden["epochs"] * per_epoch, golden["warmup_epochs"] * per_epoch
+    ours = [cosine(i, golden["base"], golden["final"], total, warmup) for i in range(total)]
+    assert len(ours) == len(golden["values"])
+    assert ours == pytest.approx(golden["values"], rel=1e-9, abs=0)
+
+
+def golden_distillation(golden: dict[str, Tensor], micro_batch: int | None, streamed: bool):  # type: ignore[no-untyped-def]
+    state = part(golden, "init.")
+    backbone = ViT(
+        patch_size=CONFIG["patch_size"],
+        width=CONFIG["width"],
+        depth=CONFIG["depth"],
+        heads=CONFIG["heads"],
+        image_size=CONFIG["image_size"],
+    )
+    head = Head(
+        CONFIG["width"],
+        CONFIG["prototypes"],
+        hidden=CONFIG["hidden"],
+        bottleneck=CONFIG["bottleneck"],
+        layers=sum(bool(re.fullmatch(r"head\.mlp\.\d+\.weight", key)) for key in state),
+        fixed_norm=TRAINING["norm_last_layer"],
+    )
+    student = Network(backbone, head).double()
+    student.load_state_dict(state, strict=True)
+    per_epoch = TRAINING["steps_per_epoch"]
+    schedules = Schedules(
+        total=TRAINING["epochs"] * per_epoch,
+        steps_per_epoch=per_epoch,
+        warmup=TRAINING["warmup_epochs"] * per_epoch,
+        lr=TRAINING["lr_peak"],
+        lr_end=TRAINING["lr_final"],
+        weight_decay=TRAINING["weight_decay_start"],
+        weight_decay_end=TRAINING["weight_decay_end"],
+        momentum=TRAINING["momentum_start"],
+        momentum_end=TRAINING["momentum_end"],
+        temperature_start=TRAINING["teacher_temp_start"],
+        temperature=TRAINING["teacher_temp_end"],
+        temperature_epochs=TRAINING["teacher_temp_warmup_epochs"],
+        freeze_steps=TRAINING["freeze_last_layer_epochs"] * per_epoch,
+    )
+    return Distillation(
+        student,
+        golden_loss(torch.zeros(1, CONFIG["prototypes"])),
+        schedules,
+        clip=TRAINING["clip"],
+        drop_path=TRAINING["drop_path"],
+        micro_batch=micro_batch,
+        streamed=streamed,
+    )
+
+
+def golden_steps(golden: dict[str, Tensor]) -> Iterator[list[Tensor]]:
+    for step in range(len(TRAINING["losses"])):
+        views = part(golden, f"step{step}.")
+        yield [views[k].double() for k in ("global", "local") if k in views]
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+def test_golden_training(micro_batch: int | None, streamed: bool) -> None:
+    golden = tensors("training.safetensors")
+    distillation = golden_distillation(golden, micro_batch, streamed)
+    losses = [
+        distillation.step(groups, step).loss.item()
+        for step, groups in enumerate(golden_steps(golden))
+    ]
+    assert losses == pytest.approx(TRAINING["losses"], rel=1e-9, abs=0)
+    for network, prefix in ((distillation.student, "student"), (distillation.teacher, "teacher")):
+        expected = part(golden, f"final.{prefix}.")
+        ours = network.state_dict()
+        assert ours.keys() == expected.keys()
+        for name, value in ours.items():
+            assert_agree(value, expected[name])
+    assert_agree(distillation.loss.center[None], golden["final.center"])
