@@ -129,26 +129,26 @@ def match(targets: Float[Tensor, "A B K"], first: int) -> tuple[Float[Tensor, "v
 
 def prototype_cross_entropy(
     z: Float[Tensor, "V B E"],
-    weight: Float[Tensor, "K E"] | None,
-    scale: Float[Tensor, " K"] | None,
+    weight_v: Float[Tensor, "K E"] | None,
+    weight_g: Float[Tensor, "K 1"] | None,
     targets: Float[Tensor, "v B K"],
     count: int,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Sum over views and rows of `count * logsumexp(s) - <t, s>`, s = scale * (z @ weight.T) / temp.
+    """Sum over views and rows of `count * logsumexp(s) - <t, s>`, s = z @ prototypes.T / temperature.
 
     Logits, softmax and gradient live for `CHUNK_ELEMENTS` at a time; the gradient is made in the
     forward pass, while the logits are there, and never again.
 
     Args:
         z: what the prototypes are compared with, V views of B rows.
-        weight: prototypes before their norm is set; None if `z` holds the logits themselves.
-        scale: factor of each prototype (its norm over that of its `weight` row), None for 1.
+        weight_v: the prototypes, or their directions; None if `z` holds the logits themselves.
+        weight_g: norms of the prototypes; None if `weight_v` is used as it is.
         targets: t_v, of each view or (first axis 1) common to all.
         count: n_v, the number of distributions summed in each row of `targets`.
         temperature: tau_s.
     """
-    total: Tensor = _PrototypeCrossEntropy.apply(z, weight, scale, targets, count, temperature)
+    total: Tensor = _PrototypeCrossEntropy.apply(z, weight_v, weight_g, targets, count, temperature)
     return total
 
 
@@ -157,26 +157,25 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         z: Tensor,
-        weight: Tensor | None,
-        scale: Tensor | None,
+        weight_v: Tensor | None,
+        weight_g: Tensor | None,
         targets: Tensor,
         count: int,
         temperature: float,
     ) -> Tensor:
-        need_z, need_weight, need_scale = ctx.needs_input_grad[:3]
+        need_z, need_v, need_g = ctx.needs_input_grad[:3]
+        norm = None if weight_v is None or weight_g is None else weight_v.norm(dim=1)  # [K]
+        scale = None if norm is None or weight_g is None else weight_g.squeeze(1) / norm
         factor = 1 / temperature if scale is None else scale / temperature
         grad_z = torch.empty_like(z) if need_z else None
-        # The gradient for the product scale * weight; those of both factors follow from it.
-        grad_rows = None
-        if weight is not None and (need_weight or need_scale):
-            grad_rows = torch.zeros_like(weight)
+        # The gradient of the prototypes themselves; those of v and g follow from it.
+        grad_rows = torch.zeros_like(weight_v) if weight_v is not None and (need_v or need_g) else None
         total = z.new_zeros(())
         rows = max(1, CHUNK_ELEMENTS // targets.shape[2])
         for view, start in product(range(len(z)), range(0, z.shape[1], rows)):
             part = slice(start, start + rows)
             z_n, target = z[view, part], targets[view if len(targets) > 1 else 0, part]
-            product_n = z_n if weight is None else z_n @ weight.T
-            logits = product_n * factor if weight is None else product_n.mul_(factor)  # [n, K]
+            logits = z_n * factor if weight_v is None else (z_n @ weight_v.T).mul_(factor)  # [n, K]
             slope, normalizer = softmax_and_normalizer(logits)
             total += count * normalizer.sum() - torch.linalg.vecdot(target, logits).sum()
             slope.mul_(count).sub_(target)  # d total / d logits
@@ -184,8 +183,18 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
                 grad_rows.addmm_(slope.T, z_n, alpha=1 / temperature)
             if grad_z is not None:
                 slope.mul_(factor)
-                grad_z[view, part] = slope if weight is None else slope @ weight
-        ctx.gradients = grad_z, *_factors(grad_rows, weight, scale, need_weight, need_scale)
+                grad_z[view, part] = slope if weight_v is None else slope @ weight_v
+        grad_g = None
+        if grad_rows is not None and weight_v is not None and norm is not None and scale is not None:
+            grad_g = torch.linalg.vecdot(grad_rows, weight_v).div_(norm)
+            if need_v:  # the part along v cannot change its direction
+                grad_rows.mul_(scale[:, None])
+                grad_rows.addcmul_(weight_v, (scale * grad_g / norm)[:, None], value=-1)
+        ctx.gradients = (
+            grad_z,
+            grad_rows if need_v else None,
+            grad_g[:, None] if need_g and grad_g is not None else None,
+        )
         return total
 
     @staticmethod
@@ -194,22 +203,6 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         gradients = tuple(None if grad is None else grad.mul_(g) for grad in ctx.gradients)
         ctx.gradients = None  # scaled in place: this backward runs once
         return (*gradients, None, None, None)
-
-
-def _factors(
-    grad_rows: Tensor | None,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    need_weight: bool,
-    need_scale: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of `weight` and `scale` from that of the rows `scale * weight`."""
-    if grad_rows is None or weight is None:
-        return None, None
-    grad_scale = torch.linalg.vecdot(grad_rows, weight) if need_scale else None
-    if not need_weight:
-        return None, grad_scale
-    return grad_rows if scale is None else grad_rows.mul_(scale[:, None]), grad_scale
 
 
 def softmax_and_normalizer(logits: Float[Tensor, "n K"]) -> tuple[Tensor, Float[Tensor, " n"]]:

@@ -63,13 +63,13 @@ class Network(nn.Module):
         features = [self.forward_features(*pair) for pair in zip(groups, keep, strict=True)]
         with full_precision(features[0].device):
             z = self.head.embed(torch.cat([part.flatten(0, 1) for part in features]))
-            weight, scale = self.head.last_layer.weight_v, self.head.last_layer.scale()
+            last = self.head.last_layer
             total = z.new_zeros(())
             parts = z.split([len(part) * part.shape[1] for part in features])
             for rows, part, (target, count) in zip(parts, features, targets, strict=True):
                 views = rows.unflatten(0, part.shape[:2])
                 total = total + prototype_cross_entropy(
-                    views, weight, scale, target, count, temperature
+                    views, last.weight_v, last.weight_g, target, count, temperature
                 )
         return total
 

@@ -34,17 +34,12 @@ class Prototypes(nn.Module):
         # Made after the MLP's own init pass in the published code, hence PyTorch's default.
         nn.init.uniform_(self.weight_v, -(width**-0.5), width**-0.5)
 
-    def scale(self) -> Float[Tensor, " K"] | None:
-        """The factor of each row of `weight_v`; None where rows are used as they are."""
-        if self.weight_g is None:
-            return None
-        return self.weight_g.squeeze(1) / self.weight_v.norm(dim=1)
-
     def forward(self, z: Float[Tensor, "B bottleneck"]) -> Float[Tensor, "B K"]:
         """Logits of every prototype."""
         logits = F.linear(z, self.weight_v)
-        scale = self.scale()
-        return logits if scale is None else logits * scale
+        if self.weight_g is None:
+            return logits
+        return logits * (self.weight_g.squeeze(1) / self.weight_v.norm(dim=1))
 
 
 class Head(nn.Module):

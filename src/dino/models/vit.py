@@ -47,8 +47,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        # [B, T, parts * D] -> parts tensors [B, heads, T, D / heads]
-        return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        # [B, T, parts * D] -> parts tensors [B, heads, T, D / heads]. Chunks: their gradients are
+        # joined in one pass, those of an unbound permutation in two.
+        return tuple(
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in x.chunk(parts, dim=2)
+        )
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Every token attends to all tokens."""

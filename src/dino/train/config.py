@@ -292,9 +292,9 @@ class PretrainConfig:
             ("optim.warmup", self.optim.warmup, warmup),
             ("teacher.temperature_warmup", self.teacher.temperature_warmup, temperature),
         ):
-            if steps >= total > 1 and steps > 0 and (steps > total or name == "optim.warmup"):
+            if steps > total:
                 raise UserError(
-                    f"{name} {text!r} leaves nothing of run.duration {self.run.duration!r}: "
+                    f"{name} {text!r} is longer than run.duration {self.run.duration!r}: "
                     "shorten the one or lengthen the other"
                 )
         scale = self.run.batch / 256

@@ -1,0 +1,153 @@
+"""The command `dino`: one sub-command a job, typed by the job's settings.
+
+Only the chosen job is imported, so that `dino --help` needs no network library. A user's mistake
+ends in one sentence and exit status 2, an interruption in 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from dino import __version__
+from dino.files import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A job: its words for `dino --help`, and what runs it with the remaining arguments."""
+
+    summary: str
+    run: Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the page of a run anew: numbers, curves and pictures."""
+
+    run: str
+    """The run folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+
+# ------------------------------------------------------------------------------------ the jobs
+def _pretrain(arguments: Sequence[str]) -> None:
+    import tyro
+
+    from dino.train.arguments import Pretrain
+    from dino.train.recipes import RECIPES, recipe
+
+    named = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    data_given = any(word.split("=")[0] == "--data" for word in arguments)
+    name = named or ("small_data" if data_given else "demo")
+    known = "\n".join(
+        f"  {key:12}{(function.__doc__ or '').splitlines()[0]}" for key, function in RECIPES.items()
+    )
+    settings = tyro.cli(
+        Pretrain,
+        prog=f"dino pretrain {named or '[RECIPE]'}",
+        description=f"{Pretrain.__doc__}\n\nRecipes (settings shown are those of {name}):\n{known}",
+        args=list(arguments[1:] if named else arguments),
+        default=Pretrain(out=tyro.MISSING, config=recipe(name)),
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    )
+    from dino.pretraining import pretrain, tell
+    from dino.runtime import ranks
+
+    result = pretrain(
+        settings.config,
+        data=settings.data,
+        out=settings.out,
+        val=settings.val,
+        device=settings.device,
+        recipe_name=name,
+    )
+    if ranks().main:
+        tell(result)
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    _dispatch("dino evaluate", EVALUATIONS, arguments)
+
+
+def _knn(arguments: Sequence[str]) -> None:
+    from dino.evaluate.knn import KNN, run
+
+    run(_parse(KNN, "dino evaluate knn", arguments))
+
+
+def _features(arguments: Sequence[str]) -> None:
+    from dino.evaluate.features import FeatureSettings, run
+
+    run(_parse(FeatureSettings, "dino features", arguments))
+
+
+def _report(arguments: Sequence[str]) -> None:
+    settings = _parse(Report, "dino report", arguments)
+    from dino.runtime import pick_device
+    from dino.show.report import report
+
+    print(report(settings.run, device=pick_device(settings.device)))
+
+
+EVALUATIONS = {
+    "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
+}
+COMMANDS = {
+    "pretrain": Command("pretrain on unlabelled images", _pretrain),
+    "evaluate": Command("measure features: " + ", ".join(EVALUATIONS), _evaluate),
+    "features": Command("write the features of images to a file", _features),
+    "report": Command("write the page of a run: numbers, curves, pictures", _report),
+}
+
+
+# ------------------------------------------------------------------------------------ plumbing
+def _parse(settings: Any, prog: str, arguments: Sequence[str]) -> Any:
+    import tyro
+
+    return tyro.cli(settings, prog=prog, args=list(arguments))
+
+
+def _dispatch(prog: str, commands: dict[str, Command], arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help(prog, commands))
+        if not arguments:
+            sys.exit(2)
+        return
+    name, *rest = arguments
+    if name not in commands:
+        raise UserError(f"{prog} has no command {name!r}: known are {', '.join(commands)}")
+    commands[name].run(rest)
+
+
+def _help(prog: str, commands: dict[str, Command]) -> str:
+    lines = [f"usage: {prog} COMMAND ...", ""]
+    if prog == "dino":
+        lines[:0] = [f"dino {__version__}: self-distillation with no labels (arXiv 2104.14294)", ""]
+    lines += [f"  {name:12}{command.summary}" for name, command in commands.items()]
+    return "\n".join([*lines, "", f"{prog} COMMAND --help tells more."])
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"dino: {message}", file=sys.stderr, flush=True)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        os._exit(2)  # the other ranks may be waiting for this one: let the launcher end them
+    sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in ("-V", "--version"):
+        print(f"dino {__version__}")
+        return
+    try:
+        _dispatch("dino", COMMANDS, arguments)
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,253 @@
+"""Batches of views for pretraining, batches of whole images for evaluation.
+
+Workers decode each image once and cut every crop from it, in uint8; the photometric parameters
+travel beside the crops, and `dino.data.photometric.augment` applies them on the device.
+
+Shapes: V views, B images (this rank's share of a batch), C channels, S side, P parameters.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dino.data.decode import crop_resize, to_pil, to_tensor
+from dino.data.sampler import EpochSampler
+from dino.data.sources import Sample, Source
+from dino.data.views import PHOTOMETRIC, ViewSpec, draw_views, expand, generator, view_groups
+from dino.files import UserError
+
+# Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
+# start in milliseconds, and the list of files stays shared memory (`sources.Names`). Workers touch
+# no accelerator and run one thread, so what fork does not copy is not missed. Elsewhere system
+# libraries do not survive a fork.
+_START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
+
+@dataclass
+class ViewGroup:
+    """Views of one size, not yet altered in colour.
+
+    Attributes:
+        images: the crops.
+        params: one row of `dino.data.views.PHOTOMETRIC` for each crop.
+    """
+
+    images: UInt8[Tensor, "V B C S S"]
+    params: Float32[Tensor, "V B P"]
+
+    def to(self, device: torch.device) -> ViewGroup:
+        """Copy to a device; the host does not wait where the memory is pinned."""
+        return ViewGroup(
+            self.images.to(device, non_blocking=True), self.params.to(device, non_blocking=True)
+        )
+
+    def pin_memory(self) -> ViewGroup:
+        """Move into pinned memory (called by the `DataLoader`)."""
+        return ViewGroup(self.images.pin_memory(), self.params.pin_memory())
+
+
+@dataclass
+class Batch:
+    """This rank's images of one training step.
+
+    Attributes:
+        groups: the two global views first, then each run of local views of one size.
+        index: of each image in the source.
+        epoch: counted from 0.
+        step: counted from 0 at the start of training.
+    """
+
+    groups: list[ViewGroup]
+    index: Int64[Tensor, " B"]
+    epoch: int
+    step: int = 0
+
+    def pin_memory(self) -> Batch:
+        """Move into pinned memory (called by the `DataLoader`)."""
+        return Batch(
+            [group.pin_memory() for group in self.groups], self.index, self.epoch, self.step
+        )
+
+
+class PretrainLoader:
+    """See `pretrain_loader`."""
+
+    def __init__(
+        self,
+        source: Source,
+        specs: Sequence[ViewSpec],
+        sampler: EpochSampler,
+        seed: int,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self.sampler = sampler
+        self._loader = _data_loader(
+            _Views(source, specs, seed), workers, batch_sampler=sampler, pin_memory=pin
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the sampler's steps."""
+        for step, batch in enumerate(_started(self._loader), self.sampler.start_step):
+            if isinstance(batch, UserError):
+                raise batch
+            batch.step = step
+            yield batch
+
+
+def pretrain_loader(
+    source: Source,
+    specs: Sequence[ViewSpec],
+    sampler: EpochSampler,
+    seed: int,
+    workers: int = 0,
+    pin: bool = False,
+) -> PretrainLoader:
+    """All batches of a run, from one `DataLoader` that lives as long as the run.
+
+    The views of an image depend on (seed, epoch, index) alone: not on `workers`, ranks, the batch
+    size, or where the run was resumed.
+
+    Args:
+        source: the images.
+        specs: the views of each; the first two views are the global ones.
+        sampler: which images at which step, for this rank.
+        seed: of the views.
+        workers: processes that decode and crop; 0 does it between the steps.
+        pin: put the batches into pinned memory (for CUDA).
+
+    Raises:
+        UserError: if the specs do not start with two global views of one size; while iterating, if
+            an image cannot be used (naming it).
+        RuntimeError: while iterating, if a user's data set fails (naming the item).
+    """
+    return PretrainLoader(source, specs, sampler, seed, workers, pin)
+
+
+def evaluation_loader(
+    source: Source,
+    preprocess: Callable[[Image], Float[Tensor, "C S S"]],
+    batch: int = 64,
+    workers: int = 0,
+) -> Iterator[tuple[Float[Tensor, "B C S S"], Int64[Tensor, " B"]]]:
+    """Every image of a source once, in order, preprocessed, with its index.
+
+    Raises:
+        UserError: if an image cannot be used (naming it).
+        RuntimeError: if a user's data set fails (naming the item).
+    """
+    loader = _data_loader(_Whole(source, preprocess), workers, batch_size=batch)
+    for item in _started(loader):
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+# ---------------------------------------------------------------------------------- in workers
+class _Views(Dataset[Any]):
+    """Makes a whole batch from a list of (epoch, index)."""
+
+    def __init__(self, source: Source, specs: Sequence[ViewSpec], seed: int) -> None:
+        self.source, self.specs, self.seed = source, tuple(specs), seed
+        self.groups = view_groups(specs)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | UserError:
+        try:
+            return self._batch(keys)
+        except UserError as error:  # returned, since a DataLoader would wrap it in a traceback
+            return error
+
+    def _batch(self, keys: list[tuple[int, int]]) -> Batch:
+        sizes = [spec.size for spec in expand(self.specs)]
+        groups = [
+            ViewGroup(
+                torch.empty(
+                    (len(group), len(keys), 3, sizes[group[0]], sizes[group[0]]), dtype=torch.uint8
+                ),
+                torch.empty((len(group), len(keys), len(PHOTOMETRIC))),
+            )
+            for group in self.groups
+        ]
+        for position, (epoch, index) in enumerate(keys):
+            image = _pixels(_read(self.source, index))
+            views = draw_views(self.specs, *image.shape[1:], generator(self.seed, epoch, index))
+            for members, group in zip(self.groups, groups, strict=True):
+                for place, view in enumerate(members):
+                    params, size = views[view], sizes[view]
+                    crop = crop_resize(image, params.box, size, params.flip)
+                    group.images[place, position] = crop
+                group.params[:, position] = torch.tensor([views[view].row() for view in members])
+        epochs, indices = zip(*keys, strict=True)
+        return Batch(groups, torch.tensor(indices), epochs[0])
+
+
+class _Whole(Dataset[Any]):
+    """Makes a batch of preprocessed images from a list of indices."""
+
+    def __init__(self, source: Source, preprocess: Callable[[Image], Tensor]) -> None:
+        self.source, self.preprocess = source, preprocess
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | UserError:
+        try:
+            images = [self.preprocess(_picture(_read(self.source, index))) for index in indices]
+        except UserError as error:
+            return error
+        return torch.stack(images), torch.tensor(indices)
+
+
+def _read(source: Source, index: int) -> Sample:
+    """`source[index]`, whose errors name the image: a user's data set may raise anything."""
+    try:
+        return source[index]
+    except UserError:
+        raise
+    except Exception as error:
+        name = type(error).__name__
+        raise RuntimeError(f"reading {source.path(index)} failed: {name}: {error}") from error
+
+
+def _pixels(sample: Sample) -> UInt8[Tensor, "3 H W"]:
+    return sample if isinstance(sample, Tensor) else to_tensor(sample)
+
+
+def _picture(sample: Sample) -> Image:
+    return to_pil(sample) if isinstance(sample, Tensor) else sample
+
+
+# ---------------------------------------------------------------------------------- processes
+def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
+    """A `DataLoader` over a data set that makes whole batches (`__getitems__`)."""
+    if workers > 0:  # PyTorch itself limits each worker to one thread
+        options |= {"persistent_workers": True, "multiprocessing_context": _START_METHOD}
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        # Its own generator, so that opening a loader takes no number from the model's.
+        generator=torch.Generator(),
+        **options,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Iterate; workers are started here, and Python's warning about forking threads is answered."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        return iter(loader)

@@ -1,0 +1,289 @@
+"""Colour jitter, grey, blur, solarise and normalise, for a whole batch of uint8 crops at once.
+
+Every image has its own parameters, one row of `dino.data.views.PHOTOMETRIC` each, and there is no
+loop over images. The operations are those of torchvision and Pillow on PIL images, computed in
+floating point from 0 to 255 without rounding to whole levels in between.
+
+Every operation has a parameter that changes nothing (factor 1, sigma 0, ...). On a GPU each one
+runs on the whole batch with these where an image does not want it, so the host never waits. On a
+CPU the images are sorted by what they want, and an operation runs on the stretches that want it,
+in chunks that stay in the cache. Functions that end in an underscore overwrite their pixels.
+
+Shapes: N images, C channels (red, green, blue), S side, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from dino.data.views import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC
+from dino.runtime import full_precision
+
+_CONTRAST, _SATURATION, _HUE = (
+    JITTER_OPERATIONS.index(name) for name in ("contrast", "saturation", "hue")
+)
+_LAST = len(JITTER_OPERATIONS) - 1
+_FACTORS = slice(PHOTOMETRIC.index("brightness"), PHOTOMETRIC.index("hue") + 1)
+_ORDER = slice(PHOTOMETRIC.index("first"), PHOTOMETRIC.index("fourth") + 1)
+_JITTER, _SHIFT, _GREY, _SIGMA, _SOLARIZE = (
+    PHOTOMETRIC.index(name) for name in ("jitter", "hue", "grey", "sigma", "solarize")
+)
+
+_CHUNK = 2**18  # values of one chunk on the CPU: 1 MB of floats, about the second-level cache
+_TILE = 32  # rows of the blur's matrix that are multiplied at once on the CPU
+
+
+@torch.no_grad()
+def augment(
+    images: UInt8[Tensor, "N C S S"],
+    params: Float[Tensor, "N P"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "N C S S"]:
+    """Apply each image's photometric parameters and normalise it.
+
+    The order is the reference's: the jitter's four operations in the row's own order, grey, blur,
+    solarise, normalise.
+
+    Args:
+        images: square RGB crops, any device.
+        params: one row of `PHOTOMETRIC` for each image, on the same device.
+        mean: of each channel, for pixels in 0..1.
+        std: of each channel, for pixels in 0..1.
+        dtype: of the result; everything is computed in float32.
+
+    Raises:
+        ValueError: if the images are not RGB squares.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"expected uint8 images [N, 3, S, S], not {tuple(images.shape)}")
+    with full_precision(images.device):
+        if images.device.type != "cpu":
+            return normalize(photometric_(images.float(), params), mean, std).to(dtype)
+        result = torch.empty(images.shape, dtype=dtype)
+        chunk = max(1, _CHUNK // (3 * images.shape[2] ** 2))
+        for rows in _by_wish(params).split(chunk):
+            pixels = photometric_(images[rows].float(), params[rows])
+            result[rows] = normalize(pixels, mean, std).to(dtype)
+        return result
+
+
+def photometric_(
+    pixels: Float[Tensor, "N 3 S S"], params: Float[Tensor, "N P"]
+) -> Float[Tensor, "N 3 S S"]:
+    """`augment` without the normalisation: pixels from 0 to 255 in and out."""
+    jitter_(pixels, params)
+    grey = params[:, _GREY]
+    _apply_(grey > 0, blend_, pixels, torch.full_like(grey, _SATURATION), 1 - grey)
+    sigma, threshold = params[:, _SIGMA], params[:, _SOLARIZE]
+    _apply_(sigma > 0, blur_, pixels, sigma)
+    _apply_(threshold < NEVER_SOLARIZE, solarize_, pixels, threshold)
+    return pixels
+
+
+def normalize(
+    images: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "*batch C H W"]:
+    """Pixels from 0 to 255 (uint8 or float) to zero mean and unit variance per channel."""
+    scale, shift = _normalization(tuple(mean), tuple(std), images.device)
+    return torch.addcmul(shift, images.to(torch.float32), scale)
+
+
+@lru_cache(maxsize=16)
+def _normalization(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    # Kept, since copying even six numbers to a GPU would make the host wait for it.
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale[:, None, None], shift[:, None, None]
+
+
+# ---------------------------------------------------------------------------------- who pays
+def _by_wish(params: Float[Tensor, "N P"]) -> Int64[Tensor, " N"]:
+    """An order of the images in which those that want the same operations are neighbours."""
+    key = _hue_place(params) + (params[:, _JITTER] <= 0) * len(JITTER_OPERATIONS)
+    for wish in (
+        params[:, _SIGMA] > 0,
+        params[:, _GREY] > 0,
+        params[:, _SOLARIZE] < NEVER_SOLARIZE,
+    ):
+        key = 2 * key + wish
+    return key.argsort()
+
+
+def _apply_(
+    wish: Bool[Tensor, " N"],
+    operation_: Callable[..., object],
+    pixels: Float[Tensor, "N 3 S S"],
+    *columns: Float[Tensor, " N"],
+) -> None:
+    """`operation_(pixels, *columns)`, sparing on a CPU the images for which it changes nothing."""
+    if pixels.device.type != "cpu":
+        operation_(pixels, *columns)
+        return
+    edges = torch.nn.functional.pad(wish.to(torch.int8), (1, 1)).diff().nonzero().flatten()
+    for start, stop in edges.view(-1, 2).tolist():
+        operation_(pixels[start:stop], *(column[start:stop] for column in columns))
+
+
+def _image(column: Tensor) -> Tensor:
+    """One number per image, to be broadcast over its pixels."""
+    return column[:, None, None, None]
+
+
+# ---------------------------------------------------------------------------------- colour
+def jitter_(pixels: Float[Tensor, "N 3 S S"], params: Float[Tensor, "N P"]) -> None:
+    """torchvision's `ColorJitter`: four operations, each image in its own order.
+
+    Hue is by far the dearest of the four, so it is computed once: the operations that an image has
+    before its hue come first, then every hue, then the operations that come after it.
+    """
+    on, order, hue_place = params[:, _JITTER] > 0, params[:, _ORDER], _hue_place(params)
+    factors = params[:, _FACTORS].gather(1, order.long())
+
+    def blend_if_(wish: Bool[Tensor, " N"], place: int) -> None:
+        factor = torch.where(wish, factors[:, place], 1.0)
+        _apply_(wish, blend_, pixels, order[:, place], factor)
+
+    for place in range(_LAST):
+        blend_if_(on & (hue_place > place), place)
+    _apply_(on, shift_hue_, pixels, params[:, _SHIFT] * on)
+    for place in range(1, _LAST + 1):
+        blend_if_(on & (hue_place < place), place)
+
+
+def _hue_place(params: Float[Tensor, "N P"]) -> Int64[Tensor, " N"]:
+    """Place of the hue among each image's four operations, 0 to 3."""
+    return (params[:, _ORDER] == _HUE).to(torch.uint8).argmax(dim=1)
+
+
+def blend_(
+    pixels: Float[Tensor, "N 3 S S"], operation: Float[Tensor, " N"], factor: Float[Tensor, " N"]
+) -> None:
+    """Brightness, contrast or saturation: away from black, the mean grey, or each pixel's grey.
+
+    Args:
+        pixels: 0 to 255.
+        operation: index into `JITTER_OPERATIONS`, not that of the hue.
+        factor: 1 changes nothing, 0 leaves black, the mean grey or each pixel's grey.
+    """
+    anchor = luma(pixels)
+    mean = anchor.mean(dim=(1, 2, 3)) * (operation == _CONTRAST)
+    anchor.mul_(_image(operation == _SATURATION)).add_(_image(mean))
+    torch.lerp(anchor, pixels, _image(factor), out=pixels)
+    pixels.clamp_(0, 255)
+
+
+def luma(pixels: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N 1 S S"]:
+    """Grey as Pillow's "L" weighs it (ITU-R 601-2)."""
+    red, green, blue = pixels.split(1, dim=1)
+    return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def shift_hue_(pixels: Float[Tensor, "N 3 S S"], turns: Float[Tensor, " N"]) -> None:
+    """Turn the hue of the HSV colour model, keeping saturation and value.
+
+    With v the largest channel and c the largest minus the smallest (the chroma), the usual three
+    cases for the hue h in turns, by which channel is the largest, are together
+    `h = 1/3 + (green + blue - red - v) / 6c`, with the sign of `green - blue`. Back again, a channel
+    whose own hue is o (red 0, green 1/3, blue 2/3) is `v - c clamp(6d - 1, 0, 1)`, where d is the
+    distance from h to o around the circle. Neither needs a selection, which a CPU is slow at.
+
+    Args:
+        pixels: 0 to 255.
+        turns: -0.5 to 0.5, for each image.
+    """
+    red, green, blue = pixels.split(1, dim=1)
+    value = torch.maximum(red, green)
+    torch.maximum(value, blue, out=value)
+    least = torch.minimum(red, green)
+    chroma = value - torch.minimum(least, blue, out=least)
+    # Grey pixels have no hue, and as their chroma is 0 any hue will do.
+    sixths = chroma.clamp_min(1e-6).mul_(6)
+    hue = (green + blue).sub_(red).sub_(value).div_(sixths).add_(1 / 3)
+    hue.copysign_(green - blue).add_(_image(turns))
+    own = torch.arange(3, device=pixels.device)[:, None, None] / 3
+    distance = torch.sub(hue, own, out=pixels)  # the colours are now in value, chroma and hue
+    distance.sub_(distance.round()).abs_().mul_(6).clamp_(1, 2)
+    torch.addcmul(value.add_(chroma), chroma, distance, value=-1, out=pixels)
+
+
+def solarize_(pixels: Float[Tensor, "N 3 S S"], threshold: Float[Tensor, " N"]) -> None:
+    """Invert the values that would round to `threshold` or more.
+
+    As `127.5 + (127.5 - x) * sign`, with +1 from the threshold up and -1 below it.
+    """
+    above = pixels - _image(threshold - 0.5)
+    sign = torch.ones_like(pixels).copysign_(above)
+    pixels.neg_().add_(127.5).mul_(sign).add_(127.5)
+
+
+# ---------------------------------------------------------------------------------- blur
+def blur_(pixels: Float[Tensor, "N 3 S S"], sigma: Float[Tensor, " N"]) -> None:
+    """Pillow's `GaussianBlur` of radius `sigma`, as two products with a banded matrix.
+
+    Pillow approximates a Gaussian by three passes of a box whose width is not a whole number,
+    repeating the pixels at the border in each. With one pass as a matrix B [S, S], three passes
+    along both axes are B^3 X (B^3)^T. On a CPU only the band around the diagonal is multiplied.
+    """
+    side = pixels.shape[-1]
+    radius, tile = side, side
+    box = _box_radius(sigma)
+    if pixels.device.type == "cpu":
+        radius, tile = math.ceil(float(box.max())), _TILE
+    once = _box_matrix(box, side)
+    thrice = _right(_right(once, once, radius, tile), once, 2 * radius, tile)
+    rows = _right(pixels.flatten(1, 2), thrice.mT, 3 * radius, tile).view_as(pixels)
+    for first in range(0, side, tile):
+        near = _near(first, tile, 3 * radius)
+        pixels[:, :, first : first + tile] = thrice[:, None, first : first + tile, near] @ rows[:, :, near]
+
+
+def _box_radius(sigma: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Radius r of the box of width 2 r + 1 that blurs like `sigma` in three passes.
+
+    The whole part comes from the variance of a box, the fraction from equating the variances
+    (Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering").
+    """
+    variance = sigma.square() / 3
+    whole = ((torch.sqrt(12 * variance + 1) - 1) / 2).floor()
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    return whole + fraction / (6 * (variance - (whole + 1).square()))
+
+
+def _box_matrix(radius: Float[Tensor, " N"], side: int) -> Float[Tensor, "N {side} {side}"]:
+    """One box pass: row i holds the share of [i - r - 1/2, i + r + 1/2] that covers each pixel.
+
+    The first pixel reaches to minus infinity and the last to plus infinity: borders repeat.
+    """
+    place = torch.arange(side, device=radius.device, dtype=radius.dtype)
+    low, high = place - 0.5, place + 0.5
+    low[0], high[-1] = -math.inf, math.inf
+    reach = (radius + 0.5)[:, None, None]
+    right = torch.minimum(high, place[:, None] + reach)
+    left = torch.maximum(low, place[:, None] - reach)
+    return (right - left).clamp_min_(0) / (2 * reach)
+
+
+def _right(
+    rows: Float[Tensor, "N R S"], band: Float[Tensor, "N S S"], radius: int, tile: int
+) -> Float[Tensor, "N R S"]:
+    """`rows @ band`, where `band[j, i]` is zero for |i - j| > radius, `tile` columns at a time."""
+    result = torch.empty_like(rows)
+    for first in range(0, rows.shape[-1], tile):
+        columns = slice(first, first + tile)
+        near = _near(first, tile, radius)
+        result[..., columns] = rows[..., near] @ band[..., near, columns]
+    return result
+
+
+def _near(first: int, tile: int, radius: int) -> slice:
+    return slice(max(0, first - radius), first + tile + radius)

@@ -1,0 +1,73 @@
+"""Which images make up which step: a pure function of seed and step, so resuming needs no state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dino.data.views import epoch_order
+from dino.files import UserError
+
+
+class EpochSampler:
+    """Batches of (epoch, index) for the steps from `start_step` to `stop_step` (exclusive).
+
+    Each epoch visits the data in an order of its own, keyed by (seed, epoch). Step s of an epoch
+    takes `order[s * batch : (s + 1) * batch]`, of which rank r takes the r-th contiguous part, so
+    two ranks with half a batch each see exactly the images of one with the whole. The last images
+    of an epoch that do not fill a batch are left out of that epoch (paper.md 2.4, drop_last).
+
+    Args:
+        length: number of images.
+        batch: images per step over all ranks.
+        seed: of the orders.
+        rank: of this process.
+        world: number of processes.
+        start_step: first step, counted from the start of training; a resumed run passes its own.
+        stop_step: step before which to end; None never ends.
+
+    Raises:
+        UserError: if the data set is smaller than a batch, or ranks cannot share one equally.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        stop_step: int | None = None,
+    ) -> None:
+        if batch < 1 or batch % world != 0:
+            raise UserError(
+                f"the batch size {batch} cannot be shared by {world} processes: "
+                f"choose a multiple of {world}"
+            )
+        if length < batch:
+            raise UserError(
+                f"the data set has {length} images, fewer than one batch of {batch}: "
+                "choose a smaller batch size or add images"
+            )
+        self.length, self.batch, self.seed = length, batch, seed
+        self.rank, self.world = rank, world
+        self.start_step, self.stop_step = start_step, stop_step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the data."""
+        return self.length // self.batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield this rank's part of each step's batch."""
+        share = self.batch // self.world
+        step = self.start_step
+        while self.stop_step is None or step < self.stop_step:
+            epoch, within = divmod(step, self.steps_per_epoch)
+            order = epoch_order(self.length, self.seed, epoch)
+            for position in range(within, self.steps_per_epoch):
+                if step == self.stop_step:
+                    return
+                first = position * self.batch + self.rank * share
+                yield [(epoch, int(index)) for index in order[first : first + share]]
+                step += 1

@@ -1,0 +1,245 @@
+"""Where images come from: anything with a length and images by index.
+
+`open_source` turns what a user names (a folder, `demo`, a torch data set, a list) into a `Source`.
+Labels are never required; where they exist they serve the k-NN evaluation only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from dino.data.decode import as_image, read_image
+from dino.files import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Names of files that count as images, in any case."""
+
+Sample: TypeAlias = Image | UInt8[Tensor, "3 H W"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Images by index.
+
+    Attributes:
+        labels: class index of each image, or None where there are no classes.
+        classes: name of each class, or None.
+    """
+
+    labels: list[int] | None
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image `index` as an RGB `PIL.Image` or a uint8 tensor [3, H, W]."""
+        ...
+
+    def path(self, index: int) -> str:
+        """What to call image `index` in a message."""
+        ...
+
+
+def open_source(data: Any) -> Source:
+    """Open what the user calls `--data`.
+
+    Args:
+        data: a folder of images, nested or flat; `demo` (or `demo:train`) and `demo:test`, the
+            embedded photographs; a `Source`; or any data set or sequence with a length whose items
+            are PIL images, uint8 tensors [C, H, W], uint8 arrays [H, W, C], or tuples that start
+            with one of these and go on with a label.
+
+    Raises:
+        UserError: if there is nothing to train on, in one sentence that says what was found.
+    """
+    if isinstance(data, str) and data.partition(":")[0] == "demo":
+        from dino.data.demo import DemoTiles
+
+        return DemoTiles(data.partition(":")[2] or "train")
+    if isinstance(data, (str, os.PathLike)):
+        return Folder(data)
+    if isinstance(data, Source):
+        return data
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        return Samples(data)
+    raise UserError(
+        f"cannot take images from a {type(data).__name__}: "
+        "give a folder, demo, or a data set with len() and indexing"
+    )
+
+
+# ---------------------------------------------------------------------------------- folders
+class Folder:
+    """The images below a folder, sorted by their path; hidden files and folders are skipped.
+
+    If every image lies in some sub-folder, and there are at least two of them, the sub-folders of
+    the first level are the classes.
+
+    Raises:
+        UserError: if the folder is missing, unreadable, empty, or holds no image.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        names = _image_names(self.root)
+        self._names = Names(names)
+        folders = [name.split("/", 1)[0] if "/" in name else None for name in names]
+        classes = sorted({folder for folder in folders if folder is not None})
+        labelled = None not in folders and len(classes) > 1
+        number = {folder: label for label, folder in enumerate(classes)}
+        self.classes = classes if labelled else None
+        self.labels = [number[folder] for folder in folders if folder] if labelled else None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read image `index`; raises `ImageError` where that fails."""
+        return read_image(self.path(index))
+
+    def path(self, index: int) -> str:
+        """The image's file."""
+        return str(self.root / self._names[index])
+
+
+def _image_names(root: Path) -> list[str]:
+    """Paths of all images below `root`, relative to it with forward slashes, sorted."""
+    if not root.exists():
+        raise UserError(f"{root} does not exist: give --data a folder of images, or demo")
+    if not root.is_dir():
+        raise UserError(f"{root} is a file: give --data the folder that holds the images")
+    names: list[str] = []
+    others: Counter[str] = Counter()
+    for name in _walk(root):
+        extension = os.path.splitext(name)[1].lower()
+        if extension in EXTENSIONS:
+            names.append(name)
+        else:
+            others[extension or "without extension"] += 1
+    if not names and not others:
+        raise UserError(f"{root} is empty: give --data a folder of images, or demo")
+    if not names:
+        found = ", ".join(f"{count} {kind}" for kind, count in others.most_common(4))
+        kinds = " ".join(EXTENSIONS)
+        raise UserError(f"{root} holds no images: found {found}; images end in {kinds}")
+    return sorted(names)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Every visible file below `root`; links are followed, but no folder is entered twice."""
+    waiting, entered = [""], set()
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = os.stat(root / folder)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{root / folder} cannot be read: {error.strerror}") from None
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                waiting.append(name)
+            else:
+                yield name
+
+
+class Names(Sequence[str]):
+    """An immutable list of strings in two arrays.
+
+    A Python list of a million strings is copied into every worker page by page, since reading a
+    string writes its reference count; these arrays stay shared, and pickle in an instant.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        """Number of strings."""
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        """String `index`, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = range(len(self))[index]  # negative indices, and IndexError beyond the end
+        start = int(self._ends[position - 1]) if position else 0
+        return os.fsdecode(self._bytes[start : int(self._ends[position])].tobytes())
+
+
+# ---------------------------------------------------------------------------------- objects
+class Samples:
+    """A user's data set or sequence of images; see `open_source` for what its items may be.
+
+    Labels are taken from its `targets` (as torchvision's data sets have them), through a
+    `torch.utils.data.Subset`, or from the items of a list or tuple of (image, label) pairs.
+
+    Raises:
+        UserError: if it is empty.
+    """
+
+    def __init__(self, data: Any) -> None:
+        if len(data) == 0:
+            raise UserError(f"the {type(data).__name__} given as data is empty")
+        self._data = data
+        self.labels = _labels(data)
+        self.classes = None
+        if self.labels is not None:
+            names = getattr(_innermost(data), "classes", None)
+            self.classes = (
+                [str(name) for name in names]
+                if isinstance(names, (list, tuple)) and len(names) > max(self.labels)
+                else [str(label) for label in range(max(self.labels) + 1)]
+            )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image `index`; raises `ImageError` if the item is no image."""
+        return as_image(self._data[index], self.path(index))
+
+    def path(self, index: int) -> str:
+        """The item's place, since a data set knows no paths."""
+        return f"item {index} of the {type(self._data).__name__}"
+
+
+def _innermost(data: Any) -> Any:
+    while isinstance(data, Subset):
+        data = data.dataset
+    return data
+
+
+def _labels(data: Any) -> list[int] | None:
+    if isinstance(data, Subset):
+        inner = _labels(data.dataset)
+        return None if inner is None else [inner[index] for index in data.indices]
+    labels = getattr(data, "targets", None)
+    if isinstance(data, (list, tuple)):
+        pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 for item in data)
+        labels = [item[1] for item in data] if pairs else None
+    if labels is None or len(labels) != len(data):
+        return None
+    if not all(np.ndim(label) == 0 and int(label) == label >= 0 for label in labels):
+        return None
+    return [int(label) for label in labels]

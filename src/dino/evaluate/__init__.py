@@ -1,0 +1,1 @@
+"""Measurements of features: one file, one protocol."""

@@ -1,0 +1,325 @@
+"""Frozen features of many images: each image exactly once, in order, also over several ranks.
+
+Shapes: n images, B batch, C channels, S pixels a side, D width.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from dino.data.decode import crop_resize, to_tensor
+from dino.data.loader import evaluation_loader
+from dino.data.sources import Source, open_source
+from dino.files import UserError, atomic_json, atomic_write, replacing
+from dino.models.features import Backbone
+from dino.runtime import (
+    Precision,
+    autocast,
+    describe,
+    gather_objects,
+    pick_device,
+    process_group,
+    ranks,
+)
+from dino.weights.load import fingerprint, load
+
+LIBRARIES = ("dino-ssl", "torch", "torchvision", "pillow")
+"""What a feature depends on, by distribution name."""
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of the images of one source, row i for image i.
+
+    Attributes:
+        features: float32, on the CPU.
+        labels: one class a row, an index into `classes`; None for unlabelled images.
+        paths: where each image came from.
+        classes: names of the classes, if they have any.
+    """
+
+    features: Float[Tensor, "n D"]
+    labels: Int[Tensor, " n"] | None
+    paths: list[str]
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class Part:
+    """Some images of a source, in the given order: itself a `Source`."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, indices
+        self.classes = source.classes
+        self.labels = None if source.labels is None else [source.labels[i] for i in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Image.Image | Tensor:
+        return self.source[self.indices[index]]
+
+    def path(self, index: int) -> str:
+        """Where image `index` of this part lies, for messages."""
+        return self.source.path(self.indices[index])
+
+
+def extract(
+    backbone: Backbone,
+    source: Source,
+    *,
+    batch: int = 64,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    progress: bool = True,
+    title: str = "features",
+) -> FeatureTable:
+    """The feature of every image of `source`, in its order, through the backbone's own transform.
+
+    Under a launcher each rank computes a contiguous share and all ranks get the whole table. The
+    backbone is used in evaluation mode and left as it was, moved to `device`.
+
+    Args:
+        backbone: the network.
+        source: the images.
+        batch: images at a time on each rank; it does not change the result.
+        workers: processes that read images, on each rank.
+        device: where to compute; by default where the backbone is.
+        precision: fp32, or bf16 for speed (features agree to about two digits).
+        progress: show a bar on a terminal.
+        title: what the bar says.
+    """
+    device = torch.device(device) if device is not None else next(backbone.parameters()).device
+    backbone.to(device)
+
+    def compute(images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
+        with torch.inference_mode(), autocast(device, precision):
+            return backbone(images.to(device, non_blocking=True))  # type: ignore[no-any-return]
+
+    training = backbone.training
+    backbone.eval()
+    try:
+        return _table(source, backbone.preprocess, compute, batch, workers, progress, title)
+    finally:
+        backbone.train(training)
+
+
+def pixels(
+    source: Source,
+    size: int = 32,
+    *,
+    batch: int = 64,
+    workers: int = 0,
+    progress: bool = True,
+) -> FeatureTable:
+    """Raw pixels as features: each image squeezed to size x size and flattened, values in [0, 1].
+
+    What a network has to beat: the k-NN accuracy of colours in places.
+    """
+
+    def compute(images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
+        return images.flatten(1)
+
+    return _table(source, Squeeze(size), compute, batch, workers, progress, "raw pixels")
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """A transform to `size` x `size` pixels in [0, 1], without regard to the aspect ratio."""
+
+    size: int
+
+    def __call__(self, image: Image.Image | Tensor) -> Float[Tensor, "C S S"]:
+        """Bicubic, antialiased."""
+        raw = image if isinstance(image, Tensor) else to_tensor(image)
+        whole = (0, 0, raw.shape[1], raw.shape[2])
+        return crop_resize(raw, whole, self.size, False).float() / 255
+
+
+def _table(
+    source: Source,
+    transform: Callable[[Any], Tensor],
+    compute: Callable[[Tensor], Tensor],
+    batch: int,
+    workers: int,
+    progress: bool,
+    title: str,
+) -> FeatureTable:
+    here, count = ranks(), len(source)
+    share = range(count * here.rank // here.world, count * (here.rank + 1) // here.world)
+    rows: Tensor | None = None
+    done = 0
+    with _bar(title, len(share), shown=progress and here.main) as advance:
+        for images, _ in evaluation_loader(Part(source, share), transform, batch, workers):
+            found = compute(images).float().cpu()
+            if rows is None:  # the whole share at once, so that nothing is held twice
+                rows = torch.empty(len(share), found.shape[1])
+            rows[done : done + len(found)] = found
+            done += len(found)
+            advance(len(found))
+    shares = [part for part in gather_objects(rows) if part is not None]
+    return FeatureTable(
+        features=shares[0] if len(shares) == 1 else torch.cat(shares),
+        labels=None if source.labels is None else torch.as_tensor(source.labels),
+        paths=[source.path(index) for index in range(len(source))],
+        classes=source.classes,
+    )
+
+
+@contextmanager
+def _bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
+    """A progress bar with the time left on stderr, nothing where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+# ------------------------------------------------------------------------------------- files
+def save(table: FeatureTable, path: str | Path) -> list[Path]:
+    """Write a table: `F.npy` with `F.csv` beside it (path, label, class), or one `F.parquet`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: for another ending than .npy or .parquet.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        _save_parquet(table, path)
+        return [path]
+    _check_ending(path)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, table.features.numpy())
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "class"])
+    writer.writerows(zip(table.paths, *_label_columns(table), strict=True))
+    listing = path.with_suffix(".csv")
+    atomic_write(listing, text.getvalue())
+    return [path, listing]
+
+
+def _check_ending(path: Path) -> None:
+    if path.suffix not in (".npy", ".parquet"):
+        raise UserError(f"features go into F.npy or F.parquet, not {path.name}: change --out")
+
+
+def _label_columns(table: FeatureTable) -> tuple[list[int | None], list[str | None]]:
+    if table.labels is None:
+        return [None] * len(table), [None] * len(table)
+    labels = table.labels.tolist()
+    return labels, [table.classes[label] if table.classes else None for label in labels]
+
+
+def _save_parquet(table: FeatureTable, path: Path) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError(
+            "a Parquet file needs pyarrow: pip install 'dino-ssl[parquet]', or choose a .npy file"
+        ) from None
+    labels, names = _label_columns(table)
+    flat = pa.array(table.features.numpy().reshape(-1))
+    columns = {
+        "path": pa.array(table.paths, pa.string()),
+        "label": pa.array(labels, pa.int64()),
+        "class": pa.array(names, pa.string()),
+        "feature": pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1]),
+    }
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
+    """Where a result comes from: weights by hash, preprocessing, settings, versions, device.
+
+    Args:
+        backbone: the network that was measured.
+        settings: the dataclass of the command.
+    """
+    asked = dataclasses.asdict(settings).items()
+    return {
+        "weights": {"sha256": fingerprint(backbone), "architecture": backbone.spec},
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "settings": {key: str(item) if isinstance(item, Path) else item for key, item in asked},
+        "device": describe(next(backbone.parameters()).device),
+        "versions": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return None
+
+
+# ------------------------------------------------------------------------------------- command
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """Write the features of a folder of images to a file."""
+
+    weights: str
+    """Run folder, file of weights or published name."""
+    data: str
+    """Images: a folder, or demo."""
+    out: Path
+    """F.npy (with F.csv beside it) or F.parquet."""
+    batch: int = 64
+    """Images at a time."""
+    workers: int = 4
+    """Processes that read images."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Precision = "fp32"
+    """fp32, or bf16 for speed."""
+
+
+def run(settings: FeatureSettings) -> FeatureTable:
+    """`dino features`: extract, write, print the path; F.json beside it says where it comes from.
+
+    Raises:
+        UserError: for weights or data that are not there, or another ending than known.
+    """
+    _check_ending(settings.out)
+    device = pick_device(settings.device)
+    with process_group(device) as here:
+        backbone = load(settings.weights, device)
+        table = extract(
+            backbone,
+            open_source(settings.data),
+            batch=settings.batch,
+            workers=settings.workers,
+            precision=settings.precision,
+        )
+        if here.main:
+            files = save(table, settings.out)
+            shape = {"images": len(table), "width": table.features.shape[1]}
+            about = {**shape, "classes": table.classes, **provenance(backbone, settings)}
+            atomic_json(settings.out.with_suffix(".json"), about)
+            Console().print(f"{files[0]}", highlight=False, soft_wrap=True)
+    return table

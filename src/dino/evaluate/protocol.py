@@ -1,0 +1,25 @@
+"""What the training loop knows of an evaluation: a name, and numbers for a network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dino.models.features import Backbone
+
+
+class Evaluation(Protocol):
+    """Anything that turns a network into named numbers, while it trains or afterwards.
+
+    `run` may be called many times, on every rank at once, and must leave the network as it found
+    it: same weights, same training flag.
+    """
+
+    @property
+    def name(self) -> str:
+        """The key under which the numbers appear in `metrics.jsonl`."""
+        ...
+
+    def run(self, backbone: Backbone) -> dict[str, float]:
+        """Measure `backbone`; the same keys at every call."""
+        ...

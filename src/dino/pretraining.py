@@ -1,0 +1,165 @@
+"""A whole pretraining: train, measure what was learned, show it.
+
+The one place that joins `train`, `evaluate` and `show`, which know nothing of each other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dino.data.sources import Source, open_source
+from dino.evaluate.knn import KNN, KNNEvaluation, compare, spread
+from dino.evaluate.protocol import Evaluation
+from dino.files import UserError, atomic_json, read_json
+from dino.runtime import keep_memory, pick_device, ranks
+from dino.show.report import report
+from dino.train.config import PretrainConfig
+from dino.train.loop import Result, train
+from dino.train.recipes import recipe as recipe_named
+from dino.weights.load import load
+
+WATCHED = 2_000
+"""Images of the bank, and of the queries, that k-NN takes while training."""
+COMPARED = 20_000
+"""The same for the comparison with the untrained network and raw pixels at the end."""
+K = 20
+"""Neighbours; the paper's best (section 4.1)."""
+
+
+def pretrain(
+    recipe: str | PretrainConfig | None = None,
+    *,
+    data: Any = "demo",
+    out: str | Path,
+    val: Any = None,
+    device: str = "auto",
+    settings: dict[str, Any] | None = None,
+    recipe_name: str = "own",
+) -> Result:
+    """Pretrain on images; a run folder that holds a checkpoint is resumed.
+
+    Where the images have classes (sub-folders), k-NN is measured on the way, and at the end beside
+    the untrained network and raw pixels. Labels are never trained on.
+
+    Args:
+        recipe: name of a recipe or a configuration; by default `small_data`, for the demo `demo`.
+        data: a folder, `demo`, or any data set of images (see `dino.data.sources.open_source`). A
+            folder of `train` and `val` trains on the one and measures on the other.
+        out: the run folder.
+        val: labelled images to measure k-NN on; by default each training image is held against
+            all others.
+        device: auto, cpu, cuda, cuda:N or mps.
+        settings: settings to change, for example `{"optim.lr": 1e-3, "run.batch": 64}`.
+        recipe_name: what to call a configuration in the record.
+
+    Returns:
+        How the run ended; its folder then holds `teacher.safetensors`, `metrics.jsonl` and
+        `report.html`.
+
+    Raises:
+        UserError: for any mistake in the settings, the data or the folder, in one sentence.
+    """
+    keep_memory()
+    name = recipe or ("demo" if data == "demo" else "small_data")
+    config = recipe_named(name) if isinstance(name, str) else name
+    config = config.changed(settings or {})
+    config.check(ranks().world)
+    data, val = _split(data, val)
+    source = open_source(data)
+    queries = None if val is None else open_source(val)
+    if queries is not None and (source.labels is None or queries.labels is None):
+        raise UserError("k-NN on --val needs classes: sub-folders in both --data and --val")
+    about = {
+        "recipe": name if isinstance(name, str) else recipe_name,
+        "data": _called(data),
+        "val": None if val is None else _called(val),
+    }
+    chosen = pick_device(device)
+    result = train(
+        config,
+        source,
+        out,
+        device=chosen,
+        about=about,
+        evaluations=_evaluations(source, queries),
+    )
+    if ranks().main and result.finished:
+        if source.labels is not None:
+            _compare(result.run, source, queries, str(chosen))
+        report(result.run, device=chosen)
+    return result
+
+
+def _split(data: Any, val: Any) -> tuple[Any, Any]:
+    """Training images and images to measure on, where one name stands for both."""
+    if data == "demo" and val is None:
+        return "demo", "demo:test"
+    if isinstance(data, (str, Path)) and val is None and Path(data).is_dir():
+        folders = {path.name for path in Path(data).iterdir() if path.is_dir()}
+        if folders in ({"train", "val"}, {"train", "test"}):
+            (other,) = folders - {"train"}
+            return Path(data) / "train", Path(data) / other
+    return data, val
+
+
+def _called(data: Any) -> str:
+    return str(data) if isinstance(data, (str, Path)) else type(data).__name__
+
+
+def _evaluations(source: Source, queries: Source | None) -> list[Evaluation]:
+    if source.labels is None:
+        return []
+    return [KNNEvaluation(source, queries, k=(10, K), limit=WATCHED)]
+
+
+def _compare(run: Path, source: Source, queries: Source | None, device: str) -> None:
+    """k-NN of the trained network, the untrained one and raw pixels into `results.json`."""
+    path = run / "results.json"
+    step = (run / "checkpoints" / "LAST").read_text().strip()
+    if path.exists() and read_json(path).get("checkpoint") == step:
+        return
+    bank = spread(source, COMPARED)
+    asked = None if queries is None else spread(queries, COMPARED)
+    settings = KNN(weights=str(run), data="", k=(K,), baselines=True, device=device, workers=0)
+    scores = compare(load(run, device), bank, asked, settings=settings)
+    rows = {name: next(iter(by_k.values())).top1 for name, by_k in scores.items()}
+    sizes = {
+        "k": next(iter(scores["trained"])),
+        "bank": len(bank),
+        "queries": len(bank if asked is None else asked),
+        "leave_one_out": asked is None,
+    }
+    atomic_json(path, {"checkpoint": step, "knn": {**rows, **sizes}})
+
+
+def tell(result: Result) -> None:
+    """The table and the paths that end `dino pretrain`."""
+    console = Console()
+    path = result.run / "results.json"
+    if path.exists():
+        console.print(_table(read_json(path)["knn"]))
+    if result.refused:
+        console.print(f"{result.refused} steps were refused: {result.run / 'refused.jsonl'}")
+    if result.finished:
+        console.print(f"weights  {result.run / 'teacher.safetensors'}", soft_wrap=True)
+        console.print(f"report   {result.run / 'report.html'}", soft_wrap=True)
+
+
+def _table(knn: dict[str, Any]) -> Table:
+    how = "leave-one-out" if knn["leave_one_out"] else f"{knn['queries']:,} images"
+    table = Table(title=f"k-NN accuracy, k = {knn['k']}, {how}, bank of {knn['bank']:,}")
+    table.add_column("features")
+    table.add_column("top-1 %", justify="right")
+    table.add_column("trained network stands", justify="right")
+    for row, name in (
+        ("trained", "trained, without labels"),
+        ("untrained", "same network, untrained"),
+        ("pixels", "raw pixels"),
+    ):
+        lead = "" if row == "trained" else f"{knn['trained'] - knn[row]:+.1f} points"
+        table.add_row(name, f"{knn[row]:.1f}", lead)
+    return table

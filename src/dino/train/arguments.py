@@ -1,0 +1,30 @@
+"""The arguments of `dino pretrain`: where the images are, where the run goes, and every setting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from dino.train.config import PretrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Pretrain on unlabelled images; a run folder that holds a checkpoint is resumed."""
+
+    out: str
+    """The run folder."""
+    data: str = "demo"
+    """A folder of images, nested or flat, with or without classes; one with train and val inside
+    trains on the first and measures on the second; or demo, the photographs that are installed
+    with the program."""
+    val: str | None = None
+    """Images in class folders to measure k-NN on while training."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
+        default_factory=PretrainConfig
+    )
+    """Every setting of the recipe, to be changed one by one."""

@@ -1,0 +1,445 @@
+"""The training loop: views -> student and teacher -> step -> record, as Algorithm 1 reads.
+
+The run folder is plain files: `config.json`, `metrics.jsonl`, `checkpoints/`, `refused.jsonl` (only
+if a step was refused), `teacher.safetensors` (the newest), `best.safetensors` (by k-NN, if measured).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dino.data.loader import Batch, pretrain_loader
+from dino.data.photometric import augment
+from dino.data.sampler import EpochSampler
+from dino.data.sources import Source
+from dino.distillation.health import Monitor, effective_rank, feature_spread
+from dino.distillation.loss import DINOLoss
+from dino.distillation.schedules import Schedules, in_steps
+from dino.distillation.step import Distillation, StepReport
+from dino.distillation.teacher import Network
+from dino.evaluate.protocol import Evaluation
+from dino.files import UserError, atomic_json, read_json
+from dino.models.create import create
+from dino.models.head import Head
+from dino.runtime import Ranks, barrier, pick_precision, process_group
+from dino.train.checkpoint import Checkpoints
+from dino.train.config import PretrainConfig, differences
+from dino.train.record import Record
+from dino.weights.load import save
+
+
+@dataclass
+class Result:
+    """How a call of `train` ended.
+
+    Attributes:
+        run: the run folder.
+        step: steps done in all.
+        total: steps of the run.
+        refused: steps that were not finite and therefore not taken.
+        measured: the newest evaluation, empty without labels.
+    """
+
+    run: Path
+    step: int
+    total: int
+    refused: int
+    measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.step >= self.total
+
+
+def train(
+    config: PretrainConfig,
+    source: Source,
+    run: str | Path,
+    *,
+    device: torch.device,
+    about: dict[str, Any] | None = None,
+    evaluations: Sequence[Evaluation] = (),
+) -> Result:
+    """Train until the end of the run, from its last checkpoint if it holds one.
+
+    Args:
+        config: all settings.
+        source: the images.
+        run: the run folder; made if there is none.
+        device: this process's device.
+        about: what `config.json` and the weights say of the data and the recipe.
+        evaluations: measured on the teacher every `execution.knn_every`, by the main rank.
+
+    Raises:
+        UserError: for settings that cannot work, a folder that holds another run, a full disk, or
+            `execution.max_refused` refused steps in a row.
+    """
+    with process_group(device) as ranks:
+        doubts = config.check(ranks.world)
+        loop = _Loop(config, source, Path(run), device, ranks, about or {}, evaluations)
+        return loop.run_to_end(doubts)
+
+
+class _Seen(NamedTuple):
+    """A step that was launched, and the batch it was launched on."""
+
+    step: int
+    batch: Batch
+    report: StepReport
+
+
+class _Loop:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        source: Source,
+        run: Path,
+        device: torch.device,
+        ranks: Ranks,
+        about: dict[str, Any],
+        evaluations: Sequence[Evaluation],
+    ) -> None:
+        self.config, self.source, self.run = config, source, run
+        self.device, self.ranks, self.about, self.evaluations = device, ranks, about, evaluations
+        execution = config.execution
+        self.steps_per_epoch = EpochSampler(len(source), config.run.batch, config.run.seed).steps_per_epoch
+        self.schedules: Schedules = config.schedules(self.steps_per_epoch)
+        self.log_every = self._every(execution.log_every)
+        self.save_every = self._every(execution.checkpoint_every)
+        self.knn_every = self._every(execution.knn_every)
+        self.checkpoints = Checkpoints(run / "checkpoints", execution.keep)
+        self._claim_folder()
+        self.distillation = build(config, self.schedules, device, ranks)
+        self.refused = self.refused_in_row = self.start = 0
+        self.measured: dict[str, float] = {}
+        self.best = float("-inf")
+        if (last := self.checkpoints.last()) is not None:
+            state = self.checkpoints.restore(self.distillation, last)
+            self.start, self.refused = state["step"], state["refused"]
+            self.measured = state["measured"]
+            self.best = state["best"] if self.measured else self.best
+        self.monitor = Monitor(config.head.prototypes)
+        self.window = _Window()
+
+    def _every(self, duration: str) -> int:
+        return in_steps(duration, self.steps_per_epoch, self.schedules.total)
+
+    def _claim_folder(self) -> None:
+        """Write `config.json`, or refuse a folder that holds another configuration."""
+        path = self.run / "config.json"
+        mine = {**self.config.defining(), "data.images": len(self.source)}
+        if path.exists():
+            found = differences(read_json(path)["defining"], mine)
+            if found:
+                raise UserError(
+                    f"{self.run} holds a run with another configuration ({'; '.join(found)}): "
+                    "choose another --out, or the same settings to resume"
+                )
+        barrier()  # every rank has compared before the main rank writes
+        if self.ranks.main:
+            atomic_json(
+                path,
+                {
+                    "about": self.about,
+                    "defining": mine,
+                    "execution": asdict(self.config.execution),
+                    "steps_per_epoch": self.steps_per_epoch,
+                    "total_steps": self.schedules.total,
+                },
+            )
+
+    # ------------------------------------------------------------------ the loop
+    def run_to_end(self, doubts: Sequence[str]) -> Result:
+        """Algorithm 1, from the first step that is not done."""
+        step, total = self.start, self.schedules.total
+        if step >= total:
+            return Result(self.run, step, total, self.refused, self.measured)
+        with self._record() as self.record, _stop_on_signals(self.ranks) as stop:
+            self._greet(doubts)
+            loader = iter(self._loader())
+            launched: deque[_Seen] = deque()
+            while step < total:
+                waiting = time.perf_counter()
+                batch = next(loader)
+                self.window.waited += time.perf_counter() - waiting
+
+                report = self.distillation.step(self._views(batch), step)
+                launched.append(_Seen(step, batch, report))
+                step += 1
+                # A GPU is asked for the step before, so that it never waits for the host.
+                while len(launched) > (1 if self.device.type == "cuda" else 0):
+                    self._look(launched.popleft())
+                boundary = self._due(step, self.save_every) or self._due(step, self.knn_every)
+                if boundary or stop.is_set() or step == total:
+                    while launched:
+                        self._look(launched.popleft())
+                if self.evaluations and self._due(step, self.knn_every):
+                    self._evaluate(step)
+                if self._due(step, self.save_every) or stop.is_set() or step == total:
+                    self._save(step)
+                if stop.is_set() and step < total:
+                    self._say(f"stopped at step {step}: run the same command again to go on", "bold")
+                    break
+        return Result(self.run, step, total, self.refused, self.measured)
+
+    def _due(self, step: int, every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.schedules.total)
+
+    def _loader(self) -> Iterator[Batch]:
+        run = self.config.run
+        workers = self.config.execution.workers
+        if workers is None:
+            workers = min(16, max(1, (os.cpu_count() or 1) // self._local_world() - 1))
+        sampler = EpochSampler(
+            len(self.source),
+            run.batch,
+            run.seed,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            start_step=self.start,
+            stop_step=self.schedules.total,
+        )
+        loader: Iterator[Batch] = iter(
+            pretrain_loader(
+                self.source,
+                self.config.views.specs(),
+                sampler,
+                seed=run.seed,
+                workers=workers,
+                pin=self.device.type == "cuda",
+            )
+        )
+        return loader
+
+    @staticmethod
+    def _local_world() -> int:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+    def _views(self, batch: Batch) -> list[Tensor]:
+        """Normalised float views on the device, group by group."""
+        views = []
+        for group in batch.groups:
+            group = group.to(self.device)
+            flat = augment(
+                group.images.flatten(0, 1),
+                group.params.flatten(0, 1),
+                self.config.views.mean,
+                self.config.views.std,
+            )
+            views.append(flat.unflatten(0, group.images.shape[:2]))
+        return views
+
+    # ------------------------------------------------------------------ what a step showed
+    def _look(self, seen: _Seen) -> None:
+        """Read a step's report: refusals, collapse, metrics."""
+        report, done = seen.report, seen.step + 1
+        loss, entropy = report.loss.item(), report.teacher_entropy.item()
+        if bool(report.refused.item()):
+            self._refuse(seen, loss)
+            return
+        self.refused_in_row = 0
+        advice = self.monitor.watch(entropy, loss - entropy)
+        self.window.add(loss, entropy, len(seen.batch.index) * self.ranks.world)
+        if not self.ranks.main:
+            return
+        self.record.advance(done)
+        if advice:
+            self._say(f"step {done}: {advice}", "bold red")
+            self.record.write({"step": done, "collapse": self.monitor.called})
+        if self._due(done, self.log_every):
+            self.record.write(self._metrics(seen))
+
+    def _metrics(self, seen: _Seen) -> dict[str, Any]:
+        step, schedules = seen.step, self.schedules
+        line = {
+            "step": step + 1,
+            "epoch": (step + 1) / self.steps_per_epoch,
+            **self.window.close(),
+            "feature_std": feature_spread(seen.report.features).item(),
+            "effective_rank": effective_rank(seen.report.features).item(),
+            "lr": schedules.lr_at(step),
+            "weight_decay": schedules.weight_decay_at(step),
+            "momentum": schedules.momentum_at(step),
+            "teacher_temp": schedules.temperature_at(step),
+            "refused": self.refused,
+        }
+        return line
+
+    def _refuse(self, seen: _Seen, loss: float) -> None:
+        self.refused += 1
+        self.refused_in_row += 1
+        paths = [self.source.path(int(index)) for index in seen.batch.index]
+        with (self.run / "refused.jsonl").open("a", encoding="utf-8") as file:
+            line = {"step": seen.step + 1, "rank": self.ranks.rank, "loss": str(loss), "images": paths}
+            file.write(json.dumps(line) + "\n")
+        self._say(
+            f"step {seen.step + 1} refused: loss or gradients were not finite (loss {loss}); nothing "
+            f"moved; its images are listed in {self.run / 'refused.jsonl'}",
+            "yellow",
+        )
+        if self.refused_in_row >= self.config.execution.max_refused:
+            last = self.checkpoints.last()
+            raise UserError(
+                f"{self.refused_in_row} steps in a row were not finite, the last at step "
+                f"{seen.step + 1}: lower optim.lr or set execution.precision fp32; "
+                f"{f'{last.name} is whole' if last else 'no checkpoint was saved yet'}"
+            )
+
+    # ------------------------------------------------------------------ what is kept
+    def _evaluate(self, step: int) -> None:
+        """Measure the teacher; all ranks share the work, the main rank writes."""
+        started = time.perf_counter()
+        for evaluation in self.evaluations:
+            self.measured = evaluation.run(self.distillation.teacher.backbone)
+            if self.ranks.main:
+                self.record.write({"step": step, evaluation.name: self.measured})
+            words = "  ".join(f"{name} {value:.1f}" for name, value in self.measured.items())
+            self._say(f"step {step}: {evaluation.name} {words}", "green")
+        leading = max(self.measured.values(), default=float("-inf"))
+        if leading > self.best:
+            self.best = leading
+            if self.ranks.main:
+                self._write_teacher("best.safetensors", step)
+        self.window.skip(time.perf_counter() - started)
+
+    def _save(self, step: int) -> None:
+        if self.ranks.main:
+            started = time.perf_counter()
+            state = {"refused": self.refused, "measured": self.measured, "best": self.best if self.measured else None}
+            self.checkpoints.save(self.distillation, step, state)
+            self._write_teacher("teacher.safetensors", step)
+            self.window.skip(time.perf_counter() - started)
+        barrier()
+
+    def _write_teacher(self, name: str, step: int) -> None:
+        about = {**self.about, "step": step, "steps": self.schedules.total, "measured": self.measured}
+        save(self.distillation.teacher.backbone, self.run / name, about)
+
+    # ------------------------------------------------------------------ words
+    def _record(self) -> Any:
+        if not self.ranks.main:
+            return nullcontext()
+        board = self.config.execution.tensorboard
+        return Record(self.run, self.schedules.total, self.start, tensorboard=board)
+
+    def _say(self, text: str, style: str = "") -> None:
+        if self.ranks.main:
+            self.record.say(text, style)
+
+    def _greet(self, doubts: Sequence[str]) -> None:
+        backbone = sum(p.numel() for p in self.distillation.student.backbone.parameters())
+        head = sum(p.numel() for p in self.distillation.student.head.parameters())
+        how = f"resuming at step {self.start}" if self.start else "starting"
+        self._say(
+            f"{how}: {len(self.source):,} images, {self.schedules.total:,} steps of "
+            f"{self.config.run.batch} images, {backbone / 1e6:.1f} M + {head / 1e6:.1f} M "
+            f"parameters (backbone + head), {self.device} x {self.ranks.world}, {self.run}"
+        )
+        for doubt in doubts:
+            self._say(f"warning: {doubt}", "yellow")
+
+
+@dataclass
+class _Window:
+    """Sums since the last line of metrics."""
+
+    losses: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, loss: float, entropy: float, images: int) -> None:
+        self.losses.append(loss)
+        self.entropies.append(entropy)
+        self.images += images
+
+    def skip(self, seconds: float) -> None:
+        """Leave time that is not training out of the rates."""
+        self.since += seconds
+
+    def close(self) -> dict[str, float]:
+        """Means and rates, and start anew."""
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        count = max(1, len(self.losses))
+        loss, entropy = sum(self.losses) / count, sum(self.entropies) / count
+        measures = {
+            "loss": loss,
+            "teacher_entropy": entropy,
+            "kl": loss - entropy,
+            "images_per_s": self.images / elapsed,
+            "data_wait": min(1.0, self.waited / elapsed),
+        }
+        self.losses, self.entropies, self.images, self.waited = [], [], 0, 0.0
+        self.since = time.perf_counter()
+        return measures
+
+
+def build(
+    config: PretrainConfig, schedules: Schedules, device: torch.device, ranks: Ranks
+) -> Distillation:
+    """Student, teacher, loss and optimizer of a configuration, drawn from its seed."""
+    torch.manual_seed(config.run.seed)
+    model, head = config.model, asdict(config.head)
+    backbone = create(
+        model.arch,
+        image_size=config.views.global_size,
+        patch_size=model.patch_size,
+        position=model.position,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+    )
+    backbone.preprocessing = replace(
+        backbone.preprocessing, mean=config.views.mean, std=config.views.std
+    )
+    return Distillation(
+        Network(backbone, Head(backbone.width, head.pop("prototypes"), **head)),
+        DINOLoss(
+            config.head.prototypes,
+            student_temperature=config.teacher.student_temperature,
+            center_momentum=config.teacher.center_momentum,
+        ),
+        schedules,
+        optimizer=config.optim.optimizer,
+        clip=config.optim.clip,
+        drop_path=model.drop_path,
+        micro_batch=config.execution.micro_batch,
+        seed=config.run.seed,
+        device=device,
+        precision=pick_precision(config.execution.precision, device),
+        ranks=ranks,
+    )
+
+
+@contextmanager
+def _stop_on_signals(ranks: Ranks) -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that the run saves before it stops.
+
+    One process only: several would not stop at the same step, so they resume from the last save.
+    """
+    stop = threading.Event()
+    if ranks.world > 1 or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.signal(name, lambda *_: stop.set()) for name in names}
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

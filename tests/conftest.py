@@ -1,0 +1,47 @@
+"""What holds for every test: one thread, its own seed, no network, and checked shapes.
+
+Beside this file, pytest-randomly shuffles the tests (`-p no:randomly` to keep them in order).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+# Sums over several threads depend on their number, and small tensors gain nothing from them. In
+# the environment, so that the processes that tests start keep to it too; before torch is imported.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+LOOPBACK = ("127.", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Torch's own generator starts anew (pytest-randomly does so for random and numpy)."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for the network fails; this machine's own addresses stay open."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else "localhost"
+        assert str(host).startswith(LOOPBACK), f"a test may not use the network: {address}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher's variables leak in: a test starts as the only process, rank 0 of 1."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
