@@ -15,8 +15,16 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+# The same examples on every machine, and no clock: a test that fails here fails for everybody.
+# `--hypothesis-profile=search` looks for new ones.
+TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("dino", TIMELESS, derandomize=True, max_examples=50)
+settings.register_profile("search", TIMELESS, max_examples=500)
+settings.load_profile("dino")
 
 LOOPBACK = ("127.", "::1", "localhost")
 

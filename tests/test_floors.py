@@ -28,6 +28,7 @@ SIDEWAYS = {
     ("runtime", "files"),
     ("weights", "models"),
     ("models", "data.decode"),
+    ("weights", "data.decode"),
     ("train", "evaluate.protocol"),
     *(("", "pretraining"), ("cli", "pretraining"), ("cli", "")),
 }

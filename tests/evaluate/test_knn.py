@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import knn as oracle
 from torch import Tensor
@@ -48,6 +48,7 @@ def assert_as_oracle(
         assert tuple(score) == pytest.approx(expected, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 40),
     q=st.integers(1, 10),
@@ -72,6 +73,7 @@ def test_agrees_with_the_oracle(
     assert_as_oracle(bank, queries, k, temperature, chunk=chunk, tile=tile)
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(2, 30),
     classes=st.integers(1, 7),
@@ -137,6 +139,7 @@ def test_top_five_looks_at_no_more_classes_than_k() -> None:
         assert scores[k].top5 == 100 * hit
 
 
+@settings(deadline=None)
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
 def test_lengths_of_features_do_not_matter(scale: float, seed: int) -> None:
     bank, queries = clusters(50, 5, seed), clusters(9, 5, seed + 1)

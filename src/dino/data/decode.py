@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dino.files import UserError
@@ -69,11 +69,12 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(image)
     except FileNotFoundError:
         raise ImageError(str(path), "there is no such file") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(str(path), "its bytes are in no known image format") from None
     except _DAMAGE as error:
         raise ImageError(str(path), str(error) or type(error).__name__) from error
@@ -97,10 +98,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _stretch(values: np.ndarray) -> np.ndarray:
     """Map the finite range of `values` to 0..255; a constant image becomes black."""
-    finite = np.nan_to_num(values, nan=np.nanmin(values), posinf=np.nanmax(values))
-    low, high = float(finite.min()), float(finite.max())
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     scale = 255.0 / (high - low) if high > low else 0.0
-    return np.rint((finite - low) * scale).astype(np.uint8)
+    inside = np.clip(np.nan_to_num(values, nan=low), low, high)
+    levels: np.ndarray = np.rint((inside - low) * scale).astype(np.uint8)
+    return levels
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
@@ -137,17 +140,21 @@ def as_image(sample: Any, name: str) -> Image.Image | UInt8[Tensor, "3 H W"]:
     if isinstance(sample, np.ndarray) and sample.ndim in (2, 3) and sample.dtype == np.uint8:
         pixels = sample if sample.ndim == 3 else sample[:, :, None]
         sample = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-    if isinstance(sample, Tensor) and sample.dtype == torch.uint8 and sample.ndim == 3:
-        if sample.shape[0] in (1, 3) and sample.numel() > 0:
-            return sample.expand(3, -1, -1)
-    kind = type(sample).__name__
+    if isinstance(sample, Tensor) and _is_image(sample):
+        return sample.expand(3, -1, -1)
+    kind = f"a {type(sample).__name__}"
     if isinstance(sample, (Tensor, np.ndarray)):
-        kind = f"a {sample.dtype} {kind} of shape {tuple(sample.shape)}"
+        kind += f" of {sample.dtype} and shape {tuple(sample.shape)}"
     raise ImageError(
         name,
         f"it is {kind}; return a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C] "
         "with 1 or 3 channels (no ToTensor or Normalize: dino does that)",
     )
+
+
+def _is_image(tensor: Tensor) -> bool:
+    shape = tuple(tensor.shape)
+    return tensor.dtype == torch.uint8 and len(shape) == 3 and shape[0] in (1, 3) and all(shape)
 
 
 # ---------------------------------------------------------------------------------- cropping
@@ -177,7 +184,7 @@ def crop_resize(
 # ---------------------------------------------------------------------------------- evaluation
 @dataclass(frozen=True)
 class Preprocessing:
-    """The fixed transform that belongs to a set of weights (paper.md 4.1, 4.2).
+    """The fixed transform that belongs to a set of weights (DINO, appendix F).
 
     Exactly torchvision's `Resize` and `CenterCrop` on PIL images, `ToTensor`, `Normalize`.
 
@@ -202,7 +209,8 @@ class Preprocessing:
         mode = F.InterpolationMode(self.interpolation)
         image = F.resize(to_rgb(image), [self.resize], mode)
         pixels = F.to_tensor(F.center_crop(image, [self.crop]))
-        return F.normalize(pixels, list(self.mean), list(self.std))
+        result: Tensor = F.normalize(pixels, list(self.mean), list(self.std))
+        return result
 
     @classmethod
     def for_size(cls, size: int) -> Preprocessing:
@@ -225,5 +233,7 @@ class Preprocessing:
             raise UserError(f"unknown preprocessing settings: {', '.join(unknown)}")
         if values.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
             raise UserError(f"interpolation must be bicubic or bilinear: {values}")
-        lists = {name: tuple(values[name]) for name in ("mean", "std") if name in values}
-        return cls(**{**values, **lists})
+        settings: dict[str, Any] = dict(values)
+        for name in settings.keys() & {"mean", "std"}:
+            settings[name] = tuple(settings[name])
+        return cls(**settings)

@@ -99,8 +99,8 @@ class DemoTiles:
         """Number of tiles."""
         return len(self._sides) * self._each
 
-    def __getitem__(self, index: int) -> UInt8[Tensor, "3 {TILE} {TILE}"]:
-        """Tile `index`, a view of the photograph's pixels."""
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 S S"]:
+        """Tile `index`, S = `TILE` pixels wide, a view of the photograph's pixels."""
         photograph, tile = divmod(range(len(self))[index], self._each)
         top, left = self._places[photograph][tile]
         return self._sides[photograph][:, top : top + TILE, left : left + TILE]
@@ -113,7 +113,7 @@ class DemoTiles:
 
 
 def columns(width: int, split: str) -> tuple[int, int]:
-    """First and last column (exclusive) of a photograph `width` pixels wide that `split` may see."""
+    """First and last column (exclusive) that `split` may see of a photograph `width` wide."""
     if split == "train":
         return 0, int(width * TRAIN_PART)
     return width - int(width * TEST_PART), width

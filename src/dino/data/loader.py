@@ -180,7 +180,8 @@ class _Views(Dataset[Any]):
         ]
         for position, (epoch, index) in enumerate(keys):
             image = _pixels(_read(self.source, index))
-            views = draw_views(self.specs, *image.shape[1:], generator(self.seed, epoch, index))
+            height, width = image.shape[1:]
+            views = draw_views(self.specs, height, width, generator(self.seed, epoch, index))
             for members, group in zip(self.groups, groups, strict=True):
                 for place, view in enumerate(members):
                     params, size = views[view], sizes[view]

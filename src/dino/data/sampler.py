@@ -14,7 +14,7 @@ class EpochSampler:
     Each epoch visits the data in an order of its own, keyed by (seed, epoch). Step s of an epoch
     takes `order[s * batch : (s + 1) * batch]`, of which rank r takes the r-th contiguous part, so
     two ranks with half a batch each see exactly the images of one with the whole. The last images
-    of an epoch that do not fill a batch are left out of that epoch (paper.md 2.4, drop_last).
+    of an epoch that do not fill a batch are left out of that epoch, as by the reference's loader.
 
     Args:
         length: number of images.

@@ -124,7 +124,7 @@ def _image_names(root: Path) -> list[str]:
     names: list[str] = []
     others: Counter[str] = Counter()
     for name in _walk(root):
-        extension = os.path.splitext(name)[1].lower()
+        extension = _extension(name)
         if extension in EXTENSIONS:
             names.append(name)
         else:
@@ -138,13 +138,18 @@ def _image_names(root: Path) -> list[str]:
     return sorted(names)
 
 
+def _extension(name: str) -> str:
+    stem, dot, extension = name.rpartition("/")[2].rpartition(".")
+    return dot + extension.lower() if stem else ""
+
+
 def _walk(root: Path) -> Iterator[str]:
     """Every visible file below `root`; links are followed, but no folder is entered twice."""
     waiting, entered = [""], set()
     while waiting:
         folder = waiting.pop()
         try:
-            status = os.stat(root / folder)
+            status = (root / folder).stat()
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
@@ -240,6 +245,8 @@ def _labels(data: Any) -> list[int] | None:
         labels = [item[1] for item in data] if pairs else None
     if labels is None or len(labels) != len(data):
         return None
-    if not all(np.ndim(label) == 0 and int(label) == label >= 0 for label in labels):
+    if isinstance(labels, (Tensor, np.ndarray)):
+        labels = labels.tolist()
+    if not all(isinstance(label, (int, np.integer)) and label >= 0 for label in labels):
         return None
     return [int(label) for label in labels]

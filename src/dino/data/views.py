@@ -1,4 +1,4 @@
-"""What a view of an image is, and every random number it needs (paper, section 3 and appendix).
+"""What a view of an image is, and every random number it needs (DINO, section 3.2).
 
 Nothing here touches a pixel. A `ViewSpec` says what kind of view is wanted, `draw_views` turns it
 into plain numbers (`ViewParams`), and those numbers travel with the crop: the box and the flip are
@@ -59,7 +59,7 @@ _WORD = 2**64
 class ViewSpec:
     """One kind of view: how many of them, how large, and how strongly they are altered.
 
-    The defaults are those of the reference's colour jitter (paper.md 2.5). Checked when it is made.
+    The defaults are those that all views of the reference share. Checked when it is made.
 
     Args:
         name: for messages and pictures, such as "global1".
@@ -131,7 +131,8 @@ def dino_views(
 ) -> tuple[ViewSpec, ...]:
     """The views of the paper: two global ones that differ in blur and solarise, and local ones.
 
-    Probabilities are those of the reference (paper.md 2.5; BYOL's two views, SwAV's local blur).
+    Strengths and probabilities are those of the reference implementation (section 3.2: BYOL's two
+    views, with multi-crop and the local blur of SwAV).
     With `local_count` 0 only the two globals remain.
     """
     first = ViewSpec(name="global1", count=1, size=global_size, scale=global_scale, blur=1.0)
@@ -140,9 +141,7 @@ def dino_views(
     )
     if local_count == 0:
         return first, second
-    local = ViewSpec(
-        name="local", count=local_count, size=local_size, scale=local_scale, blur=0.5
-    )
+    local = ViewSpec(name="local", count=local_count, size=local_size, scale=local_scale, blur=0.5)
     return first, second, local
 
 
@@ -309,9 +308,7 @@ def crop_box(
     return _centre_box(spec.ratio, height, width)
 
 
-def _centre_box(
-    ratio: tuple[float, float], height: int, width: int
-) -> tuple[int, int, int, int]:
+def _centre_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
     box_height, box_width = height, width
     if width / height < ratio[0]:
         box_height = max(1, round(width / ratio[0]))

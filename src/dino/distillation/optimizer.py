@@ -42,7 +42,12 @@ def make_optimizer(name: OptimizerName, module: nn.Module) -> torch.optim.Optimi
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.0, fused=True)
+        sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.0, fused=True)
+        # PyTorch's kernel cannot take a layer that is released later and has no buffer yet.
+        for group in groups:
+            for parameter in group["params"]:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return LARS(groups)
 
 

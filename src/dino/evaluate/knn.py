@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -112,9 +112,9 @@ def knn(
         # Relative to the nearest neighbour: same order of classes, no overflow at small T.
         weights = ((similarity - similarity[:, :1]) / temperature).exp_()
         for part in zip(
-            weights.split(chunk),
-            votes_for[index].split(chunk),
-            truth[panel].split(chunk),
+            torch.split(weights, chunk),
+            torch.split(votes_for[index], chunk),
+            torch.split(truth[panel], chunk),
             strict=True,
         ):
             hits += _hits(*part, used, len(classes))
@@ -335,7 +335,7 @@ def compare(
     backbone: Backbone, bank: Source, queries: Source | None = None, *, settings: KNN
 ) -> dict[str, dict[int, Accuracy]]:
     """Accuracies of the network and, if `settings.baselines`, of what it has to beat."""
-    how = {"batch": settings.batch, "workers": settings.workers}
+    how: dict[str, Any] = {"batch": settings.batch, "workers": settings.workers}
     through = partial(extract, precision=settings.precision, **how)
     tables: dict[str, Callable[[Source], FeatureTable]] = {"trained": partial(through, backbone)}
     if settings.baselines:

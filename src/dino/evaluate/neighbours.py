@@ -75,7 +75,7 @@ def _top(scores: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
     tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
     values, index = values[:, :k].clone(), index[:, :k].clone()
     if tied.any():
-        for rows in tied.nonzero().squeeze(1).split(64):  # few at a time: they are copied
+        for rows in torch.split(tied.nonzero().squeeze(1), 64):  # few at a time: they are copied
             values[rows], index[rows] = _top_in_order(scores[rows], values[rows, -1:], k)
     return values, index
 

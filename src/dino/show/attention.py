@@ -34,7 +34,7 @@ def cls_attention(
     attention: Float[Tensor, "B heads T T"], grid: tuple[int, int]
 ) -> Float[Tensor, "B heads h w"]:
     """The CLS row of an attention matrix without CLS itself, on its grid (h, w)."""
-    return attention[:, :, 0, 1:].unflatten(2, grid)
+    return attention[:, :, 0, 1:].reshape(*attention.shape[:2], *grid)
 
 
 def mass_mask(
@@ -43,7 +43,7 @@ def mass_mask(
     """The smallest set of patches that holds a share of each map's attention (section 4.3, Fig. 4).
 
     As in the published code: patches in ascending order stay where the running sum of the
-    normalised map exceeds `1 - mass`. Equal patches: those later in the grid stay first.
+    normalised map exceeds `1 - mass`. Of equal patches the later in the grid stay.
 
     Args:
         attention: non-negative maps.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 26
@@ -70,11 +71,14 @@ def chart(curve: Curve, levels: Sequence[Level] = (), *, from_zero: bool = True)
     )
 
 
+def _across(css: str, height: float) -> str:
+    y = f"{height:.1f}"
+    return f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+
+
 def _tick(value: float, height: float) -> str:
-    line = (
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
-    )
-    return line + f'<text x="{LEFT - 6}" y="{height + 3.5:.1f}" text-anchor="end">{value:g}</text>'
+    place = f'x="{LEFT - 6}" y="{height + 3.5:.1f}" text-anchor="end"'
+    return f"{_across('grid', height)}<text {place}>{value:g}</text>"
 
 
 def _step(step: float, place: float) -> str:
@@ -90,9 +94,9 @@ def _level(level: Level, height: float, curve: Curve, y: Callable[[float], float
     left = abs(first - height) > abs(last - height)
     place, anchor = (LEFT + 4, "start") if left else (WIDTH - RIGHT - 2, "end")
     under = (first if left else last) < height or height < TOP + 10
-    line = f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
+    name_height = height + (13 if under else -5)
     return (
-        f'{line}<text class="name" x="{place}" y="{height + (13 if under else -5):.1f}" '
+        f'{_across("level", height)}<text class="name" x="{place}" y="{name_height:.1f}" '
         f'text-anchor="{anchor}">{escape(level.name)} {level.value:.4g}</text>'
     )
 
@@ -104,7 +108,7 @@ def thinned(
     if len(steps) <= most:
         return list(steps), list(values)
     edges = [len(steps) * i // (most - 1) for i in range(most)]
-    parts = [slice(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    parts = [slice(low, high) for low, high in pairwise(edges)]
     means = [
         [sum(numbers[part]) / len(numbers[part]) for part in parts] for numbers in (steps, values)
     ]

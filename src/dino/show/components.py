@@ -48,7 +48,8 @@ def components(
     with np.errstate(invalid="ignore"):  # shares of variance of constant tokens are 0 / 0
         found = pca.fit_transform(rows)
     values = np.full((len(rows), 3), 0.5)
-    significant = pca.singular_values_ > 1e-9 * max(1e-300, np.abs(rows).max()) * len(rows) ** 0.5
+    # Tokens are single precision: variation below a millionth of their length is rounding.
+    significant = pca.singular_values_ > 1e-6 * np.linalg.norm(rows)
     low, high = np.quantile(found, [(1 - spread) / 2, (1 + spread) / 2], axis=0)
     usable = significant & (high > low)
     shares = (found - low)[:, usable] / (high - low)[usable]

@@ -1,0 +1,186 @@
+"""One step of training: against an oracle, and invariant to how it is carried out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from oracle.dino import Oracle
+from small import assert_same, distillation, groups, network, schedules, state
+
+from dino.distillation.loss import DINOLoss
+from dino.distillation.step import Distillation
+from dino.distillation.teacher import Network
+from dino.files import UserError
+from dino.models.convnet import ResNet50
+from dino.models.head import Head
+from dino.runtime import Ranks
+
+
+@pytest.mark.parametrize("local", [0, 1, 3])
+@pytest.mark.parametrize("head", [{"fixed_norm": True}, {"fixed_norm": False}])
+@pytest.mark.parametrize("clip", [0.0, 0.02])
+def test_steps_equal_the_oracle(local: int, head: dict[str, Any], clip: float) -> None:
+    planned = schedules(freeze_steps=2)
+    ours = distillation(planned=planned, head=head, clip=clip)
+    oracle = Oracle(copy.deepcopy(ours.student), 24)
+    for step in range(5):
+        views = groups(step, local=local)
+        value = ours.step(views, step).loss.item()
+        expected = oracle.step(
+            [view for group in views for view in group],
+            lr=planned.lr_at(step),
+            wd=planned.weight_decay_at(step),
+            lam=planned.momentum_at(step),
+            tau_t=planned.temperature_at(step),
+            clip=clip,
+            frozen=step < 2,
+        )
+        assert value == pytest.approx(expected, rel=1e-10)
+    for own, theirs in ((ours.student, oracle.student), (ours.teacher, oracle.teacher)):
+        assert_same(own.state_dict(), theirs.state_dict(), 1e-8)
+    torch.testing.assert_close(ours.loss.center, oracle.center, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_micro_batches_and_streaming_change_nothing(micro_batch: int, streamed: bool) -> None:
+    options: dict[str, Any] = {"drop_path": 0.3, "clip": 0.1, "head": {"fixed_norm": False}}
+    whole = distillation(**options, streamed=False)
+    parts = distillation(**options, micro_batch=micro_batch, streamed=streamed)
+    for step in range(3):
+        a, b = whole.step(groups(step), step), parts.step(groups(step), step)
+        assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-11)
+        assert a.teacher_entropy.item() == pytest.approx(b.teacher_entropy.item(), rel=1e-11)
+        torch.testing.assert_close(a.features, b.features)
+    assert_same(state(parts), state(whole), 1e-7)
+
+
+def test_drop_path_acts_on_the_student_and_is_drawn_anew_each_step() -> None:
+
+    other = distillation(drop_path=0.0)
+    same = groups(0)
+    again = distillation(drop_path=0.5)
+    assert again.step(same, 0).loss.item() == distillation(drop_path=0.5).step(same, 0).loss.item()
+    assert again.step(same, 0).loss.item() != other.step(same, 0).loss.item()
+    first = distillation(drop_path=0.5)._keep_factors(5, 4, 0)
+    second = distillation(drop_path=0.5)._keep_factors(5, 4, 1)
+    assert first is not None
+    assert second is not None
+    assert not torch.equal(first, second)
+    assert (first[:2] == 1).all()  # block 0 drops nothing
+    assert set(first[2:].unique().tolist()) <= {0.0, 2.0}
+
+
+def test_drop_path_of_two_ranks_is_that_of_one() -> None:
+    whole = distillation(drop_path=0.5)._keep_factors(5, 6, 3)
+    halves = [
+        distillation(drop_path=0.5, ranks=Ranks(rank, 2, rank))._keep_factors(5, 3, 3)
+        for rank in range(2)
+    ]
+    assert whole is not None
+    assert torch.equal(torch.cat([h for h in halves if h is not None], dim=2), whole)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_moves_nothing(optimizer: str, poison: float) -> None:
+    ours = distillation(optimizer=optimizer, clip=1.0)
+    for step in range(3):
+        assert not ours.step(groups(step), step).refused.item()
+    before = state(ours)
+    views = groups(9)
+    views[1][0, 2, 0, 0, 0] = poison
+    assert ours.step(views, 3).refused.item()
+    views = groups(9)
+    views[0][1, 2, 0, 0, 0] = poison  # also in what the teacher sees
+    assert ours.step(views, 3).refused.item()
+    assert_same(state(ours), before)
+    assert not ours.step(groups(3), 3).refused.item()
+    clean = distillation(optimizer=optimizer, clip=1.0)
+    for step in range(4):
+        clean.step(groups(step), step)
+    assert_same(state(ours), state(clean))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_frozen_last_layer_neither_moves_nor_decays_nor_keeps_moments(optimizer: str) -> None:
+    ours = distillation(
+        planned=schedules(freeze_steps=3), head={"fixed_norm": False}, optimizer=optimizer
+    )
+    before = copy.deepcopy(ours.student.head.last_layer.state_dict())
+    mlp = ours.student.head.mlp[0].weight.clone()
+    for step in range(3):
+        ours.step(groups(step), step)
+    assert_same(ours.student.head.last_layer.state_dict(), before)
+    for own, origin in zip(ours.teacher.head.last_layer.state_dict().values(), before.values(), strict=True):
+        torch.testing.assert_close(own, origin, rtol=1e-14, atol=1e-15)
+    for parameter in ours.student.head.last_layer.parameters():
+        moments = ours.optimizer.state.get(parameter, {})
+        assert not any(moment.any() for moment in moments.values())
+    assert not torch.equal(ours.student.head.mlp[0].weight, mlp)
+    ours.step(groups(3), 3)
+    assert not torch.equal(ours.student.head.last_layer.weight_v, before["weight_v"])
+    assert not torch.equal(ours.student.head.last_layer.weight_g, before["weight_g"])
+
+
+def test_teacher_shares_no_storage_and_asks_for_no_gradient() -> None:
+    ours = distillation()
+    theirs = {p.untyped_storage().data_ptr() for p in ours.student.parameters()}
+    for parameter in ours.teacher.parameters():
+        assert parameter.untyped_storage().data_ptr() not in theirs
+        assert not parameter.requires_grad
+
+
+def test_center_is_the_mean_over_rows_on_one_process() -> None:
+    ours = distillation()
+    views = groups(0)
+    with torch.no_grad():
+        logits = ours.teacher.logits(ours.teacher.forward_features(views[0]))
+    ours.step(views, 0)
+    torch.testing.assert_close(ours.loss.center, 0.1 * logits.mean(dim=(0, 1)))
+
+
+def batch_norm_distillation(streamed: bool) -> Distillation:
+    torch.manual_seed(0)
+    student = Network(ResNet50(image_size=32), Head(2048, 16, hidden=8, bottleneck=4, batch_norm=True))
+    return Distillation(student, DINOLoss(16), schedules(), optimizer="lars", streamed=streamed)
+
+
+def test_a_head_with_batch_norm_sees_all_views_at_once() -> None:
+    views = [torch.randn(2, 3, 3, 32, 32), torch.randn(2, 3, 3, 32, 32)]
+    asked, whole = batch_norm_distillation(True), batch_norm_distillation(False)
+    assert not asked.streamed
+    for step in range(2):
+        assert asked.step(views, step).loss.item() == whole.step(views, step).loss.item()
+    assert_same(state(asked), state(whole))
+    head = asked.student.head
+    assert isinstance(head.mlp[1], torch.nn.BatchNorm1d)
+    assert head.mlp[1].num_batches_tracked == 2  # one pass a step, not one a group
+    teacher = asked.teacher.backbone.network.bn1
+    assert teacher.num_batches_tracked == 2  # its running statistics are its own
+    assert not torch.equal(teacher.running_mean, asked.student.backbone.network.bn1.running_mean)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    student = Network(ResNet50(), Head(2048, 16, hidden=8, bottleneck=4))
+    with pytest.raises(UserError, match="micro-batches"):
+        Distillation(student, DINOLoss(16), schedules(), micro_batch=1)
+    with pytest.raises(UserError, match="drop path"):
+        Distillation(student, DINOLoss(16), schedules(), drop_path=0.1)
+
+
+def test_bf16_keeps_head_loss_and_center_in_full_precision() -> None:
+    ours = distillation(dtype=torch.float32, precision="bf16")
+    report = ours.step(groups(0, dtype=torch.float32), 5)
+    assert report.loss.dtype == ours.loss.center.dtype == report.features.dtype == torch.float32
+    exact = distillation(dtype=torch.float32)
+    assert report.loss.item() == pytest.approx(
+        exact.step(groups(0, dtype=torch.float32), 5).loss.item(), rel=1e-2
+    )
+
+
+def test_a_network_on_its_own_is_the_student_at_the_start() -> None:
+    assert_same(network(0).state_dict(), distillation(0).teacher.state_dict())
