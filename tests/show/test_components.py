@@ -15,9 +15,7 @@ from dino.show.components import components, patch_features
 def tokens() -> list[Tensor]:
     """Two images whose tokens vary in three directions of different strength."""
     mix = torch.randn(3, 16) * torch.tensor([[9.0], [3.0], [1.0]])
-    return [
-        torch.einsum("chw,cd->dhw", torch.randn(3, h, w), mix) + 5 for h, w in ((6, 7), (4, 9))
-    ]
+    return [torch.einsum("chw,cd->dhw", torch.randn(3, h, w), mix) + 5 for h, w in ((6, 7), (4, 9))]
 
 
 def test_one_picture_an_image(tokens: list[Tensor]) -> None:

@@ -164,8 +164,9 @@ def crop_resize(
     """Crop a box and resize it with antialiased bicubic interpolation, as Pillow does.
 
     PyTorch resizes uint8 on the CPU in fixed-point arithmetic with vector instructions, fastest
-    from pixels that lie channels last (as `to_tensor` leaves them). Results agree with
-    `Image.crop().resize(BICUBIC)` to a level or two, and nearly always exactly.
+    from pixels that lie channels last (as `to_tensor` leaves them). The result is that of
+    `Image.crop().resize(BICUBIC)` up to rounding: nearly all values equal, the others one level
+    apart, and a few in a million some levels, where an overshoot is clipped between the passes.
 
     Args:
         image: the whole image.

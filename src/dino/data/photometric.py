@@ -206,8 +206,9 @@ def shift_hue_(pixels: Float[Tensor, "N 3 S S"], turns: Float[Tensor, " N"]) -> 
 
     Args:
         pixels: 0 to 255.
-        turns: -0.5 to 0.5, for each image.
+        turns: -0.5 to 0.5, for each image; cut to whole 255ths, as torchvision does on PIL images.
     """
+    turns = (turns * 255).trunc() / 255
     red, green, blue = pixels.chunk(3, dim=1)
     value = torch.maximum(red, green)
     torch.maximum(value, blue, out=value)

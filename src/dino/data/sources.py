@@ -132,7 +132,8 @@ def _image_names(root: Path) -> list[str]:
     if not names and not others:
         raise UserError(f"{root} is empty: give --data a folder of images, or demo")
     if not names:
-        found = ", ".join(f"{count} {kind}" for kind, count in others.most_common(4))
+        ranking = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        found = ", ".join(f"{count} {kind}" for kind, count in ranking[:4])
         kinds = " ".join(EXTENSIONS)
         raise UserError(f"{root} holds no images: found {found}; images end in {kinds}")
     return sorted(names)

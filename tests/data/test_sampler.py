@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dino.data.sampler import EpochSampler
+from dino.files import UserError
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(1, 40),
+    batch=st.integers(1, 40),
+    seed=st.integers(0, 5),
+    start=st.integers(0, 30),
+    steps=st.integers(0, 30),
+)
+def test_an_epoch_is_each_image_once_and_a_resume_goes_on(
+    length: int, batch: int, seed: int, start: int, steps: int
+) -> None:
+    if length < batch:
+        return
+    whole = list(EpochSampler(length, batch, seed, stop_step=start + steps))
+    assert [len(keys) for keys in whole] == [batch] * (start + steps)
+    assert list(EpochSampler(length, batch, seed, 0, 1, start, start + steps)) == whole[start:]
+    steps_per_epoch = length // batch
+    for step, keys in enumerate(whole):
+        assert {epoch for epoch, _ in keys} == {step // steps_per_epoch}
+    for epoch in range((start + steps) // steps_per_epoch):
+        parts = whole[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch]
+        seen = [index for keys in parts for _, index in keys]
+        assert len(set(seen)) == len(seen) == steps_per_epoch * batch
+        assert set(seen) <= set(range(length))
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_ranks_share_the_batch_of_one(world: int) -> None:
+    whole = EpochSampler(20, 6, 0, stop_step=7)
+    parts = [EpochSampler(20, 6, 0, rank, world, stop_step=7) for rank in range(world)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert [key for share in shares for key in share] == batch
+
+
+def test_epochs_differ_and_repeat_with_the_seed() -> None:
+    def epochs(seed: int) -> list[tuple[int, ...]]:
+        return [tuple(i for _, i in keys) for keys in EpochSampler(30, 30, seed, stop_step=3)]
+
+    assert epochs(0) == epochs(0)
+    assert len({*epochs(0), *epochs(1)}) == 6
+
+
+def test_without_an_end_it_never_ends() -> None:
+    assert len(list(islice(EpochSampler(5, 2), 1000))) == 1000
+
+
+def test_nothing_is_left_when_the_run_has_ended() -> None:
+    assert list(EpochSampler(5, 2, start_step=9, stop_step=9)) == []
+    assert list(EpochSampler(5, 2, start_step=10, stop_step=9)) == []
+
+
+def test_too_few_images_are_refused_with_both_numbers() -> None:
+    with pytest.raises(UserError, match="5 images, fewer than one batch of 8"):
+        EpochSampler(5, 8)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(UserError, match="10 cannot be shared by 4 processes"):
+        EpochSampler(50, 10, world=4)
+    with pytest.raises(UserError, match="0 cannot be shared"):
+        EpochSampler(50, 0)

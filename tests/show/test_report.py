@@ -1,0 +1,287 @@
+"""The page of a run: what is on it, when, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from dino.files import UserError
+from dino.models.create import create
+from dino.show import gallery
+from dino.show.gallery import spread
+from dino.show.page import picture
+from dino.show.report import read_run, report
+from dino.weights.load import save
+
+VOID = {"meta", "img"}
+
+
+class Reader(HTMLParser):
+    """Checks that tags are closed in order, and collects addresses and headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.headings: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)  # <line .../>: closed at once
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+def metrics(steps: int) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for step in range(10, 10 * steps + 1, 10):
+        lines.append(
+            {
+                "step": step,
+                "epoch": step / 20,
+                "loss": 4.0 - step / 100,
+                "teacher_entropy": 3.0,
+                "kl": 1.0 - step / 100,
+                "feature_std": 0.7,
+                "effective_rank": 12.0,
+                "images_per_s": 250.0,
+                "data_wait": 0.25,
+                "lr": 1e-3,
+                "refused": 0,
+            }
+        )
+    lines.append({"step": 10 * steps, "knn": {"k10": 61.0, "k20": 62.5}})
+    return lines
+
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs of 16 patches a side instead of 60: attention costs the fourth power."""
+    monkeypatch.setattr(gallery, "SIDE", 64)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    def make(
+        *,
+        data: str | None = None,
+        val: str | None = None,
+        lines: list[dict[str, Any]] | None = None,
+        knn: dict[str, Any] | None = None,
+        arch: str | None = None,
+        **options: Any,
+    ) -> Path:
+        run = tmp_path / "runs" / "a & b"
+        run.mkdir(parents=True)
+        config = {
+            "about": {"recipe": "small_data", **({"data": data, "val": val} if data else {})},
+            "defining": {"head.prototypes": 64, "data.images": 1234, "run.seed": 0},
+            "total_steps": 50,
+        }
+        (run / "config.json").write_text(json.dumps(config))
+        text = "".join(json.dumps(line) + "\n" for line in lines or [])
+        (run / "metrics.jsonl").write_text(text + '{"step": 60, "lo')  # still being written
+        if knn:
+            (run / "results.json").write_text(json.dumps({"knn": knn}))
+        if arch:
+            save(create(arch, **options), run / "teacher.safetensors")
+        return run
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[[str, bool], Path]:
+    """A folder of noisy pictures of different sizes, with or without classes."""
+
+    def make(name: str, classes: bool) -> Path:
+        generator = torch.Generator().manual_seed(len(name))
+        for index in range(8):
+            folder = tmp_path / name / (f"class {index % 2}" if classes else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            shape = (20 + index, 31 - index, 3)
+            noise = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+            Image.fromarray(noise.numpy()).save(folder / f"{index}.png")
+        return tmp_path / name
+
+    return make
+
+
+VIT = {"arch": "vit_tiny", "width": 12, "depth": 1, "heads": 2, "patch_size": 4, "image_size": 8}
+KNN = {"trained": 70.6, "untrained": 58.6, "pixels": 37.0, "k": 20, "bank": 1728, "queries": 576}
+PICTURES = ["Nearest neighbours", "Attention", "Components of the patch features"]
+
+
+def read(run: Path) -> tuple[str, Reader]:
+    path = report(run)
+    assert path == run / "report.html"
+    text = path.read_text(encoding="utf-8")
+    return text, Reader(text)
+
+
+def test_a_whole_page(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
+    data, val = photos("train", True), photos("val", True)
+    text, page = read(make_run(data=str(data), val=str(val), lines=metrics(5), knn=KNN, **VIT))
+    assert page.headings == [
+        "a & b",
+        "Do the features know what is in a picture?",
+        "How the training went",
+        *PICTURES,
+    ]
+    for words in (
+        "70.6 %",
+        "58.6 %",
+        "37.0 %",
+        "+12.0 points against the untrained network",
+        "+33.6 points against raw pixels",
+        "20 most similar of 1,728",
+        "1,234 images",
+        "recipe small_data",
+        "ln K = 4.159",
+        "25 % of the time",
+        "never seen in training",
+        "each of the 2 heads",
+        "50 steps",
+    ):
+        assert words in text
+    assert page.tags.count("svg") == 8
+    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * gallery.NEIGHBOURS
+
+
+def test_a_page_needs_nothing_else(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
+    run = make_run(data=str(photos("train", False)), lines=metrics(5), knn=KNN, **VIT)
+    text, page = read(run)
+    assert page.addresses
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert not re.search(r"https?:|<script|<link|@import|url\(", text)
+    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert "default-src 'none'" in text
+
+
+def test_every_picture_has_words_for_who_cannot_see_it(
+    make_run: MakeRun, photos: Callable[[str, bool], Path]
+) -> None:
+    text, page = read(make_run(data=str(photos("train", True)), lines=metrics(5), **VIT))
+    assert len(re.findall(r'<img[^>]* alt="[^"]+"', text)) == page.tags.count("img") > 0
+    assert len(re.findall(r'<svg[^>]* aria-label="[^"]+"', text)) == page.tags.count("svg")
+
+
+def test_without_classes_neighbours_are_not_judged(
+    make_run: MakeRun, photos: Callable[[str, bool], Path]
+) -> None:
+    text, page = read(make_run(data=str(photos("train", False)), **VIT))
+    assert page.headings == ["a & b", *PICTURES]
+    assert 'class="same"' not in text
+    assert 'class="apart"' not in text
+    assert "frame" not in text[text.index("Nearest neighbours") :].split("</p>")[0]
+
+
+def test_nothing_is_its_own_neighbour(
+    make_run: MakeRun, photos: Callable[[str, bool], Path]
+) -> None:
+    text, _ = read(make_run(data=str(photos("train", False)), **VIT))
+    for block in text.split('<div class="query">')[1:]:
+        asked, *found = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
+        assert asked not in found
+        assert len(found) == 2 * gallery.NEIGHBOURS
+
+
+def test_convnets_have_components_but_no_attention(
+    make_run: MakeRun, photos: Callable[[str, bool], Path]
+) -> None:
+    run = make_run(data=str(photos("train", False)), arch="resnet50", image_size=32)
+    _, page = read(run)
+    assert page.headings == ["a & b", PICTURES[0], PICTURES[2]]
+
+
+def test_a_run_that_has_only_begun(make_run: MakeRun) -> None:
+    run = make_run(lines=metrics(5)[:2])
+    text, page = read(run)
+    assert page.headings == ["a & b", "How the training went"]
+    assert "20 of 50 steps" in text
+    (run / "metrics.jsonl").unlink()
+    _, page = read(run)
+    assert page.headings == ["a & b"]
+
+
+def test_images_that_are_gone_cost_the_pictures_only(make_run: MakeRun) -> None:
+    text, page = read(make_run(data="/nowhere/at/all", lines=metrics(5), **VIT))
+    assert page.headings == ["a & b", "How the training went", "Pictures"]
+    assert "/nowhere/at/all does not exist" in text
+
+
+def test_collapse_and_refused_steps_stand_at_the_top(make_run: MakeRun) -> None:
+    lines = [*metrics(5), {"step": 50, "collapse": "uniform"}, {"step": 50, "refused": 3}]
+    text, _ = read(make_run(lines=lines))
+    top = text[: text.index("How the training went")]
+    assert "At step 50 the run was seen to collapse: uniform" in top
+    assert "3 steps were refused" in top
+
+
+def test_measures_that_were_not_finite_are_left_out(make_run: MakeRun) -> None:
+    lines = [*metrics(5), {"step": 55, "loss": None}, {"step": 56, "loss": float("nan")}]
+    run = make_run(lines=lines)
+    curve = read_run(run).curve("loss")
+    assert curve is not None
+    assert curve.steps == (10, 20, 30, 40, 50)
+    report(run)
+
+
+def test_names_cannot_break_the_page(make_run: MakeRun) -> None:
+    evil = "<script>alert(1)</script>"
+    run = make_run(data=evil, lines=metrics(2), **VIT)
+    text, page = read(run)
+    assert evil not in text
+    assert "script" not in page.tags
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json"):
+        report(tmp_path)
+
+
+def test_spread_is_even() -> None:
+    assert spread(10, 5) == [1, 3, 5, 7, 9]
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(0, 5) == []
+    assert spread(1000, 1) == [500]
+
+
+def test_pictures_come_back_from_the_page() -> None:
+    image = Image.new("RGB", (30, 20), (10, 200, 90))
+    for html, size in (
+        (picture(image, "p", exact=True), (30, 20)),
+        (picture(image, "p", width=15), (15, 10)),
+    ):
+        data = re.search(r"base64,([^\"]+)", html)
+        assert data is not None
+        back = Image.open(io.BytesIO(base64.b64decode(data[1]))).convert("RGB")
+        assert back.size == size
+        red, green, blue = back.getpixel((3, 3))  # type: ignore[misc]
+        assert max(abs(red - 10), abs(green - 200), abs(blue - 90)) <= 3

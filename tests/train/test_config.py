@@ -1,0 +1,128 @@
+"""Recipes hold the published numbers, and settings that cannot work are refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dino.files import UserError
+from dino.train.config import PretrainConfig, differences
+from dino.train.recipes import RECIPES, demo, recipe, vit_s16
+
+IMAGES = 1_281_167
+
+# paper.md 2.1 and 2.2: peak lr, min lr, clip, freeze epochs, tt start / end / epochs, batch, epochs, K,
+# norm fixed, global scale from, local scale to, local crops
+PUBLISHED: dict[str, tuple[Any, ...]] = {
+    "vit_s16": (0.002, 1e-5, 0, 1, 0.04, 0.07, 30, 1024, 800, 65536, False, 0.25, 0.25, 10),
+    "vit_s8": (0.002, 1e-6, 3.0, 1, 0.04, 0.07, 30, 1024, 800, 65536, False, 0.4, 0.4, 10),
+    "vit_b16": (0.003, 2e-6, 0.3, 3, 0.04, 0.07, 50, 1024, 400, 65536, True, 0.25, 0.25, 10),
+    "vit_b8": (0.0020625, 2e-6, 3.0, 3, 0.03, 0.07, 50, 1056, 300, 65536, True, 0.25, 0.25, 10),
+    "resnet50": (4.78125, 0.0048, 0, 1, 0.04, 0.07, 50, 4080, 800, 60000, True, 0.14, 0.14, 6),
+    "vanilla": (0.001, 1e-6, 3.0, 1, 0.04, 0.04, 0, 512, 100, 65536, True, 0.4, 0.4, 8),
+    "boost": (0.002, 1e-6, 3.0, 1, 0.04, 0.07, 30, 1024, 300, 65536, False, 0.4, 0.4, 8),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_hold_the_published_numbers(name: str) -> None:
+    config = recipe(name)
+    per_epoch = IMAGES // config.run.batch
+    planned = config.schedules(per_epoch)
+    assert (
+        pytest.approx(planned.lr),
+        planned.lr_end,
+        config.optim.clip,
+        planned.freeze_steps / per_epoch,
+        planned.temperature_at(0),
+        planned.temperature,
+        planned.temperature_epochs,
+        config.run.batch,
+        planned.total / per_epoch,
+        config.head.prototypes,
+        config.head.fixed_norm,
+        config.views.global_scale[0],
+        config.views.local_scale[1],
+        config.views.local_count,
+    ) == PUBLISHED[name]
+    assert planned.warmup == 10 * per_epoch
+    assert (planned.momentum, planned.momentum_end) == (0.996, 1.0)
+    assert config.teacher.center_momentum == 0.9
+    assert config.teacher.student_temperature == 0.1
+    assert config.head.batch_norm == (name == "resnet50")
+    decay = (1e-6, 1e-6) if name == "resnet50" else (0.04, 0.4)
+    assert (planned.weight_decay, planned.weight_decay_end) == decay
+    assert config.model.drop_path == (0.0 if name == "resnet50" else 0.1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_sound(name: str) -> None:
+    config = recipe(name)
+    assert config.check() == []
+    assert config.schedules(1000).total > 0
+    first, second, *local = config.views.specs()
+    assert (first.blur, second.blur) == (1.0, 0.1)
+    assert (first.solarize, second.solarize) == (0.0, 0.2)
+    assert [spec.blur for spec in local] == [0.5]
+    assert "dino pretrain" in (RECIPES[name].__doc__ or "")
+    json.dumps(config.defining())
+
+
+def test_unknown_recipes_and_settings_are_refused() -> None:
+    with pytest.raises(UserError, match=r"unknown recipe 'vits': known are vit_s16, .*demo"):
+        recipe("vits")
+    for wrong in ("optim.lrr", "lr", "nothing.lr"):
+        with pytest.raises(UserError, match=f"no setting '{wrong}'"):
+            demo().changed({wrong: 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"views.global_size": 225}, r"views.global_size 225 is not a multiple .* 16: take 224 or 240"),
+        ({"views.local_size": 8}, r"views.local_size 8 .*: take 16"),
+        ({"run.batch": 7}, r"run.batch 7 cannot be shared by 2 processes"),
+        ({"model.drop_path": 1.0}, r"drop_path is 1.0"),
+        ({"teacher.temperature": 0.0}, r"above 0"),
+    ],
+)
+def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        vit_s16().changed(settings).check(world=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optim.warmup": "11 epochs"}, r"optim.warmup '11 epochs' is longer than run.duration '10"),
+        ({"teacher.temperature_warmup": "30 epochs"}, r"teacher.temperature_warmup '30 epochs'"),
+        ({"run.duration": "0 epochs"}, r"has no step"),
+        ({"run.duration": "10%"}, r"not a duration"),
+    ],
+)
+def test_durations_that_cannot_work(settings: dict[str, Any], words: str) -> None:
+    base = demo().changed({"run.duration": "10 epochs"})
+    with pytest.raises(UserError, match=words):
+        base.changed(settings).schedules(20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"teacher.temperature": 0.3}, "uniform collapse"),
+        ({"optim.lr": 0.05}, "AdamW"),
+        ({"model.arch": "vit_base"}, "fixed_norm"),
+    ],
+)
+def test_settings_known_to_go_wrong_are_doubted(settings: dict[str, Any], words: str) -> None:
+    (doubt,) = vit_s16().changed(settings).check()
+    assert words in doubt
+
+
+def test_differences_name_what_differs() -> None:
+    here = PretrainConfig().changed({"optim.lr": 1e-3, "execution.workers": 3})
+    assert differences(PretrainConfig().defining(), here.defining()) == [
+        "optim.lr is 0.0005 there and 0.001 here"
+    ]
