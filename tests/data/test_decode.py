@@ -204,7 +204,7 @@ BOXES = [
 def test_crops_are_pillows(
     pictures: list[Image.Image], box: tuple[int, int, int, int], size: int, flip: bool
 ) -> None:
-    """Within 0.3 of a level on average, and 999 of 1000 values within one level."""
+    """Within half a level on average, and 999 of 1000 values within one level."""
     top, left, height, width = box
     for picture in pictures[:-1]:
         crop = picture.crop((left, top, left + width, top + height))
@@ -215,7 +215,7 @@ def test_crops_are_pillows(
             ours = crop_resize(image, box, size, flip)
             assert ours.dtype == torch.uint8
             difference = (ours.int() - to_tensor(theirs).int()).abs().float()
-            assert difference.mean() <= 0.3
+            assert difference.mean() <= 0.5
             assert (difference > 1).float().mean() <= 1e-3
 
 

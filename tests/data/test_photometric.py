@@ -53,7 +53,7 @@ def rows(count: int, **values: float) -> Tensor:
 
 def levels(images: Tensor, params: Tensor) -> Tensor:
     """Augmented pixels from 0 to 255."""
-    return augment(images, params, (0, 0, 0), (1, 1, 1)) * 255
+    return augment(images, params, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) * 255
 
 
 def stacked(pictures: list[Image.Image]) -> Tensor:
@@ -188,9 +188,7 @@ def test_images_do_not_see_one_another(pictures: list[Image.Image]) -> None:
         assert torch.allclose(together[index : index + 1], alone, atol=1e-3)
 
 
-def test_chunks_do_not_matter(
-    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_do_not_matter(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
     images = stacked([pictures[index % len(pictures)] for index in range(24)])
     whole = levels(images, drawn(12))
     monkeypatch.setattr(photometric, "_CHUNK", 5 * images[0].numel())
@@ -249,7 +247,7 @@ def test_no_images_give_no_images() -> None:
     assert augment(empty, rows(1)[:0], IMAGENET_MEAN, IMAGENET_STD).shape == (0, 3, 8, 8)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 9), (3, 8, 8)])
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 9)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected uint8 images"):
         augment(torch.zeros(shape, dtype=torch.uint8), rows(2), IMAGENET_MEAN, IMAGENET_STD)

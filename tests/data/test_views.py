@@ -66,7 +66,7 @@ def test_no_local_views_leave_the_two_globals() -> None:
         ("hue", 0.6),
         ("blur_sigma", (2.0, 0.1)),
         ("blur", math.nan),
-        ("solarize_threshold", 256),
+        ("solarize_threshold", 256.0),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(field: str, value: object) -> None:
@@ -204,7 +204,7 @@ def test_the_fallback_box_is_torchvisions(height: int, width: int) -> None:
 
 def test_switches_come_as_often_as_they_should() -> None:
     spec = replace(
-        PLAIN, flip=0.5, jitter=0.8, grey=0.2, blur=0.3, solarize=0.1, solarize_threshold=100
+        PLAIN, flip=0.5, jitter=0.8, grey=0.2, blur=0.3, solarize=0.1, solarize_threshold=100.0
     )
     views = drawn(spec)
     for probability, on in (

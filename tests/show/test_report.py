@@ -257,6 +257,7 @@ def test_names_cannot_break_the_page(make_run: MakeRun) -> None:
     evil = "<script>alert(1)</script>"
     run = make_run(data=evil, lines=metrics(2), **VIT)
     text, page = read(run)
+    assert "<title>dino: a &amp; b</title>" in text
     assert evil not in text
     assert "script" not in page.tags
 

@@ -9,7 +9,7 @@ runs on the whole batch with these where an image does not want it, so the host 
 CPU the images are sorted by what they want, and an operation runs on the stretches that want it,
 in chunks that stay in the cache. Functions that end in an underscore overwrite their pixels.
 
-Shapes: N images, C channels (red, green, blue), S side, P parameters.
+Shapes: N images, C channels (red, green, blue), H height and W width or S side, P parameters.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _TILE = 32  # rows of the blur's matrix that are multiplied at once on the CPU
 
 @torch.no_grad()
 def augment(
-    images: UInt8[Tensor, "N C S S"],
+    images: UInt8[Tensor, "N C H W"],
     params: Float[Tensor, "N P"],
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "N C S S"]:
+) -> Float[Tensor, "N C H W"]:
     """Apply each image's photometric parameters and normalise it.
 
     The order is the reference's: the jitter's four operations in the row's own order, grey, blur,

@@ -1,0 +1,112 @@
+"""Two gloo processes with half a batch each are one process with the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run
+from small import assert_same, distillation, groups, state
+from torch import Tensor
+
+from dino import runtime
+from dino.data.sources import Samples
+from dino.runtime import Ranks
+from dino.train.config import PretrainConfig
+from dino.train.loop import train
+from dino.train.recipes import demo
+
+STEPS = 3
+
+
+def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str, Tensor]:
+    """State, losses and gradients after some steps on this rank's part of each batch."""
+    ours = distillation(ranks=ranks, **options)
+    found: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        whole = groups(step, batch=4)
+        if poison and step == 1:
+            whole[0][0, 3, 0, 0, 0] = float("nan")  # on the last rank only
+        share = 4 // ranks.world
+        part = slice(ranks.rank * share, (ranks.rank + 1) * share)
+        report = ours.step([group[:, part] for group in whole], step)
+        found[f"loss{step}"] = report.loss
+        found[f"entropy{step}"] = report.teacher_entropy
+        found[f"refused{step}"] = report.refused.double()
+    gradients = {f"gradient.{n}": p.grad for n, p in ours.student.named_parameters()}
+    return {**found, **state(ours), **{n: g.clone() for n, g in gradients.items() if g is not None}}
+
+
+@pytest.mark.parametrize(
+    ("options", "poison"),
+    [
+        ({"clip": 0.05, "drop_path": 0.4}, False),
+        ({"micro_batch": 1, "head": {"fixed_norm": False}}, False),
+        ({"streamed": False, "optimizer": "lars"}, False),
+        ({}, True),
+    ],
+    ids=["streamed", "micro-batches", "whole-lars", "not-finite-on-one-rank"],
+)
+def test_two_ranks_equal_one(options: dict[str, Any], poison: bool) -> None:
+    one = trajectory(Ranks(), options, poison)
+    two = run(trajectory, 2, options, poison)
+    if poison:
+        assert [one[f"refused{step}"].item() for step in range(STEPS)] == [0, 1, 0]
+        for values in (one, *two):
+            del values["loss1"], values["entropy1"]
+    assert_same(two[0], two[1])
+    assert_same(two[0], one, 1e-9)
+
+
+def config() -> PretrainConfig:
+    return demo().changed(
+        {
+            "model.width": 24, "model.depth": 2, "model.heads": 2, "model.patch_size": 8, "model.drop_path": 0.2,
+            "head.prototypes": 16, "head.hidden": 16, "head.bottleneck": 8,
+            "views.global_size": 16, "views.local_size": 8, "views.local_count": 2,
+            "run.batch": 4, "run.duration": "5 steps", "optim.warmup": "1 steps",
+            "execution.workers": 0, "execution.checkpoint_every": "2 steps", "execution.log_every": "1 steps",
+        }
+    )  # fmt: skip
+
+
+def images() -> Samples:
+    generator = torch.Generator().manual_seed(0)
+    return Samples([torch.randint(0, 256, (3, 24, 24), generator=generator, dtype=torch.uint8) for _ in range(12)])
+
+
+def whole_run(_: Ranks, out: Path) -> float:
+    # The loop joins the process group by itself; the harness has joined it already.
+    runtime.dist.destroy_process_group()
+    result = train(config(), images(), out, device=torch.device("cpu"))
+    runtime.dist.init_process_group("gloo")
+    return float(result.step)
+
+
+def test_a_run_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    train(config(), images(), tmp_path / "one", device=torch.device("cpu"))
+    assert run(whole_run, 2, tmp_path / "two") == [5, 5]
+    for name in ("student", "teacher", "loss"):
+        one, two = (
+            load_file(tmp_path / world / "checkpoints" / "step_00000005" / f"{name}.safetensors")
+            for world in ("one", "two")
+        )
+        assert_same(two, one, 2e-3)  # fp32: sums in another order, amplified by Adam
+    lines = [(tmp_path / world / "metrics.jsonl").read_text().splitlines() for world in ("one", "two")]
+    assert len(lines[0]) == len(lines[1]) == 5
+
+
+def collectives(ranks: Ranks) -> tuple[float, list[int]]:
+    total = runtime.all_sum(torch.tensor([float(ranks.rank + 1)]))
+    runtime.barrier()
+    return total.item(), runtime.gather_objects(ranks.rank)
+
+
+def test_collectives_really_talk_and_are_silent_alone() -> None:
+    assert run(collectives, 2) == [(3.0, [0, 1])] * 2
+    assert collectives(Ranks()) == (1.0, [0])
+    assert not runtime.dist.is_initialized()

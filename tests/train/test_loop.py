@@ -1,0 +1,220 @@
+"""A run: its folder, its end, its interruptions, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dino import cli
+from dino.data.sources import Samples
+from dino.evaluate.protocol import Evaluation
+from dino.files import UserError
+from dino.models.features import Backbone
+from dino.train import loop as module
+from dino.train.config import PretrainConfig
+from dino.train.loop import train
+from dino.train.recipes import demo
+from dino.train.record import read_metrics
+
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = {
+    "model.width": 24, "model.depth": 2, "model.heads": 2, "model.patch_size": 8, "model.drop_path": 0.2,
+    "head.prototypes": 16, "head.hidden": 16, "head.bottleneck": 8,
+    "views.global_size": 16, "views.local_size": 8, "views.local_count": 2,
+    "run.batch": 4, "run.duration": "8 steps", "optim.warmup": "1 steps",
+    "execution.workers": 0, "execution.checkpoint_every": "3 steps", "execution.log_every": "2 steps",
+    "execution.knn_every": "4 steps",
+}  # fmt: skip
+
+
+def config(**changes: Any) -> PretrainConfig:
+    return demo().changed({**TINY, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def images(count: int = 12) -> Samples:
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, 24, 24)
+    return Samples([torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(count)])
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / (run / "checkpoints" / "LAST").read_text().strip()
+    files = ("student", "teacher", "loss", "optimizer")
+    return {f"{n}.{k}": v for n in files for k, v in load_file(folder / f"{n}.safetensors").items()}
+
+
+def assert_bitwise(a: Path, b: Path) -> None:
+    ours, theirs = final(a), final(b)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+class Rising(Evaluation):
+    """An evaluation that only counts."""
+
+    name = "knn"
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def run(self, backbone: Backbone) -> dict[str, float]:
+        self.count += 1
+        assert backbone(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
+        return {"k10": float(10 * self.count)}
+
+
+def test_a_run_folder_is_whole(tmp_path: Path) -> None:
+    result = train(config(), images(), tmp_path, device=CPU, about={"data": "x"}, evaluations=[Rising()])
+    assert result.finished
+    assert (result.step, result.refused, result.measured) == (8, 0, {"k10": 20.0})
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"best.safetensors", "checkpoints", "config.json", "metrics.jsonl", "teacher.safetensors"}
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
+    assert [(line["step"], line["knn"]) for line in lines if "knn" in line] == [(4, {"k10": 10.0}), (8, {"k10": 20.0})]
+    assert set(lines[0]) >= {
+        "epoch", "loss", "lr", "weight_decay", "momentum", "teacher_temp", "teacher_entropy", "kl",
+        "feature_std", "effective_rank", "images_per_s", "data_wait", "refused",
+    }  # fmt: skip
+    assert lines[0]["loss"] == pytest.approx(lines[0]["teacher_entropy"] + lines[0]["kl"])
+    assert json.loads((tmp_path / "config.json").read_text())["defining"]["run.batch"] == 4
+    again = train(config(), images(), tmp_path, device=CPU)
+    assert again.finished
+    assert len(read_metrics(tmp_path)) == len(lines)
+
+
+def test_stopped_by_a_signal_and_resumed_equals_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config(), images(), tmp_path / "straight", device=CPU)
+    looks = module._Loop._look
+
+    def interrupt(self: Any, seen: Any) -> None:
+        looks(self, seen)
+        if seen.step == 3:  # in mid-epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module._Loop, "_look", interrupt)
+    stopped = train(config(), images(), tmp_path / "stopped", device=CPU)
+    assert (stopped.step, stopped.finished) == (4, False)
+    monkeypatch.undo()
+    resumed = train(config(execution__micro_batch=None), images(), tmp_path / "stopped", device=CPU)
+    assert resumed.finished
+    assert_bitwise(tmp_path / "straight", tmp_path / "stopped")
+    steps = [[line["step"] for line in read_metrics(tmp_path / run)] for run in ("straight", "stopped")]
+    assert steps[0] == steps[1]
+
+
+def folder_of_images(path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for index in range(10):
+        kind = path / "ab"[index % 2]
+        kind.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(kind / f"{index}.png")
+    return path
+
+
+def command(data: Path, out: Path, **changes: Any) -> list[str]:
+    settings = {**TINY, "run.duration": "60 steps", "execution.checkpoint_every": "1 steps",
+                "execution.knn_every": "0 steps", **changes}  # fmt: skip
+    flags = [w for k, v in settings.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    return ["pretrain", "demo", "--data", str(data), "--out", str(out), "--device", "cpu", *flags]
+
+
+def test_killed_at_random_moments_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
+    """SIGKILL ten times at random moments, five of them while a checkpoint is being written."""
+    data, out = folder_of_images(tmp_path / "images"), tmp_path / "killed"
+    cli.main(command(data, tmp_path / "straight"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dino.pretraining", "dino.cli"])
+    moments, checkpoints = random.Random(0), out / "checkpoints"
+    halves = 0
+    for kill in range(10):
+        before = (checkpoints / "LAST").read_text() if kill else None
+        process = context.Process(target=cli.main, args=(command(data, out),))
+        process.start()
+        while process.is_alive():  # until it has gone on from where it was
+            if (checkpoints / "LAST").exists() and (checkpoints / "LAST").read_text() != before:
+                break
+        if kill % 2:  # a checkpoint's folder is hidden until it is whole
+            while process.is_alive() and not any(checkpoints.glob(".step_*")):
+                pass
+        time.sleep(moments.uniform(0, 0.004 if kill % 2 else 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        halves += any(checkpoints.glob(".step_*"))
+    assert halves > 0
+    cli.main(command(data, out))
+    assert_bitwise(tmp_path / "straight", out)
+
+
+def test_another_configuration_is_refused_by_its_differences(tmp_path: Path) -> None:
+    train(config(), images(), tmp_path, device=CPU)
+    with pytest.raises(UserError, match=r"optim.lr is .* there and 0.5 here.*choose another --out"):
+        train(config(optim__lr=0.5), images(), tmp_path, device=CPU)
+    with pytest.raises(UserError, match=r"data.images is 12 there and 13 here"):
+        train(config(), images(13), tmp_path, device=CPU)
+    train(config(execution__log_every="1 steps", execution__keep=9), images(), tmp_path, device=CPU)
+
+
+def test_batches_that_are_not_finite_are_refused_listed_and_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = module._Loop._views
+
+    def poisoned(self: Any, batch: Any) -> list[torch.Tensor]:
+        groups = views(self, batch)
+        if batch.step == 1 or batch.step >= 5:
+            groups[0][0, 0] = float("nan")
+        return groups
+
+    monkeypatch.setattr(module._Loop, "_views", poisoned)
+    tame = config(execution__max_refused=3, run__duration="30 steps", execution__checkpoint_every="1 steps")
+    with pytest.raises(UserError, match=r"3 steps in a row were not finite, the last at step 8.*is whole"):
+        train(tame, images(), tmp_path, device=CPU)
+    lines = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 6, 7, 8]
+    assert all(len(line["images"]) == 4 for line in lines)
+    monkeypatch.undo()
+    assert train(tame, images(), tmp_path, device=CPU).finished
+
+
+def test_a_full_disk_ends_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dino.train import checkpoint
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="no space is left on the disk"):
+        train(config(), images(), tmp_path, device=CPU)
+
+
+def test_collapse_is_told_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.Monitor, "watch", lambda self, entropy, kl: setattr(self, "called", "uniform") or "flat!")
+    train(config(run__duration="2 steps"), images(), tmp_path, device=CPU)
+    assert "step 1: flat!" in capsys.readouterr().err
+    assert {"step": 1, "collapse": "uniform"} in read_metrics(tmp_path)
+
+
+def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = config(execution__tensorboard=True)
+    train(settings, images(), tmp_path, device=CPU, evaluations=[Rising()])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"loss", "lr", "knn/k10"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6, 8]
