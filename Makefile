@@ -19,10 +19,10 @@ INSTALL := -m pip install --disable-pip-version-check
 TEST := -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format lock lock-oldest test-oldest
+.PHONY: help env demo test shapes lint format lock lock-oldest test-oldest
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ------------------------------------------------------------------------------ environment
 env: $(READY) ## the environment .venv with the project in it
@@ -45,6 +45,9 @@ demo: $(READY) ## train on the embedded photographs: a table, and runs/demo/repo
 
 test: $(READY) ## every test
 	$(BIN)/python $(TEST)
+
+shapes: $(READY) ## every test, with all tensor signatures of dino checked at run time
+	$(BIN)/python $(TEST) --jaxtyping-packages=dino,checked.check
 
 lint: $(READY) ## format, lint, types, import floors
 	$(BIN)/ruff format --check .
@@ -72,6 +75,7 @@ lock: $(BIN)/python ## requirements/lock.txt anew: the newest of all that pyproj
 
 lock-oldest: $(OLDEST)/bin/python ## requirements/oldest.txt anew: the lower bounds themselves
 	grep -oE '"[a-z][a-z-]*>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > build/bounds.txt
+	echo 'pyparsing<3.3 # the oldest matplotlib uses names that later ones warn of' >> build/bounds.txt
 	$< $(RESOLVE) --only-binary :all: --constraint build/bounds.txt '.[dev]' \
 		| $(LOCKED) > build/oldest.txt
 	@{ echo "# The lower bounds of pyproject.toml, made by 'make lock-oldest' with Python 3.10: used by"; \

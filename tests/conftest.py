@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 # Sums over several threads depend on their number, and small tensors gain nothing from them. In
 # the environment, so that the processes that tests start keep to it too; before torch is imported.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -53,3 +55,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher's variables leak in: a test starts as the only process, rank 0 of 1."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """For tests that hand over wrong shapes on purpose: `make shapes` leaves their calls alone."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

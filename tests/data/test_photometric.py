@@ -265,3 +265,9 @@ def test_the_result_comes_in_the_type_asked_for(pictures: list[Image.Image]) -> 
     coarse = augment(images, params, IMAGENET_MEAN, IMAGENET_STD, dtype=torch.bfloat16)
     assert exact.dtype == torch.float32
     assert torch.equal(coarse, exact.bfloat16())
+
+
+def test_pixels_that_lie_channels_last_are_the_same_pixels(pictures: list[Image.Image]) -> None:
+    images, params = stacked(pictures), drawn(4)[: len(pictures)]
+    last = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(levels(last, params), levels(images.contiguous(), params))

@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     texts.mkdir()
     for name in ("1.txt", "2.TXT", "3.txt", "a.csv", "README", ".hidden"):
         (texts / name).write_text("x")
-    with pytest.raises(UserError, match="no images: found 3 .txt, 1 .csv, 1 without extension"):
+    with pytest.raises(UserError, match=r"no images: found 3 \.txt, 1 \.csv, 1 without extension"):
         open_source(texts)
     with pytest.raises(UserError, match=r"1\.txt is a file: give --data the folder"):
         open_source(texts / "1.txt")

@@ -77,19 +77,33 @@ def test_no_random_number_is_taken_from_the_training(
 def test_ranks_share_and_gather(
     mean_color: MeanColor, images: list[Any], world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, shares = open_source(images), []
+    source = open_source(images)
+    shares: list[Tensor | None] = []
+    finished = False
 
-    def keep(rows: Tensor | None) -> list[Tensor | None]:
-        shares.append(rows)
-        return [rows if rows is not None else torch.empty(0, 3)]
+    def gather(item: int | Tensor | None) -> list[Any]:
+        if isinstance(item, int):
+            return list(range(world))
+        if not finished:
+            shares.append(item)
+        return shares if finished else [torch.empty(0, 3)]
 
-    monkeypatch.setattr(features, "gather_objects", keep)
+    monkeypatch.setattr(features, "gather_objects", gather)
     for rank in range(world):
         monkeypatch.setattr(features, "ranks", lambda rank=rank: Ranks(rank, world, rank))
         extract(mean_color, source, batch=2)
-    monkeypatch.setattr(features, "gather_objects", lambda _: shares)
+    finished = True
     table = extract(mean_color, source, batch=2)
     assert sum(len(rows) for rows in shares if rows is not None) == 9
+    torch.testing.assert_close(table.features, one_by_one(mean_color, images))
+
+
+def test_a_launcher_without_a_process_group_shares_nothing(
+    mean_color: MeanColor, images: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)  # as after a training, when the group is gone
+    table = extract(mean_color, open_source(images))
     torch.testing.assert_close(table.features, one_by_one(mean_color, images))
 
 

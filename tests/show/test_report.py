@@ -202,6 +202,12 @@ def test_without_classes_neighbours_are_not_judged(
     assert "frame" not in text[text.index("Nearest neighbours") :].split("</p>")[0]
 
 
+def test_leave_one_out_is_told_as_such(make_run: MakeRun) -> None:
+    knn = {**KNN, "bank": 100, "queries": 100, "leave_one_out": True}
+    text, _ = read(make_run(knn=knn))
+    assert "Each of 100 images is given the class that the 20 most similar of 99 others" in text
+
+
 def test_nothing_is_its_own_neighbour(
     make_run: MakeRun, photos: Callable[[str, bool], Path]
 ) -> None:

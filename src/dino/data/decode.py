@@ -164,9 +164,10 @@ def crop_resize(
     """Crop a box and resize it with antialiased bicubic interpolation, as Pillow does.
 
     PyTorch resizes uint8 on the CPU in fixed-point arithmetic with vector instructions, fastest
-    from pixels that lie channels last (as `to_tensor` leaves them). The result is that of
-    `Image.crop().resize(BICUBIC)` up to rounding: nearly all values equal, the others one level
-    apart, and a few in a million some levels, where an overshoot is clipped between the passes.
+    from pixels that lie channels last (as `to_tensor` leaves them). The result is that of Pillow's
+    bicubic `resize` of the crop, first in width, then in height, within one level and nearly always
+    exactly. (Newer Pillows begin with the height where that is cheaper; the levels between the two
+    passes are then rounded and clipped elsewhere, and a fifth of the values differ by one.)
 
     Args:
         image: the whole image.

@@ -95,7 +95,7 @@ def extract(
 ) -> FeatureTable:
     """The feature of every image of `source`, in its order, through the backbone's own transform.
 
-    Under a launcher each rank computes a contiguous share and all ranks get the whole table. The
+    In a process group each rank computes a contiguous share and all get the whole table. The
     backbone is used in evaluation mode and left as it was, moved to `device`.
 
     Args:
@@ -113,7 +113,7 @@ def extract(
 
     def compute(images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
         with torch.inference_mode(), autocast(device, precision):
-            return backbone(images.to(device, non_blocking=True))  # type: ignore[no-any-return]
+            return backbone(images.to(device, non_blocking=True))
 
     training = backbone.training
     backbone.eval()
@@ -164,11 +164,14 @@ def _table(
     progress: bool,
     title: str,
 ) -> FeatureTable:
-    here, count = ranks(), len(source)
-    share = range(count * here.rank // here.world, count * (here.rank + 1) // here.world)
+    # Those who answer share the work: without a process group that is this process alone.
+    rank = ranks().rank
+    members, count = gather_objects(rank), len(source)
+    place, world = members.index(rank), len(members)
+    share = range(count * place // world, count * (place + 1) // world)
     rows: Tensor | None = None
     done = 0
-    with _bar(title, len(share), shown=progress and here.main) as advance:
+    with _bar(title, len(share), shown=progress and rank == 0) as advance:
         for images, _ in evaluation_loader(Part(source, share), transform, batch, workers):
             found = compute(images).float().cpu()
             if rows is None:  # the whole share at once, so that nothing is held twice

@@ -37,6 +37,11 @@ SHOWN_FIRST = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 """Photographs of the demo with something to find in them."""
 
 TRAINED, UNTRAINED = "trained", "untrained"
+MEANING = {
+    TRAINED: "trained: good if each thing has a colour of its own",
+    UNTRAINED: "untrained, for comparison",
+}
+"""What stands under a picture of components."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Pair:
 
 
 # ------------------------------------------------------------------------------------ pictures
-def photographs(data: str) -> list[tuple[str, Image.Image]]:
-    """A few whole pictures of the data, with names.
+def photographs(data: str, val: str | None) -> tuple[list[tuple[str, Image.Image]], str]:
+    """A few whole pictures with their names, and a sentence on whether they were trained on.
 
     Raises:
         UserError: if the data are not there any more.
@@ -62,10 +67,12 @@ def photographs(data: str) -> list[tuple[str, Image.Image]]:
         from dino.data.demo import photographs as demo_photographs
 
         named = demo_photographs()
-        chosen = [name for name in SHOWN_FIRST if name in named] or list(named)
-        return [(name, named[name]) for name in chosen[:PHOTOGRAPHS]]
-    source = open_source(data)
-    return [(source.path(i), _pil(source[i])) for i in spread(len(source), PHOTOGRAPHS)]
+        chosen = [name for name in SHOWN_FIRST if name in named][:PHOTOGRAPHS]
+        seen = "Tiles of the left part of each photograph were trained on, the right part was not."
+        return [(name, named[name]) for name in chosen], seen
+    source = open_source(data if val is None else val)
+    names = [(source.path(i), _pil(source[i])) for i in spread(len(source), PHOTOGRAPHS)]
+    return names, "These pictures were " + ("trained on." if val is None else "never trained on.")
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -178,8 +185,14 @@ def _neighbour(image: Image.Image, name: str, wanted: str, similarity: float) ->
 
 
 # ----------------------------------------------------------------------------------- attention
-def attention(pair: Pair, photos: Sequence[tuple[str, Image.Image]]) -> str:
-    """Where the CLS token of the last block looks; nothing for networks without one."""
+def attention(pair: Pair, photos: Sequence[tuple[str, Image.Image]], origin: str) -> str:
+    """Where the CLS token of the last block looks; nothing for networks without one.
+
+    Args:
+        pair: the networks.
+        photos: pictures with names.
+        origin: a sentence on where they come from.
+    """
     if pair.trained.patch_size is None:
         return ""
     blocks = []
@@ -199,7 +212,7 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Image.Image]]) -> str:
             ),
             figure(
                 picture(overlay(shown, maps[UNTRAINED].mean(dim=0)), f"untrained, {name}"),
-                "untrained, mean of the heads",
+                "untrained, mean of the heads, for comparison",
             ),
         ]
         heads = [_head(values, index, name) for index, values in enumerate(maps[TRAINED], start=1)]
@@ -213,7 +226,7 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Image.Image]]) -> str:
         "How strongly the CLS token, the one vector that stands for the whole picture, attends to "
         "each patch in the last block. Nobody told the network what an object is. Good: attention "
         "gathers on things and lets the background go, heads differ from one another, and the "
-        "untrained network shows nothing of the kind."
+        f"untrained network shows nothing of the kind. {origin}"
     )
     return f"<h2>Attention</h2><p>{intro}</p>{''.join(blocks)}"
 
@@ -244,7 +257,7 @@ def component_maps(pair: Pair, photos: Sequence[tuple[str, Image.Image]]) -> str
         figures = [figure(picture(prepared[index][0], name), name)]
         for kind, pictures in maps.items():
             small = Image.fromarray(pictures[index])
-            figures.append(figure(picture(small, f"{kind}, {name}", exact=True), kind))
+            figures.append(figure(picture(small, f"{kind}, {name}", exact=True), MEANING[kind]))
         blocks.append(f'<div class="block pictures w3">{"".join(figures)}</div>')
     intro = (
         "Each patch has a feature of its own. Its three strongest directions of variation, found "

@@ -56,8 +56,9 @@ svg .name { fill: var(--ink); }
 .pictures.heads { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 6px;
   margin-top: 10px; }
 .query { display: grid; gap: 6px 22px; grid-template-columns: 1fr 5fr 5fr; padding: 12px 0 10px;
-  border-top: 1px solid var(--line); }
-.found { display: grid; gap: 5px; grid-template-columns: repeat(5, minmax(0, 1fr)); }
+  border-top: 1px solid var(--line); align-items: start; }
+.found { display: grid; align-content: start; gap: 5px;
+  grid-template-columns: repeat(5, minmax(0, 1fr)); }
 .query .name { grid-column: 1 / -1; font-size: .78rem; color: var(--soft); }
 .query figcaption { font-size: .74rem; line-height: 1.3; margin-top: 3px; overflow-wrap: anywhere; }
 .query img { aspect-ratio: 1; object-fit: cover; border: 3px solid transparent; }

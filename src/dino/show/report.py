@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -164,14 +165,14 @@ def _numbers(run: Run) -> str:
         f'<div class="bar {key}" style="width:{score:.1f}%"></div></div></div>'
         for key, score in scores.items()
     )
-    sizes = {key: run.knn[key] for key in ("k", "queries", "bank") if run.knn.get(key)}
-    if len(sizes) == 3:
+    alone = run.knn.get("leave_one_out")
+    asked, bank = ("images", "others") if alone else ("test images", "training images")
+    exact = f"Each of the {asked} is given the class that its most similar {bank} vote for"
+    if all(run.knn.get(key) for key in ("k", "queries", "bank")):
         exact = (
-            f"Each of {sizes['queries']:,} test images is given the class that the "
-            f"{sizes['k']} most similar of {sizes['bank']:,} training images vote for"
+            f"Each of {run.knn['queries']:,} {asked} is given the class that the {run.knn['k']} "
+            f"most similar of {run.knn['bank'] - bool(alone):,} {bank} vote for"
         )
-    else:
-        exact = "Each test image is given the class that its most similar training images vote for"
     gains = [
         f"{scores['trained'] - scores[key]:+.1f} points against {name}"
         for key, name in (("untrained", "the untrained network"), ("pixels", "raw pixels"))
@@ -248,7 +249,7 @@ def _knn_curve(run: Run, known: Sequence[Level]) -> list[str]:
         _measure(
             run.curve("knn", key),
             f"k-NN, k = {key.removeprefix('k')}",
-            "Share of test images whose neighbours name their class, in percent, while training. "
+            "Share of images whose neighbours name their class, in percent, while training. "
             "The measure to choose a run or a checkpoint by. Good: it rises above the dashed "
             "lines.",
             known,
@@ -280,21 +281,22 @@ def _speed(run: Run) -> str:
         caption += (
             f" {100 * share:.0f} % of the time went into waiting for them; above 10 %, add workers."
         )
-    return _measure(speed, "Images per second", caption)
+    middle = f"median {statistics.median(speed.values):.3g}" if speed else ""
+    return _measure(speed, "Images per second", caption, value=middle)
 
 
 # ---------------------------------------------------------------------------------- pictures
 def _pictures(run: Run, backbone: Backbone) -> list[str]:
     """The sections that need the network and the data; one sentence if the data are gone."""
-    data = run.about.get("data")
+    data, val = run.about.get("data"), run.about.get("val")
     if not isinstance(data, str):
         return []
     pair = Pair(backbone, untrained_like(backbone))
     try:
-        photos = photographs(data)
+        photos, origin = photographs(data, val)
         return [
-            neighbours(pair, data, run.about.get("val")),
-            attention(pair, photos),
+            neighbours(pair, data, val),
+            attention(pair, photos, origin),
             component_maps(pair, photos),
         ]
     except UserError as error:

@@ -88,6 +88,9 @@ class ViewSettings:
     """Probability of removing the colour."""
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
     """Probability of a Gaussian blur for global view 1, global view 2, and each local view."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Standard deviation of the blur in pixels of the view, from and to; the paper's suit 224
+    pixels, smaller views need less."""
     solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
     """Probability of solarizing global view 1, global view 2, and each local view."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -104,7 +107,8 @@ class ViewSettings:
             local_size=self.local_size,
             local_scale=self.local_scale,
         )
-        common = ("ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey")
+        common = ("ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey",
+                  "blur_sigma")  # fmt: skip
         shared: dict[str, Any] = {name: getattr(self, name) for name in common}
         return tuple(
             dataclasses.replace(kind, **shared, blur=blur, solarize=solarize)
