@@ -35,7 +35,9 @@ class Block(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.drop_path = DropPath(rate)
 
     def attention(self, x: Tensor) -> Tensor:
@@ -51,7 +53,9 @@ class Block(nn.Module):
 
 
 class PlainViT(nn.Module):
-    def __init__(self, width: int, depth: int, heads: int, patch: int, size: int, rate: float) -> None:
+    def __init__(
+        self, width: int, depth: int, heads: int, patch: int, size: int, rate: float
+    ) -> None:
         super().__init__()
         self.patch, self.side = patch, size // patch
         self.embed = nn.Conv2d(3, width, patch, stride=patch)
@@ -81,7 +85,11 @@ class PlainHead(nn.Module):
     def __init__(self, width: int, prototypes: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(width, 2048), nn.GELU(), nn.Linear(2048, 2048), nn.GELU(), nn.Linear(2048, 256)
+            nn.Linear(width, 2048),
+            nn.GELU(),
+            nn.Linear(2048, 2048),
+            nn.GELU(),
+            nn.Linear(2048, 256),
         )
         self.last = weight_norm(nn.Linear(256, prototypes, bias=False))
         self.last.parametrizations.weight.original0.data.fill_(1)
@@ -95,7 +103,13 @@ class PlainDINO:
     """Student, teacher and `step`, with the sizes of ViT-S/16 unless told otherwise."""
 
     def __init__(
-        self, prototypes: int, *, width: int = 384, depth: int = 12, heads: int = 6, rate: float = 0.1
+        self,
+        prototypes: int,
+        *,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        rate: float = 0.1,
     ) -> None:
         def build(rate: float) -> nn.ModuleList:
             vit = PlainViT(width, depth, heads, 16, 224, rate)
@@ -133,7 +147,9 @@ class PlainDINO:
         for a, target in enumerate(targets):
             for v, logits in enumerate((student / 0.1).chunk(len(views))):
                 if v != a:
-                    total = total + torch.sum(-target * F.log_softmax(logits, dim=-1), dim=-1).mean()
+                    total = (
+                        total + torch.sum(-target * F.log_softmax(logits, dim=-1), dim=-1).mean()
+                    )
                     terms += 1
         loss = total / terms
         self.center = self.center * 0.9 + teacher.mean(dim=0, keepdim=True) * 0.1

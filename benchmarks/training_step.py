@@ -30,15 +30,13 @@ GLOBAL, LOCAL, LOCALS, PROTOTYPES = 224, 96, 8, 65536
 
 
 def ours(batch: int, micro_batch: int | None):  # type: ignore[no-untyped-def]
-    from dino.train.config import ExecutionSettings
+    from dino.runtime import Ranks
     from dino.train.loop import build
     from dino.train.recipes import vanilla
-    from dino.runtime import Ranks
 
     config = vanilla().changed({"run.batch": batch})
     config = config.changed({"execution.micro_batch": micro_batch})
     distillation = build(config, config.schedules(100), torch.device("cpu"), Ranks())
-    distillation.schedules.freeze_steps and None
     steps = iter(range(200, 10_000))  # past the last layer's freeze
     return lambda groups: distillation.step(groups, next(steps)).loss.item()
 
@@ -93,9 +91,15 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.who:
-        print(json.dumps(measure(args.who, args.batch[0], args.threads, args.steps, args.kept, args.micro)))
+        print(
+            json.dumps(
+                measure(args.who, args.batch[0], args.threads, args.steps, args.kept, args.micro)
+            )
+        )
         return
-    table = Table("batch", "allocator", "who", "s / step", "images / s", "peak GiB", "speed-up", "memory")
+    table = Table(
+        "batch", "allocator", "who", "s / step", "images / s", "peak GiB", "speed-up", "memory"
+    )
     for batch in args.batch:
         for kept in (False, True):
             runs: dict[str, list[dict]] = {"plain": [], "ours": []}
@@ -103,7 +107,14 @@ def main() -> None:
                 for who, results in runs.items():
                     micro = args.micro if who == "ours" else None
                     results.append(
-                        child(who=who, batch=batch, threads=args.threads, steps=args.steps, kept=kept, micro=micro)
+                        child(
+                            who=who,
+                            batch=batch,
+                            threads=args.threads,
+                            steps=args.steps,
+                            kept=kept,
+                            micro=micro,
+                        )
                     )
             seconds = {w: statistics.median(r["seconds"] for r in rs) for w, rs in runs.items()}
             peak = {w: max(r["peak"] for r in rs) for w, rs in runs.items()}
@@ -120,8 +131,18 @@ def main() -> None:
                 )
     console = Console(width=110)
     console.print(table)
-    model = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "")
-    console.print(f"{model}, {args.threads} threads, torch {torch.__version__}, median of {args.repeats} processes of {args.steps} steps")
+    model = next(
+        (
+            x.split(":")[1].strip()
+            for x in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in x
+        ),
+        "",
+    )
+    console.print(
+        f"{model}, {args.threads} threads, torch {torch.__version__}, "
+        f"median of {args.repeats} processes of {args.steps} steps"
+    )
 
 
 if __name__ == "__main__":

@@ -29,11 +29,21 @@ def folder(path: Path, count: int = 12, classes: int = 3) -> Path:
 
 
 TINY: dict[str, Any] = {
-    "model.width": 24, "model.depth": 1, "model.heads": 2, "model.patch_size": 8,
-    "head.prototypes": 16, "head.hidden": 16, "head.bottleneck": 8,
-    "views.global_size": 16, "views.local_size": 8, "views.local_count": 1,
-    "run.batch": 4, "run.duration": "2 steps", "optim.warmup": "1 steps", "execution.workers": 0,
-}  # fmt: skip
+    "model.width": 24,
+    "model.depth": 1,
+    "model.heads": 2,
+    "model.patch_size": 8,
+    "head.prototypes": 16,
+    "head.hidden": 16,
+    "head.bottleneck": 8,
+    "views.global_size": 16,
+    "views.local_size": 8,
+    "views.local_count": 1,
+    "run.batch": 4,
+    "run.duration": "2 steps",
+    "optim.warmup": "1 steps",
+    "execution.workers": 0,
+}
 FLAGS = [w for k, v in TINY.items() for w in (f"--{k.replace('_', '-')}", str(v))]
 
 
@@ -48,8 +58,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_help_needs_no_network_library() -> None:
-    code = "import sys; from dino.cli import main; main(['--help']); print('torch' in sys.modules, 'numpy' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    code = (
+        "import sys; from dino.cli import main; main(['--help'])\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
     for command in cli.COMMANDS:
         assert command in out
     assert out.endswith("False False\n")
@@ -61,7 +76,9 @@ def test_help_of_a_recipe_needs_no_torch() -> None:
         "try: main(['pretrain', 'vit_b8', '--help'])\n"
         "finally: print('torch' in sys.modules)"
     )
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
     assert out.endswith("False\n")
     assert "--optim.lr" in out
     for recipe in RECIPES:
@@ -93,7 +110,9 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "1 .csv" in line
     assert "3 images, fewer than one batch of 4" in pretrain("demo", "--data", str(few), *FLAGS)
     assert "take 64 or 80" in pretrain("demo", "--views.global-size", "65")
-    assert "optim.warmup" in pretrain("demo", *FLAGS, "--optim.warmup", "9 steps", "--data", str(folder(tmp_path / "ok")))
+    assert "optim.warmup" in pretrain(
+        "demo", *FLAGS, "--optim.warmup", "9 steps", "--data", str(folder(tmp_path / "ok"))
+    )
     assert "no command 'train'" in refused(capsys, "train")
     assert "no command 'map'" in refused(capsys, "evaluate", "map")
     assert "unknown device 'tpu9'" in pretrain("demo", "--device", "tpu9")
@@ -107,23 +126,76 @@ def test_wrong_flags_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--optim.lr" in capsys.readouterr().err
 
 
-def test_from_images_to_numbers_and_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_images_to_numbers_and_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, run = folder(tmp_path / "images"), tmp_path / "run"
-    cli.main(["pretrain", "small_data", "--data", str(data), "--out", str(run), *FLAGS, "--device", "cpu",
-              "--model.arch", "vit_tiny", "--execution.precision", "fp32", "--optim.freeze-last-layer", "0 steps"])  # fmt: skip
+    cli.main(
+        [
+            "pretrain",
+            "small_data",
+            "--data",
+            str(data),
+            "--out",
+            str(run),
+            *FLAGS,
+            "--device",
+            "cpu",
+            "--model.arch",
+            "vit_tiny",
+            "--execution.precision",
+            "fp32",
+            "--optim.freeze-last-layer",
+            "0 steps",
+        ]
+    )
     out = capsys.readouterr().out
     assert "raw pixels" in out
     assert "report.html" in out
     results = json.loads((run / "results.json").read_text())["knn"]
-    assert set(results) == {"trained", "untrained", "pixels", "k", "bank", "queries", "leave_one_out"}
+    assert set(results) == {
+        "trained",
+        "untrained",
+        "pixels",
+        "k",
+        "bank",
+        "queries",
+        "leave_one_out",
+    }
     assert (run / "report.html").stat().st_size > 10_000
 
-    cli.main(["evaluate", "knn", "--weights", str(run), "--data", str(data), "--k", "1", "3", "--workers", "0"])
+    cli.main(
+        [
+            "evaluate",
+            "knn",
+            "--weights",
+            str(run),
+            "--data",
+            str(data),
+            "--k",
+            "1",
+            "3",
+            "--workers",
+            "0",
+        ]
+    )
     assert "k = 3" in capsys.readouterr().out
     found = json.loads((run / "knn.json").read_text())
     assert found["leave_one_out"] is True
 
-    cli.main(["features", "--weights", str(run), "--data", str(data), "--out", str(tmp_path / "f.npy"), "--workers", "0"])
+    cli.main(
+        [
+            "features",
+            "--weights",
+            str(run),
+            "--data",
+            str(data),
+            "--out",
+            str(tmp_path / "f.npy"),
+            "--workers",
+            "0",
+        ]
+    )
     assert np.load(tmp_path / "f.npy").shape == (12, 24)
 
     (run / "report.html").unlink()
@@ -133,7 +205,17 @@ def test_from_images_to_numbers_and_features(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_folder_of_train_and_val_is_split(tmp_path: Path) -> None:
     folder(tmp_path / "data" / "train"), folder(tmp_path / "data" / "val", 6)
-    cli.main(["pretrain", "demo", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *FLAGS])
+    cli.main(
+        [
+            "pretrain",
+            "demo",
+            "--data",
+            str(tmp_path / "data"),
+            "--out",
+            str(tmp_path / "run"),
+            *FLAGS,
+        ]
+    )
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["defining"]["data.images"] == 12
     assert config["about"]["val"].endswith("val")

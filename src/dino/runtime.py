@@ -56,7 +56,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """ "auto" is bf16 on GPUs that have it, fp32 elsewhere (fp16 made users' losses NaN)."""
+    """The precision called `name`; "auto" is bf16 on GPUs that have it, fp32 elsewhere.
+
+    There is no fp16: it made users' losses NaN.
+    """
     if name != "auto":
         return name
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

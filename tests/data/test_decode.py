@@ -78,11 +78,11 @@ def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_keep_their_scale(tmp_path: Path) -> None:
-    levels = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    levels = np.array([[0, 256, 257, 128 * 257, 65535]], dtype=np.uint16)
     for name in ("a.png", "a.tif"):
         image = read_image(saved(Image.fromarray(levels), tmp_path / name))
         assert image.mode == "RGB"
-        assert np.asarray(image)[0, :, 1].tolist() == [0, 1, 128, 255]
+        assert np.asarray(image)[0, :, 1].tolist() == [0, 0, 1, 128, 255]
 
 
 def test_numbers_without_a_range_are_stretched(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dino.data.views import (
     PHOTOMETRIC,
     ViewParams,
     ViewSpec,
+    crop_box,
     dino_views,
     draw_views,
     epoch_order,
@@ -200,6 +201,13 @@ def test_the_fallback_box_is_torchvisions(height: int, width: int) -> None:
     [view] = draw_views([spec], height, width, generator(0, 0, 0))
     image = torch.empty(3, height, width)
     assert view.box == tuple(RandomResizedCrop.get_params(image, spec.scale, spec.ratio))
+
+
+def test_a_box_reaches_every_border() -> None:
+    tries = [0.5] * 20
+    for place, (row, column) in {(0, 0): (0.0, 0.0), (50, 80): (0.9999, 0.9999)}.items():
+        spec = replace(PLAIN, scale=(0.25, 0.25), ratio=(1.6, 1.6))
+        assert crop_box(spec, 100, 160, [*tries, row, column]) == (*place, 50, 80)
 
 
 def test_switches_come_as_often_as_they_should() -> None:

@@ -22,20 +22,29 @@ def logits(seed: int, *shape: int) -> Tensor:
 
 
 def test_the_papers_example() -> None:
-    """paper.md 1.6: numpy RandomState(0), S = randn(12,5), T = randn(6,5), c = .1 randn(1,5)."""
+    """The reference on numpy RandomState(0), S = randn(12,5), T = randn(6,5), c = .1 randn(1,5)."""
     import numpy as np
 
     random = np.random.RandomState(0)
     student, teacher, center = random.randn(12, 5), random.randn(6, 5), 0.1 * random.randn(1, 5)
     loss = DINOLoss(5).double()
     loss.center.copy_(torch.from_numpy(center[0]))
-    s, t = torch.from_numpy(student).unflatten(0, (4, 3)), torch.from_numpy(teacher).unflatten(0, (2, 3))
+    s, t = (
+        torch.from_numpy(student).unflatten(0, (4, 3)),
+        torch.from_numpy(teacher).unflatten(0, (2, 3)),
+    )
     assert loss(s, t, 0.04).item() == pytest.approx(11.678675352907305, rel=1e-12)
     loss.update_center(t.sum(dim=(0, 1)), 6)
     assert loss.center.tolist() == pytest.approx(
-        [-0.04127295151924888, 0.09915406152079816, 0.027010157979889336, -0.025218413832861025, 0.08591601644876154],
+        [
+            -0.04127295151924888,
+            0.09915406152079816,
+            0.027010157979889336,
+            -0.025218413832861025,
+            0.08591601644876154,
+        ],
         rel=1e-12,
-    )  # fmt: skip
+    )
 
 
 @given(**SIZES, tau_s=st.floats(0.05, 1), tau_t=st.floats(0.02, 0.1), seed=st.integers(0, 99))
@@ -64,7 +73,10 @@ def test_loss_and_gradient_equal_naive_loops(
 def test_fused_prototypes_equal_materialised_logits(
     batch: int, prototypes: int, seed: int, free: bool, chunk: int
 ) -> None:
-    z, v = logits(seed, 3, batch, 4).requires_grad_(), logits(seed + 1, prototypes, 4).requires_grad_()
+    z, v = (
+        logits(seed, 3, batch, 4).requires_grad_(),
+        logits(seed + 1, prototypes, 4).requires_grad_(),
+    )
     g = logits(seed + 2, prototypes, 1).exp().requires_grad_(free)
     targets = logits(seed + 3, 1, batch, prototypes).softmax(-1) * 2
     before, module.CHUNK_ELEMENTS = module.CHUNK_ELEMENTS, chunk

@@ -21,7 +21,7 @@ from dino.files import UserError
 
 # ------------------------------------------------------------------------------- schedules
 def test_schedules_reproduce_published_logs() -> None:
-    """paper.md 2.3 (a): epoch means of a published run's log."""
+    """Epoch means of a published run's log."""
     steps, total = 2502, 250200
     for epoch, lr, decay, momentum in (
         (0, 4.99820136696111e-05, 0.04002958960483862, 0.9960003287733872),
@@ -32,13 +32,15 @@ def test_schedules_reproduce_published_logs() -> None:
         span = range(epoch * steps, (epoch + 1) * steps)
         mean = np.mean([cosine(i, 0.001, 1e-6, total, 10 * steps) for i in span])
         assert mean == pytest.approx(lr, rel=1e-9)
-        assert np.mean([cosine(i, 0.04, 0.4, total) for i in span]) == pytest.approx(decay, rel=1e-9)
+        assert np.mean([cosine(i, 0.04, 0.4, total) for i in span]) == pytest.approx(
+            decay, rel=1e-9
+        )
         ours = np.mean([cosine(i, 0.996, 1.0, total) for i in span])
         assert ours == pytest.approx(momentum, rel=1e-12)
 
 
 def test_warm_up_includes_its_end_point() -> None:
-    """paper.md 2.3 (b)."""
+    """The published schedule of 5 epochs of 4 steps, 2 of warm-up, from 1 to .1."""
     values = [cosine(i, 1, 0.1, 20, 8) for i in range(20)]
     assert values[0] == 0
     assert values[7] == values[8] == 1
@@ -48,7 +50,7 @@ def test_warm_up_includes_its_end_point() -> None:
 
 
 def test_teacher_temperature_moves_once_an_epoch() -> None:
-    """paper.md 2.3: tt .04 -> .07 in 30 epochs."""
+    """Recipe vit_s16: .04 -> .07 in 30 epochs."""
     expected = {0: 0.04, 1: 0.041034, 2: 0.042069, 15: 0.055517, 28: 0.068966, 29: 0.07, 30: 0.07}
     for epoch, value in expected.items():
         assert ramp(epoch, 0.04, 0.07, 30) == pytest.approx(value, abs=1e-6)
@@ -60,8 +62,15 @@ def test_teacher_temperature_moves_once_an_epoch() -> None:
 
 @pytest.mark.parametrize(
     ("text", "steps"),
-    [("100 epochs", 700), ("1 epoch", 7), ("0.5 epochs", 4), ("30 steps", 30), ("10%", 20), ("12.5 percent", 25)],
-)  # fmt: skip
+    [
+        ("100 epochs", 700),
+        ("1 epoch", 7),
+        ("0.5 epochs", 4),
+        ("30 steps", 30),
+        ("10%", 20),
+        ("12.5 percent", 25),
+    ],
+)
 def test_durations(text: str, steps: int) -> None:
     assert in_steps(text, 7, 200) == steps
 
@@ -103,7 +112,7 @@ def test_clipping_is_per_tensor() -> None:
 
 
 def test_lars_against_its_formula() -> None:
-    """paper.md 2.4."""
+    """As the docstring of `LARS` gives it."""
     torch.manual_seed(0)
     layer = nn.Linear(3, 2).double()
     optimizer = LARS(parameter_groups(layer))
@@ -167,8 +176,15 @@ def test_low_entropy_with_information_is_no_collapse() -> None:
 
 
 def run_to_collapse(center_momentum: float, temperature: float) -> str | None:
-    planned = schedules(total=400, lr=0.02, lr_end=0.02, momentum=0.9, momentum_end=0.9,
-                        temperature_start=temperature, temperature=temperature)  # fmt: skip
+    planned = schedules(
+        total=400,
+        lr=0.02,
+        lr_end=0.02,
+        momentum=0.9,
+        momentum_end=0.9,
+        temperature_start=temperature,
+        temperature=temperature,
+    )
     ours = distillation(planned=planned, dtype=torch.float32)
     ours.loss.center_momentum = center_momentum
     monitor = Monitor(24, patience=20)

@@ -115,7 +115,9 @@ def test_frozen_last_layer_neither_moves_nor_decays_nor_keeps_moments(optimizer:
     for step in range(3):
         ours.step(groups(step), step)
     assert_same(ours.student.head.last_layer.state_dict(), before)
-    for own, origin in zip(ours.teacher.head.last_layer.state_dict().values(), before.values(), strict=True):
+    for own, origin in zip(
+        ours.teacher.head.last_layer.state_dict().values(), before.values(), strict=True
+    ):
         torch.testing.assert_close(own, origin, rtol=1e-14, atol=1e-15)
     for parameter in ours.student.head.last_layer.parameters():
         moments = ours.optimizer.state.get(parameter, {})
@@ -145,7 +147,9 @@ def test_center_is_the_mean_over_rows_on_one_process() -> None:
 
 def batch_norm_distillation(streamed: bool) -> Distillation:
     torch.manual_seed(0)
-    student = Network(ResNet50(image_size=32), Head(2048, 16, hidden=8, bottleneck=4, batch_norm=True))
+    student = Network(
+        ResNet50(image_size=32), Head(2048, 16, hidden=8, bottleneck=4, batch_norm=True)
+    )
     return Distillation(student, DINOLoss(16), schedules(), optimizer="lars", streamed=streamed)
 
 

@@ -63,18 +63,35 @@ def test_two_ranks_equal_one(options: dict[str, Any], poison: bool) -> None:
 def config() -> PretrainConfig:
     return demo().changed(
         {
-            "model.width": 24, "model.depth": 2, "model.heads": 2, "model.patch_size": 8, "model.drop_path": 0.2,
-            "head.prototypes": 16, "head.hidden": 16, "head.bottleneck": 8,
-            "views.global_size": 16, "views.local_size": 8, "views.local_count": 2,
-            "run.batch": 4, "run.duration": "5 steps", "optim.warmup": "1 steps",
-            "execution.workers": 0, "execution.checkpoint_every": "2 steps", "execution.log_every": "1 steps",
+            "model.width": 24,
+            "model.depth": 2,
+            "model.heads": 2,
+            "model.patch_size": 8,
+            "model.drop_path": 0.2,
+            "head.prototypes": 16,
+            "head.hidden": 16,
+            "head.bottleneck": 8,
+            "views.global_size": 16,
+            "views.local_size": 8,
+            "views.local_count": 2,
+            "run.batch": 4,
+            "run.duration": "5 steps",
+            "optim.warmup": "1 steps",
+            "execution.workers": 0,
+            "execution.checkpoint_every": "2 steps",
+            "execution.log_every": "1 steps",
         }
-    )  # fmt: skip
+    )
 
 
 def images() -> Samples:
     generator = torch.Generator().manual_seed(0)
-    return Samples([torch.randint(0, 256, (3, 24, 24), generator=generator, dtype=torch.uint8) for _ in range(12)])
+    return Samples(
+        [
+            torch.randint(0, 256, (3, 24, 24), generator=generator, dtype=torch.uint8)
+            for _ in range(12)
+        ]
+    )
 
 
 def whole_run(_: Ranks, out: Path) -> float:
@@ -96,7 +113,9 @@ def test_a_run_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
             for world in ("one", "two")
         )
         assert_same(two, one, 2e-3)  # fp32: sums in another order, amplified by Adam
-    lines = [(tmp_path / world / "metrics.jsonl").read_text().splitlines() for world in ("one", "two")]
+    lines = [
+        (tmp_path / world / "metrics.jsonl").read_text().splitlines() for world in ("one", "two")
+    ]
     assert len(lines[0]) == len(lines[1]) == 5
 
 

@@ -22,7 +22,9 @@ from dino.models.vit import ViT
 
 def small_vit(**options: Any) -> ViT:
     torch.manual_seed(0)
-    return ViT(**{"patch_size": 8, "width": 24, "depth": 3, "heads": 2, "image_size": 32, **options})
+    return ViT(
+        **{"patch_size": 8, "width": 24, "depth": 3, "heads": 2, "image_size": 32, **options}
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,9 @@ def test_parameter_counts_of_table_1(arch: str, patch: int | None, count: int) -
     assert sum(p.numel() for p in backbone.parameters()) == count
 
 
-@pytest.mark.parametrize(("width", "mlp"), [(192, 5_116_160), (384, 5_509_376), (768, 6_295_808), (2048, 8_917_248)])
+@pytest.mark.parametrize(
+    ("width", "mlp"), [(192, 5_116_160), (384, 5_509_376), (768, 6_295_808), (2048, 8_917_248)]
+)
 def test_parameter_counts_of_the_head(width: int, mlp: int) -> None:
     with torch.device("meta"):
         head = Head(width, 65536)
@@ -79,7 +83,12 @@ def test_initial_prototypes_and_mlp() -> None:
     assert logits.abs().max() <= 1 + 1e-6  # cosines
 
 
-@given(rows=st.integers(1, 6), columns=st.integers(1, 6), extra=st.integers(0, 7), patch=st.sampled_from([5, 8]))
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 6),
+    extra=st.integers(0, 7),
+    patch=st.sampled_from([5, 8]),
+)
 def test_any_size_gives_its_grid(rows: int, columns: int, extra: int, patch: int) -> None:
     vit = small_vit(patch_size=patch, depth=1)
     images = torch.randn(2, 3, rows * patch + min(extra, patch - 1), columns * patch)
@@ -97,14 +106,20 @@ def test_any_size_gives_its_grid(rows: int, columns: int, extra: int, patch: int
 def test_positions_have_the_grid_that_was_asked_for(trained: int, rows: int, columns: int) -> None:
     patches = torch.randn(1, trained * trained, 2)
     for flavour in ("reference", "exact"):
-        assert resample(patches, (trained, trained), (rows, columns), flavour).shape == (1, rows * columns, 2)
+        assert resample(patches, (trained, trained), (rows, columns), flavour).shape == (
+            1,
+            rows * columns,
+            2,
+        )
 
 
 @pytest.mark.parametrize(
     ("grid", "pixels"),
     [(14, (976, 1840, 1952)), (37, (546, 602, 1092, 1204, 1610, 1722))],
 )
-def test_positions_at_sizes_where_plain_scale_factors_fail(grid: int, pixels: tuple[int, ...]) -> None:
+def test_positions_at_sizes_where_plain_scale_factors_fail(
+    grid: int, pixels: tuple[int, ...]
+) -> None:
     for size in pixels:
         side = size // (16 if grid == 14 else 14)
         patches = torch.zeros(1, grid * grid, 1)
@@ -134,7 +149,7 @@ def cubic(values: list[float], x: float) -> float:
 def test_positions_read_the_published_coordinates(
     flavour: Any, out: int, coordinates: list[float]
 ) -> None:
-    """paper.md 3.3, grid 14."""
+    """Coordinates of the published code for a grid of 14."""
     row = torch.randn(14, dtype=torch.float64)
     patches = row.repeat(14, 1).reshape(1, -1, 1)
     ours = resample(patches, (14, 14), (out, out), flavour)[0, :out, 0].tolist()
@@ -156,7 +171,10 @@ def test_last_blocks_and_other_attention() -> None:
             explicit = vit.features(images, last=3, attention=block)
             torch.testing.assert_close(explicit.cls, all_blocks.cls, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(explicit.patches, all_blocks.patches, rtol=1e-10, atol=1e-12)
-        same = vit.features(images, attention=-1).attention, vit.features(images, attention=True).attention
+        same = (
+            vit.features(images, attention=-1).attention,
+            vit.features(images, attention=True).attention,
+        )
     assert torch.equal(same[0], same[1])  # type: ignore[arg-type]
     assert not torch.equal(same[0], vit.features(images, attention=0).attention)  # type: ignore[arg-type]
 
@@ -198,14 +216,27 @@ def test_heads_of_appendix_c(options: dict[str, Any], shapes: list[tuple[int, in
 
 def test_published_key_names() -> None:
     assert set(create("vit_tiny", depth=1).state_dict()) == {
-        "cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias",
-        *(f"blocks.0.{p}.{w}" for p in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-          for w in ("weight", "bias")),
-    }  # fmt: skip
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        "norm.weight",
+        "norm.bias",
+        *(
+            f"blocks.0.{p}.{w}"
+            for p in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+            for w in ("weight", "bias")
+        ),
+    }
     assert set(Head(8, 4, hidden=4, bottleneck=2, batch_norm=True).state_dict()) >= {
-        "mlp.0.weight", "mlp.1.running_mean", "mlp.3.weight", "mlp.4.weight", "mlp.6.bias",
-        "last_layer.weight_g", "last_layer.weight_v",
-    }  # fmt: skip
+        "mlp.0.weight",
+        "mlp.1.running_mean",
+        "mlp.3.weight",
+        "mlp.4.weight",
+        "mlp.6.bias",
+        "last_layer.weight_g",
+        "last_layer.weight_v",
+    }
 
 
 def test_resnet_features() -> None:

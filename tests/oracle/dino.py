@@ -16,7 +16,7 @@ from torch import Tensor, nn
 def loss(
     student: list[Tensor], teacher: list[Tensor], center: Tensor, tau_s: float, tau_t: float
 ) -> Tensor:
-    """Mean over pairs (a, v), a != v, and over images, of the cross-entropy, one image at a time."""
+    """Mean over pairs (a, v), a != v, and over images, of the cross-entropy, row by row."""
     total, count = torch.zeros((), dtype=student[0].dtype), 0
     for a, t in enumerate(teacher):
         for v, s in enumerate(student):

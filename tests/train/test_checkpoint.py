@@ -44,8 +44,12 @@ def test_restored_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, at: int) -
 def test_only_plain_files_are_written(tmp_path: Path) -> None:
     path = Checkpoints(tmp_path).save(distillation(), 3, {})
     assert sorted(p.name for p in path.iterdir()) == [
-        "loss.safetensors", "optimizer.safetensors", "state.json", "student.safetensors", "teacher.safetensors",
-    ]  # fmt: skip
+        "loss.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "student.safetensors",
+        "teacher.safetensors",
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["LAST", "step_00000003"]
 
 
@@ -105,7 +109,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
         checkpoints.restore(distillation(), path)
 
     other = distillation(head={"hidden": 16})
-    with pytest.raises(UserError, match=r"do not fit the network: other shapes: head\.mlp\.0\.bias is"):
+    with pytest.raises(
+        UserError, match=r"do not fit the network: other shapes: head\.mlp\.0\.bias is"
+    ):
         checkpoints.restore(other, whole)
 
     text = json.loads((whole / "state.json").read_text())

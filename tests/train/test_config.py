@@ -13,8 +13,8 @@ from dino.train.recipes import RECIPES, demo, recipe, vit_s16
 
 IMAGES = 1_281_167
 
-# paper.md 2.1 and 2.2: peak lr, min lr, clip, freeze epochs, tt start / end / epochs, batch, epochs, K,
-# norm fixed, global scale from, local scale to, local crops
+# Published arguments: peak lr, min lr, clip, freeze epochs, tt start / end / epochs, batch, epochs,
+# K, norm fixed, global scale from, local scale to, local crops
 PUBLISHED: dict[str, tuple[Any, ...]] = {
     "vit_s16": (0.002, 1e-5, 0, 1, 0.04, 0.07, 30, 1024, 800, 65536, False, 0.25, 0.25, 10),
     "vit_s8": (0.002, 1e-6, 3.0, 1, 0.04, 0.07, 30, 1024, 800, 65536, False, 0.4, 0.4, 10),
@@ -81,7 +81,10 @@ def test_unknown_recipes_and_settings_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"views.global_size": 225}, r"views.global_size 225 is not a multiple .* 16: take 224 or 240"),
+        (
+            {"views.global_size": 225},
+            r"views.global_size 225 is not a multiple .* 16: take 224 or 240",
+        ),
         ({"views.local_size": 8}, r"views.local_size 8 .*: take 16"),
         ({"run.batch": 7}, r"run.batch 7 cannot be shared by 2 processes"),
         ({"model.drop_path": 1.0}, r"drop_path is 1.0"),
@@ -96,7 +99,10 @@ def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"optim.warmup": "11 epochs"}, r"optim.warmup '11 epochs' is longer than run.duration '10"),
+        (
+            {"optim.warmup": "11 epochs"},
+            r"optim.warmup '11 epochs' is longer than run.duration '10",
+        ),
         ({"teacher.temperature_warmup": "30 epochs"}, r"teacher.temperature_warmup '30 epochs'"),
         ({"run.duration": "0 epochs"}, r"has no step"),
         ({"run.duration": "10%"}, r"not a duration"),

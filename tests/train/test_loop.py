@@ -30,13 +30,25 @@ from dino.train.record import read_metrics
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {
-    "model.width": 24, "model.depth": 2, "model.heads": 2, "model.patch_size": 8, "model.drop_path": 0.2,
-    "head.prototypes": 16, "head.hidden": 16, "head.bottleneck": 8,
-    "views.global_size": 16, "views.local_size": 8, "views.local_count": 2,
-    "run.batch": 4, "run.duration": "8 steps", "optim.warmup": "1 steps",
-    "execution.workers": 0, "execution.checkpoint_every": "3 steps", "execution.log_every": "2 steps",
+    "model.width": 24,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.patch_size": 8,
+    "model.drop_path": 0.2,
+    "head.prototypes": 16,
+    "head.hidden": 16,
+    "head.bottleneck": 8,
+    "views.global_size": 16,
+    "views.local_size": 8,
+    "views.local_count": 2,
+    "run.batch": 4,
+    "run.duration": "8 steps",
+    "optim.warmup": "1 steps",
+    "execution.workers": 0,
+    "execution.checkpoint_every": "3 steps",
+    "execution.log_every": "2 steps",
     "execution.knn_every": "4 steps",
-}  # fmt: skip
+}
 
 
 def config(**changes: Any) -> PretrainConfig:
@@ -46,7 +58,9 @@ def config(**changes: Any) -> PretrainConfig:
 def images(count: int = 12) -> Samples:
     generator = torch.Generator().manual_seed(0)
     shape = (3, 24, 24)
-    return Samples([torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(count)])
+    return Samples(
+        [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(count)]
+    )
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:
@@ -77,18 +91,40 @@ class Rising(Evaluation):
 
 
 def test_a_run_folder_is_whole(tmp_path: Path) -> None:
-    result = train(config(), images(), tmp_path, device=CPU, about={"data": "x"}, evaluations=[Rising()])
+    result = train(
+        config(), images(), tmp_path, device=CPU, about={"data": "x"}, evaluations=[Rising()]
+    )
     assert result.finished
     assert (result.step, result.refused, result.measured) == (8, 0, {"k10": 20.0})
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"best.safetensors", "checkpoints", "config.json", "metrics.jsonl", "teacher.safetensors"}
+    assert names == {
+        "best.safetensors",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "teacher.safetensors",
+    }
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
-    assert [(line["step"], line["knn"]) for line in lines if "knn" in line] == [(4, {"k10": 10.0}), (8, {"k10": 20.0})]
+    assert [(line["step"], line["knn"]) for line in lines if "knn" in line] == [
+        (4, {"k10": 10.0}),
+        (8, {"k10": 20.0}),
+    ]
     assert set(lines[0]) >= {
-        "epoch", "loss", "lr", "weight_decay", "momentum", "teacher_temp", "teacher_entropy", "kl",
-        "feature_std", "effective_rank", "images_per_s", "data_wait", "refused",
-    }  # fmt: skip
+        "epoch",
+        "loss",
+        "lr",
+        "weight_decay",
+        "momentum",
+        "teacher_temp",
+        "teacher_entropy",
+        "kl",
+        "feature_std",
+        "effective_rank",
+        "images_per_s",
+        "data_wait",
+        "refused",
+    }
     assert lines[0]["loss"] == pytest.approx(lines[0]["teacher_entropy"] + lines[0]["kl"])
     assert json.loads((tmp_path / "config.json").read_text())["defining"]["run.batch"] == 4
     again = train(config(), images(), tmp_path, device=CPU)
@@ -96,7 +132,9 @@ def test_a_run_folder_is_whole(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path)) == len(lines)
 
 
-def test_stopped_by_a_signal_and_resumed_equals_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_by_a_signal_and_resumed_equals_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(config(), images(), tmp_path / "straight", device=CPU)
     looks = module._Loop._look
 
@@ -112,7 +150,9 @@ def test_stopped_by_a_signal_and_resumed_equals_never_stopped(tmp_path: Path, mo
     resumed = train(config(execution__micro_batch=None), images(), tmp_path / "stopped", device=CPU)
     assert resumed.finished
     assert_bitwise(tmp_path / "straight", tmp_path / "stopped")
-    steps = [[line["step"] for line in read_metrics(tmp_path / run)] for run in ("straight", "stopped")]
+    steps = [
+        [line["step"] for line in read_metrics(tmp_path / run)] for run in ("straight", "stopped")
+    ]
     assert steps[0] == steps[1]
 
 
@@ -121,13 +161,20 @@ def folder_of_images(path: Path) -> Path:
     for index in range(10):
         kind = path / "ab"[index % 2]
         kind.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(kind / f"{index}.png")
+        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(
+            kind / f"{index}.png"
+        )
     return path
 
 
 def command(data: Path, out: Path, **changes: Any) -> list[str]:
-    settings = {**TINY, "run.duration": "60 steps", "execution.checkpoint_every": "1 steps",
-                "execution.knn_every": "0 steps", **changes}  # fmt: skip
+    settings = {
+        **TINY,
+        "run.duration": "60 steps",
+        "execution.checkpoint_every": "1 steps",
+        "execution.knn_every": "0 steps",
+        **changes,
+    }
     flags = [w for k, v in settings.items() for w in (f"--{k.replace('_', '-')}", str(v))]
     return ["pretrain", "demo", "--data", str(data), "--out", str(out), "--device", "cpu", *flags]
 
@@ -181,8 +228,12 @@ def test_batches_that_are_not_finite_are_refused_listed_and_stop_the_run(
         return groups
 
     monkeypatch.setattr(module._Loop, "_views", poisoned)
-    tame = config(execution__max_refused=3, run__duration="30 steps", execution__checkpoint_every="1 steps")
-    with pytest.raises(UserError, match=r"3 steps in a row were not finite, the last at step 8.*is whole"):
+    tame = config(
+        execution__max_refused=3, run__duration="30 steps", execution__checkpoint_every="1 steps"
+    )
+    with pytest.raises(
+        UserError, match=r"3 steps in a row were not finite, the last at step 8.*is whole"
+    ):
         train(tame, images(), tmp_path, device=CPU)
     lines = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 6, 7, 8]
@@ -202,8 +253,14 @@ def test_a_full_disk_ends_in_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
         train(config(), images(), tmp_path, device=CPU)
 
 
-def test_collapse_is_told_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.Monitor, "watch", lambda self, entropy, kl: setattr(self, "called", "uniform") or "flat!")
+def test_collapse_is_told_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        module.Monitor,
+        "watch",
+        lambda self, entropy, kl: setattr(self, "called", "uniform") or "flat!",
+    )
     train(config(run__duration="2 steps"), images(), tmp_path, device=CPU)
     assert "step 1: flat!" in capsys.readouterr().err
     assert {"step": 1, "collapse": "uniform"} in read_metrics(tmp_path)

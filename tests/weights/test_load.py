@@ -26,7 +26,9 @@ def written(path: Path, arch: str = "vit_tiny", **options: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("arch", "options"), [("vit_tiny", TINY), ("resnet50", {"image_size": 64})])
+@pytest.mark.parametrize(
+    ("arch", "options"), [("vit_tiny", TINY), ("resnet50", {"image_size": 64})]
+)
 def test_round_trip_is_exact(tmp_path: Path, arch: str, options: dict[str, Any]) -> None:
     original = dino.create(arch, **options)
     original.preprocessing = Preprocessing(resize=40, crop=32, std=(0.5, 0.5, 0.5))
@@ -94,5 +96,8 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
     tensors["hat"] = tensors.pop("norm.bias")
     tensors["cls_token"] = torch.zeros(1, 1, 5)
     save_file(tensors, tmp_path / "bad.safetensors", metadata)
-    with pytest.raises(UserError, match=r"missing norm.bias; unexpected hat; other shapes: cls_token is \(1, 1, 5\)"):
+    with pytest.raises(
+        UserError,
+        match=r"missing norm.bias; unexpected hat; other shapes: cls_token is \(1, 1, 5\)",
+    ):
         load(tmp_path / "bad.safetensors")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 ADVICE = {
     "uniform": (
-        "uniform collapse: the teacher's entropy stands at ln K = {limit:.2f}, every image gets the "
-        "same flat target. Try a lower teacher temperature (.02 to .04; higher makes it worse), "
+        "uniform collapse: the teacher's entropy stands at ln K = {limit:.2f}, every image gets "
+        "the same flat target. Try a lower teacher temperature (.02 to .04; higher is worse), "
         "prototypes of fixed norm, a longer last-layer freeze, a smaller learning rate, "
         "or fewer prototypes for a small data set"
     ),
@@ -44,7 +44,7 @@ def feature_spread(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 
 @torch.no_grad()
 def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """exp of the entropy of the normalised singular values of the centered features (Roy 2007).
+    """Exp of the entropy of the normalised singular values of the centered features (Roy 2007).
 
     Between 1 (all variation in one direction) and min(N - 1, D).
     """

@@ -135,7 +135,7 @@ def prototype_cross_entropy(
     count: int,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Sum over views and rows of `count * logsumexp(s) - <t, s>`, s = z @ prototypes.T / temperature.
+    """Sum over views and rows of `count * logsumexp(s) - <t, s>`, s = z @ prototypes.T / tau_s.
 
     Logits, softmax and gradient live for `CHUNK_ELEMENTS` at a time; the gradient is made in the
     forward pass, while the logits are there, and never again.
@@ -169,7 +169,9 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         factor = 1 / temperature if scale is None else scale / temperature
         grad_z = torch.empty_like(z) if need_z else None
         # The gradient of the prototypes themselves; those of v and g follow from it.
-        grad_rows = torch.zeros_like(weight_v) if weight_v is not None and (need_v or need_g) else None
+        grad_rows = (
+            torch.zeros_like(weight_v) if weight_v is not None and (need_v or need_g) else None
+        )
         total = z.new_zeros(())
         rows = max(1, CHUNK_ELEMENTS // targets.shape[2])
         for view, start in product(range(len(z)), range(0, z.shape[1], rows)):
@@ -185,7 +187,12 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
                 slope.mul_(factor)
                 grad_z[view, part] = slope if weight_v is None else slope @ weight_v
         grad_g = None
-        if grad_rows is not None and weight_v is not None and norm is not None and scale is not None:
+        if (
+            grad_rows is not None
+            and weight_v is not None
+            and norm is not None
+            and scale is not None
+        ):
             grad_g = torch.linalg.vecdot(grad_rows, weight_v).div_(norm)
             if need_v:  # the part along v cannot change its direction
                 grad_rows.mul_(scale[:, None])

@@ -22,7 +22,8 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     (published code utils.py:632-643; DeiT and timm would exempt the first two). Each parameter
     that is trained stands in exactly one group.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             exempt = name.endswith(".bias") or parameter.ndim == 1

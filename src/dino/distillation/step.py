@@ -95,7 +95,9 @@ class Distillation:
         if micro_batch is not None and has_batch_norm(student):
             raise UserError("micro-batches change batch norm's statistics: leave micro_batch out")
         if drop_path and not student.backbone.residual_branches:
-            raise UserError("drop path is offered for vit_tiny, vit_small and vit_base: set it to 0")
+            raise UserError(
+                "drop path is offered for vit_tiny, vit_small and vit_base: set it to 0"
+            )
         self.device = device or torch.device("cpu")
         self.student = student.to(self.device).train()
         synchronize_batch_norm(self.student, self.device)
@@ -165,9 +167,7 @@ class Distillation:
                 images, matched, kept = zip(*stream, strict=True)
                 with no_sync(self._parallel, skip=not last):
                     with autocast(self.device, self.precision):
-                        term = self._parallel(
-                            images, matched, self.loss.student_temperature, kept
-                        )
+                        term = self._parallel(images, matched, self.loss.student_temperature, kept)
                     (term / divisor).backward()
                 loss += term.detach() / divisor
         return torch.cat([center_sum, torch.stack([loss, teacher_entropy])]), torch.cat(features)
@@ -190,7 +190,7 @@ class Distillation:
         draws = torch.rand(branches, views, batch * self.ranks.world, generator=generator)
         factors = (draws >= rates) / (1 - rates)
         mine = slice(self.ranks.rank * batch, (self.ranks.rank + 1) * batch)
-        dtype = self.student.backbone.cls_token.dtype  # type: ignore[union-attr]
+        dtype = next(self.student.parameters()).dtype
         return factors[:, :, mine].to(self.device, dtype, non_blocking=True)
 
 

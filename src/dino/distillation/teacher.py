@@ -28,10 +28,7 @@ class Network(nn.Module):
     ) -> Float[Tensor, "V B D"]:
         """Features of a group of equally large views, promoted to at least fp32."""
         rows = images.flatten(0, 1)
-        if keep is None:
-            features = self.backbone(rows)
-        else:
-            features = self.backbone(rows, keep.flatten(1, 2))
+        features = self.backbone(rows, None if keep is None else keep.flatten(1, 2))
         if features.dtype in (torch.bfloat16, torch.float16):
             features = features.float()
         return features.unflatten(0, images.shape[:2])
@@ -95,7 +92,8 @@ def follow(
         momentum: lambda, in [0, 1].
         refused: 0-dim bool; where true the teacher stays as it is.
     """
-    own, theirs = list(teacher.parameters()), list(student.parameters())
+    own: list[Tensor] = list(teacher.parameters())
+    theirs: list[Tensor] = list(student.parameters())
     weight = torch.full((), 1 - momentum, dtype=own[0].dtype, device=own[0].device)
     if refused is not None:  # decided on the device: no host synchronisation
         weight = torch.where(refused, 0.0, weight)

@@ -145,8 +145,9 @@ def _check(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, l
         raise UserError("k-NN needs one label for each image of the bank and of the queries")
     if loo and len(bank) != len(queries):
         raise UserError("leave-one-out needs the bank itself as queries")
-    if not (bank.isfinite().all() and queries.isfinite().all()):
-        raise UserError("the features hold NaN or infinity: the network has diverged")
+    for features in (bank, queries):
+        if len(features) and not torch.stack(features.aminmax()).isfinite().all():
+            raise UserError("the features hold NaN or infinity: the network has diverged")
 
 
 def _hits(

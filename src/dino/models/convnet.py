@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Any, cast
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,7 +35,9 @@ class ResNet50(Backbone):
             self.network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.network.conv1.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Float[Tensor, "B C H W"], keep: None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, images: Float[Tensor, "B C H W"], keep: Tensor | None = None
+    ) -> Float[Tensor, "B D"]:
         """The pooled feature; see `Backbone.forward`."""
         pooled: Tensor = self.network(images)
         return pooled
@@ -71,10 +75,12 @@ class Timm(Backbone):
         self.name = name
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
         self.network = _any_size(timm.create_model, name, image_size, channels)
-        self.width = int(self.network.num_features)
+        self.width = cast(int, self.network.num_features)
 
-    def forward(self, images: Float[Tensor, "B C H W"], keep: None = None) -> Float[Tensor, "B D"]:
-        """timm's own pooled feature, before any classifier; see `Backbone.forward`."""
+    def forward(
+        self, images: Float[Tensor, "B C H W"], keep: Tensor | None = None
+    ) -> Float[Tensor, "B D"]:
+        """Timm's own pooled feature, before any classifier; see `Backbone.forward`."""
         pooled: Tensor = self.network(images)
         return pooled
 
@@ -91,22 +97,22 @@ class Timm(Backbone):
         if x.ndim == 4:
             channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
             return x.permute(0, 3, 1, 2) if channels_last else x
-        prefix = int(getattr(self.network, "num_prefix_tokens", 1))
+        prefix = cast(int, getattr(self.network, "num_prefix_tokens", 1))
         height, width = images.shape[-2:]
         count = x.shape[1] - prefix
         columns = round((count * width / height) ** 0.5)
         return x[:, prefix:].transpose(1, 2).unflatten(2, (count // columns, columns))
 
 
-def _any_size(create, name: str, image_size: int, channels: int) -> nn.Module:  # type: ignore[no-untyped-def]
+def _any_size(
+    create: Callable[..., nn.Module], name: str, image_size: int, channels: int
+) -> nn.Module:
     """Build a timm network that takes crops of any size; ViTs there must be told so."""
-    options = {"num_classes": 0, "in_chans": channels}
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
     try:
-        network = create(name, **options, img_size=image_size, dynamic_img_size=True)
+        return create(name, **options, img_size=image_size, dynamic_img_size=True)
     except TypeError:  # only timm's ViTs know these arguments
-        network = create(name, **options)
-    assert isinstance(network, nn.Module)
-    return network
+        return create(name, **options)
 
 
 def _refuse(name: str, last: int, attention: bool | int) -> None:

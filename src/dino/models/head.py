@@ -5,6 +5,7 @@ Shapes: B rows, D backbone width, K prototypes.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -78,7 +79,7 @@ class Head(nn.Module):
         self.bottleneck = bottleneck
         widths = [width, *[hidden] * (layers - 1), *([] if bottleneck is None else [bottleneck])]
         stack: list[nn.Module] = []
-        for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (inputs, outputs) in enumerate(pairwise(widths)):
             stack.append(nn.Linear(inputs, outputs))
             init_linear(stack[-1])  # type: ignore[arg-type]
             if bottleneck is None or index < layers - 1:

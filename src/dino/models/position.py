@@ -50,5 +50,7 @@ def resample(
         scale = ((rows + 0.1) / height, (columns + 0.1) / width)
         image = F.interpolate(image, scale_factor=scale, mode="bicubic")
     if image.shape[-2:] != grid:
-        raise RuntimeError(f"resampling {trained} positions gave {tuple(image.shape[-2:])}, not {grid}")
+        raise RuntimeError(
+            f"resampling {trained} positions gave {tuple(image.shape[-2:])}, not {grid}"
+        )
     return image.permute(0, 2, 3, 1).flatten(1, 2)

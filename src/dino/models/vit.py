@@ -10,7 +10,7 @@ Shapes: B batch, T tokens (CLS first), D width, h w the grid of patches.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -196,9 +196,11 @@ class ViT(Backbone):
         """The CLS token after the final norm; see `Backbone.forward`."""
         x, _ = self.tokens(images)
         rows = [None] * self.depth if keep is None else list(keep.unflatten(0, (-1, 2)))
-        for block, row in zip(self.blocks[:-1], rows[:-1], strict=True):
+        *earlier, last = cast(list[Block], list(self.blocks))
+        for block, row in zip(earlier, rows[:-1], strict=True):
             x = block(x, row)
-        return self.norm(self.blocks[-1].first(x, rows[-1])).squeeze(1)
+        cls: Tensor = self.norm(last.first(x, rows[-1])).squeeze(1)
+        return cls
 
     def features(
         self, images: Float[Tensor, "B C H W"], last: int = 1, attention: bool | int = False
@@ -209,7 +211,7 @@ class ViT(Backbone):
         asked = _block_index(attention, self.depth)
         x, grid = self.tokens(images)
         matrix, outputs = None, []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(cast(list[Block], list(self.blocks))):
             if index == asked:
                 x, matrix = block.explicit(x)
             else:

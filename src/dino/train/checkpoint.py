@@ -53,8 +53,8 @@ class Checkpoints:
         path = self.folder / pointer.read_text().strip()
         if not (path / "state.json").exists():
             raise UserError(
-                f"{pointer} names {path.name}, which is not there: restore it, or write the name of "
-                "another checkpoint folder into LAST"
+                f"{pointer} names {path.name}, which is not there: restore it, or write the name "
+                "of another checkpoint folder into LAST"
             )
         return path
 
@@ -138,7 +138,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _optimizer_state(distillation: Distillation) -> dict[str, Tensor]:
     """The optimizer's moments as "parameter|moment" (a frozen parameter has none)."""
-    names = {parameter: name for name, parameter in distillation.student.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in distillation.student.named_parameters()}
     return {
         f"{names[parameter]}|{key}": torch.as_tensor(value)
         for parameter, moments in distillation.optimizer.state.items()

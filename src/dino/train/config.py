@@ -107,8 +107,17 @@ class ViewSettings:
             local_size=self.local_size,
             local_scale=self.local_scale,
         )
-        common = ("ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey",
-                  "blur_sigma")  # fmt: skip
+        common = (
+            "ratio",
+            "flip",
+            "jitter",
+            "brightness",
+            "contrast",
+            "saturation",
+            "hue",
+            "grey",
+            "blur_sigma",
+        )
         shared: dict[str, Any] = {name: getattr(self, name) for name in common}
         return tuple(
             dataclasses.replace(kind, **shared, blur=blur, solarize=solarize)
@@ -121,7 +130,7 @@ class TeacherSettings:
     """Targets and the momentum teacher (paper section 3.1)."""
 
     momentum: float = 0.996
-    """EMA momentum at the start; raise it for small batches (.9995 at 256), lower it for few steps."""
+    """EMA momentum at the start; higher (.9995) for small batches, lower (.99) for few steps."""
     momentum_end: float = 1.0
     """EMA momentum at the end (cosine)."""
     center_momentum: float = 0.9
@@ -172,7 +181,7 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSettings:
-    """How the training is carried out; none of it defines the result, all may change on resuming."""
+    """How the training is carried out: none of it defines the result, all may change later."""
 
     micro_batch: int | None = None
     """Images of one process that go through the networks at a time: less memory, same result."""
@@ -226,9 +235,15 @@ class PretrainConfig:
         for name, value in settings.items():
             part, _, key = name.partition(".")
             section = getattr(config, part, None)
-            if not key or section is None or key not in {f.name for f in dataclasses.fields(section)}:
+            if (
+                not key
+                or section is None
+                or key not in {f.name for f in dataclasses.fields(section)}
+            ):
                 raise UserError(f"there is no setting {name!r}: see dino pretrain --help")
-            config = dataclasses.replace(config, **{part: dataclasses.replace(section, **{key: value})})
+            config = dataclasses.replace(
+                config, **{part: dataclasses.replace(section, **{key: value})}
+            )
         return config
 
     def defining(self) -> dict[str, Any]:
@@ -269,8 +284,8 @@ class PretrainConfig:
         hottest = max(self.teacher.temperature, self.teacher.temperature_start)
         if hottest > 0.07:
             doubts.append(
-                f"a teacher temperature of {hottest} is above .07, where training is known to end in "
-                "uniform collapse: to sharpen the targets, lower it"
+                f"a teacher temperature of {hottest} is above .07, where training is known to end "
+                "in uniform collapse: to sharpen the targets, lower it"
             )
         if self.optim.optimizer == "adamw" and self.optim.lr > 5e-3:
             doubts.append(

@@ -1,7 +1,7 @@
 """The training loop: views -> student and teacher -> step -> record, as Algorithm 1 reads.
 
-The run folder is plain files: `config.json`, `metrics.jsonl`, `checkpoints/`, `refused.jsonl` (only
-if a step was refused), `teacher.safetensors` (the newest), `best.safetensors` (by k-NN, if measured).
+The run folder is plain files: `config.json`, `metrics.jsonl`, `checkpoints/`, `refused.jsonl`
+(only if a step was refused), `teacher.safetensors` (the newest), `best.safetensors` (by k-NN).
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class _Loop:
         self.config, self.source, self.run = config, source, run
         self.device, self.ranks, self.about, self.evaluations = device, ranks, about, evaluations
         execution = config.execution
-        self.steps_per_epoch = EpochSampler(len(source), config.run.batch, config.run.seed).steps_per_epoch
+        self.steps_per_epoch = EpochSampler(
+            len(source), config.run.batch, config.run.seed
+        ).steps_per_epoch
         self.schedules: Schedules = config.schedules(self.steps_per_epoch)
         self.log_every = self._every(execution.log_every)
         self.save_every = self._every(execution.checkpoint_every)
@@ -192,7 +194,9 @@ class _Loop:
                 if self._due(step, self.save_every) or stop.is_set() or step == total:
                     self._save(step)
                 if stop.is_set() and step < total:
-                    self._say(f"stopped at step {step}: run the same command again to go on", "bold")
+                    self._say(
+                        f"stopped at step {step}: run the same command again to go on", "bold"
+                    )
                     break
         return Result(self.run, step, total, self.refused, self.measured)
 
@@ -284,11 +288,16 @@ class _Loop:
         self.refused_in_row += 1
         paths = [self.source.path(int(index)) for index in seen.batch.index]
         with (self.run / "refused.jsonl").open("a", encoding="utf-8") as file:
-            line = {"step": seen.step + 1, "rank": self.ranks.rank, "loss": str(loss), "images": paths}
+            line = {
+                "step": seen.step + 1,
+                "rank": self.ranks.rank,
+                "loss": str(loss),
+                "images": paths,
+            }
             file.write(json.dumps(line) + "\n")
         self._say(
-            f"step {seen.step + 1} refused: loss or gradients were not finite (loss {loss}); nothing "
-            f"moved; its images are listed in {self.run / 'refused.jsonl'}",
+            f"step {seen.step + 1} refused: loss or gradients were not finite (loss {loss}); "
+            f"nothing moved; its images are listed in {self.run / 'refused.jsonl'}",
             "yellow",
         )
         if self.refused_in_row >= self.config.execution.max_refused:
@@ -319,14 +328,23 @@ class _Loop:
     def _save(self, step: int) -> None:
         if self.ranks.main:
             started = time.perf_counter()
-            state = {"refused": self.refused, "measured": self.measured, "best": self.best if self.measured else None}
+            state = {
+                "refused": self.refused,
+                "measured": self.measured,
+                "best": self.best if self.measured else None,
+            }
             self.checkpoints.save(self.distillation, step, state)
             self._write_teacher("teacher.safetensors", step)
             self.window.skip(time.perf_counter() - started)
         barrier()
 
     def _write_teacher(self, name: str, step: int) -> None:
-        about = {**self.about, "step": step, "steps": self.schedules.total, "measured": self.measured}
+        about = {
+            **self.about,
+            "step": step,
+            "steps": self.schedules.total,
+            "measured": self.measured,
+        }
         save(self.distillation.teacher.backbone, self.run / name, about)
 
     # ------------------------------------------------------------------ words

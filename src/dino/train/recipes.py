@@ -97,7 +97,12 @@ def resnet50() -> PretrainConfig:
         views=ViewSettings(global_scale=(0.14, 1.0), local_count=6, local_scale=(0.05, 0.14)),
         teacher=TeacherSettings(temperature_warmup="50 epochs"),
         optim=OptimSettings(
-            optimizer="lars", lr=0.3, lr_end=0.0048, weight_decay=1e-6, weight_decay_end=1e-6, clip=0.0
+            optimizer="lars",
+            lr=0.3,
+            lr_end=0.0048,
+            weight_decay=1e-6,
+            weight_decay_end=1e-6,
+            clip=0.0,
         ),
         run=RunSettings(duration="800 epochs", batch=4080),
         execution=ExecutionSettings(precision="fp32"),
@@ -141,9 +146,7 @@ def small_data() -> PretrainConfig:
     """
     return PretrainConfig(
         head=HeadSettings(prototypes=4096),
-        teacher=TeacherSettings(
-            momentum=0.99, temperature=0.04, temperature_warmup="0 epochs"
-        ),
+        teacher=TeacherSettings(momentum=0.99, temperature=0.04, temperature_warmup="0 epochs"),
         views=ViewSettings(local_count=6),
         optim=OptimSettings(clip=1.0, freeze_last_layer="3 epochs"),
         run=RunSettings(duration="300 epochs", batch=256),
@@ -159,7 +162,11 @@ def demo() -> PretrainConfig:
         model=ModelSettings(arch="vit_tiny", width=128, depth=4, heads=4, drop_path=0.0),
         head=HeadSettings(prototypes=1024, hidden=512, bottleneck=128),
         views=ViewSettings(
-            global_size=64, local_size=32, local_count=4, global_scale=(0.3, 1.0), local_scale=(0.05, 0.3)
+            global_size=64,
+            local_size=32,
+            local_count=4,
+            global_scale=(0.3, 1.0),
+            local_scale=(0.05, 0.3),
         ),
         teacher=TeacherSettings(momentum=0.99, temperature=0.04, temperature_warmup="0 epochs"),
         optim=OptimSettings(lr=2e-3, warmup="10%", clip=1.0, freeze_last_layer="1 epochs"),

@@ -139,7 +139,7 @@ def _tensorboard(run: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("TensorBoard is not installed: pip install dino-ssl[tensorboard]") from None
-    return SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(run / "tensorboard"))
 
 
 def _clock(seconds: float) -> str:

@@ -90,7 +90,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("dino")
             if text is None:
-                raise UserError(f"{path} was not written by dino: it does not name its architecture")
+                raise UserError(
+                    f"{path} was not written by dino: it does not name its architecture"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text)  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from None
