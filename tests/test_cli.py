@@ -14,7 +14,6 @@ from PIL import Image
 
 import dino
 from dino import cli
-from dino.evaluate.knn import KNN
 from dino.train.recipes import RECIPES
 
 
@@ -232,8 +231,11 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_settings_classes_have_a_help_text_for_every_field() -> None:
-    import tyro
-
-    text = tyro.extras.get_parser(KNN).format_help()
-    assert "The bank" in text
+@pytest.mark.parametrize("words", [["evaluate", "knn"], ["features"], ["report"]])
+def test_every_job_explains_its_settings(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*words, "--help"])
+    assert caught.value.code == 0
+    assert "--device" in capsys.readouterr().out

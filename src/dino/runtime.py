@@ -193,7 +193,6 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
 

@@ -254,7 +254,10 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_normalize_is_torchvisions(pictures: list[Image.Image]) -> None:
-    ours = normalize(stacked(pictures), IMAGENET_MEAN, IMAGENET_STD)
+    images = stacked(pictures).float()
+    ours = normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    assert torch.equal(images, stacked(pictures).float())  # a copy is normalised
+    assert torch.equal(ours, normalize(stacked(pictures), IMAGENET_MEAN, IMAGENET_STD))
     theirs = F.normalize(stacked(pictures) / 255, IMAGENET_MEAN, IMAGENET_STD)
     assert torch.allclose(ours, theirs, atol=1e-5)
 

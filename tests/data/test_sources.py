@@ -146,11 +146,11 @@ def test_a_data_set_of_images_with_and_without_labels() -> None:
 
 
 def test_targets_are_labels_also_through_a_subset() -> None:
-    for targets in ([1, 0, 1], np.array([1, 0, 1]), torch.tensor([1, 0, 1])):
-        data = Pictures([GREY] * 3, targets=targets, classes=["cat", "dog"])
+    for targets in ([0, 1, 1, 0], np.array([0, 1, 1, 0]), torch.tensor([0, 1, 1, 0])):
+        data = Pictures([GREY] * 4, targets=targets, classes=["cat", "dog"])
         source = open_source(data)
-        assert (source.labels, source.classes) == ([1, 0, 1], ["cat", "dog"])
-        part = open_source(Subset(Subset(data, [0, 2, 1]), [1, 2]))
+        assert (source.labels, source.classes) == ([0, 1, 1, 0], ["cat", "dog"])
+        part = open_source(Subset(Subset(data, [3, 1, 0]), [1, 2]))
         assert (part.labels, part.classes) == ([1, 0], ["cat", "dog"])
     unnamed = open_source(Pictures([GREY] * 2, targets=[0, 2]))
     assert unnamed.classes == ["0", "1", "2"]

@@ -74,6 +74,7 @@ def config() -> PretrainConfig:
             "views.global_size": 16,
             "views.local_size": 8,
             "views.local_count": 2,
+            "optim.optimizer": "sgd",  # Adam would blow up the rounding of gradients that are 0
             "run.batch": 4,
             "run.duration": "5 steps",
             "optim.warmup": "1 steps",
@@ -95,24 +96,20 @@ def images() -> Samples:
 
 
 def whole_run(_: Ranks, out: Path) -> float:
-    # The loop joins the process group by itself; the harness has joined it already.
-    runtime.dist.destroy_process_group()
-    result = train(config(), images(), out, device=torch.device("cpu"))
-    runtime.dist.init_process_group("gloo")
-    return float(result.step)
+    return float(train(config(), images(), out, device=torch.device("cpu")).step)
 
 
 def test_a_run_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     train(config(), images(), tmp_path / "one", device=torch.device("cpu"))
-    assert run(whole_run, 2, tmp_path / "two") == [5, 5]
+    assert run(whole_run, 2, tmp_path / "two", joined=False) == [5, 5]
     for name in ("student", "teacher", "loss"):
         one, two = (
             load_file(tmp_path / world / "checkpoints" / "step_00000005" / f"{name}.safetensors")
             for world in ("one", "two")
         )
-        assert_same(two, one, 2e-3)  # fp32: sums in another order, amplified by Adam
+        assert_same(two, one, 1e-4)  # fp32: sums in another order
     lines = [
         (tmp_path / world / "metrics.jsonl").read_text().splitlines() for world in ("one", "two")
     ]

@@ -84,7 +84,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode of Pillow's to RGB, as `read_image` describes."""
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16"):
+    # Pillow before 10.3 opens 16-bit PNGs in its mode for 32 bits, which PNG does not have.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         levels = np.asarray(image).astype(np.uint16)
         return Image.fromarray((levels // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

@@ -67,7 +67,9 @@ def knn(
 
     The k bank images of highest cosine similarity vote for their class with weight
     exp(similarity / temperature). Classes are ordered by their votes, equal ones (also those
-    without any vote) by their label, as in the published code; top-5 means the first min(5, k).
+    without any vote) by their label; so does the published code wherever its sort is stable (up to
+    16 classes), beyond that its order of equal votes is arbitrary. Top-5 means the first
+    min(5, k).
 
     Args:
         bank: features of any length; float64 is computed in float64, all else in float32.
