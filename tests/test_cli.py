@@ -108,7 +108,7 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "2 .txt" in line
     assert "1 .csv" in line
     assert "3 images, fewer than one batch of 4" in pretrain("demo", "--data", str(few), *FLAGS)
-    assert "take 64 or 80" in pretrain("demo", "--views.global-size", "65")
+    assert "take 224 or 240" in pretrain("vit_s16", "--views.global-size", "225")
     assert "optim.warmup" in pretrain(
         "demo", *FLAGS, "--optim.warmup", "9 steps", "--data", str(folder(tmp_path / "ok"))
     )

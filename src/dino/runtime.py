@@ -94,11 +94,6 @@ def keep_memory() -> bool:
     return bool(kept and mallopt(m_top_pad, 64 * 2**20))
 
 
-def device_memory(device: torch.device) -> int | None:
-    """Peak bytes that tensors have taken on `device` so far; None where nobody counts them."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
 def describe(device: torch.device) -> str:
     """The device in words, for the provenance of a result."""
     if device.type == "cuda":

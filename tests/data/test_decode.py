@@ -126,6 +126,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         read_image(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of damaged metadata
 @settings(max_examples=60, deadline=None)
 @given(place=st.floats(0, 1), junk=st.binary(min_size=1, max_size=40))
 def test_damaged_bytes_are_an_image_or_an_image_error(

@@ -75,6 +75,7 @@ def config() -> PretrainConfig:
             "views.local_size": 8,
             "views.local_count": 2,
             "optim.optimizer": "sgd",  # Adam would blow up the rounding of gradients that are 0
+            "optim.lr": 5.0,
             "run.batch": 4,
             "run.duration": "5 steps",
             "optim.warmup": "1 steps",
@@ -109,7 +110,7 @@ def test_a_run_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
             load_file(tmp_path / world / "checkpoints" / "step_00000005" / f"{name}.safetensors")
             for world in ("one", "two")
         )
-        assert_same(two, one, 1e-4)  # fp32: sums in another order
+        assert_same(two, one, 1e-3)  # fp32: sums in another order
     lines = [
         (tmp_path / world / "metrics.jsonl").read_text().splitlines() for world in ("one", "two")
     ]

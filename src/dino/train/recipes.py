@@ -141,8 +141,7 @@ def small_data() -> PretrainConfig:
 
     `dino pretrain small_data --data photos/ --out RUN`. Few prototypes, a teacher that stays
     sharp, a fixed prototype norm and a long freeze are what collapsed users were told to try
-    (docs/recipes.md). Hours depend on the data; accuracy was not measured on a GPU. The same
-    settings scaled down for a CPU are measured in docs/results.
+    (docs/recipes.md). Hours depend on the data; accuracy was not measured on a GPU.
     """
     return PretrainConfig(
         head=HeadSettings(prototypes=4096),
@@ -156,22 +155,41 @@ def small_data() -> PretrainConfig:
 def demo() -> PretrainConfig:
     """A small ViT on the photographs that come with scikit-image and scikit-learn, in minutes.
 
-    `make demo`, or `dino pretrain demo --out RUN`; measured time and accuracy stand in the README.
+    `make demo`, or `dino pretrain demo --out RUN`. Colour tells these photographs apart, so the
+    colour augmentations are weak; blur and crops are scaled to views of 48 pixels.
     """
     return PretrainConfig(
-        model=ModelSettings(arch="vit_tiny", width=128, depth=4, heads=4, drop_path=0.0),
-        head=HeadSettings(prototypes=1024, hidden=512, bottleneck=128),
+        model=ModelSettings(
+            arch="vit_tiny",
+            width=128,
+            depth=4,
+            heads=4,
+            patch_size=8,
+            position="exact",
+            drop_path=0.0,
+        ),
+        head=HeadSettings(prototypes=512, hidden=512, bottleneck=128),
         views=ViewSettings(
-            global_size=64,
-            local_size=32,
-            local_count=4,
+            global_size=48,
             global_scale=(0.3, 1.0),
+            local_count=4,
+            local_size=24,
             local_scale=(0.05, 0.3),
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.1,
+            hue=0.02,
+            grey=0.0,
+            blur=(0.3, 0.1, 0.3),
+            blur_sigma=(0.1, 0.6),
+            solarize=(0.0, 0.0, 0.0),
         ),
         teacher=TeacherSettings(momentum=0.99, temperature=0.04, temperature_warmup="0 epochs"),
-        optim=OptimSettings(lr=2e-3, warmup="10%", clip=1.0, freeze_last_layer="1 epochs"),
-        run=RunSettings(duration="600 steps", batch=64),
-        execution=ExecutionSettings(checkpoint_every="200 steps", workers=0),
+        optim=OptimSettings(
+            lr=2e-3, warmup="10%", weight_decay_end=0.1, clip=1.0, freeze_last_layer="1 epochs"
+        ),
+        run=RunSettings(duration="300 steps", batch=64),
+        execution=ExecutionSettings(checkpoint_every="100 steps", workers=0),
     )
 
 
