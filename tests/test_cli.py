@@ -16,6 +16,9 @@ import dino
 from dino import cli
 from dino.train.recipes import RECIPES
 
+# tyro hands over its MISSING in place of a string.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 def folder(path: Path, count: int = 12, classes: int = 3) -> Path:
     generator = np.random.default_rng(0)

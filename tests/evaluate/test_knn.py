@@ -183,6 +183,7 @@ BANK, LABELS = torch.randn(6, 4), torch.arange(6)
         ({"queries": BANK[:2], "query_labels": LABELS[:2], "leave_one_out": True}, "itself"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_nonsense_is_refused(change: dict[str, object], sentence: str) -> None:
     settings = {"bank": BANK, "bank_labels": LABELS, "queries": BANK, "query_labels": LABELS}
     with pytest.raises(UserError, match=sentence):

@@ -179,6 +179,7 @@ def command(data: Path, out: Path, **changes: Any) -> list[str]:
     return ["pretrain", "demo", "--data", str(data), "--out", str(out), "--device", "cpu", *flags]
 
 
+@pytest.mark.usefixtures("unchecked")  # tyro hands over its MISSING in place of a string
 def test_killed_at_random_moments_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
     """SIGKILL ten times at random moments, five of them while a checkpoint is being written."""
     data, out = folder_of_images(tmp_path / "images"), tmp_path / "killed"

@@ -110,7 +110,7 @@ class Distillation:
         self.precision, self.ranks = precision, ranks or Ranks()
         self._parallel = data_parallel(self.student, self.device)
 
-    def step(self, groups: Sequence[Float[Tensor, "V B C S S"]], step: int) -> StepReport:
+    def step(self, groups: Sequence[Float[Tensor, "_ B C _ _"]], step: int) -> StepReport:
         """Move student, teacher and center once.
 
         Args:
@@ -139,7 +139,7 @@ class Distillation:
 
     def _accumulate(
         self, groups: Sequence[Tensor], temperature: float, step: int
-    ) -> tuple[Float[Tensor, " K+2"], Float[Tensor, "B D"]]:
+    ) -> tuple[Float[Tensor, " sums"], Float[Tensor, "B D"]]:
         """Gradients of this rank's whole batch, micro-batch by micro-batch, group by group.
 
         Returns:

@@ -41,10 +41,10 @@ class Network(nn.Module):
 
     def forward(
         self,
-        groups: Sequence[Float[Tensor, "V B C S S"]],
-        targets: Sequence[tuple[Float[Tensor, "v B K"], int]],
+        groups: Sequence[Float[Tensor, "_ B C _ _"]],
+        targets: Sequence[tuple[Float[Tensor, "_ B K"], int]],
         temperature: float,
-        keep: Sequence[Float[Tensor, "branches V B"] | None],
+        keep: Sequence[Float[Tensor, "branches _ B"] | None],
     ) -> Float[Tensor, ""]:
         """Sum of the loss terms (see `distillation.loss`) of some groups of student views.
 

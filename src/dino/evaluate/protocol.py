@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from dino.models.features import Backbone
 
 
+@runtime_checkable
 class Evaluation(Protocol):
     """Anything that turns a network into named numbers, while it trains or afterwards.
 

@@ -17,15 +17,15 @@ from dino.models.features import Backbone
 
 @torch.inference_mode()
 def patch_features(
-    backbone: Backbone, images: Sequence[Float[Tensor, "C H W"]]
-) -> list[Float[Tensor, "D h w"]]:
+    backbone: Backbone, images: Sequence[Float[Tensor, "C _ _"]]
+) -> list[Float[Tensor, "D _ _"]]:
     """Final-norm patch tokens of each image; images may differ in size."""
     return [backbone.features(image[None]).patches[0, 0] for image in images]
 
 
 def components(
-    patches: Sequence[Float[Tensor, "D h w"]], spread: float = 0.98
-) -> list[UInt8[np.ndarray, "h w 3"]]:
+    patches: Sequence[Float[Tensor, "D _ _"]], spread: float = 0.98
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """The first three principal components of patch tokens as red, green and blue.
 
     One analysis for all images, so that a colour means the same in each. The picture does not
