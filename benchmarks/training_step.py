@@ -31,7 +31,7 @@ GLOBAL, LOCAL, LOCALS, PROTOTYPES = 224, 96, 8, 65536
 
 def ours(batch: int, micro_batch: int | None):  # type: ignore[no-untyped-def]
     from dino.runtime import Ranks
-    from dino.train.loop import build
+    from dino.train.build import build
     from dino.train.recipes import vanilla
 
     config = vanilla().changed({"run.batch": batch})

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dino.data.sources import Samples
 from dino.distillation.loss import DINOLoss
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
@@ -92,3 +93,34 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: f
         else:
             scale = max(other.abs().max().item(), 1e-12)
             assert (value - other).abs().max().item() <= tolerance * scale, name
+
+
+TINY_RUN: dict[str, Any] = {
+    "model.width": 24,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.patch_size": 8,
+    "model.drop_path": 0.2,
+    "head.prototypes": 16,
+    "head.hidden": 16,
+    "head.bottleneck": 8,
+    "views.global_size": 16,
+    "views.local_size": 8,
+    "views.local_count": 2,
+    "run.batch": 4,
+    "run.duration": "8 steps",
+    "optim.warmup": "1 steps",
+    "execution.workers": 0,
+    "execution.checkpoint_every": "3 steps",
+    "execution.log_every": "2 steps",
+    "execution.knn_every": "4 steps",
+}
+"""Settings of a run of seconds."""
+
+
+def images(count: int = 12) -> Samples:
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, 24, 24)
+    return Samples(
+        [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(count)]
+    )

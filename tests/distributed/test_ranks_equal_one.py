@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from ranks import run
-from small import assert_same, distillation, groups, state
+from small import TINY_RUN, assert_same, distillation, groups, images, state
 from torch import Tensor
 
 from dino import runtime
-from dino.data.sources import Samples
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
 from dino.train.loop import train
@@ -61,39 +60,14 @@ def test_two_ranks_equal_one(options: dict[str, Any], poison: bool) -> None:
 
 
 def config() -> PretrainConfig:
-    return demo().changed(
-        {
-            "model.width": 24,
-            "model.depth": 2,
-            "model.heads": 2,
-            "model.patch_size": 8,
-            "model.drop_path": 0.2,
-            "head.prototypes": 16,
-            "head.hidden": 16,
-            "head.bottleneck": 8,
-            "views.global_size": 16,
-            "views.local_size": 8,
-            "views.local_count": 2,
-            "optim.optimizer": "sgd",  # Adam would blow up the rounding of gradients that are 0
-            "optim.lr": 5.0,
-            "run.batch": 4,
-            "run.duration": "5 steps",
-            "optim.warmup": "1 steps",
-            "execution.workers": 0,
-            "execution.checkpoint_every": "2 steps",
-            "execution.log_every": "1 steps",
-        }
-    )
-
-
-def images() -> Samples:
-    generator = torch.Generator().manual_seed(0)
-    return Samples(
-        [
-            torch.randint(0, 256, (3, 24, 24), generator=generator, dtype=torch.uint8)
-            for _ in range(12)
-        ]
-    )
+    changes = {
+        "optim.optimizer": "sgd",  # Adam would blow up the rounding of gradients that are 0
+        "optim.lr": 5.0,
+        "run.duration": "5 steps",
+        "execution.log_every": "1 steps",
+        "execution.checkpoint_every": "2 steps",
+    }
+    return demo().changed({**TINY_RUN, **changes})
 
 
 def whole_run(_: Ranks, out: Path) -> float:

@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small import TINY_RUN as TINY
+from small import images
 
 from dino import cli
-from dino.data.sources import Samples
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
 from dino.models.features import Backbone
@@ -29,38 +30,10 @@ from dino.train.recipes import demo
 from dino.train.record import read_metrics
 
 CPU = torch.device("cpu")
-TINY: dict[str, Any] = {
-    "model.width": 24,
-    "model.depth": 2,
-    "model.heads": 2,
-    "model.patch_size": 8,
-    "model.drop_path": 0.2,
-    "head.prototypes": 16,
-    "head.hidden": 16,
-    "head.bottleneck": 8,
-    "views.global_size": 16,
-    "views.local_size": 8,
-    "views.local_count": 2,
-    "run.batch": 4,
-    "run.duration": "8 steps",
-    "optim.warmup": "1 steps",
-    "execution.workers": 0,
-    "execution.checkpoint_every": "3 steps",
-    "execution.log_every": "2 steps",
-    "execution.knn_every": "4 steps",
-}
 
 
 def config(**changes: Any) -> PretrainConfig:
     return demo().changed({**TINY, **{k.replace("__", "."): v for k, v in changes.items()}})
-
-
-def images(count: int = 12) -> Samples:
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, 24, 24)
-    return Samples(
-        [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(count)]
-    )
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,18 +26,15 @@ from dino.data.photometric import augment
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
 from dino.distillation.health import Monitor, effective_rank, feature_spread
-from dino.distillation.loss import DINOLoss
 from dino.distillation.schedules import Schedules, in_steps
-from dino.distillation.step import Distillation, StepReport
-from dino.distillation.teacher import Network
+from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError, atomic_json, read_json
-from dino.models.create import create
-from dino.models.head import Head
-from dino.runtime import Ranks, barrier, pick_precision, process_group
+from dino.runtime import Ranks, barrier, process_group
+from dino.train.build import build
 from dino.train.checkpoint import Checkpoints
 from dino.train.config import PretrainConfig, differences
-from dino.train.record import Record
+from dino.train.record import Record, Window
 from dino.weights.load import save
 
 
@@ -135,7 +132,7 @@ class _Loop:
             self.measured = state["measured"]
             self.best = state["best"] if self.measured else self.best
         self.monitor = Monitor(config.head.prototypes)
-        self.window = _Window()
+        self.window = Window()
 
     def _every(self, duration: str) -> int:
         return in_steps(duration, self.steps_per_epoch, self.schedules.total)
@@ -369,79 +366,6 @@ class _Loop:
         )
         for doubt in doubts:
             self._say(f"warning: {doubt}", "yellow")
-
-
-@dataclass
-class _Window:
-    """Sums since the last line of metrics."""
-
-    losses: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    images: int = 0
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    def add(self, loss: float, entropy: float, images: int) -> None:
-        self.losses.append(loss)
-        self.entropies.append(entropy)
-        self.images += images
-
-    def skip(self, seconds: float) -> None:
-        """Leave time that is not training out of the rates."""
-        self.since += seconds
-
-    def close(self) -> dict[str, float]:
-        """Means and rates, and start anew."""
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        count = max(1, len(self.losses))
-        loss, entropy = sum(self.losses) / count, sum(self.entropies) / count
-        measures = {
-            "loss": loss,
-            "teacher_entropy": entropy,
-            "kl": loss - entropy,
-            "images_per_s": self.images / elapsed,
-            "data_wait": min(1.0, self.waited / elapsed),
-        }
-        self.losses, self.entropies, self.images, self.waited = [], [], 0, 0.0
-        self.since = time.perf_counter()
-        return measures
-
-
-def build(
-    config: PretrainConfig, schedules: Schedules, device: torch.device, ranks: Ranks
-) -> Distillation:
-    """Student, teacher, loss and optimizer of a configuration, drawn from its seed."""
-    torch.manual_seed(config.run.seed)
-    model, head = config.model, asdict(config.head)
-    backbone = create(
-        model.arch,
-        image_size=config.views.global_size,
-        patch_size=model.patch_size,
-        position=model.position,
-        width=model.width,
-        depth=model.depth,
-        heads=model.heads,
-    )
-    backbone.preprocessing = replace(
-        backbone.preprocessing, mean=config.views.mean, std=config.views.std
-    )
-    return Distillation(
-        Network(backbone, Head(backbone.width, head.pop("prototypes"), **head)),
-        DINOLoss(
-            config.head.prototypes,
-            student_temperature=config.teacher.student_temperature,
-            center_momentum=config.teacher.center_momentum,
-        ),
-        schedules,
-        optimizer=config.optim.optimizer,
-        clip=config.optim.clip,
-        drop_path=model.drop_path,
-        micro_batch=config.execution.micro_batch,
-        seed=config.run.seed,
-        device=device,
-        precision=pick_precision(config.execution.precision, device),
-        ranks=ranks,
-    )
 
 
 @contextmanager

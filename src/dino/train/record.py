@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,43 @@ class Record:
             left = (now - self._started) / max(done, 1) * (self.total - line["step"])
             self.say(f"step {line['step']}/{self.total}  {measures}  left {_clock(left)}")
             self._spoke = now
+
+
+@dataclass
+class Window:
+    """Sums since the last line of metrics."""
+
+    losses: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, loss: float, entropy: float, images: int) -> None:
+        """One step's measures, of so many images."""
+        self.losses.append(loss)
+        self.entropies.append(entropy)
+        self.images += images
+
+    def skip(self, seconds: float) -> None:
+        """Leave time that is not training out of the rates."""
+        self.since += seconds
+
+    def close(self) -> dict[str, float]:
+        """Means and rates, and start anew."""
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        count = max(1, len(self.losses))
+        loss, entropy = sum(self.losses) / count, sum(self.entropies) / count
+        measures = {
+            "loss": loss,
+            "teacher_entropy": entropy,
+            "kl": loss - entropy,
+            "images_per_s": self.images / elapsed,
+            "data_wait": min(1.0, self.waited / elapsed),
+        }
+        self.losses, self.entropies, self.images, self.waited = [], [], 0, 0.0
+        self.since = time.perf_counter()
+        return measures
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:

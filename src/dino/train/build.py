@@ -1,0 +1,53 @@
+"""From a configuration to what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import torch
+
+from dino.distillation.loss import DINOLoss
+from dino.distillation.schedules import Schedules
+from dino.distillation.step import Distillation
+from dino.distillation.teacher import Network
+from dino.models.create import create
+from dino.models.head import Head
+from dino.runtime import Ranks, pick_precision
+from dino.train.config import PretrainConfig
+
+
+def build(
+    config: PretrainConfig, schedules: Schedules, device: torch.device, ranks: Ranks
+) -> Distillation:
+    """Student, teacher, loss and optimizer of a configuration, drawn from its seed."""
+    torch.manual_seed(config.run.seed)
+    model, head = config.model, asdict(config.head)
+    backbone = create(
+        model.arch,
+        image_size=config.views.global_size,
+        patch_size=model.patch_size,
+        position=model.position,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+    )
+    backbone.preprocessing = replace(
+        backbone.preprocessing, mean=config.views.mean, std=config.views.std
+    )
+    return Distillation(
+        Network(backbone, Head(backbone.width, head.pop("prototypes"), **head)),
+        DINOLoss(
+            config.head.prototypes,
+            student_temperature=config.teacher.student_temperature,
+            center_momentum=config.teacher.center_momentum,
+        ),
+        schedules,
+        optimizer=config.optim.optimizer,
+        clip=config.optim.clip,
+        drop_path=model.drop_path,
+        micro_batch=config.execution.micro_batch,
+        seed=config.run.seed,
+        device=device,
+        precision=pick_precision(config.execution.precision, device),
+        ranks=ranks,
+    )
