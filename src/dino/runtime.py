@@ -90,7 +90,7 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):  # musl has no such knob
         return False
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-    kept = mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1)
+    kept = mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, -1)
     return bool(kept and mallopt(m_top_pad, 64 * 2**20))
 
 

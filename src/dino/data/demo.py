@@ -42,9 +42,9 @@ PHOTOGRAPHS = {
     "rocket": "skimage/data/rocket.jpg",
 }
 
-SHORT_SIDE = 288  # of a photograph after resizing; every one is at least 300 pixels high and wide
-TILE = 96  # a third of the short side
-TRAIN_PART, TEST_PART = 0.60, 0.36  # of the width; what is left between them is the margin
+SHORT_SIDE = 300  # of a photograph after resizing; every one is at least that high and wide
+TILE = 144  # as wide as a side of a square photograph
+TRAIN_PART, TEST_PART = 0.48, 0.48  # of the width; what is left between them is the margin
 GRIDS = {"train": (12, 8), "test": (8, 4)}  # rows and columns of tiles in each photograph
 
 

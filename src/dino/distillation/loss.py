@@ -25,6 +25,9 @@ from torch import Tensor, nn
 CHUNK_ELEMENTS = 2**24
 """Logits computed at a time (64 MiB of fp32): large enough for full speed, small beside a ViT."""
 
+CACHED_ELEMENTS = 2**18
+"""Elements of the prototypes' gradient finished together while a CPU's cache holds them."""
+
 
 class DINOLoss(nn.Module):
     """Targets by centering and sharpening, cross-entropy over all pairs of different views.
@@ -170,33 +173,26 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         grad_z = torch.empty_like(z) if need_z else None
         # The gradient of the prototypes themselves; those of v and g follow from it.
         grad_rows = (
-            torch.zeros_like(weight_v) if weight_v is not None and (need_v or need_g) else None
+            torch.empty_like(weight_v) if weight_v is not None and (need_v or need_g) else None
         )
         total = z.new_zeros(())
-        rows = max(1, CHUNK_ELEMENTS // targets.shape[2])
-        for view, start in product(range(len(z)), range(0, z.shape[1], rows)):
-            part = slice(start, start + rows)
-            z_n, target = z[view, part], targets[view if len(targets) > 1 else 0, part]
-            logits = z_n * factor if weight_v is None else (z_n @ weight_v.T).mul_(factor)  # [n, K]
+        for index, part in enumerate(_chunks(*targets.shape[1:], views=len(z))):
+            z_n, target = z[part], targets[part if len(targets) > 1 else (slice(None), part[1])]
+            # [v, n, K]
+            logits = z_n * factor if weight_v is None else (z_n @ weight_v.T).mul_(factor)
             slope, normalizer = softmax_and_normalizer(logits)
             total += count * normalizer.sum() - torch.linalg.vecdot(target, logits).sum()
             slope.mul_(count).sub_(target)  # d total / d logits
             if grad_rows is not None:
-                grad_rows.addmm_(slope.T, z_n, alpha=1 / temperature)
+                before = 1 if index else 0
+                slope_n, alpha = slope.flatten(0, 1), 1 / temperature
+                grad_rows.addmm_(slope_n.T, z_n.flatten(0, 1), beta=before, alpha=alpha)
             if grad_z is not None:
                 slope.mul_(factor)
-                grad_z[view, part] = slope if weight_v is None else slope @ weight_v
+                grad_z[part] = slope if weight_v is None else slope @ weight_v
         grad_g = None
-        if (
-            grad_rows is not None
-            and weight_v is not None
-            and norm is not None
-            and scale is not None
-        ):
-            grad_g = torch.linalg.vecdot(grad_rows, weight_v).div_(norm)
-            if need_v:  # the part along v cannot change its direction
-                grad_rows.mul_(scale[:, None])
-                grad_rows.addcmul_(weight_v, (scale * grad_g / norm)[:, None], value=-1)
+        if not (grad_rows is None or weight_v is None or scale is None or norm is None):
+            grad_g = _split_gradient(grad_rows, weight_v, scale, norm)
         ctx.gradients = (
             grad_z,
             grad_rows if need_v else None,
@@ -212,16 +208,52 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
-def softmax_and_normalizer(logits: Float[Tensor, "n K"]) -> tuple[Tensor, Float[Tensor, " n"]]:
+def _split_gradient(
+    grad_rows: Float[Tensor, "K E"],
+    weight_v: Float[Tensor, "K E"],
+    scale: Float[Tensor, " K"],
+    norm: Float[Tensor, " K"],
+) -> Float[Tensor, " K"]:
+    """From the gradient of the prototypes g v / |v| to that of v, in place, and that of g.
+
+    The part of v's gradient along v cannot change its direction and is taken away.
+    """
+    along = []
+    on_cpu = weight_v.device.type == "cpu"
+    size = max(1, CACHED_ELEMENTS // weight_v.shape[1]) if on_cpu else len(weight_v)
+    for rows, v, ratio, length in zip(
+        *(tensor.split(size) for tensor in (grad_rows, weight_v, scale, norm)), strict=True
+    ):
+        along.append(torch.linalg.vecdot(rows, v).div_(length))
+        rows.mul_(ratio[:, None]).addcmul_(v, (ratio * along[-1] / length)[:, None], value=-1)
+    return torch.cat(along)
+
+
+def _chunks(batch: int, prototypes: int, *, views: int) -> list[tuple[slice, slice]]:
+    """Views and rows of [views, batch] that go together: several whole views, or part of one.
+
+    Few large products with the prototypes: a thin one reads all of them for a handful of rows.
+    """
+    rows = max(1, CHUNK_ELEMENTS // prototypes)
+    together = max(1, rows // batch)
+    return [
+        (slice(view, view + together), slice(start, start + rows))
+        for view, start in product(range(0, views, together), range(0, batch, rows))
+    ]
+
+
+def softmax_and_normalizer(
+    logits: Float[Tensor, "*rows K"],
+) -> tuple[Tensor, Float[Tensor, "*rows"]]:
     """Softmax and logsumexp of each row from one pass of exponentials.
 
     At the largest logit the probability is at least 1 / K, so its logarithm is safe, and
     logsumexp = largest logit - log of its probability.
     """
-    probabilities = logits.softmax(dim=1)
-    largest, where = logits.max(dim=1, keepdim=True)
-    normalizer = largest - probabilities.gather(1, where).log()
-    return probabilities, normalizer.squeeze(1)
+    probabilities = logits.softmax(dim=-1)
+    largest, where = logits.max(dim=-1, keepdim=True)
+    normalizer = largest - probabilities.gather(-1, where).log()
+    return probabilities, normalizer.squeeze(-1)
 
 
 def entropy(probabilities: Float[Tensor, "*rows K"]) -> Float[Tensor, ""]:

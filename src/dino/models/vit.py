@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dino.data.decode import Preprocessing
 from dino.files import UserError
 from dino.models.features import Backbone, Features
+from dino.models.linear import Linear
 from dino.models.position import Position, resample
 
 
@@ -43,8 +44,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         # [B, T, parts * D] -> parts tensors [B, heads, T, D / heads]. Chunks: their gradients are
@@ -60,13 +61,19 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def first(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B 1 D"]:
-        """Row 0 of `forward`: one query, the keys and values of all tokens."""
-        width = x.shape[2]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        (q,) = self._split(F.linear(x[:, :1], weight[:width], bias[:width]), 1)
-        k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        """Row 0 of `forward`: one query, and keys and values of no token.
+
+        q . (W x + b) = (W' q) . x + q . b, whose last part no softmax sees, and the mean of W x + b
+        is W of the mean of x, + b: so the single query and the `heads` mean tokens go through W.
+        """
+        weights = self.qkv.weight.unflatten(0, (3, self.heads, -1))  # [3, heads, d, D]
+        bias = self.qkv.bias.unflatten(0, (3, self.heads, 1, -1))  # [3, heads, 1, d]
+        q = x[:, 0] @ weights[0].transpose(1, 2) + bias[0]  # [heads, B, d]
+        asked = (q @ weights[1] * q.shape[-1] ** -0.5).transpose(0, 1)  # [B, heads, D]
+        attention = (asked @ x.transpose(1, 2)).softmax(dim=-1)  # [B, heads, T]
+        mean = (attention @ x).transpose(0, 1)  # [heads, B, D]
+        mixed = mean @ weights[2].transpose(1, 2) + bias[2]  # [heads, B, d]
+        return self.proj(mixed.transpose(0, 1).flatten(1)[:, None])
 
     def explicit(self, x: Tensor) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B heads T T"]]:
         """`forward` together with its attention matrix, after the softmax."""
@@ -80,8 +87,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Each token alone."""

@@ -155,36 +155,31 @@ def small_data() -> PretrainConfig:
 def demo() -> PretrainConfig:
     """A small ViT on the photographs that come with scikit-image and scikit-learn, in minutes.
 
-    `make demo`, or `dino pretrain demo --out RUN`. Colour tells these photographs apart, so the
-    colour augmentations are weak; blur and crops are scaled to views of 48 pixels.
+    `make demo`, or `dino pretrain demo --out RUN`. Colour tells these photographs apart, so of the
+    colour augmentations only mild brightness and contrast stay, and nothing is blurred.
     """
     return PretrainConfig(
         model=ModelSettings(
-            arch="vit_tiny",
-            width=128,
-            depth=4,
-            heads=4,
-            patch_size=8,
-            position="exact",
-            drop_path=0.0,
+            arch="vit_tiny", width=128, depth=4, heads=4, position="exact", drop_path=0.0
         ),
         head=HeadSettings(prototypes=512, hidden=512, bottleneck=128),
         views=ViewSettings(
-            global_size=48,
+            global_size=64,
             global_scale=(0.3, 1.0),
             local_count=4,
-            local_size=24,
+            local_size=32,
             local_scale=(0.05, 0.3),
-            brightness=0.2,
-            contrast=0.2,
-            saturation=0.1,
-            hue=0.02,
+            brightness=0.3,
+            contrast=0.3,
+            saturation=0.0,
+            hue=0.0,
             grey=0.0,
-            blur=(0.3, 0.1, 0.3),
-            blur_sigma=(0.1, 0.6),
+            blur=(0.0, 0.0, 0.0),
             solarize=(0.0, 0.0, 0.0),
         ),
-        teacher=TeacherSettings(momentum=0.99, temperature=0.04, temperature_warmup="0 epochs"),
+        teacher=TeacherSettings(
+            momentum=0.99, momentum_end=0.998, temperature=0.04, temperature_warmup="0 epochs"
+        ),
         optim=OptimSettings(
             lr=2e-3, warmup="10%", weight_decay_end=0.1, clip=1.0, freeze_last_layer="1 epochs"
         ),

@@ -1,0 +1,83 @@
+"""Linear layers that are faster on a CPU: the product of many rows through oneDNN's convolution.
+
+On a CPU with several threads `F.linear` in fp32 copies the bias into the result, multiplies with
+MKL and adds. A convolution with a 1x1 kernel over channels-last rows is the same sum of products,
+goes to oneDNN, adds the bias on the way, and shares the rows out better between the threads
+(`benchmarks/linear.py`). Everywhere else the layer is `nn.Linear`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+ENOUGH_ROWS = 512
+"""From here on the convolution was never slower (128 to 1536 columns, two threads)."""
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, the same function and parameters."""
+
+    def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        """Input @ weight.T + bias."""
+        return linear(input, self.weight, self.bias)
+
+
+def linear(
+    x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"], bias: Tensor | None
+) -> Float[Tensor, "*rows out"]:
+    """`F.linear`, by the faster way where there is one."""
+    if not _convolution_is_faster(x, weight):
+        return F.linear(x, weight, bias)
+    product: Tensor = _Product.apply(x.flatten(0, -2), weight, bias)
+    return product.unflatten(0, x.shape[:-1])
+
+
+def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() >= ENOUGH_ROWS * x.shape[-1]
+        and torch.get_num_threads() > 1  # with one, PyTorch convolves by its own slower code
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # compiled, exported and traced graphs stay plain
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    )
+
+
+class _Product(torch.autograd.Function):
+    """In a form that `torch.func` takes; its backward can be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _convolve(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight, _ = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (grad,) = upstream
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        return (
+            _convolve(grad, weight.t().contiguous(), None) if need_x else None,
+            grad.t() @ x if need_weight else None,  # here MKL is as fast
+            grad.sum(dim=0) if need_bias else None,
+        )
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X @ weight.T + bias, the rows as pixels of one image in a column."""
+    pixels = x.contiguous()[None, :, None].permute(0, 3, 1, 2)  # [1, in, rows, 1]
+    product = F.conv2d(pixels, weight[:, :, None, None], bias)
+    return product.permute(0, 2, 3, 1).flatten(0, 2)
