@@ -178,12 +178,12 @@ def demo() -> PretrainConfig:
             solarize=(0.0, 0.0, 0.0),
         ),
         teacher=TeacherSettings(
-            momentum=0.99, momentum_end=0.998, temperature=0.04, temperature_warmup="0 epochs"
+            momentum=0.994, momentum_end=0.998, temperature=0.04, temperature_warmup="0 epochs"
         ),
         optim=OptimSettings(
             lr=2e-3, warmup="10%", weight_decay_end=0.1, clip=1.0, freeze_last_layer="1 epochs"
         ),
-        run=RunSettings(duration="300 steps", batch=64),
+        run=RunSettings(duration="500 steps", batch=64),
         execution=ExecutionSettings(checkpoint_every="100 steps", workers=0),
     )
 
