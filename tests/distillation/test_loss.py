@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -64,28 +65,38 @@ def test_loss_and_gradient_equal_naive_loops(
 
 
 @given(
+    views=st.integers(1, 4),
     batch=st.integers(1, 5),
     prototypes=st.integers(2, 9),
     seed=st.integers(0, 99),
     free=st.booleans(),
-    chunk=st.sampled_from([1, 7, 2**24]),
+    common=st.booleans(),
+    chunk=st.sampled_from([1, 7, 30, 2**24]),
+    cached=st.sampled_from([1, 10, 2**18]),
 )
 def test_fused_prototypes_equal_materialised_logits(
-    batch: int, prototypes: int, seed: int, free: bool, chunk: int
+    views: int,
+    batch: int,
+    prototypes: int,
+    seed: int,
+    free: bool,
+    common: bool,
+    chunk: int,
+    cached: int,
 ) -> None:
     z, v = (
-        logits(seed, 3, batch, 4).requires_grad_(),
+        logits(seed, views, batch, 4).requires_grad_(),
         logits(seed + 1, prototypes, 4).requires_grad_(),
     )
     g = logits(seed + 2, prototypes, 1).exp().requires_grad_(free)
-    targets = logits(seed + 3, 1, batch, prototypes).softmax(-1) * 2
-    before, module.CHUNK_ELEMENTS = module.CHUNK_ELEMENTS, chunk
-    try:
+    targets = logits(seed + 3, 1 if common else views, batch, prototypes).softmax(-1) * 2
+    inputs = [z, v, g] if free else [z, v]
+    with (
+        mock.patch.object(module, "CHUNK_ELEMENTS", chunk),
+        mock.patch.object(module, "CACHED_ELEMENTS", cached),
+    ):
         value = prototype_cross_entropy(z, v, g, targets, 2, 0.1)
-        inputs = [z, v, g] if free else [z, v]
         gradients = torch.autograd.grad(3 * value, inputs)
-    finally:
-        module.CHUNK_ELEMENTS = before
     weight = g * v / v.norm(dim=1, keepdim=True)
     log_p = torch.log_softmax(z @ weight.T / 0.1, dim=-1)
     expected = -(targets * log_p).sum()

@@ -45,7 +45,7 @@ PHOTOGRAPHS = {
 SHORT_SIDE = 300  # of a photograph after resizing; every one is at least that high and wide
 TILE = 144  # as wide as a side of a square photograph
 TRAIN_PART, TEST_PART = 0.48, 0.48  # of the width; what is left between them is the margin
-GRIDS = {"train": (12, 8), "test": (8, 4)}  # rows and columns of tiles in each photograph
+TILES = {"train": 96, "test": 32}  # of each photograph
 
 
 def photographs() -> dict[str, Image.Image]:
@@ -73,7 +73,7 @@ class DemoTiles:
 
     Each side of a photograph is cut off first and resized on its own, so no pixel, not even
     through interpolation, is shared by training and test. Within a side the tiles lie on a regular
-    grid and overlap; every photograph has the same number.
+    grid, as far apart as its shape allows, and overlap; every photograph has the same number.
 
     Args:
         split: "train" or "test".
@@ -83,13 +83,13 @@ class DemoTiles:
     """
 
     def __init__(self, split: str = "train") -> None:
-        if split not in GRIDS:
+        if split not in TILES:
             raise UserError(f"the demo has no part {split!r}: use demo, demo:train or demo:test")
         self.split = split
         pictures = photographs()
         self._sides = [_side(picture, split) for picture in pictures.values()]
-        self._places = [_grid(side, *GRIDS[split]) for side in self._sides]
-        self._each = len(self._places[0])
+        self._places = [_grid(side, TILES[split]) for side in self._sides]
+        self._each = TILES[split]
         self.classes: list[str] | None = list(pictures)
         self.labels: list[int] | None = [
             index // self._each for index in range(len(self._sides) * self._each)
@@ -127,9 +127,22 @@ def _side(picture: Image.Image, split: str) -> UInt8[Tensor, "3 H W"]:
     return to_tensor(picture.crop(box).resize(size, Image.Resampling.BICUBIC))
 
 
-def _grid(side: UInt8[Tensor, "3 H W"], rows: int, columns: int) -> list[tuple[int, int]]:
-    """Upper left corners of `rows` x `columns` tiles, evenly spread from border to border."""
-    height, width = side.shape[1:]
-    tops = torch.linspace(0, height - TILE, rows).round().int().tolist()
-    lefts = torch.linspace(0, width - TILE, columns).round().int().tolist()
+def _grid(side: UInt8[Tensor, "3 H W"], count: int) -> list[tuple[int, int]]:
+    """Upper left corners of `count` different tiles on a grid that reaches from border to border.
+
+    Of all grids with that many tiles, the one whose nearest neighbours lie farthest apart.
+    """
+    height, width = (length - TILE for length in side.shape[1:])
+
+    def nearest(rows: int) -> float:
+        steps = [
+            room / (number - 1)
+            for room, number in ((height, rows), (width, count // rows))
+            if number > 1
+        ]
+        return min(steps)
+
+    rows = max((rows for rows in range(1, count + 1) if count % rows == 0), key=nearest)
+    tops = torch.linspace(0, height, rows).round().int().tolist()
+    lefts = torch.linspace(0, width, count // rows).round().int().tolist()
     return [(top, left) for top in tops for left in lefts]
