@@ -162,6 +162,7 @@ def test_from_images_to_numbers_and_features(
         "k",
         "bank",
         "queries",
+        "skipped",
         "leave_one_out",
     }
     assert (run / "report.html").stat().st_size > 10_000

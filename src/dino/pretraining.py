@@ -125,12 +125,11 @@ def _compare(run: Path, source: Source, queries: Source | None, device: str) -> 
     bank = spread(source, COMPARED)
     asked = None if queries is None else spread(queries, COMPARED)
     settings = KNN(weights=str(run), data="", k=(K,), baselines=True, device=device, workers=0)
-    scores = compare(load(run, device), bank, asked, settings=settings)
+    scores, counted = compare(load(run, device), bank, asked, settings=settings)
     rows = {name: next(iter(by_k.values())).top1 for name, by_k in scores.items()}
     sizes = {
         "k": next(iter(scores["trained"])),
-        "bank": len(bank),
-        "queries": len(bank if asked is None else asked),
+        **counted,
         "leave_one_out": asked is None,
     }
     atomic_json(path, {"checkpoint": step, "knn": {**rows, **sizes}})

@@ -105,25 +105,30 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 def test_errors_name_the_file(tmp_path: Path, pictures: list[Image.Image]) -> None:
     whole = saved(pictures[0], tmp_path / "whole.jpg").read_bytes()
     damaged = {
-        "missing.jpg": None,
-        "empty.jpg": b"",
-        "text.jpg": b"this is a text",
-        "cut.jpg": whole[: len(whole) // 2],
+        "missing.jpg": (None, "missing"),
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"this is a text", "not an image"),
+        "cut.jpg": (whole[: len(whole) // 2], "damaged"),
     }
-    for name, content in damaged.items():
+    for name, (content, defect) in damaged.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError, match=name) as caught:
             read_image(tmp_path / name)
         assert "\n" not in str(caught.value)
-        assert caught.value.path == str(tmp_path / name)
+        assert (caught.value.path, caught.value.defect) == (str(tmp_path / name), defect)
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ImageError, match=r"folder\.jpg") as caught:
+        read_image(tmp_path / "folder.jpg")
+    assert caught.value.defect == "unreadable"
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(Image.new("RGB", (100, 100)), tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match=r"bomb\.png.*exceeds limit"):
+    with pytest.raises(ImageError, match=r"bomb\.png.*exceeds limit") as caught:
         read_image(path)
+    assert caught.value.defect == "too large"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of damaged metadata
@@ -144,8 +149,8 @@ def test_damaged_bytes_are_an_image_or_an_image_error(
 
 
 def test_an_image_error_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(ImageError("a.jpg", "it is cut off")))
-    assert (error.path, error.reason) == ("a.jpg", "it is cut off")
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg", "it is cut off", "empty")))
+    assert (error.path, error.reason, error.defect) == ("a.jpg", "it is cut off", "empty")
     assert str(error) == "a.jpg cannot be read as an image: it is cut off"
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dino.data.decode import Preprocessing, crop_resize, to_pil, to_tensor
-from dino.data.loader import Batch, _Views, evaluation_loader, pretrain_loader
+from dino.data.loader import Batch, Whole, _Views, evaluation_loader, pretrain_loader
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Folder, open_source
 from dino.data.views import dino_views, draw_views, expand, generator
@@ -139,13 +139,40 @@ class Stubborn:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_names_the_image(tmp_path: Path, workers: int) -> None:
+def test_what_cannot_be_used_is_replaced(
+    images: list[Tensor], tmp_path: Path, workers: int
+) -> None:
+    for index, image in enumerate(images):
+        to_pil(image).save(tmp_path / f"{index:02}.png")
+    good = batches(tmp_path)
+    bad = {3, 8, 9}
+    for index in bad:
+        (tmp_path / f"{index:02}.png").write_bytes(b"no image")
+    found, told = batches(tmp_path, workers), {}
+    halves = [batches(tmp_path, rank=rank, world=2) for rank in range(2)]
+    for one, two, *parts in zip(found, good, *halves, strict=True):
+        kept = [place for place, index in enumerate(two.index.tolist()) if index not in bad]
+        assert torch.equal(one.index[kept], two.index[kept])
+        assert not bad & set(one.index.tolist())
+        for group, other in zip(one.groups, two.groups, strict=True):
+            assert torch.equal(group.images[:, kept], other.images[:, kept])
+            assert torch.equal(group.params[:, kept], other.params[:, kept])
+        assert torch.equal(one.index, torch.cat([part.index for part in parts]))
+        told |= {error.path: error.defect for error in one.skipped}
+    assert told == {str(tmp_path / f"{index:02}.png"): "not an image" for index in bad}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_bad_images_ends_in_a_sentence(tmp_path: Path, workers: int) -> None:
     for index in range(5):
-        Image.new("RGB", (20, 20)).save(tmp_path / f"{index}.png")
-    (tmp_path / "3.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"3\.png cannot be read as an image") as caught:
+        (tmp_path / f"{index}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"32 images.*\d\.png cannot be read") as caught:
         batches(tmp_path, workers)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_users_data_set_names_the_item(workers: int) -> None:
     with pytest.raises(RuntimeError, match=r"reading item 9 of the Stubborn failed: KeyError"):
         batches(Stubborn(), workers)
 
@@ -187,25 +214,33 @@ def test_a_group_goes_to_a_device(images: list[Tensor]) -> None:
 
 
 # ---------------------------------------------------------------------------------- evaluation
-def evaluated(data: object, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluated(data: object, workers: int = 0) -> Iterator[Whole]:
     preprocess = Preprocessing(resize=20, crop=16)
     return evaluation_loader(open_source(data), preprocess, batch=4, workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_each_image_once_in_order(images: list[Tensor], workers: int) -> None:
-    pixels, index = zip(*evaluated(images, workers), strict=True)
-    assert torch.cat(index).tolist() == list(range(LENGTH))
+    parts = list(evaluated(images, workers))
+    assert torch.cat([part.index for part in parts]).tolist() == list(range(LENGTH))
     preprocess = Preprocessing(resize=20, crop=16)
     expected = torch.stack([preprocess(to_pil(image)) for image in images])
-    assert torch.equal(torch.cat(pixels), expected)
+    assert torch.equal(torch.cat([part.images for part in parts]), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_evaluation_names_the_image(tmp_path: Path, workers: int) -> None:
-    (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
-        list(evaluated(tmp_path, workers))
+def test_evaluation_tells_what_it_cannot_use(
+    images: list[Tensor], tmp_path: Path, workers: int
+) -> None:
+    for index, image in enumerate(images[:9]):
+        to_pil(image).save(tmp_path / f"{index}.png")
+    for index in (1, 4, 5, 6, 7):  # all of the second batch
+        (tmp_path / f"{index}.png").write_bytes(b"")
+    parts = list(evaluated(tmp_path, workers))
+    assert [part.index.tolist() for part in parts] == [[0, 2, 3], [], [8]]
+    assert [len(part.images) for part in parts] == [3, 0, 1]
+    told = [error.path for part in parts for error in part.skipped]
+    assert told == [str(tmp_path / f"{index}.png") for index in (1, 4, 5, 6, 7)]
 
 
 def test_pictures_and_their_tensors_give_the_same_views(images: list[Tensor]) -> None:

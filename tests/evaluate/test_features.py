@@ -60,7 +60,7 @@ def test_the_network_is_left_as_it_was_when_an_image_is_broken(
     mean_color: MeanColor, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"broken\.png"):
+    with pytest.raises(UserError, match=r"none of the 1 images can be used.*broken\.png"):
         extract(mean_color, open_source(tmp_path))
     assert mean_color.training
 
@@ -73,21 +73,42 @@ def test_no_random_number_is_taken_from_the_training(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_images_that_cannot_be_used_have_no_row(
+    mean_color: MeanColor, images: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, (image, label) in enumerate(images):
+        (tmp_path / str(label)).mkdir(exist_ok=True)
+        image.save(tmp_path / str(label) / f"{index}.png")
+    good = extract(mean_color, open_source(tmp_path))
+    damaged = tmp_path / "1" / "bad.png"
+    damaged.write_bytes(b"not a picture")
+    for _ in range(2):
+        table = extract(mean_color, open_source(tmp_path), batch=2)
+        assert torch.equal(table.features, good.features)
+        assert torch.equal(table.labels, good.labels)
+        assert table.paths == good.paths
+        assert [(error.path, error.defect) for error in table.skipped] == [
+            (str(damaged), "not an image")
+        ]
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("1 of 10 images could not be used and were left out (1 not an image)") == 1
+
+
 @pytest.mark.usefixtures("unchecked")  # the other ranks answer with too little
 @pytest.mark.parametrize("world", [2, 4, 12])  # 12: some ranks have no image at all
 def test_ranks_share_and_gather(
     mean_color: MeanColor, images: list[Any], world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(images)
-    shares: list[Tensor | None] = []
+    shares: list[tuple[Tensor | None, list[int], list[Any]]] = []
     finished = False
 
-    def gather(item: int | Tensor | None) -> list[Any]:
+    def gather(item: Any) -> list[Any]:
         if isinstance(item, int):
             return list(range(world))
         if not finished:
             shares.append(item)
-        return shares if finished else [torch.empty(0, 3)]
+        return shares if finished else [(torch.empty(0, 3), [], [])]
 
     monkeypatch.setattr(features, "gather_objects", gather)
     for rank in range(world):
@@ -95,7 +116,7 @@ def test_ranks_share_and_gather(
         extract(mean_color, source, batch=2)
     finished = True
     table = extract(mean_color, source, batch=2)
-    assert sum(len(rows) for rows in shares if rows is not None) == 9
+    assert [index for _, kept, _ in shares for index in kept] == list(range(9))
     torch.testing.assert_close(table.features, one_by_one(mean_color, images))
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +37,16 @@ _DAMAGE = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
+
+
+Defect = Literal["missing", "unreadable", "empty", "not an image", "damaged", "too large", "misfit"]
+"""Why an image cannot be used, in kinds that can be counted (`ImageError.reason` has the details).
+
+Missing: no such file. Unreadable: the system refuses. Empty: no bytes. Not an image: bytes in no
+known format. Damaged: truncated or corrupt. Too large: a decompression bomb. Misfit: pixels that
+the network does not take.
+"""
 
 
 class ImageError(UserError):
@@ -44,15 +55,23 @@ class ImageError(UserError):
     Attributes:
         path: where it lies.
         reason: what is wrong with it, in a few words.
+        defect: which kind of wrong.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both arguments, so that it survives pickling
+    def __init__(self, path: str, reason: str, defect: Defect = "damaged") -> None:
+        super().__init__(path, reason, defect)  # all arguments, so that it survives pickling
         self.path, self.reason = path, reason
+        self.defect: Defect = defect
 
     def __str__(self) -> str:
         """One sentence naming the file."""
         return f"{self.path} cannot be read as an image: {self.reason}"
+
+
+def count_defects(defects: Iterable[str]) -> str:
+    """Such as "12 damaged, 3 missing", the most frequent first."""
+    counts = sorted(Counter(defects).items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {defect}" for defect, count in counts)
 
 
 # ---------------------------------------------------------------------------------- reading
@@ -73,11 +92,25 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             image.load()
             return to_rgb(image)
     except FileNotFoundError:
-        raise ImageError(str(path), "there is no such file") from None
+        raise ImageError(str(path), "there is no such file", "missing") from None
     except UnidentifiedImageError:
-        raise ImageError(str(path), "its bytes are in no known image format") from None
+        if _is_empty(Path(path)):
+            raise ImageError(str(path), "it is empty", "empty") from None
+        reason = "its bytes are in no known image format"
+        raise ImageError(str(path), reason, "not an image") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(str(path), str(error), "too large") from error
     except _DAMAGE as error:
-        raise ImageError(str(path), str(error) or type(error).__name__) from error
+        refused = isinstance(error, OSError) and error.errno is not None  # by the system
+        reason = str(error) or type(error).__name__
+        raise ImageError(str(path), reason, "unreadable" if refused else "damaged") from error
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:  # gone by now
+        return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -150,6 +183,7 @@ def as_image(sample: Any, name: str) -> Image.Image | UInt8[Tensor, "3 H W"]:
         name,
         f"it is {kind}; return a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C] "
         "with 1 or 3 channels (no ToTensor or Normalize: dino does that)",
+        "misfit",
     )
 
 

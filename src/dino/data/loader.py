@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -20,10 +21,18 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino.data.decode import crop_resize, to_pil, to_tensor
+from dino.data.decode import ImageError, crop_resize, to_pil, to_tensor
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Sample, Source
-from dino.data.views import PHOTOMETRIC, ViewSpec, draw_views, expand, generator, view_groups
+from dino.data.views import (
+    PHOTOMETRIC,
+    ViewSpec,
+    draw_views,
+    expand,
+    generator,
+    substitutes,
+    view_groups,
+)
 from dino.files import UserError
 
 # Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
@@ -31,6 +40,9 @@ from dino.files import UserError
 # no accelerator and run one thread, so what fork does not copy is not missed. Elsewhere system
 # libraries do not survive a fork.
 _START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
+TRIES = 32
+"""Images that are read, one in place of the other, before giving up."""
 
 
 @dataclass
@@ -65,18 +77,33 @@ class Batch:
         index: of each image in the source.
         epoch: counted from 0.
         step: counted from 0 at the start of training.
+        skipped: what was wrong with the images in whose place others were taken.
     """
 
     groups: list[ViewGroup]
     index: Int64[Tensor, " B"]
     epoch: int
     step: int = 0
+    skipped: list[ImageError] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
         """Move into pinned memory (called by the `DataLoader`)."""
-        return Batch(
-            [group.pin_memory() for group in self.groups], self.index, self.epoch, self.step
-        )
+        return replace(self, groups=[group.pin_memory() for group in self.groups])
+
+
+@dataclass
+class Whole:
+    """Some images of an evaluation.
+
+    Attributes:
+        images: preprocessed.
+        index: of each in the source.
+        skipped: those asked for that cannot be used.
+    """
+
+    images: Float[Tensor, "B C S S"]
+    index: Int64[Tensor, " B"]
+    skipped: list[ImageError]
 
 
 class PretrainLoader:
@@ -128,7 +155,7 @@ def pretrain_loader(
 
     Raises:
         UserError: if the specs do not start with two global views of one size; while iterating, if
-            an image cannot be used (naming it).
+            no image can be used (naming the last). Single ones are replaced, see `Batch.skipped`.
         RuntimeError: while iterating, if a user's data set fails (naming the item).
     """
     return PretrainLoader(source, specs, sampler, seed, workers, pin)
@@ -139,18 +166,14 @@ def evaluation_loader(
     preprocess: Callable[[Image], Float[Tensor, "C S S"]],
     batch: int = 64,
     workers: int = 0,
-) -> Iterator[tuple[Float[Tensor, "B C S S"], Int64[Tensor, " B"]]]:
-    """Every image of a source once, in order, preprocessed, with its index.
+) -> Iterator[Whole]:
+    """Every image of a source once, in order, preprocessed.
 
     Raises:
-        UserError: if an image cannot be used (naming it).
         RuntimeError: if a user's data set fails (naming the item).
     """
     loader = _data_loader(_Whole(source, preprocess), workers, batch_size=batch)
-    for item in _started(loader):
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    yield from _started(loader)
 
 
 # ---------------------------------------------------------------------------------- in workers
@@ -178,8 +201,11 @@ class _Views(Dataset[Any]):
             )
             for group in self.groups
         ]
+        indices, skipped = [], []
         for position, (epoch, index) in enumerate(keys):
-            image = _pixels(_read(self.source, index))
+            image, taken, unusable = self._usable(epoch, index)
+            indices.append(taken)
+            skipped += unusable
             height, width = image.shape[1:]
             views = draw_views(self.specs, height, width, generator(self.seed, epoch, index))
             for members, group in zip(self.groups, groups, strict=True):
@@ -188,8 +214,26 @@ class _Views(Dataset[Any]):
                     crop = crop_resize(image, params.box, size, params.flip)
                     group.images[place, position] = crop
                 group.params[:, position] = torch.tensor([views[view].row() for view in members])
-        epochs, indices = zip(*keys, strict=True)
-        return Batch(groups, torch.tensor(indices), epochs[0])
+        return Batch(groups, torch.tensor(indices), keys[0][0], skipped=skipped)
+
+    def _usable(
+        self, epoch: int, index: int
+    ) -> tuple[UInt8[Tensor, "3 H W"], int, list[ImageError]]:
+        """Image `index`, or the first of its substitutes that can be used; which; what failed.
+
+        The views stay those drawn for (seed, epoch, `index`), so the other images keep theirs.
+        """
+        skipped: list[ImageError] = []
+        others = substitutes(len(self.source), self.seed, epoch, index)
+        for candidate in chain([index], islice(others, TRIES - 1)):
+            try:
+                return _pixels(_read(self.source, candidate)), candidate, skipped
+            except ImageError as error:
+                skipped.append(error)
+        raise UserError(
+            f"{TRIES} images, one after the other, could not be used, the last because "
+            f"{skipped[-1]}: look at the images before training on them"
+        )
 
 
 class _Whole(Dataset[Any]):
@@ -201,12 +245,16 @@ class _Whole(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | UserError:
-        try:
-            images = [self.preprocess(_picture(_read(self.source, index))) for index in indices]
-        except UserError as error:
-            return error
-        return torch.stack(images), torch.tensor(indices)
+    def __getitems__(self, indices: list[int]) -> Whole:
+        images: dict[int, Tensor] = {}
+        skipped = []
+        for index in indices:
+            try:
+                images[index] = self.preprocess(_picture(_read(self.source, index)))
+            except ImageError as error:
+                skipped.append(error)
+        stacked = torch.stack(list(images.values())) if images else torch.empty(0, 0, 0, 0)
+        return Whole(stacked, torch.tensor(list(images), dtype=torch.int64), skipped)
 
 
 def _read(source: Source, index: int) -> Sample:

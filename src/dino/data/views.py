@@ -12,7 +12,7 @@ are the same for any number of workers and ranks, any batch size, and after a re
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -51,7 +51,7 @@ _BOX_DRAWS = 2 * _TRIES + 2  # area and aspect of each try, then the row and the
 _DRAWS = _BOX_DRAWS + 11  # uniform numbers that one view takes; `_view` names the others
 
 # The second word of the Philox key keeps the views' stream apart from the sampler's.
-_VIEWS_STREAM, _ORDER_STREAM = 0, 1
+_VIEWS_STREAM, _ORDER_STREAM, _SUBSTITUTE_STREAM = 0, 1, 2
 _WORD = 2**64
 
 
@@ -187,6 +187,13 @@ def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     """The order in which `epoch` visits a data set: a permutation of `range(length)`, int64."""
     return _philox(seed, _ORDER_STREAM, 0, epoch).permutation(length)
+
+
+def substitutes(length: int, seed: int, epoch: int, index: int) -> Iterator[int]:
+    """Images to take, in this order, in place of image `index`, which cannot be used."""
+    rng = _philox(seed, _SUBSTITUTE_STREAM, index, epoch)
+    while True:
+        yield int(rng.integers(length))
 
 
 def _philox(seed: int, stream: int, high: int, highest: int) -> np.random.Generator:

@@ -11,7 +11,9 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from dino.data.decode import crop_resize, to_tensor
+from dino.data.decode import ImageError, count_defects, crop_resize, to_tensor
 from dino.data.loader import evaluation_loader
 from dino.data.sources import Source, open_source
 from dino.files import UserError, atomic_json, atomic_write, replacing
@@ -45,19 +47,21 @@ LIBRARIES = ("dino-ssl", "torch", "torchvision", "pillow")
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of the images of one source, row i for image i.
+    """Features of the images of one source, in its order.
 
     Attributes:
         features: float32, on the CPU.
         labels: one class a row, an index into `classes`; None for unlabelled images.
         paths: where each image came from.
         classes: names of the classes, if they have any.
+        skipped: the images that could not be used and have no row.
     """
 
     features: Float[Tensor, "n D"]
     labels: Int[Tensor, " n"] | None
     paths: list[str]
     classes: list[str] | None
+    skipped: list[ImageError] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -95,8 +99,9 @@ def extract(
 ) -> FeatureTable:
     """The feature of every image of `source`, in its order, through the backbone's own transform.
 
-    In a process group each rank computes a contiguous share and all get the whole table. The
-    backbone is used in evaluation mode and left as it was, moved to `device`.
+    Images that cannot be used have no row; the table lists them, and stderr is told. In a process
+    group each rank computes a contiguous share and all get the whole table. The backbone is used in
+    evaluation mode and left as it was, moved to `device`.
 
     Args:
         backbone: the network.
@@ -107,6 +112,9 @@ def extract(
         precision: fp32, or bf16 for speed (features agree to about two digits).
         progress: show a bar on a terminal.
         title: what the bar says.
+
+    Raises:
+        UserError: if no image at all can be used.
     """
     device = torch.device(device) if device is not None else next(backbone.parameters()).device
     backbone.to(device)
@@ -170,22 +178,51 @@ def _table(
     place, world = members.index(rank), len(members)
     share = range(count * place // world, count * (place + 1) // world)
     rows: Tensor | None = None
-    done = 0
+    kept: list[int] = []
+    skipped: list[ImageError] = []
     with _bar(title, len(share), shown=progress and rank == 0) as advance:
-        for images, _ in evaluation_loader(Part(source, share), transform, batch, workers):
-            found = compute(images).float().cpu()
+        for part in evaluation_loader(Part(source, share), transform, batch, workers):
+            skipped += part.skipped
+            advance(len(part.index) + len(part.skipped))
+            if len(part.index) == 0:
+                continue
+            found = compute(part.images).float().cpu()
             if rows is None:  # the whole share at once, so that nothing is held twice
                 rows = torch.empty(len(share), found.shape[1])
-            rows[done : done + len(found)] = found
-            done += len(found)
-            advance(len(found))
-    shares = [part for part in gather_objects(rows) if part is not None]
+            rows[len(kept) : len(kept) + len(found)] = found
+            kept += [share[position] for position in part.index.tolist()]
+    mine = None if rows is None else rows[: len(kept)]
+    shares, all_kept, all_skipped = zip(*gather_objects((mine, kept, skipped)), strict=True)
+    tensors = [part for part in shares if part is not None]
+    unusable = list(chain.from_iterable(all_skipped))
+    if not tensors:
+        raise UserError(
+            f"none of the {count:,} images can be used, the first because {unusable[0]}"
+        )
+    if unusable and rank == 0:
+        _tell_once(describe_skipped(unusable, count))
+    used = list(chain.from_iterable(all_kept))
     return FeatureTable(
-        features=shares[0] if len(shares) == 1 else torch.cat(shares),
-        labels=None if source.labels is None else torch.as_tensor(source.labels),
-        paths=[source.path(index) for index in range(len(source))],
+        features=tensors[0] if len(tensors) == 1 else torch.cat(tensors),
+        labels=None if source.labels is None else torch.tensor([source.labels[i] for i in used]),
+        paths=[source.path(index) for index in used],
         classes=source.classes,
+        skipped=unusable,
     )
+
+
+def describe_skipped(skipped: Sequence[ImageError], count: int) -> str:
+    """A sentence for the user on the images, of `count`, that have no feature."""
+    return (
+        f"{len(skipped):,} of {count:,} images could not be used and were left out "
+        f"({count_defects(error.defect for error in skipped)}), the first: {skipped[0]}"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _tell_once(text: str) -> None:
+    """Say it on stderr; a network is measured many times on the same images."""
+    Console(stderr=True).print(text, style="yellow", highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -321,7 +358,11 @@ def run(settings: FeatureSettings) -> FeatureTable:
         )
         if here.main:
             files = save(table, settings.out)
-            shape = {"images": len(table), "width": table.features.shape[1]}
+            shape = {
+                "images": len(table),
+                "width": table.features.shape[1],
+                "skipped": [error.path for error in table.skipped],
+            }
             about = {**shape, "classes": table.classes, **provenance(backbone, settings)}
             atomic_json(settings.out.with_suffix(".json"), about)
             Console().print(f"{files[0]}", highlight=False, soft_wrap=True)

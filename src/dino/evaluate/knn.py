@@ -320,9 +320,8 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
         sources = [open_source(data) for data in (settings.data, settings.queries) if data]
         if any(source.labels is None for source in sources):
             raise UserError(UNLABELLED)
-        results = compare(backbone, *sources, settings=settings)
+        results, sizes = compare(backbone, *sources, settings=settings)
         if here.main:
-            sizes = {"bank": len(sources[0]), "queries": len(sources[-1])}
             _print(results, sizes, settings)
             path = settings.out or _beside(settings.weights)
             knn_rows = {
@@ -334,10 +333,23 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     return results
 
 
+class Comparison(NamedTuple):
+    """Accuracies by k of the network and, if asked for, of what it has to beat.
+
+    Attributes:
+        scores: for "trained", "untrained" and "pixels".
+        sizes: images that served as "bank" and as "queries", and how many were "skipped" because
+            they cannot be used.
+    """
+
+    scores: dict[str, dict[int, Accuracy]]
+    sizes: dict[str, int]
+
+
 def compare(
     backbone: Backbone, bank: Source, queries: Source | None = None, *, settings: KNN
-) -> dict[str, dict[int, Accuracy]]:
-    """Accuracies of the network and, if `settings.baselines`, of what it has to beat."""
+) -> Comparison:
+    """Measure the network and, if `settings.baselines`, its untrained twin and raw pixels."""
     how: dict[str, Any] = {"batch": settings.batch, "workers": settings.workers}
     through = partial(extract, precision=settings.precision, **how)
     tables: dict[str, Callable[[Source], FeatureTable]] = {"trained": partial(through, backbone)}
@@ -346,16 +358,14 @@ def compare(
         tables["untrained"] = partial(through, untrained, title="untrained network")
         tables["pixels"] = partial(pixels, **how)
     device = next(backbone.parameters()).device
-    return {
-        row: accuracies(
-            table(bank),
-            None if queries is None else table(queries),
-            settings.k,
-            settings.temperature,
-            device,
-        )
-        for row, table in tables.items()
-    }
+    scores, sizes = {}, {}
+    for row, table in tables.items():
+        voting, asked = table(bank), None if queries is None else table(queries)
+        scores[row] = accuracies(voting, asked, settings.k, settings.temperature, device)
+        used = [voting] if asked is None else [voting, asked]
+        skipped = sum(len(one.skipped) for one in used)
+        sizes = {"bank": len(voting), "queries": len(used[-1]), "skipped": skipped}
+    return Comparison(scores, sizes)
 
 
 def _beside(weights: str) -> Path:

@@ -7,6 +7,7 @@ returns a section of HTML. Shapes: n images, D width, h w patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from dino.data.decode import to_pil, to_tensor
+from dino.data.decode import ImageError, to_pil, to_tensor
 from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
 from dino.models.features import Backbone
@@ -71,7 +72,8 @@ def photographs(data: str, val: str | None) -> tuple[list[tuple[str, Image.Image
         seen = "Tiles of the left part of each photograph were trained on, the right part was not."
         return [(name, named[name]) for name in chosen], seen
     source = open_source(data if val is None else val)
-    names = [(source.path(i), _pil(source[i])) for i in spread(len(source), PHOTOGRAPHS)]
+    images = _usable(source, spread(len(source), PHOTOGRAPHS))
+    names = [(source.path(index), image) for index, image in images.items()]
     return names, "These pictures were " + ("trained on." if val is None else "never trained on.")
 
 
@@ -85,8 +87,14 @@ def _some(items: Sequence[int], count: int) -> list[int]:
     return [items[i] for i in spread(len(items), count)]
 
 
-def _pil(sample: Image.Image | Tensor) -> Image.Image:
-    return to_pil(sample) if isinstance(sample, Tensor) else sample
+def _usable(source: Source, indices: Sequence[int]) -> dict[int, Image.Image]:
+    """Those of the images that can be read, by their index; the run has listed the others."""
+    images = {}
+    for index in indices:
+        with suppress(ImageError):
+            sample = source[index]
+            images[index] = to_pil(sample) if isinstance(sample, Tensor) else sample
+    return images
 
 
 def _prepared(backbone: Backbone, image: Image.Image) -> tuple[Image.Image, Tensor]:
@@ -116,10 +124,12 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
     bank = open_source(data)
     asked = bank if val is None else open_source(val)
     among = spread(len(bank), BANK)
-    if len(among) < 2:
+    searched = _usable(bank, among)
+    among, pool = list(searched), list(searched.values())
+    answers = _usable(asked, _some(among, QUERIES) if val is None else spread(len(asked), QUERIES))
+    queries, shown = list(answers), list(answers.values())
+    if len(among) < 2 or not queries:
         return ""
-    queries = _some(among, QUERIES) if val is None else spread(len(asked), QUERIES)
-    shown, pool = [_pil(asked[i]) for i in queries], [_pil(bank[i]) for i in among]
     groups: list[list[str]] = [[] for _ in queries]
     features = _embedded(pair, [*shown, *pool])
     for name, rows in features.items():

@@ -199,6 +199,8 @@ class ExecutionSettings:
     """How often k-NN is measured, if there are labels; "0 steps" for never."""
     max_refused: int = 20
     """Stop after that many steps in a row whose loss or gradients were not finite."""
+    max_skipped: float = 0.01
+    """Stop if a larger share of the images cannot be used for one and the same kind of reason."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
 

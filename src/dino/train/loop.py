@@ -1,7 +1,8 @@
 """The training loop: views -> student and teacher -> step -> record, as Algorithm 1 reads.
 
 The run folder is plain files: `config.json`, `metrics.jsonl`, `checkpoints/`, `refused.jsonl`
-(only if a step was refused), `teacher.safetensors` (the newest), `best.safetensors` (by k-NN).
+(if a step was refused), `skipped.csv` (if images could not be used), `teacher.safetensors` (the
+newest), `best.safetensors` (by k-NN).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from dino.train.build import build
 from dino.train.checkpoint import Checkpoints
 from dino.train.config import PretrainConfig, differences
 from dino.train.record import Record, Window
+from dino.train.skipped import Skipped
 from dino.weights.load import save
 
 
@@ -47,6 +49,7 @@ class Result:
         step: steps done in all.
         total: steps of the run.
         refused: steps that were not finite and therefore not taken.
+        skipped: different images that could not be used.
         measured: the newest evaluation, empty without labels.
     """
 
@@ -54,6 +57,7 @@ class Result:
     step: int
     total: int
     refused: int
+    skipped: int = 0
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -83,7 +87,8 @@ def train(
 
     Raises:
         UserError: for settings that cannot work, a folder that holds another run, a full disk, or
-            `execution.max_refused` refused steps in a row.
+            `execution.max_refused` refused steps in a row, or more images than
+            `execution.max_skipped` that cannot be used.
     """
     with process_group(device) as ranks:
         doubts = config.check(ranks.world)
@@ -122,8 +127,9 @@ class _Loop:
         self.knn_every = self._every(execution.knn_every)
         self.checkpoints = Checkpoints(run / "checkpoints", execution.keep)
         self._claim_folder()
+        self.skipped = Skipped(run, len(source), execution.max_skipped)
         self.distillation = build(config, self.schedules, device, ranks)
-        self.refused = self.refused_in_row = self.start = 0
+        self.refused = self.refused_in_row = self.start = self.told = 0
         self.measured: dict[str, float] = {}
         self.best = float("-inf")
         if (last := self.checkpoints.last()) is not None:
@@ -166,7 +172,7 @@ class _Loop:
         """Algorithm 1, from the first step that is not done."""
         step, total = self.start, self.schedules.total
         if step >= total:
-            return Result(self.run, step, total, self.refused, self.measured)
+            return self._result(step)
         with self._record() as self.record, _stop_on_signals(self.ranks) as stop:
             self._greet(doubts)
             loader = iter(self._loader())
@@ -175,10 +181,13 @@ class _Loop:
                 waiting = time.perf_counter()
                 batch = next(loader)
                 self.window.waited += time.perf_counter() - waiting
+                self.skipped.note(batch.skipped)
 
                 report = self.distillation.step(self._views(batch), step)
                 launched.append(_Seen(step, batch, report))
                 step += 1
+                if self._due(step, self.log_every) or stop.is_set() or step == total:
+                    self._share_skipped()
                 # A GPU is asked for the step before, so that it never waits for the host.
                 while len(launched) > (1 if self.device.type == "cuda" else 0):
                     self._look(launched.popleft())
@@ -195,7 +204,12 @@ class _Loop:
                         f"stopped at step {step}: run the same command again to go on", "bold"
                     )
                     break
-        return Result(self.run, step, total, self.refused, self.measured)
+            self._tell_skipped()
+        return self._result(step)
+
+    def _result(self, step: int) -> Result:
+        total = self.schedules.total
+        return Result(self.run, step, total, self.refused, len(self.skipped), self.measured)
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.schedules.total)
@@ -277,8 +291,24 @@ class _Loop:
             "momentum": schedules.momentum_at(step),
             "teacher_temp": schedules.temperature_at(step),
             "refused": self.refused,
+            "skipped": len(self.skipped),
         }
         return line
+
+    def _share_skipped(self) -> None:
+        self.skipped.share_and_check(self.ranks)
+        if not self.told:
+            self._tell_skipped()
+
+    def _tell_skipped(self) -> None:
+        """At the first of them, and at the end if there are more."""
+        if len(self.skipped) > self.told:
+            self.told = len(self.skipped)
+            self._say(
+                f"{len(self.skipped):,} images could not be used ({self.skipped.describe()}) and "
+                f"others took their place: see {self.skipped.path}",
+                "yellow",
+            )
 
     def _refuse(self, seen: _Seen, loss: float) -> None:
         self.refused += 1

@@ -87,7 +87,7 @@ class Record:
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence for the user, above the progress bar."""
-        self.console.print(text, style=style, highlight=False)
+        self.console.print(text, style=style, highlight=False, soft_wrap=True)
 
     def _speak(self, line: dict[str, Any]) -> None:
         measures = (
