@@ -56,10 +56,11 @@ def open_source(data: Any) -> Source:
     """Open what the user calls `--data`.
 
     Args:
-        data: a folder of images, nested or flat; `demo` (or `demo:train`) and `demo:test`, the
-            embedded photographs; a `Source`; or any data set or sequence with a length whose items
-            are PIL images, uint8 tensors [C, H, W], uint8 arrays [H, W, C], or tuples that start
-            with one of these and go on with a label.
+        data: a folder of images, nested or flat; a text, CSV or Parquet list of files (see
+            `dino.data.lists`); `demo` (or `demo:train`) and `demo:test`, the embedded photographs;
+            a `Source`; or any data set or sequence with a length whose items are PIL images, uint8
+            tensors [C, H, W], uint8 arrays [H, W, C], or tuples that start with one of these and go
+            on with a label.
 
     Raises:
         UserError: if there is nothing to train on, in one sentence that says what was found.
@@ -69,7 +70,10 @@ def open_source(data: Any) -> Source:
 
         return DemoTiles(data.partition(":")[2] or "train")
     if isinstance(data, (str, os.PathLike)):
-        return Folder(data)
+        from dino.data.lists import FileList, split_settings
+
+        listed = None if Path(data).is_dir() else split_settings(os.fspath(data))
+        return Folder(data) if listed is None else FileList(listed[0], **listed[1])
     if isinstance(data, Source):
         return data
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
@@ -120,7 +124,9 @@ def _image_names(root: Path) -> list[str]:
     if not root.exists():
         raise UserError(f"{root} does not exist: give --data a folder of images, or demo")
     if not root.is_dir():
-        raise UserError(f"{root} is a file: give --data the folder that holds the images")
+        raise UserError(
+            f"{root} is a file: give --data a folder of images, or a .txt, .csv or .parquet list"
+        )
     names: list[str] = []
     others: Counter[str] = Counter()
     for name in _walk(root):

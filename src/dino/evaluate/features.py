@@ -326,7 +326,7 @@ class FeatureSettings:
     weights: str
     """Run folder, file of weights or published name."""
     data: str
-    """Images: a folder, or demo."""
+    """Images: a folder, a list (.txt, .csv, .tsv, .parquet), or demo."""
     out: Path
     """F.npy (with F.csv beside it) or F.parquet."""
     batch: int = 64

@@ -282,7 +282,7 @@ class KNN:
     weights: str
     """Run folder, file of weights or published name."""
     data: str
-    """The bank: a folder with one sub-folder for each class, or demo."""
+    """The bank: a folder with one sub-folder for each class, a list with labels, or demo."""
     queries: str | None = None
     """Images to classify, laid out like the bank; without it each image of the bank in turn is
     classified by all others."""

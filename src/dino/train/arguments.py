@@ -18,10 +18,10 @@ class Pretrain:
     """The run folder."""
     data: str = "demo"
     """A folder of images, nested or flat, with or without classes; one with train and val inside
-    trains on the first and measures on the second; or demo, the photographs that are installed
-    with the program."""
+    trains on the first and measures on the second. A list of files (.txt, .csv, .tsv, .parquet;
+    LIST?path=COLUMN&label=COLUMN&root=DIR). Or demo, the photographs installed with the program."""
     val: str | None = None
-    """Images in class folders to measure k-NN on while training."""
+    """Images in class folders, or a list with labels, to measure k-NN on while training."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
