@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dino.files import UserError
+
+Sample: TypeAlias = Image.Image | UInt8[Tensor, "3 H W"]
+"""What a source gives: an RGB picture, or its pixels."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -153,7 +156,7 @@ def to_pil(image: UInt8[Tensor, "C H W"]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
 
 
-def as_image(sample: Any, name: str) -> Image.Image | UInt8[Tensor, "3 H W"]:
+def as_image(sample: Any, name: str) -> Sample:
     """Take a sample of a user's data set for what it is: an image, or a tuple that starts with one.
 
     Args:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dino.data.decode import read_image
-from dino.data.sources import Names, Sample
+from dino.data.decode import Sample, read_image
+from dino.data.names import Names
 from dino.files import UserError
 
 TEXT, TABLES = (".txt", ".lst"), (".csv", ".tsv", ".parquet")

@@ -21,9 +21,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino.data.decode import ImageError, crop_resize, to_pil, to_tensor
+from dino.data.decode import ImageError, Sample, crop_resize, to_pil, to_tensor
 from dino.data.sampler import EpochSampler
-from dino.data.sources import Sample, Source
+from dino.data.sources import Source
 from dino.data.views import (
     PHOTOMETRIC,
     ViewSpec,
@@ -36,7 +36,7 @@ from dino.data.views import (
 from dino.files import UserError
 
 # Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
-# start in milliseconds, and the list of files stays shared memory (`sources.Names`). Workers touch
+# start in milliseconds, and the list of files stays shared memory (`names.Names`). Workers touch
 # no accelerator and run one thread, so what fork does not copy is not missed. Elsewhere system
 # libraries do not survive a fork.
 _START_METHOD = "fork" if sys.platform == "linux" else "spawn"

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from dino.data.decode import as_image, read_image
+from dino.data.decode import Sample, as_image, read_image
+from dino.data.lists import FileList, split_settings
+from dino.data.names import Names
 from dino.files import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Names of files that count as images, in any case."""
-
-Sample: TypeAlias = Image | UInt8[Tensor, "3 H W"]
 
 
 @runtime_checkable
@@ -70,8 +68,6 @@ def open_source(data: Any) -> Source:
 
         return DemoTiles(data.partition(":")[2] or "train")
     if isinstance(data, (str, os.PathLike)):
-        from dino.data.lists import FileList, split_settings
-
         listed = None if Path(data).is_dir() else split_settings(os.fspath(data))
         return Folder(data) if listed is None else FileList(listed[0], **listed[1])
     if isinstance(data, Source):
@@ -171,31 +167,6 @@ def _walk(root: Path) -> Iterator[str]:
                 waiting.append(name)
             else:
                 yield name
-
-
-class Names(Sequence[str]):
-    """An immutable list of strings in two arrays.
-
-    A Python list of a million strings is copied into every worker page by page, since reading a
-    string writes its reference count; these arrays stay shared, and pickle in an instant.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        """Number of strings."""
-        return len(self._ends)
-
-    def __getitem__(self, index: Any) -> Any:
-        """String `index`, or a list of them for a slice."""
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]  # negative indices, and IndexError beyond the end
-        start = int(self._ends[position - 1]) if position else 0
-        return os.fsdecode(self._bytes[start : int(self._ends[position])].tobytes())
 
 
 # ---------------------------------------------------------------------------------- objects
