@@ -25,8 +25,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from dino.data.decode import ImageError, count_defects, crop_resize, to_tensor
+from dino.data.decode import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageError,
+    count_defects,
+    crop_resize,
+    to_tensor,
+)
 from dino.data.loader import evaluation_loader
+from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
 from dino.files import UserError, atomic_json, atomic_write, replacing
 from dino.models.features import Backbone
@@ -139,9 +147,11 @@ def pixels(
     workers: int = 0,
     progress: bool = True,
 ) -> FeatureTable:
-    """Raw pixels as features: each image squeezed to size x size and flattened, values in [0, 1].
+    """Raw pixels as features: each image squeezed to size x size, normalised and flattened.
 
-    What a network has to beat: the k-NN accuracy of colours in places.
+    What a network has to beat: the k-NN accuracy of colours in places. Normalised as networks get
+    them, since the cosine similarity of pixels that are all positive says little but how bright
+    they are (on Imagenette 27 % instead of 37 %, k = 20).
     """
 
     def compute(images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
@@ -152,7 +162,7 @@ def pixels(
 
 @dataclass(frozen=True)
 class Squeeze:
-    """A transform to `size` x `size` pixels in [0, 1], without regard to the aspect ratio."""
+    """A transform to `size` x `size` normalised pixels, without regard to the aspect ratio."""
 
     size: int
 
@@ -160,7 +170,7 @@ class Squeeze:
         """Bicubic, antialiased."""
         raw = image if isinstance(image, Tensor) else to_tensor(image)
         whole = (0, 0, raw.shape[1], raw.shape[2])
-        return crop_resize(raw, whole, self.size, False).float() / 255
+        return normalize(crop_resize(raw, whole, self.size, False), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _table(
