@@ -81,7 +81,7 @@ def keep_memory() -> bool:
     """Let glibc keep freed memory instead of returning it to the kernel; False elsewhere.
 
     On Linux CPUs large tensors are otherwise mapped anew at every allocation, and the page faults
-    cost about a quarter of a training step.
+    cost about a sixth of a plain training step (README, "Speed").
     """
     if sys.platform != "linux":
         return False

@@ -156,6 +156,16 @@ def to_pil(image: UInt8[Tensor, "C H W"]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
 
 
+def as_pixels(sample: Sample) -> UInt8[Tensor, "3 H W"]:
+    """A sample as a tensor."""
+    return sample if isinstance(sample, Tensor) else to_tensor(sample)
+
+
+def as_picture(sample: Sample) -> Image.Image:
+    """A sample as a picture."""
+    return to_pil(sample) if isinstance(sample, Tensor) else sample
+
+
 def as_image(sample: Any, name: str) -> Sample:
     """Take a sample of a user's data set for what it is: an image, or a tuple that starts with one.
 

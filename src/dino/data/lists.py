@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dino.data.decode import Sample, read_image
-from dino.data.names import Names
+from dino.data.names import Files
 from dino.files import UserError
 
 TEXT, TABLES = (".txt", ".lst"), (".csv", ".tsv", ".parquet")
@@ -26,7 +25,7 @@ LABEL_COLUMNS = ("label", "class", "class_name", "target", "category")
 """Columns that are taken without being named, the first that there is, in any case."""
 
 
-class FileList:
+class FileList(Files):
     """The images that a list names, in its order.
 
     Args:
@@ -50,13 +49,12 @@ class FileList:
         label: str | None = None,
     ) -> None:
         self.file = Path(file)
-        self.root = self.file.parent if root is None else Path(root)
         if not self.file.is_file():
             raise UserError(f"the list {self.file} does not exist: give --data a list or a folder")
         paths, labels = self._read(path, label)
         if not paths:
             raise UserError(f"the list {self.file} is empty: it must name one image a line")
-        self._names = Names(paths)
+        super().__init__(self.file.parent if root is None else Path(root), paths)
         first = Path(self.path(0))
         if not first.exists():
             raise UserError(
@@ -69,18 +67,6 @@ class FileList:
             self.classes = _ordered(set(labels))
             number = {name: index for index, name in enumerate(self.classes)}
             self.labels = [number[name] for name in labels]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read image `index`; raises `ImageError` where that fails."""
-        return read_image(self.path(index))
-
-    def path(self, index: int) -> str:
-        """The image's file."""
-        return str(self.root / self._names[index])
 
     # ------------------------------------------------------------------ reading
     def _read(self, path: str | None, label: str | None) -> tuple[list[str], list[str] | None]:

@@ -21,7 +21,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino.data.decode import ImageError, Sample, crop_resize, to_pil, to_tensor
+from dino.data.decode import ImageError, Sample, as_picture, as_pixels, crop_resize
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
 from dino.data.views import (
@@ -227,7 +227,7 @@ class _Views(Dataset[Any]):
         others = substitutes(len(self.source), self.seed, epoch, index)
         for candidate in chain([index], islice(others, TRIES - 1)):
             try:
-                return _pixels(_read(self.source, candidate)), candidate, skipped
+                return as_pixels(_read(self.source, candidate)), candidate, skipped
             except ImageError as error:
                 skipped.append(error)
         raise UserError(
@@ -250,7 +250,7 @@ class _Whole(Dataset[Any]):
         skipped = []
         for index in indices:
             try:
-                images[index] = self.preprocess(_picture(_read(self.source, index)))
+                images[index] = self.preprocess(as_picture(_read(self.source, index)))
             except ImageError as error:
                 skipped.append(error)
         stacked = torch.stack(list(images.values())) if images else torch.empty(0, 0, 0, 0)
@@ -266,14 +266,6 @@ def _read(source: Source, index: int) -> Sample:
     except Exception as error:
         name = type(error).__name__
         raise RuntimeError(f"reading {source.path(index)} failed: {name}: {error}") from error
-
-
-def _pixels(sample: Sample) -> UInt8[Tensor, "3 H W"]:
-    return sample if isinstance(sample, Tensor) else to_tensor(sample)
-
-
-def _picture(sample: Sample) -> Image:
-    return to_pil(sample) if isinstance(sample, Tensor) else sample
 
 
 # ---------------------------------------------------------------------------------- processes

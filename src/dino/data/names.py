@@ -1,12 +1,15 @@
-"""Many strings in little memory, shared by all worker processes."""
+"""Image files by name: many paths in little memory, shared by all worker processes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dino.data.decode import Sample, read_image
 
 
 class Names(Sequence[str]):
@@ -32,3 +35,28 @@ class Names(Sequence[str]):
         position = range(len(self))[index]  # negative indices, and IndexError beyond the end
         start = int(self._ends[position - 1]) if position else 0
         return os.fsdecode(self._bytes[start : int(self._ends[position])].tobytes())
+
+
+class Files:
+    """Images that lie in files: what the sources of files have in common.
+
+    Args:
+        root: folder that relative names start from.
+        names: of the files, in the order of the source.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root = root
+        self._names = Names(names)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read image `index`; raises `ImageError` where that fails."""
+        return read_image(self.path(index))
+
+    def path(self, index: int) -> str:
+        """The image's file."""
+        return str(self.root / self._names[index])

@@ -16,9 +16,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
-from dino.data.decode import Sample, as_image, read_image
+from dino.data.decode import Sample, as_image
 from dino.data.lists import FileList, split_settings
-from dino.data.names import Names
+from dino.data.names import Files
 from dino.files import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -81,7 +81,7 @@ def open_source(data: Any) -> Source:
 
 
 # ---------------------------------------------------------------------------------- folders
-class Folder:
+class Folder(Files):
     """The images below a folder, sorted by their path; hidden files and folders are skipped.
 
     If every image lies in some sub-folder, and there are at least two of them, the sub-folders of
@@ -92,27 +92,14 @@ class Folder:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
-        names = _image_names(self.root)
-        self._names = Names(names)
+        names = _image_names(Path(root))
+        super().__init__(Path(root), names)
         folders = [name.split("/", 1)[0] if "/" in name else None for name in names]
         classes = sorted({folder for folder in folders if folder is not None})
         labelled = None not in folders and len(classes) > 1
         number = {folder: label for label, folder in enumerate(classes)}
         self.classes = classes if labelled else None
         self.labels = [number[folder] for folder in folders if folder] if labelled else None
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read image `index`; raises `ImageError` where that fails."""
-        return read_image(self.path(index))
-
-    def path(self, index: int) -> str:
-        """The image's file."""
-        return str(self.root / self._names[index])
 
 
 def _image_names(root: Path) -> list[str]:

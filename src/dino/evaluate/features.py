@@ -29,9 +29,9 @@ from dino.data.decode import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImageError,
+    as_pixels,
     count_defects,
     crop_resize,
-    to_tensor,
 )
 from dino.data.loader import evaluation_loader
 from dino.data.photometric import normalize
@@ -168,7 +168,7 @@ class Squeeze:
 
     def __call__(self, image: Image.Image | Tensor) -> Float[Tensor, "C S S"]:
         """Bicubic, antialiased."""
-        raw = image if isinstance(image, Tensor) else to_tensor(image)
+        raw = as_pixels(image)
         whole = (0, 0, raw.shape[1], raw.shape[2])
         return normalize(crop_resize(raw, whole, self.size, False), IMAGENET_MEAN, IMAGENET_STD)
 
@@ -210,7 +210,7 @@ def _table(
             f"none of the {count:,} images can be used, the first because {unusable[0]}"
         )
     if unusable and rank == 0:
-        _tell_once(describe_skipped(unusable, count))
+        _tell_once(_describe_skipped(unusable, count))
     used = list(chain.from_iterable(all_kept))
     return FeatureTable(
         features=tensors[0] if len(tensors) == 1 else torch.cat(tensors),
@@ -221,7 +221,7 @@ def _table(
     )
 
 
-def describe_skipped(skipped: Sequence[ImageError], count: int) -> str:
+def _describe_skipped(skipped: Sequence[ImageError], count: int) -> str:
     """A sentence for the user on the images, of `count`, that have no feature."""
     return (
         f"{len(skipped):,} of {count:,} images could not be used and were left out "

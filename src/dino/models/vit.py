@@ -2,8 +2,8 @@
 
 State-dict keys are the published ones. Two things are computed differently, with equal results:
 only the CLS token of the last block is ever read, so that block computes one query, one projection
-and one MLP row an image (all keys and values); and attention is PyTorch's fused kernel except in
-the one block whose matrix was asked for.
+and one MLP row an image, and neither keys nor values; and attention is PyTorch's fused kernel
+except in the one block whose matrix was asked for.
 
 Shapes: B batch, T tokens (CLS first), D width, h w the grid of patches.
 """
@@ -47,16 +47,16 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        # [B, T, parts * D] -> parts tensors [B, heads, T, D / heads]. Chunks: their gradients are
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        # [B, T, 3 D] -> queries, keys, values [B, heads, T, D / heads]. Chunks: their gradients are
         # joined in one pass, those of an unbound permutation in two.
         return tuple(
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in x.chunk(parts, dim=2)
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in x.chunk(3, dim=2)
         )
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Every token attends to all tokens."""
-        q, k, v = self._split(self.qkv(x), 3)
+        q, k, v = self._split(self.qkv(x))
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
     def explicit(self, x: Tensor) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B heads T T"]]:
         """`forward` together with its attention matrix, after the softmax."""
-        q, k, v = self._split(self.qkv(x), 3)
+        q, k, v = self._split(self.qkv(x))
         attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
         return self.proj((attention @ v).transpose(1, 2).flatten(2)), attention
 

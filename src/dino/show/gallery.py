@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from dino.data.decode import ImageError, to_pil, to_tensor
+from dino.data.decode import ImageError, as_picture, to_tensor
 from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
 from dino.models.features import Backbone
@@ -92,8 +92,7 @@ def _usable(source: Source, indices: Sequence[int]) -> dict[int, Image.Image]:
     images = {}
     for index in indices:
         with suppress(ImageError):
-            sample = source[index]
-            images[index] = to_pil(sample) if isinstance(sample, Tensor) else sample
+            images[index] = as_picture(source[index])
     return images
 
 
