@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def count_defects(defects: Iterable[str]) -> str:
 
 
 # ---------------------------------------------------------------------------------- reading
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(file: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Image.Image:
     """Read an image file as upright RGB.
 
     The EXIF orientation is applied, the first frame of an animation taken. What is transparent
@@ -86,32 +86,39 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     values stay equal from image to image; 32-bit integers and floats, which have no known range,
     are stretched from their smallest to their largest value.
 
+    Args:
+        file: a path, or an open binary file that can seek.
+        name: what to call the image in a message; by default its path.
+
     Raises:
         ImageError: if the file is missing, damaged, not an image or absurdly large.
     """
+    name = str(file) if name is None else name
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
             return to_rgb(image)
     except FileNotFoundError:
-        raise ImageError(str(path), "there is no such file", "missing") from None
+        raise ImageError(name, "there is no such file", "missing") from None
     except UnidentifiedImageError:
-        if _is_empty(Path(path)):
-            raise ImageError(str(path), "it is empty", "empty") from None
+        if _is_empty(file):
+            raise ImageError(name, "it is empty", "empty") from None
         reason = "its bytes are in no known image format"
-        raise ImageError(str(path), reason, "not an image") from None
+        raise ImageError(name, reason, "not an image") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(str(path), str(error), "too large") from error
+        raise ImageError(name, str(error), "too large") from error
     except _DAMAGE as error:
         refused = isinstance(error, OSError) and error.errno is not None  # by the system
         reason = str(error) or type(error).__name__
-        raise ImageError(str(path), reason, "unreadable" if refused else "damaged") from error
+        raise ImageError(name, reason, "unreadable" if refused else "damaged") from error
 
 
-def _is_empty(path: Path) -> bool:
+def _is_empty(file: str | os.PathLike[str] | BinaryIO) -> bool:
+    if not isinstance(file, (str, os.PathLike)):
+        return file.seek(0, os.SEEK_END) == 0
     try:
-        return path.stat().st_size == 0
+        return Path(file).stat().st_size == 0
     except OSError:  # gone by now
         return False
 
