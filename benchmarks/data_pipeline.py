@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import transforms as T
 
-from dino.data.decode import IMAGENET_MEAN, IMAGENET_STD
-from dino.data.loader import pretrain_loader
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.loader import PretrainLoader
 from dino.data.photometric import augment
 from dino.data.sampler import EpochSampler
 from dino.data.sources import open_source
@@ -128,7 +128,7 @@ def ours(folder: Path, batch: int, photometric: bool) -> Callable[[], None]:
     def run() -> None:
         steps = len(source) // batch
         sampler = EpochSampler(len(source), batch, stop_step=steps)
-        for step in pretrain_loader(source, specs, sampler, seed=0):
+        for step in PretrainLoader(source, specs, sampler, seed=0):
             if photometric:
                 for group in step.groups:
                     augment(

@@ -14,7 +14,6 @@ from PIL import Image
 from torchvision import transforms
 
 from dino.data.decode import (
-    ImageError,
     Preprocessing,
     as_image,
     crop_resize,
@@ -23,6 +22,7 @@ from dino.data.decode import (
     to_rgb,
     to_tensor,
 )
+from dino.data.defects import ImageError
 from dino.files import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -179,7 +179,6 @@ def test_samples_of_every_accepted_kind() -> None:
     "sample",
     [
         torch.rand(3, 4, 4),
-        torch.zeros(4, 4, 4, dtype=torch.uint8),
         torch.zeros(3, 0, 4, dtype=torch.uint8),
         np.zeros((4, 4), dtype=np.float32),
         np.zeros((2, 3, 4, 4), dtype=np.uint8),
@@ -192,6 +191,11 @@ def test_samples_of_every_accepted_kind() -> None:
 def test_other_samples_are_refused_by_name(sample: object) -> None:
     with pytest.raises(ImageError, match=r"item 3 .* return a PIL image"):
         as_image(sample, "item 3")
+
+
+def test_samples_of_other_channels_are_refused_by_name() -> None:
+    with pytest.raises(ImageError, match=r"item 3 .*4 channels, not 3: say --channels 4"):
+        as_image(torch.zeros(4, 4, 4, dtype=torch.uint8), "item 3")
 
 
 # ---------------------------------------------------------------------------------- cropping

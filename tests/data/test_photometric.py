@@ -18,7 +18,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from dino.data import photometric
-from dino.data.decode import IMAGENET_MEAN, IMAGENET_STD, to_tensor
+from dino.data.decode import to_tensor
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.photometric import augment, normalize
 from dino.data.views import (
     JITTER_OPERATIONS,

@@ -15,7 +15,7 @@ from evaluate.fakes import MeanColor
 from PIL import Image
 from torch import Tensor
 
-from dino.data.decode import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.sources import open_source
 from dino.evaluate import features
 from dino.evaluate.features import FeatureSettings, FeatureTable, Part, extract, pixels, run, save

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dino.data.decode import Sample, read_image
+from dino.data.decode import Reduce, Sample, read_image, read_values
+from dino.data.formats import RGB, PixelFormat
 
 
 class Names(Sequence[str]):
@@ -43,7 +44,12 @@ class Files:
     Args:
         root: folder that relative names start from.
         names: of the files, in the order of the source.
+
+    Attributes:
+        pixels: channels and range expected of them.
     """
+
+    pixels: PixelFormat = RGB
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
@@ -55,7 +61,15 @@ class Files:
 
     def __getitem__(self, index: int) -> Sample:
         """Read image `index`; raises `ImageError` where that fails."""
-        return read_image(self.path(index))
+        return self.reduced(index)
+
+    def reduced(self, index: int, reduce: Reduce | None = None) -> Sample:
+        """Image `index`, decoded smaller where `reduce` allows it (see `read_image`)."""
+        return read_image(self.path(index), pixels=self.pixels, reduce=reduce)
+
+    def values(self, index: int) -> np.ndarray:
+        """The values of image `index` as they are stored, [C, H, W]."""
+        return read_values(self.path(index), pixels=self.pixels)
 
     def path(self, index: int) -> str:
         """The image's file."""

@@ -25,14 +25,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from dino.data.decode import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ImageError,
-    as_pixels,
-    count_defects,
-    crop_resize,
-)
+from dino.data.decode import as_pixels, crop_resize
+from dino.data.defects import ImageError, count_defects
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.loader import evaluation_loader
 from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source

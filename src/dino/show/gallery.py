@@ -17,7 +17,8 @@ from jaxtyping import Float
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from dino.data.decode import ImageError, as_picture, to_tensor
+from dino.data.decode import as_picture, to_tensor
+from dino.data.defects import ImageError
 from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
 from dino.models.features import Backbone

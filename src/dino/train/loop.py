@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dino.data.loader import Batch, pretrain_loader
+from dino.data.loader import Batch, PretrainLoader
 from dino.data.photometric import augment
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
@@ -229,11 +229,12 @@ class _Loop:
             stop_step=self.schedules.total,
         )
         loader: Iterator[Batch] = iter(
-            pretrain_loader(
+            PretrainLoader(
                 self.source,
                 self.config.views.specs(),
                 sampler,
                 seed=run.seed,
+                channels=self.config.pixels.channels,
                 workers=workers,
                 pin=self.device.type == "cuda",
             )
@@ -252,8 +253,8 @@ class _Loop:
             flat = augment(
                 group.images.flatten(0, 1),
                 group.params.flatten(0, 1),
-                self.config.views.mean,
-                self.config.views.std,
+                self.config.pixels.mean,
+                self.config.pixels.std,
             )
             views.append(flat.unflatten(0, group.images.shape[:2]))
         return views

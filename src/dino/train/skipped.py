@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from dino.data.decode import ImageError, count_defects
+from dino.data.defects import ImageError, count_defects
 from dino.files import UserError, atomic_write
 from dino.runtime import Ranks, gather_objects
 
