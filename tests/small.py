@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino.data.sources import Samples
+from dino.data.samples import Samples
 from dino.distillation.loss import DINOLoss
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation

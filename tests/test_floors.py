@@ -17,7 +17,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "dino"
 
 # Room (a folder or a file of the package, "" is its __init__.py) -> floor.
-FLOORS = dict.fromkeys(("files", "runtime"), 1)
+FLOORS = dict.fromkeys(("files", "progress", "runtime"), 1)
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation",), 3)
 FLOORS |= dict.fromkeys(("train", "evaluate", "show"), 4)

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dino.data.names import Files
+from dino.data.names import Files, numbered
+from dino.data.query import parse
 from dino.files import UserError
 
 TEXT, TABLES = (".txt", ".lst"), (".csv", ".tsv", ".parquet")
@@ -64,9 +65,7 @@ class FileList(Files):
         self.classes: list[str] | None = None
         self.labels: list[int] | None = None
         if labels is not None:
-            self.classes = _ordered(set(labels))
-            number = {name: index for index, name in enumerate(self.classes)}
-            self.labels = [number[name] for name in labels]
+            self.classes, self.labels = numbered(labels)
 
     # ------------------------------------------------------------------ reading
     def _read(self, path: str | None, label: str | None) -> tuple[list[str], list[str] | None]:
@@ -144,13 +143,6 @@ class FileList(Files):
         return [str(value) for value in values]
 
 
-def _ordered(names: set[str]) -> list[str]:
-    """Whole numbers by size, all else by name."""
-    if all(name.removeprefix("-").isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
 def split_settings(data: str) -> tuple[str, dict[str, str]] | None:
     """A list's file and settings, or None if `data` does not end, before any "?", like a list.
 
@@ -162,10 +154,4 @@ def split_settings(data: str) -> tuple[str, dict[str, str]] | None:
     file, mark, query = data.rpartition("?")
     if not (mark and file.lower().endswith((*TEXT, *TABLES))):
         return None
-    settings = dict(part.partition("=")[::2] for part in query.split("&") if part)
-    unknown = sorted(settings.keys() - {"path", "label", "root"})
-    if unknown:
-        raise UserError(
-            f"{unknown[0]!r} is no setting of a list: write LIST?path=COLUMN&label=COLUMN&root=DIR"
-        )
-    return file, settings
+    return file, parse(query, "LIST?path=COLUMN&label=COLUMN&root=DIR", "a list")

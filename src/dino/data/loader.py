@@ -38,6 +38,7 @@ from dino.data.views import (
     substitutes,
     view_groups,
 )
+from dino.data.workers import watched
 from dino.files import UserError
 
 # Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
@@ -129,7 +130,8 @@ class PretrainLoader:
 
     Raises:
         UserError: if the specs do not start with two global views of one size; while iterating, if
-            no image can be used (naming the last). Single ones are replaced, see `Batch.skipped`.
+            no image can be used (naming the last), or if a worker dies. Single images are
+            replaced, see `Batch.skipped`.
         RuntimeError: while iterating, if a user's data set fails (naming the item).
     """
 
@@ -329,4 +331,5 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     """Iterate; workers are started here, and Python's warning about forking threads is answered."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-        return iter(loader)
+        batches = iter(loader)
+    return watched(batches) if loader.num_workers else batches

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dino.data.decode import Reduce, Sample, read_image, read_values
-from dino.data.formats import RGB, PixelFormat
+from dino.data.images import Images
 
 
 class Names(Sequence[str]):
@@ -18,38 +17,53 @@ class Names(Sequence[str]):
 
     A Python list of a million strings is copied into every worker page by page, since reading a
     string writes its reference count; these arrays stay shared, and pickle in an instant.
+
+    Attributes:
+        text: the bytes of all strings.
+        ends: where each string ends in `text`.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self.text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    @classmethod
+    def of(cls, text: np.ndarray, ends: np.ndarray) -> Names:
+        """The strings of two such arrays, without a copy."""
+        names = cls(())
+        names.text, names.ends = text, ends
+        return names
+
+    @classmethod
+    def joined(cls, parts: Sequence[Names]) -> Names:
+        """The strings of all parts, in one list."""
+        if not parts:
+            return cls(())
+        shifts = np.cumsum([0, *(len(part.text) for part in parts[:-1])])
+        ends = [part.ends + shift for part, shift in zip(parts, shifts, strict=True)]
+        return cls.of(np.concatenate([part.text for part in parts]), np.concatenate(ends))
 
     def __len__(self) -> int:
         """Number of strings."""
-        return len(self._ends)
+        return len(self.ends)
 
     def __getitem__(self, index: Any) -> Any:
         """String `index`, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         position = range(len(self))[index]  # negative indices, and IndexError beyond the end
-        start = int(self._ends[position - 1]) if position else 0
-        return os.fsdecode(self._bytes[start : int(self._ends[position])].tobytes())
+        start = int(self.ends[position - 1]) if position else 0
+        return os.fsdecode(self.text[start : int(self.ends[position])].tobytes())
 
 
-class Files:
-    """Images that lie in files: what the sources of files have in common.
+class Files(Images):
+    """Images that lie in files.
 
     Args:
         root: folder that relative names start from.
         names: of the files, in the order of the source.
-
-    Attributes:
-        pixels: channels and range expected of them.
     """
-
-    pixels: PixelFormat = RGB
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
@@ -59,18 +73,22 @@ class Files:
         """Number of images."""
         return len(self._names)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Read image `index`; raises `ImageError` where that fails."""
-        return self.reduced(index)
-
-    def reduced(self, index: int, reduce: Reduce | None = None) -> Sample:
-        """Image `index`, decoded smaller where `reduce` allows it (see `read_image`)."""
-        return read_image(self.path(index), pixels=self.pixels, reduce=reduce)
-
-    def values(self, index: int) -> np.ndarray:
-        """The values of image `index` as they are stored, [C, H, W]."""
-        return read_values(self.path(index), pixels=self.pixels)
+    def content(self, index: int) -> str:
+        """The image's file."""
+        return self.path(index)
 
     def path(self, index: int) -> str:
         """The image's file."""
         return str(self.root / self._names[index])
+
+
+def numbered(labels: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The classes among some labels, in order, and the number of each label's class.
+
+    Classes that are all whole numbers are ordered by size, others by name.
+    """
+    names = set(labels)
+    whole = all(name.removeprefix("-").isdecimal() for name in names)
+    classes = sorted(names, key=(lambda name: (int(name), name)) if whole else None)
+    number = {name: index for index, name in enumerate(classes)}
+    return classes, [number[label] for label in labels]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from dino.data.views import epoch_order
 from dino.files import UserError
@@ -24,6 +26,7 @@ class EpochSampler:
         world: number of processes.
         start_step: first step, counted from the start of training; a resumed run passes its own.
         stop_step: step before which to end; None never ends.
+        blocks: lengths of the runs of images that lie together, see `dino.data.views.epoch_order`.
 
     Raises:
         UserError: if the data set is smaller than a batch, or ranks cannot share one equally.
@@ -38,6 +41,7 @@ class EpochSampler:
         world: int = 1,
         start_step: int = 0,
         stop_step: int | None = None,
+        blocks: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         if batch < 1 or batch % world != 0:
             raise UserError(
@@ -51,7 +55,7 @@ class EpochSampler:
             )
         self.length, self.batch, self.seed = length, batch, seed
         self.rank, self.world = rank, world
-        self.start_step, self.stop_step = start_step, stop_step
+        self.start_step, self.stop_step, self.blocks = start_step, stop_step, blocks
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,7 +68,7 @@ class EpochSampler:
         step = self.start_step
         while self.stop_step is None or step < self.stop_step:
             epoch, within = divmod(step, self.steps_per_epoch)
-            order = epoch_order(self.length, self.seed, epoch)
+            order = epoch_order(self.length, self.seed, epoch, self.blocks)
             for position in range(within, self.steps_per_epoch):
                 if step == self.stop_step:
                     return

@@ -43,6 +43,9 @@ PHOTOMETRIC = (
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 """What the numbers in the columns "first" to "fourth" stand for."""
 
+WINDOW = 16
+"""Blocks of images whose order is mixed (see `epoch_order`)."""
+
 NEVER_SOLARIZE = 256.0
 """A threshold that no pixel value reaches."""
 
@@ -199,9 +202,28 @@ def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     return _philox(seed, _VIEWS_STREAM, index, epoch)
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which `epoch` visits a data set: a permutation of `range(length)`, int64."""
-    return _philox(seed, _ORDER_STREAM, 0, epoch).permutation(length)
+def epoch_order(
+    length: int, seed: int, epoch: int, blocks: Sequence[int] | np.ndarray | None = None
+) -> np.ndarray:
+    """The order in which `epoch` visits a data set: a permutation of `range(length)`, int64.
+
+    Args:
+        length: number of images.
+        seed: of the orders.
+        epoch: counted from 0.
+        blocks: lengths of the runs of images that lie together on a disk or server (the shards of
+            `dino.data.shards`), which make up `length`. More than `WINDOW` of them are shuffled,
+            dealt into equal windows of at most `WINDOW`, and the images are shuffled within each
+            window, so that few files are read at a time. Fewer make no difference.
+    """
+    rng = _philox(seed, _ORDER_STREAM, 0, epoch)
+    if blocks is None or len(blocks) <= WINDOW:
+        return rng.permutation(length)
+    stops = np.cumsum(blocks, dtype=np.int64)
+    starts = stops - np.asarray(blocks, dtype=np.int64)
+    windows = np.array_split(rng.permutation(len(blocks)), math.ceil(len(blocks) / WINDOW))
+    runs = [[np.arange(starts[block], stops[block]) for block in window] for window in windows]
+    return np.concatenate([rng.permutation(np.concatenate(window)) for window in runs])
 
 
 def substitutes(length: int, seed: int, epoch: int, index: int) -> Iterator[int]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +21,6 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from dino.data.decode import as_pixels, crop_resize
@@ -33,6 +31,7 @@ from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
 from dino.files import UserError, atomic_json, atomic_write, replacing
 from dino.models.features import Backbone
+from dino.progress import bar
 from dino.runtime import (
     Precision,
     autocast,
@@ -185,7 +184,7 @@ def _table(
     rows: Tensor | None = None
     kept: list[int] = []
     skipped: list[ImageError] = []
-    with _bar(title, len(share), shown=progress and rank == 0) as advance:
+    with bar(title, len(share), shown=progress and rank == 0) as advance:
         for part in evaluation_loader(Part(source, share), transform, batch, workers):
             skipped += part.skipped
             advance(len(part.index) + len(part.skipped))
@@ -228,17 +227,6 @@ def _describe_skipped(skipped: Sequence[ImageError], count: int) -> str:
 def _tell_once(text: str) -> None:
     """Say it on stderr; a network is measured many times on the same images."""
     Console(stderr=True).print(text, style="yellow", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar with the time left on stderr, nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 # ------------------------------------------------------------------------------------- files
@@ -331,7 +319,7 @@ class FeatureSettings:
     weights: str
     """Run folder, file of weights or published name."""
     data: str
-    """Images: a folder, a list (.txt, .csv, .tsv, .parquet), or demo."""
+    """Images: whatever `dino pretrain --data` takes."""
     out: Path
     """F.npy (with F.csv beside it) or F.parquet."""
     batch: int = 64

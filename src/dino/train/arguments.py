@@ -19,9 +19,13 @@ class Pretrain:
     data: str = "demo"
     """A folder of images, nested or flat, with or without classes; one with train and val inside
     trains on the first and measures on the second. A list of files (.txt, .csv, .tsv, .parquet;
-    LIST?path=COLUMN&label=COLUMN&root=DIR). Or demo, the photographs installed with the program."""
+    LIST?path=COLUMN&label=COLUMN&root=DIR). Tar shards, local or by URL
+    (DIR/train-{000..127}.tar?image=EXTENSION&label=EXTENSION). An array of images (.npy).
+    hf:NAME?split=SPLIT&image=COLUMN&label=COLUMN&config=NAME, by the package datasets.
+    torchvision:NAME?split=SPLIT&root=DIR&download=1. Or demo, the photographs installed with the
+    program. Labels serve the k-NN evaluation only."""
     val: str | None = None
-    """Images in class folders, or a list with labels, to measure k-NN on while training."""
+    """Images with classes, named as --data is, to measure k-NN on while training."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(

@@ -1,0 +1,191 @@
+"""Ranges of bytes from large files, local ones and those that fsspec reaches.
+
+Everything here may be used by threads, and by processes that were forked or spawned: what is open
+belongs to a process, and reading moves no position that others share.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from threading import Lock
+from typing import Any
+
+from dino.files import UserError
+
+OPEN_FILES = 64
+"""Local files that a process holds open at most; twice as many shards as one window has."""
+TRIES = 3
+"""Of a server, before its refusal is believed."""
+PAUSE = 0.5
+"""Seconds before the second try; twice as long before each further one."""
+
+# What the file systems of fsspec call a file's version, in lower case.
+_VERSIONS = (
+    *("etag", "mtime", "lastmodified", "last-modified", "last_modified", "updated", "created"),
+    *("content-md5", "contentmd5", "md5hash", "crc32c", "generation", "ino"),
+)
+
+
+def is_remote(url: str) -> bool:
+    """Whether it is a URL (of fsspec, perhaps chained) and not a path."""
+    return "://" in url
+
+
+def examine(url: str) -> tuple[int, str]:
+    """Size of a file in bytes, and what tells its versions apart: "" where nothing does.
+
+    Raises:
+        UserError: if it is missing or out of reach.
+    """
+    try:
+        if not is_remote(url):
+            status = os.stat(url)  # noqa: PTH116, `url` is a string of many
+            return status.st_size, _version(status)
+        system, path = _system(url)
+        about = {key.lower(): value for key, value in _patiently(system.info, path).items()}
+    except FileNotFoundError:
+        raise UserError(f"{url} does not exist: name --data shards that are there") from None
+    except Exception as error:  # each file system has its own
+        raise UserError(f"{url} cannot be read: {_said(error)}") from error
+    if about.get("type") == "directory" or about.get("size") is None:
+        raise UserError(f"{url} is no file of known size: shards must be files")
+    version = {key: str(about[key]) for key in _VERSIONS if about.get(key)}
+    return int(about["size"]), str(version) if version else ""
+
+
+def read_range(url: str, version: str, offset: int, size: int) -> bytes:
+    """Some bytes; fewer where the file ends.
+
+    Args:
+        url: of the file.
+        version: of a local file, as `examine` told.
+        offset: of the first byte.
+        size: number of bytes.
+
+    Raises:
+        UserError: if a local file is not the version that it was.
+        OSError: if the file cannot be read.
+    """
+    if size == 0:
+        return b""
+    if not is_remote(url):
+        return _opened(url, version).read(offset, size)
+    system, path = _system(url)
+    try:
+        content: bytes = _patiently(system.cat_file, path, start=offset, end=offset + size)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(_said(error)) from error
+    return content
+
+
+@contextmanager
+def reading(url: str, version: str) -> Iterator[Callable[[int, int], bytes]]:
+    """A function of (offset, size) that reads a whole file from front to back, in large pieces.
+
+    Raises:
+        UserError: if it is out of reach, or gives fewer bytes than asked for.
+    """
+
+    def whole(read: Callable[[int, int], bytes], offset: int, size: int) -> bytes:
+        content = read(offset, size)
+        if len(content) < size:
+            raise UserError(
+                f"{url} gave {len(content)} bytes of {size} at {offset}: "
+                "start again when nobody is writing it"
+            )
+        return content
+
+    try:
+        if not is_remote(url):
+            yield partial(whole, _opened(url, version).read)
+            return
+        system, path = _system(url)
+        with _patiently(system.open, path, "rb") as file:
+
+            def read(offset: int, size: int) -> bytes:
+                file.seek(offset)
+                content: bytes = file.read(size)
+                return content
+
+            yield partial(whole, read)
+    except OSError as error:
+        raise UserError(f"{url} cannot be read: {_said(error)}") from error
+
+
+# ---------------------------------------------------------------------------------- local
+class _Opened:
+    """A file that stays open as long as somebody holds this."""
+
+    def __init__(self, path: str, version: str) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115, PTH123, closed when it is let go
+        self._lock = Lock()
+        if version != _version(os.fstat(self._file.fileno())):
+            self._file.close()
+            raise UserError(f"{path} has changed since the start: start again, to read it anew")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes at `offset`; fewer where the file ends."""
+        parts: list[bytes] = []
+        while size > 0 and (part := self._some(offset, size)):
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _some(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:  # Windows
+            self._file.seek(offset)
+            return self._file.read(size) or b""
+
+
+# The version is part of the key: a file that was replaced is opened anew.
+_opened = lru_cache(maxsize=OPEN_FILES)(_Opened)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+# ---------------------------------------------------------------------------------- fsspec
+def _system(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it; fsspec keeps one for each process and thread."""
+    try:
+        import fsspec
+    except ImportError:
+        raise UserError(
+            f"{url} is a URL, which needs fsspec: pip install 'dino-ssl[shards]'"
+        ) from None
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # a protocol whose package is missing, or unknown
+        raise UserError(f"{url} cannot be read: {_said(error)}") from error
+    return system, path
+
+
+def _patiently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call, and again after a pause where a server may only be busy."""
+    for attempt in range(TRIES - 1):
+        try:
+            return call(*arguments, **options)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception:
+            time.sleep(PAUSE * 2**attempt)
+    return call(*arguments, **options)
+
+
+def _said(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason or " ".join(str(error).split()) or type(error).__name__
