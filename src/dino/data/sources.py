@@ -83,7 +83,7 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
         UserError: if there is nothing to train on, in one sentence that says what was found.
     """
     source = _opened(data)
-    if isinstance(source, Images):
+    if isinstance(source, Images) and source.pixels != pixels:
         source = copy(source)  # it may be the user's, who reads it as he did before
         source.pixels = pixels
     return source
