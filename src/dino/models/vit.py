@@ -194,7 +194,7 @@ class ViT(Backbone):
         patches = self.patch_embed(images)
         grid = (patches.shape[1], patches.shape[2])
         positions = resample(self.pos_embed[:, 1:], self.grid, grid, self.position)
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(images.shape[0], -1, -1)
         return torch.cat([first, patches.flatten(1, 2) + positions], dim=1), grid
 
     def forward(
