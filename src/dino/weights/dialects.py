@@ -231,7 +231,7 @@ def _translate(tensors: Mapping[str, Tensor], table: dict[Keys, Keys]) -> dict[s
     done: dict[str, Tensor] = {}
     waiting = dict(tensors)
     while waiting:
-        name, tensor = next(iter(waiting.items()))
+        name = next(iter(waiting))
         for sources, patterns, targets in rules:
             found = next((m for p in patterns if (m := p.fullmatch(name))), None)
             if found is None:
