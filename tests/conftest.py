@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Sums over several threads depend on their number, and small tensors gain nothing from them. In
@@ -55,6 +56,16 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher's variables leak in: a test starts as the only process, rank 0 of 1."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Downloads and indices of a test go into a folder of its own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DINO_CACHE", str(folder))
+    for name in ("DINO_MIRROR", "DINO_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,24 @@ from typing import Any
 
 class UserError(ValueError):
     """A mistake of the user's: one sentence that says what to do (the command exits with 2)."""
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made or fetched again; whoever writes there makes it.
+
+    `DINO_CACHE` names it. Else it is `dino` in the platform's folder for caches: `XDG_CACHE_HOME`
+    (`~/.cache`) on Linux, `~/Library/Caches` on macOS, `LOCALAPPDATA` on Windows.
+    """
+    if named := os.environ.get("DINO_CACHE"):
+        return Path(named)
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111, unlike Path.home() it never raises
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "dino"
+    variable, usual = "XDG_CACHE_HOME", home / ".cache"
+    if sys.platform == "win32":
+        variable, usual = "LOCALAPPDATA", home / "AppData" / "Local"
+    base = Path(os.environ.get(variable, ""))
+    return (base if base.is_absolute() else usual) / "dino"
 
 
 def sync_folder(folder: Path) -> None:

@@ -244,6 +244,8 @@ class Preprocessing:
         mean: of each channel, for pixels in 0..1.
         std: of each channel, for pixels in 0..1.
         interpolation: of the resize; always antialiased.
+        squash: resize both sides to `resize`, whatever the aspect ratio (as transformers does),
+            instead of the shorter side.
     """
 
     resize: int = 256
@@ -251,13 +253,15 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    squash: bool = False
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "C {self.crop} {self.crop}"]:
         """Turn a PIL image (any mode) into the network's input."""
         from torchvision.transforms import functional as F  # slow to import, idle in training
 
         mode = F.InterpolationMode(self.interpolation)
-        image = F.resize(to_rgb(image), [self.resize], mode)
+        sides = [self.resize] * (2 if self.squash else 1)  # one means: the shorter
+        image = F.resize(to_rgb(image), sides, mode)
         pixels = F.to_tensor(F.center_crop(image, [self.crop]))
         result: Tensor = F.normalize(pixels, list(self.mean), list(self.std))
         return result

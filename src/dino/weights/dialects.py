@@ -165,6 +165,13 @@ def detect(tensors: Iterable[str]) -> Layout | None:
     return None
 
 
+def covers(layout: Layout, names: Iterable[str]) -> bool:
+    """Whether every one of their names is in the table of `layout`, or left out on purpose."""
+    keys = [key for keys in layout.table for key in _tuple(keys)]
+    patterns = [_pattern(key) for key in (*keys, *layout.left_out)]
+    return all(any(pattern.fullmatch(name) for pattern in patterns) for name in names)
+
+
 def layout_of(dialect: str, family: str) -> Layout:
     """The layout of one of our families of networks in a dialect.
 
