@@ -57,9 +57,9 @@ class Published:
 
     @property
     def architecture(self) -> str:
-        """Such as "vit_small, patch 16"."""
+        """Such as "vit_small/16"."""
         patch = self.spec.get("patch_size")
-        return f"{self.spec['arch']}, patch {patch}" if patch else str(self.spec["arch"])
+        return f"{self.spec['arch']}/{patch}" if patch else str(self.spec["arch"])
 
 
 def _vit(size: str, patch: int) -> dict[str, Any]:
