@@ -34,7 +34,7 @@ class List:
 
 
 PREPROCESSING = (
-    "All expect the shorter side at 256 px (bicubic), the central 224 px, and mean and deviation of "
+    "All expect the shorter side at 256 px (bicubic), the central 224 px, mean and deviation of "
     "ImageNet."
 )
 
@@ -42,7 +42,12 @@ PREPROCESSING = (
 def run_list(settings: List) -> list[dict[str, Any]]:
     """`dino weights list`: one table of the catalogue; * marks what is in the cache."""
     files = list(CATALOGUE.values())
-    Console().print(_files(files) if settings.all else _models(files))
+    if settings.all:
+        for published in files:
+            line = f"{published.name + _here(published):32} {source_url(published)}"
+            Console().print(line, highlight=False, soft_wrap=True)
+    else:
+        Console().print(_models(files))
     rows = [_row(published) for published in files]
     if settings.json is not None:
         atomic_json(settings.json, {"licence": LICENCE, "files": rows})
@@ -81,17 +86,9 @@ SIBLINGS: tuple[Kind, ...] = ("full", "linear", "onnx", "args", "log", "linear-l
 
 def _is_model(published: Published) -> bool:
     """Whether it is a model of its own, not the full checkpoint of another."""
-    sole = published.kind == "full" and published.name.removesuffix("_full") not in CATALOGUE
-    return published.kind == "backbone" or sole
-
-
-def _files(files: Sequence[Published]) -> Table:
-    table = Table(title="published files, * is in the cache", box=None)
-    table.add_column("name", no_wrap=True)
-    table.add_column("URL", overflow="fold")
-    for published in files:
-        table.add_row(published.name + _here(published), source_url(published))
-    return table
+    name = published.name
+    sibling = name.endswith("_full") and name.removesuffix("_full") in CATALOGUE
+    return published.kind in LOADABLE and not sibling
 
 
 def _here(published: Published) -> str:
