@@ -86,6 +86,12 @@ def _features(arguments: Sequence[str]) -> None:
     run(_parse(FeatureSettings, "dino features", arguments))
 
 
+def _export(arguments: Sequence[str]) -> None:
+    from dino.weights.export import Export, run
+
+    run(_parse(Export, "dino export", arguments))
+
+
 def _weights(arguments: Sequence[str]) -> None:
     _dispatch("dino weights", WEIGHTS, arguments)
 
@@ -128,6 +134,7 @@ COMMANDS = {
     "pretrain": Command("pretrain on unlabelled images", _pretrain),
     "evaluate": Command("measure features: " + ", ".join(EVALUATIONS), _evaluate),
     "features": Command("write the features of images to a file", _features),
+    "export": Command("write weights for timm, transformers, ONNX, with a card", _export),
     "weights": Command("known and foreign weights: " + ", ".join(WEIGHTS), _weights),
     "report": Command("write the page of a run: numbers, curves, pictures", _report),
 }

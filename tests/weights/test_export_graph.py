@@ -59,7 +59,6 @@ def runtime(path: Path) -> Any:
 @pytest.mark.parametrize(
     ("options", "size", "attention"),
     [
-        ({}, (32, 32), False),
         ({"position": "reference"}, (40, 64), True),
         ({"position": "exact", "patch_size": 16, "channels": 4}, (80, 48), False),
         ({"image_size": 40}, (37, 24), True),  # an odd grid; five rows of pixels fill no patch
@@ -98,9 +97,9 @@ def test_normalization_can_lie_inside(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     backbone = tiny()
     backbone.preprocessing = Preprocessing(36, 32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
-    graph = Graph(backbone, (32, 24), normalizes=True)
+    graph = Graph(backbone, (32, 32), normalizes=True)
     write_onnx(graph, tmp_path / "tiny.onnx", ABOUT)
-    pixels = torch.randint(0, 256, (2, 3, 32, 24), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     normalised = F.normalize(pixels / 255, [0.1, 0.2, 0.3], [0.5, 0.4, 0.3])
     found = runtime(tmp_path / "tiny.onnx")(pixels.numpy())
     assert_close(found, expected(backbone, normalised))

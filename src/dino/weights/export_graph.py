@@ -58,6 +58,8 @@ def fixed(backbone: Backbone, size: tuple[int, int]) -> Backbone:
         patches = resample(patches, twin.grid, (rows, columns), twin.position)
         twin.pos_embed = nn.Parameter(torch.cat([first, patches], dim=1), requires_grad=False)
         twin.grid = (rows, columns)
+        if rows == columns:  # what `dino.create` can build; there are no others for files
+            twin.spec = {**twin.spec, "image_size": size[0]}
     return twin
 
 
