@@ -35,14 +35,15 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
     return create(arch, **options)
 
 
-def load(weights: str | Path, device: str | torch.device = "cpu") -> Backbone:
-    """A trained network in evaluation mode, from a run folder or a file of weights.
+def load(weights: str | Path, device: str | torch.device = "cpu", **options: Any) -> Backbone:
+    """A trained network in evaluation mode: a run, a file of weights, or a published name.
 
-    See `dino.weights.load.load`.
+    See `dino.weights.load.load` for what can be read, and for the options `network`, `position`,
+    `channels` and `heads`.
     """
     from dino.weights.load import load
 
-    return load(weights, device)
+    return load(weights, device, **options)
 
 
 def pretrain(

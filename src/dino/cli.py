@@ -86,6 +86,34 @@ def _features(arguments: Sequence[str]) -> None:
     run(_parse(FeatureSettings, "dino features", arguments))
 
 
+def _export(arguments: Sequence[str]) -> None:
+    from dino.weights.export import Export, run
+
+    run(_parse(Export, "dino export", arguments))
+
+
+def _weights(arguments: Sequence[str]) -> None:
+    _dispatch("dino weights", WEIGHTS, arguments)
+
+
+def _weights_list(arguments: Sequence[str]) -> None:
+    from dino.weights.commands import List, run_list
+
+    run_list(_parse(List, "dino weights list", arguments))
+
+
+def _weights_inspect(arguments: Sequence[str]) -> None:
+    from dino.weights.commands import Inspect, run_inspect
+
+    run_inspect(_parse(Inspect, "dino weights inspect", arguments))
+
+
+def _weights_fetch(arguments: Sequence[str]) -> None:
+    from dino.weights.commands import Fetch, run_fetch
+
+    run_fetch(_parse(Fetch, "dino weights fetch", arguments))
+
+
 def _report(arguments: Sequence[str]) -> None:
     settings = _parse(Report, "dino report", arguments)
     from dino.runtime import pick_device
@@ -97,10 +125,17 @@ def _report(arguments: Sequence[str]) -> None:
 EVALUATIONS = {
     "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
 }
+WEIGHTS = {
+    "list": Command("published weights: names, architectures, accuracies", _weights_list),
+    "inspect": Command("what a file of weights is, and whether it fits", _weights_inspect),
+    "fetch": Command("download published files into the cache", _weights_fetch),
+}
 COMMANDS = {
     "pretrain": Command("pretrain on unlabelled images", _pretrain),
     "evaluate": Command("measure features: " + ", ".join(EVALUATIONS), _evaluate),
     "features": Command("write the features of images to a file", _features),
+    "export": Command("write weights for timm, transformers, ONNX, with a card", _export),
+    "weights": Command("known and foreign weights: " + ", ".join(WEIGHTS), _weights),
     "report": Command("write the page of a run: numbers, curves, pictures", _report),
 }
 

@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from dino.data.decode import (
-    Preprocessing,
-    as_image,
-    crop_resize,
-    read_image,
-    to_pil,
-    to_rgb,
-    to_tensor,
-)
+from dino.data.decode import as_image, crop_resize, read_image, to_pil, to_rgb, to_tensor
 from dino.data.defects import ImageError
+from dino.data.preprocessing import Preprocessing
 from dino.files import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dino.data.decode import Preprocessing, crop_resize, to_pil, to_tensor
+from dino.data.decode import crop_resize, to_pil, to_tensor
 from dino.data.loader import Batch, PretrainLoader, Whole, _Views, evaluation_loader
+from dino.data.preprocessing import Preprocessing
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Folder, open_source
 from dino.data.views import dino_views, draw_views, expand, generator

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino.data.decode import Preprocessing
+from dino.data.preprocessing import Preprocessing
 from dino.models.features import Backbone
 
 COLORS = {"blue": (10, 30, 220), "green": (20, 200, 40), "red": (230, 20, 10)}

@@ -296,7 +296,11 @@ def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
     """
     asked = dataclasses.asdict(settings).items()
     return {
-        "weights": {"sha256": fingerprint(backbone), "architecture": backbone.spec},
+        "weights": {
+            "sha256": fingerprint(backbone),
+            "architecture": backbone.spec,
+            **(backbone.origin or {}),
+        },
         "preprocessing": backbone.preprocessing.to_dict(),
         "settings": {key: str(item) if isinstance(item, Path) else item for key, item in asked},
         "device": describe(next(backbone.parameters()).device),

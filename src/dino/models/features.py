@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dino.data.decode import Preprocessing, Sample, read_image
+from dino.data.decode import Sample, read_image
+from dino.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Backbone(nn.Module):
         preprocessing: the transform that belongs to the weights.
         spec: the arguments of `dino.create` that build this architecture again.
         residual_branches: how many residual branches drop path can act on (0: none).
+        origin: the file that the weights were loaded from: its dialect, name and SHA-256; None for
+            an untrained network.
     """
 
     width: int
@@ -50,6 +53,7 @@ class Backbone(nn.Module):
     preprocessing: Preprocessing
     spec: dict[str, Any]
     residual_branches: int = 0
+    origin: dict[str, str] | None = None
 
     def forward(
         self, images: Float[Tensor, "B C H W"], keep: Float[Tensor, "branches B"] | None = None
