@@ -85,14 +85,14 @@ def load(
             checkpoint has both.
         position: how a ViT resamples its position embedding to other image sizes than its own
             (`models.position`). By default as the place does that the file comes from, so that
-            features agree there and here: official files `reference`, transformers `exact`, which
-            are the same numbers; timm `exact` too, although timm also antialiases, so that it
-            agrees at the network's own size only. Our own files say it themselves.
+            features agree there and here: official files `reference`, those of transformers
+            `exact`; timm's `exact` too, although timm also antialiases, so that it agrees at the
+            network's own size only. Our own files say it themselves.
         channels: adapt the first layer to images of so many channels instead of RGB. Its weights
             are repeated channel by channel, cyclically, and scaled so that their sum over the
             channels stays what it was (for one channel it is that sum): a picture with all
             channels equal then gives the feature of the grey RGB picture. Mean and deviation of
-            the preprocessing are repeated likewise.
+            the preprocessing are repeated likewise, values are taken at their type's full range.
         heads: attention heads of a ViT whose file does not tell, needed at other widths than 192,
             384, 768 and 1024.
 
@@ -249,7 +249,10 @@ def _with_channels(backbone: Backbone, channels: int) -> Backbone:
     load_strictly(adapted, tensors, Path(str(backbone.spec["arch"])))
     given = backbone.preprocessing
     adapted.preprocessing = replace(
-        given, mean=spread(given.mean, channels), std=spread(given.std, channels)
+        given,
+        mean=spread(given.mean, channels),
+        std=spread(given.std, channels),
+        pixels=replace(given.pixels, channels=channels, low=None, high=None),
     )
     return adapted
 
