@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,21 @@ from typing import Any
 
 class UserError(ValueError):
     """A mistake of the user's: one sentence that says what to do (the command exits with 2)."""
+
+
+def cache_folder() -> Path:
+    """Where downloads and features are kept: a cache, which may be deleted at any time.
+
+    `DINO_CACHE` if it is set; else `dino` in the system's place for caches: XDG_CACHE_HOME or
+    ~/.cache, on macOS ~/Library/Caches, on Windows LOCALAPPDATA.
+    """
+    if chosen := os.environ.get("DINO_CACHE"):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "dino"
+    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "dino"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dino"
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,135 +8,39 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from dino.data.decode import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ImageError,
-    as_pixels,
-    count_defects,
-    crop_resize,
-)
-from dino.data.loader import evaluation_loader
+from dino.data.decode import IMAGENET_MEAN, IMAGENET_STD, as_pixels, crop_resize
 from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
+from dino.evaluate.store import LIBRARIES, class_token, described, installed
+from dino.evaluate.table import FeatureTable, Pass, in_memory
 from dino.files import UserError, atomic_json, atomic_write, replacing
 from dino.models.features import Backbone
-from dino.runtime import (
-    Precision,
-    autocast,
-    describe,
-    gather_objects,
-    pick_device,
-    process_group,
-    ranks,
-)
+from dino.runtime import Precision, describe, pick_device, process_group
 from dino.weights.load import fingerprint, load
 
-LIBRARIES = ("dino-ssl", "torch", "torchvision", "pillow")
-"""What a feature depends on, by distribution name."""
 
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """Features of the images of one source, in its order.
-
-    Attributes:
-        features: float32, on the CPU.
-        labels: one class a row, an index into `classes`; None for unlabelled images.
-        paths: where each image came from.
-        classes: names of the classes, if they have any.
-        skipped: the images that could not be used and have no row.
-    """
-
-    features: Float[Tensor, "n D"]
-    labels: Int[Tensor, " n"] | None
-    paths: list[str]
-    classes: list[str] | None
-    skipped: list[ImageError] = dataclasses.field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-
-class Part:
-    """Some images of a source, in the given order: itself a `Source`."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, indices
-        self.classes = source.classes
-        self.labels = None if source.labels is None else [source.labels[i] for i in indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Image.Image | Tensor:
-        return self.source[self.indices[index]]
-
-    def path(self, index: int) -> str:
-        """Where image `index` of this part lies, for messages."""
-        return self.source.path(self.indices[index])
-
-
-def extract(
-    backbone: Backbone,
-    source: Source,
-    *,
-    batch: int = 64,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
-    progress: bool = True,
-    title: str = "features",
-) -> FeatureTable:
-    """The feature of every image of `source`, in its order, through the backbone's own transform.
-
-    Images that cannot be used have no row; the table lists them, and stderr is told. In a process
-    group each rank computes a contiguous share and all get the whole table. The backbone is used in
-    evaluation mode and left as it was, moved to `device`.
+def extract(backbone: Backbone, source: Source, **how: Any) -> FeatureTable:
+    """The feature of the paper of every image of `source`, through the backbone's own transform.
 
     Args:
         backbone: the network.
         source: the images.
-        batch: images at a time on each rank; it does not change the result.
-        workers: processes that read images, on each rank.
-        device: where to compute; by default where the backbone is.
-        precision: fp32, or bf16 for speed (features agree to about two digits).
-        progress: show a bar on a terminal.
-        title: what the bar says.
+        **how: the keyword arguments of `dino.evaluate.store.described`.
 
     Raises:
         UserError: if no image at all can be used.
     """
-    device = torch.device(device) if device is not None else next(backbone.parameters()).device
-    backbone.to(device)
-
-    def compute(images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
-        with torch.inference_mode(), autocast(device, precision):
-            return backbone(images.to(device, non_blocking=True))
-
-    training = backbone.training
-    backbone.eval()
-    try:
-        return _table(source, backbone.preprocess, compute, batch, workers, progress, title)
-    finally:
-        backbone.train(training)
+    return described(backbone, source, class_token(backbone), **how)
 
 
 def pixels(
@@ -157,7 +61,8 @@ def pixels(
     def compute(images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
         return images.flatten(1)
 
-    return _table(source, Squeeze(size), compute, batch, workers, progress, "raw pixels")
+    run = Pass(Squeeze(size), compute, batch, workers, progress, "raw pixels")
+    return in_memory(source, run)
 
 
 @dataclass(frozen=True)
@@ -171,79 +76,6 @@ class Squeeze:
         raw = as_pixels(image)
         whole = (0, 0, raw.shape[1], raw.shape[2])
         return normalize(crop_resize(raw, whole, self.size, False), IMAGENET_MEAN, IMAGENET_STD)
-
-
-def _table(
-    source: Source,
-    transform: Callable[[Any], Tensor],
-    compute: Callable[[Tensor], Tensor],
-    batch: int,
-    workers: int,
-    progress: bool,
-    title: str,
-) -> FeatureTable:
-    # Those who answer share the work: without a process group that is this process alone.
-    rank = ranks().rank
-    members, count = gather_objects(rank), len(source)
-    place, world = members.index(rank), len(members)
-    share = range(count * place // world, count * (place + 1) // world)
-    rows: Tensor | None = None
-    kept: list[int] = []
-    skipped: list[ImageError] = []
-    with _bar(title, len(share), shown=progress and rank == 0) as advance:
-        for part in evaluation_loader(Part(source, share), transform, batch, workers):
-            skipped += part.skipped
-            advance(len(part.index) + len(part.skipped))
-            if len(part.index) == 0:
-                continue
-            found = compute(part.images).float().cpu()
-            if rows is None:  # the whole share at once, so that nothing is held twice
-                rows = torch.empty(len(share), found.shape[1])
-            rows[len(kept) : len(kept) + len(found)] = found
-            kept += [share[position] for position in part.index.tolist()]
-    mine = None if rows is None else rows[: len(kept)]
-    shares, all_kept, all_skipped = zip(*gather_objects((mine, kept, skipped)), strict=True)
-    tensors = [part for part in shares if part is not None]
-    unusable = list(chain.from_iterable(all_skipped))
-    if not tensors:
-        raise UserError(
-            f"none of the {count:,} images can be used, the first because {unusable[0]}"
-        )
-    if unusable and rank == 0:
-        _tell_once(_describe_skipped(unusable, count))
-    used = list(chain.from_iterable(all_kept))
-    return FeatureTable(
-        features=tensors[0] if len(tensors) == 1 else torch.cat(tensors),
-        labels=None if source.labels is None else torch.tensor([source.labels[i] for i in used]),
-        paths=[source.path(index) for index in used],
-        classes=source.classes,
-        skipped=unusable,
-    )
-
-
-def _describe_skipped(skipped: Sequence[ImageError], count: int) -> str:
-    """A sentence for the user on the images, of `count`, that have no feature."""
-    return (
-        f"{len(skipped):,} of {count:,} images could not be used and were left out "
-        f"({count_defects(error.defect for error in skipped)}), the first: {skipped[0]}"
-    )
-
-
-@lru_cache(maxsize=1024)
-def _tell_once(text: str) -> None:
-    """Say it on stderr; a network is measured many times on the same images."""
-    Console(stderr=True).print(text, style="yellow", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar with the time left on stderr, nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 # ------------------------------------------------------------------------------------- files
@@ -317,15 +149,8 @@ def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
         "preprocessing": backbone.preprocessing.to_dict(),
         "settings": {key: str(item) if isinstance(item, Path) else item for key, item in asked},
         "device": describe(next(backbone.parameters()).device),
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {name: installed(name) for name in LIBRARIES},
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return None
 
 
 # ------------------------------------------------------------------------------------- command

@@ -21,8 +21,9 @@ from rich.table import Table
 from torch import Tensor
 
 from dino.data.sources import Source, open_source
-from dino.evaluate.features import FeatureTable, Part, extract, pixels, provenance
+from dino.evaluate.features import extract, pixels, provenance
 from dino.evaluate.neighbours import nearest
+from dino.evaluate.table import FeatureTable, Part
 from dino.files import UserError, atomic_json
 from dino.models.features import Backbone
 from dino.runtime import Precision, pick_device, process_group
