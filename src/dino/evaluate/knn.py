@@ -23,6 +23,7 @@ from torch import Tensor
 from dino.data.sources import Source, open_source
 from dino.evaluate.features import extract, pixels, provenance
 from dino.evaluate.neighbours import nearest
+from dino.evaluate.results import beside
 from dino.evaluate.table import FeatureTable, Part
 from dino.files import UserError, atomic_json
 from dino.models.features import Backbone
@@ -324,7 +325,7 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
         results, sizes = compare(backbone, *sources, settings=settings)
         if here.main:
             _print(results, sizes, settings)
-            path = settings.out or _beside(settings.weights)
+            path = settings.out or beside(settings.weights, "knn")
             knn_rows = {
                 row: {f"k{n}": score._asdict() for n, score in scores.items()}
                 for row, scores in results.items()
@@ -367,13 +368,6 @@ def compare(
         skipped = sum(len(one.skipped) for one in used)
         sizes = {"bank": len(voting), "queries": len(used[-1]), "skipped": skipped}
     return Comparison(scores, sizes)
-
-
-def _beside(weights: str) -> Path:
-    path = Path(weights)
-    if path.is_dir():
-        return path / "knn.json"
-    return path.with_name(f"{path.name}.knn.json") if path.is_file() else Path("knn.json")
 
 
 def _print(

@@ -1,0 +1,85 @@
+"""What the evaluation commands share: common settings, the networks, one table, one file of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dino.evaluate.features import provenance
+from dino.files import atomic_json, cache_folder
+from dino.models.features import Backbone
+from dino.runtime import Precision
+from dino.weights.load import untrained_like
+
+TRAINED, UNTRAINED = "trained", "untrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Settings of every command that measures a network by features that are kept on disk."""
+
+    weights: str
+    """Run folder, file of weights or published name."""
+    baseline: bool = False
+    """Also measure the same network untrained."""
+    workers: int = 4
+    """Processes that read images."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Precision = "fp32"
+    """fp32, or bf16 for speed."""
+    store: Path | None = None
+    """Where features are kept, to be found again; by default in the cache (DINO_CACHE)."""
+    out: Path | None = None
+    """Where the result goes as JSON; by default beside the weights."""
+
+    def extraction(self) -> dict[str, Any]:
+        """The keyword arguments of `dino.evaluate.store.described` that follow from these."""
+        return {
+            "store": self.store or cache_folder() / "features",
+            "workers": self.workers,
+            "precision": self.precision,
+        }
+
+
+def networks(backbone: Backbone, settings: Measured) -> dict[str, Backbone]:
+    """The network to be measured as "trained" and, if asked for, its twin as "untrained"."""
+    named = {TRAINED: backbone}
+    if settings.baseline:
+        named[UNTRAINED] = untrained_like(backbone)
+    return named
+
+
+def beside(weights: str, name: str) -> Path:
+    """Where the result `name` goes: RUN/name.json, FILE.name.json, or ./name.json."""
+    path = Path(weights)
+    if path.is_dir():
+        return path / f"{name}.json"
+    return path.with_name(f"{path.name}.{name}.json") if path.is_file() else Path(f"{name}.json")
+
+
+def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    """A table of named rows of numbers; `columns` begins with what the names are."""
+    result = Table(title=title)
+    first, *others = columns
+    result.add_column(first)
+    for column in others:
+        result.add_column(column, justify="right")
+    for name, cells in rows.items():
+        result.add_row(name, *cells)
+    return result
+
+
+def write(name: str, content: Mapping[str, Any], backbone: Backbone, settings: Measured) -> Path:
+    """Write `content` and where it comes from to `settings.out`, or beside the weights.
+
+    Returns:
+        The file.
+    """
+    path = settings.out or beside(settings.weights, name)
+    atomic_json(path, {**content, **provenance(backbone, settings)})
+    return path
