@@ -57,6 +57,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing goes into the cache of whoever runs the tests, and nothing is taken from it."""
+    monkeypatch.setenv("DINO_CACHE", str(tmp_path_factory.getbasetemp() / "dino-cache"))
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """For tests that hand over wrong shapes on purpose: `make shapes` leaves their calls alone."""
