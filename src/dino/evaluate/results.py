@@ -1,4 +1,4 @@
-"""What the evaluation commands share: common settings, the networks, one table, one file of JSON."""
+"""What evaluation commands share: their settings, the networks, one table, one file of JSON."""
 
 from __future__ import annotations
 
