@@ -39,12 +39,12 @@ def nearest(
         device: where to compute; by default where `queries` are.
     """
     device = torch.device(device) if device is not None else queries.device
-    queries = _directions(queries, device)
+    queries = directions(queries, device)
     similarity = queries.new_full((len(queries), k), -torch.inf)
     index = torch.zeros(len(queries), k, dtype=torch.int64, device=device)
     room = queries.new_empty(min(chunk, len(queries)) * min(tile, len(bank)))
     for first in range(0, len(bank), tile):
-        block = _directions(bank[first : first + tile], device)
+        block = directions(bank[first : first + tile], device)
         for start in range(0, len(queries), chunk):
             rows = slice(start, min(start + chunk, len(queries)))
             size = (rows.stop - start, len(block))
@@ -62,7 +62,8 @@ def nearest(
     return similarity, index
 
 
-def _directions(features: Tensor, device: torch.device) -> Tensor:
+def directions(features: Float[Tensor, "n D"], device: torch.device) -> Float[Tensor, "n D"]:
+    """Features of length 1 on `device`; float64 stays float64, all else becomes float32."""
     features = features.to(device)
     if features.dtype != torch.float64:
         features = features.float()
