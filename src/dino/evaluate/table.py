@@ -163,8 +163,7 @@ def table_of(
 ) -> FeatureTable:
     """The table whose rows are images `used` of `source`; stderr is told of the others."""
     errors = [error for _, error in sorted(skipped.items())]
-    if errors and ranks().main:
-        _tell_once(_describe_skipped(errors, len(source)))
+    tell_skipped(errors, len(source))
     return FeatureTable(
         features=features,
         labels=None if source.labels is None else torch.tensor([source.labels[i] for i in used]),
@@ -172,6 +171,34 @@ def table_of(
         classes=source.classes,
         skipped=errors,
     )
+
+
+def labels_of(images: FeatureTable | Source, task: str) -> Int[Tensor, " n"]:
+    """The labels of images that must have them.
+
+    Raises:
+        UserError: if they have none, naming the `task` that needs them.
+    """
+    if images.labels is None:
+        raise UserError(
+            f"{task} needs classes: put the images of each class into a sub-folder of its own"
+        )
+    return torch.as_tensor(images.labels)
+
+
+def matched_labels(
+    images: FeatureTable | Source, classes: Sequence[str] | None, task: str
+) -> Int[Tensor, " n"]:
+    """The labels of `images` in the numbers of `classes`; classes it lacks get numbers beyond.
+
+    Where one side has no names the numbers themselves count.
+    """
+    labels = labels_of(images, task)
+    if classes is None or images.classes is None:
+        return labels
+    missing = [name for name in images.classes if name not in classes]
+    numbers = {name: number for number, name in enumerate([*classes, *missing])}
+    return torch.tensor([numbers[name] for name in images.classes])[labels]
 
 
 def check_usable(source: Source, skipped: dict[int, ImageError]) -> None:
@@ -187,12 +214,13 @@ def check_usable(source: Source, skipped: dict[int, ImageError]) -> None:
         )
 
 
-def _describe_skipped(skipped: Sequence[ImageError], count: int) -> str:
-    """A sentence for the user on the images, of `count`, that have no feature."""
-    return (
-        f"{len(skipped):,} of {count:,} images could not be used and were left out "
-        f"({count_defects(error.defect for error in skipped)}), the first: {skipped[0]}"
-    )
+def tell_skipped(skipped: Sequence[ImageError], count: int) -> None:
+    """Tell the user once of the images, of `count`, that could not be used."""
+    if skipped and ranks().main:
+        _tell_once(
+            f"{len(skipped):,} of {count:,} images could not be used and were left out "
+            f"({count_defects(error.defect for error in skipped)}), the first: {skipped[0]}"
+        )
 
 
 @lru_cache(maxsize=1024)
