@@ -5,9 +5,7 @@ Shapes: n images, B batch, C channels, S pixels a side, D width.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
 from dino.evaluate.store import LIBRARIES, class_token, described, installed
 from dino.evaluate.table import FeatureTable, Pass, in_memory
-from dino.files import UserError, atomic_json, atomic_write, replacing
+from dino.files import UserError, atomic_csv, atomic_json, replacing
 from dino.models.features import Backbone
 from dino.runtime import Precision, describe, pick_device, process_group
 from dino.weights.load import fingerprint, load
@@ -95,12 +93,9 @@ def save(table: FeatureTable, path: str | Path) -> list[Path]:
     _check_ending(path)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, table.features.numpy())
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "class"])
-    writer.writerows(zip(table.paths, *_label_columns(table), strict=True))
     listing = path.with_suffix(".csv")
-    atomic_write(listing, text.getvalue())
+    rows = zip(table.paths, *_label_columns(table), strict=True)
+    atomic_csv(listing, ("path", "label", "class"), rows)
     return [path, listing]
 
 

@@ -20,7 +20,7 @@ KAPPAS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
-class Precision:
+class Precisions:
     """How well rankings put the right images first.
 
     Attributes:
@@ -86,7 +86,7 @@ def positions(
     return ranks
 
 
-def summarize(ranks: Sequence[Sequence[int]], kappas: Sequence[int] = KAPPAS) -> Precision:
+def summarize(ranks: Sequence[Sequence[int]], kappas: Sequence[int] = KAPPAS) -> Precisions:
     """Means over the queries; those without positives do not count.
 
     Args:
@@ -96,7 +96,7 @@ def summarize(ranks: Sequence[Sequence[int]], kappas: Sequence[int] = KAPPAS) ->
     asked = [found for found in ranks if found]
     aps = [average_precision(found, len(found)) if found else None for found in ranks]
     at = {k: _mean([precision_at(found, k) for found in asked]) for k in kappas}
-    return Precision(_mean([ap for ap in aps if ap is not None]), at, aps)
+    return Precisions(_mean([ap for ap in aps if ap is not None]), at, aps)
 
 
 def _mean(values: Sequence[float]) -> float:

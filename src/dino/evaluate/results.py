@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from dino.evaluate.features import provenance
-from dino.files import atomic_json, cache_folder
+from dino.files import UserError, atomic_json, cache_folder
 from dino.models.features import Backbone
 from dino.runtime import Precision
 from dino.weights.load import untrained_like
@@ -79,7 +79,12 @@ def write(name: str, content: Mapping[str, Any], backbone: Backbone, settings: M
 
     Returns:
         The file.
+
+    Raises:
+        UserError: for another ending than .json, which files beside it may have.
     """
     path = settings.out or beside(settings.weights, name)
+    if path.suffix != ".json":
+        raise UserError(f"the result is JSON: let --out end in .json, not as {path.name}")
     atomic_json(path, {**content, **provenance(backbone, settings)})
     return path
