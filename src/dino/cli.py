@@ -80,6 +80,24 @@ def _knn(arguments: Sequence[str]) -> None:
     run(_parse(KNN, "dino evaluate knn", arguments))
 
 
+def _linear(arguments: Sequence[str]) -> None:
+    from dino.evaluate.linear import Linear, run
+
+    run(_parse(Linear, "dino evaluate linear", arguments))
+
+
+def _retrieval(arguments: Sequence[str]) -> None:
+    from dino.evaluate.retrieval import Retrieval, run
+
+    run(_parse(Retrieval, "dino evaluate retrieval", arguments))
+
+
+def _copies(arguments: Sequence[str]) -> None:
+    from dino.evaluate.copies import Copies, run
+
+    run(_parse(Copies, "dino evaluate copies", arguments))
+
+
 def _features(arguments: Sequence[str]) -> None:
     from dino.evaluate.features import FeatureSettings, run
 
@@ -96,6 +114,9 @@ def _report(arguments: Sequence[str]) -> None:
 
 EVALUATIONS = {
     "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
+    "linear": Command("linear classifiers on frozen features, paper appendix F.2", _linear),
+    "retrieval": Command("images of the same thing, paper section 4.2.1", _retrieval),
+    "copies": Command("copies of images, paper section 4.2.1; near duplicates", _copies),
 }
 COMMANDS = {
     "pretrain": Command("pretrain on unlabelled images", _pretrain),

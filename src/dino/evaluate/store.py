@@ -157,7 +157,7 @@ def _folder(
     Rank 0 looks; where the ranks share no disk, nothing is kept.
     """
     folder = None
-    if ranks().main and (files := _files(source)) is not None:
+    if ranks().main and (files := files_digest(source)) is not None:
         key = {
             "format": FORMAT,
             "weights": fingerprint(backbone),
@@ -178,7 +178,7 @@ def _folder(
     return folder if all(seen) else None
 
 
-def _files(source: Source) -> str | None:
+def files_digest(source: Source) -> str | None:
     """A hash over the names, sizes and times of the images; None unless they are files."""
     digest, found = hashlib.sha256(), False
     for index in range(len(source)):
