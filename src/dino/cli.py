@@ -98,6 +98,12 @@ def _copies(arguments: Sequence[str]) -> None:
     run(_parse(Copies, "dino evaluate copies", arguments))
 
 
+def _logistic(arguments: Sequence[str]) -> None:
+    from dino.evaluate.logistic import Logistic, run
+
+    run(_parse(Logistic, "dino evaluate logistic", arguments))
+
+
 def _features(arguments: Sequence[str]) -> None:
     from dino.evaluate.features import FeatureSettings, run
 
@@ -115,6 +121,7 @@ def _report(arguments: Sequence[str]) -> None:
 EVALUATIONS = {
     "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
     "linear": Command("linear classifiers on frozen features, paper appendix F.2", _linear),
+    "logistic": Command("logistic regression with few labels, paper appendix A", _logistic),
     "retrieval": Command("images of the same thing, paper section 4.2.1", _retrieval),
     "copies": Command("copies of images, paper section 4.2.1; near duplicates", _copies),
 }

@@ -142,10 +142,17 @@ def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
     return {
         "weights": {"sha256": fingerprint(backbone), "architecture": backbone.spec},
         "preprocessing": backbone.preprocessing.to_dict(),
-        "settings": {key: str(item) if isinstance(item, Path) else item for key, item in asked},
+        "settings": {key: _plain(item) for key, item in asked},
         "device": describe(next(backbone.parameters()).device),
         "versions": {name: installed(name) for name in LIBRARIES},
     }
+
+
+def _plain(item: Any) -> Any:
+    """A setting as JSON takes it: paths as text."""
+    if isinstance(item, (tuple, list)):
+        return [_plain(one) for one in item]
+    return str(item) if isinstance(item, Path) else item
 
 
 # ------------------------------------------------------------------------------------- command

@@ -35,6 +35,7 @@ class FeatureTable:
         paths: where each image came from.
         classes: names of the classes, if they have any.
         skipped: the images that could not be used and have no row.
+        indices: of each row's image in the source; empty where there is no source.
     """
 
     features: Float[Tensor, "n N"]
@@ -42,6 +43,7 @@ class FeatureTable:
     paths: list[str]
     classes: list[str] | None
     skipped: list[ImageError] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -170,6 +172,7 @@ def table_of(
         paths=[source.path(index) for index in used],
         classes=source.classes,
         skipped=errors,
+        indices=list(used),
     )
 
 
