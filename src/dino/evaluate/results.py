@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.table import Table
 
@@ -74,7 +74,21 @@ def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]])
     return result
 
 
-def write(name: str, content: Mapping[str, Any], backbone: Backbone, settings: Measured) -> Path:
+class Written(Protocol):
+    """Settings that say where a result goes."""
+
+    @property
+    def weights(self) -> str:
+        """Of the network that was measured."""
+        ...
+
+    @property
+    def out(self) -> Path | None:
+        """The file; None for one beside the weights."""
+        ...
+
+
+def write(name: str, content: Mapping[str, Any], backbone: Backbone, settings: Written) -> Path:
     """Write `content` and where it comes from to `settings.out`, or beside the weights.
 
     Returns:
