@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden_set import read
+import torch
+from golden_set import assert_agree, golden_vit, part, read, tensors
 
-from dino.evaluate.ranking import average_precision, positions, summarize
-
-JUDGED = {
-    "easy": (("easy",), ("junk", "hard")),
-    "medium": (("easy", "hard"), ("junk",)),
-    "hard": (("hard",), ("junk", "easy")),
-}
+from dino.evaluate.groundtruth import Truth
+from dino.evaluate.retrieval import JUDGED, SCALES, judge, multiscale
 
 
-@pytest.mark.parametrize("difficulty", JUDGED)
-def test_golden_mean_average_precision(difficulty: str) -> None:
+def test_golden_mean_average_precision() -> None:
     golden = read("retrieval.json")
-    expected = golden["expected"][difficulty]
-    right, left_out = JUDGED[difficulty]
-    ranks = [
-        positions(
-            ranking,
-            [image for kind in right for image in truth[kind]],
-            [image for kind in left_out for image in truth[kind]],
-        )
-        for ranking, truth in zip(np.array(golden["ranks"]).T, golden["gnd"], strict=True)
-    ]
-    ours = summarize(ranks)
-    assert ours.map == pytest.approx(expected["map"], rel=1e-9)
-    assert list(ours.at.values()) == pytest.approx(expected["mean_precision_at_1_5_10"], rel=1e-9)
-    for ap, reference in zip(ours.aps, expected["aps"], strict=True):
-        assert ap == (None if reference is None else pytest.approx(reference, rel=1e-9))
+    truth = [Truth(**judged) for judged in golden["gnd"]]
+    ours = judge(np.array(golden["ranks"]).T, truth)
+    assert ours.keys() == golden["expected"].keys() == JUDGED.keys()
+    for protocol, expected in golden["expected"].items():
+        scores = ours[protocol]
+        assert scores.map == pytest.approx(expected["map"], rel=1e-9)
+        at = expected["mean_precision_at_1_5_10"]
+        assert list(scores.at.values()) == pytest.approx(at, rel=1e-9)
+        for ap, reference in zip(scores.aps, expected["aps"], strict=True):
+            assert ap == (None if reference is None else pytest.approx(reference, rel=1e-9))
 
 
-def test_golden_average_precision_of_copies() -> None:
-    for case in read("copy.json"):
-        ours = average_precision(case["ranks"], case["positives"])
-        assert ours == pytest.approx(case["ap"], rel=1e-9)
+def test_golden_multiscale_descriptor() -> None:
+    golden = tensors("multiscale.safetensors")
+    vit = golden_vit(part(golden, "state."))
+    with torch.inference_mode():
+        assert_agree(multiscale(vit, golden["image"], SCALES["multi"]), golden["descriptor"])
