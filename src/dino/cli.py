@@ -104,6 +104,18 @@ def _logistic(arguments: Sequence[str]) -> None:
     run(_parse(Logistic, "dino evaluate logistic", arguments))
 
 
+def _segmentation(arguments: Sequence[str]) -> None:
+    from dino.evaluate.segmentation import Segmentation, run
+
+    run(_parse(Segmentation, "dino evaluate segmentation", arguments))
+
+
+def _video(arguments: Sequence[str]) -> None:
+    from dino.evaluate.video import Video, run
+
+    run(_parse(Video, "dino evaluate video", arguments))
+
+
 def _features(arguments: Sequence[str]) -> None:
     from dino.evaluate.features import FeatureSettings, run
 
@@ -124,6 +136,8 @@ EVALUATIONS = {
     "logistic": Command("logistic regression with few labels, paper appendix A", _logistic),
     "retrieval": Command("images of the same thing, paper section 4.2.1", _retrieval),
     "copies": Command("copies of images, paper section 4.2.1; near duplicates", _copies),
+    "segmentation": Command("objects from attention and patches, section 4.2.2", _segmentation),
+    "video": Command("objects followed through videos, section 4.2.2, Table 5", _video),
 }
 COMMANDS = {
     "pretrain": Command("pretrain on unlabelled images", _pretrain),

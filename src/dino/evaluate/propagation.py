@@ -115,14 +115,21 @@ class Propagator:
     @torch.inference_mode()
     def step(self, features: Float[Tensor, "D h w"]) -> Float[Tensor, "C h w"]:
         """The labels of the next frame of the video."""
-        target = directions(features)
         used = min(self.seen, 1 + self.last)
+        target = directions(features)
         labels = _propagate(target, self._features[:used], self._labels[:used], self.how)
+        self._keep(target, labels)
+        return labels
+
+    def remember(self, features: Float[Tensor, "D h w"], labels: Float[Tensor, "C h w"]) -> None:
+        """Take the labels of the next frame as given, for the frames after it."""
+        self._keep(directions(features), labels)
+
+    def _keep(self, target: Tensor, labels: Tensor) -> None:
         if self.last:
             place = 1 + (self.seen - 1) % self.last  # that of the oldest but the first
             self._features[place], self._labels[place] = target, labels.permute(1, 2, 0)
         self.seen += 1
-        return labels
 
 
 def _propagate(

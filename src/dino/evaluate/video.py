@@ -156,23 +156,20 @@ def _lines(found: Mapping[str, Mapping[str, Scores]]) -> Iterator[tuple[Any, ...
 def _table(
     found: Mapping[str, Mapping[str, Scores]], content: Mapping[str, Any], settings: Video
 ) -> Table:
-    """J&F, J and F of each sequence, and of all objects, for every network."""
+    """J&F of each sequence, and all three measures over all objects, for every network."""
     rows: dict[str, list[str]] = {}
     for sequence, scores in found[TRAINED].items():
-        cells = [
-            cell for of in found.values() for cell in _cells(summary({sequence: of[sequence]}))
-        ]
-        rows[sequence] = [f"{len(scores)}" if scores else "-", *cells]
+        values = [summary({sequence: of[sequence]}) for of in found.values()]
+        rows[sequence] = [f"{len(scores)}", *(_cell(one.get("J&F")) for one in values)]
     objects = sum(len(scores) for scores in found[TRAINED].values())
-    overall = [cell for total in content.values() for cell in _cells(total)]
-    rows["all objects"] = [f"{objects}", *overall]
-    measures = [f"{measure}\n{name}" for name in found for measure in ("J&F", *MEASURES)]
+    rows["all objects"] = [f"{objects}", *(_cell(one.get("J&F")) for one in content.values())]
+    for name in MEASURES:
+        means = [one.get(name, {}).get("mean") for one in content.values()]
+        rows[f"  {name} alone"] = ["", *map(_cell, means)]
     how = f"{settings.last_frames} last frames, radius {settings.radius}"
-    title = f"video object segmentation, in %\n{settings.size} px, {how}"
-    return table(title, ["sequence", "objects", *measures], rows)
+    title = f"video object segmentation, J&F in %\n{settings.size} px, {how}"
+    return table(title, ["sequence", "objects", *found], rows)
 
 
-def _cells(scores: Mapping[str, Any]) -> list[str]:
-    if "J&F" not in scores:
-        return ["-"] * (1 + len(MEASURES))
-    return [f"{scores['J&F']:.1f}", *(f"{scores[name]['mean']:.1f}" for name in MEASURES)]
+def _cell(score: float | None) -> str:
+    return "-" if score is None else f"{score:.1f}"
