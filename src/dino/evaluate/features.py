@@ -68,12 +68,14 @@ class Squeeze:
     """A transform to `size` x `size` normalised pixels, without regard to the aspect ratio."""
 
     size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __call__(self, image: Image.Image | Tensor) -> Float[Tensor, "C S S"]:
         """Bicubic, antialiased."""
         raw = as_pixels(image)
         whole = (0, 0, raw.shape[1], raw.shape[2])
-        return normalize(crop_resize(raw, whole, self.size, False), IMAGENET_MEAN, IMAGENET_STD)
+        return normalize(crop_resize(raw, whole, self.size, False), self.mean, self.std)
 
 
 # ------------------------------------------------------------------------------------- files

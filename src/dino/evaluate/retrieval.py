@@ -32,7 +32,6 @@ from dino.evaluate.ranking import Precisions, positions, rankings, summarize
 from dino.evaluate.results import Measured, networks, table, write
 from dino.evaluate.sheets import Pictures, save_sheet
 from dino.evaluate.store import Descriptor, described
-from dino.evaluate.table import FeatureTable
 from dino.files import UserError, atomic_csv
 from dino.models.features import Backbone
 from dino.runtime import pick_device, process_group
@@ -137,12 +136,6 @@ def judge(ranked: Iterable[Int[np.ndarray, " n"]], truth: Sequence[Truth]) -> di
     return {protocol: summarize(ranks) for protocol, ranks in found.items()}
 
 
-def _all_of(table: FeatureTable, benchmark: Benchmark) -> Float[Tensor, "n D"]:
-    if table.skipped:
-        raise UserError(f"{benchmark.file} needs every image: {table.skipped[0]}")
-    return table.features
-
-
 # -------------------------------------------------------------------------------- the command
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(Measured):
@@ -208,9 +201,11 @@ def _benchmark(settings: Retrieval) -> dict[str, Any]:
         for name, network in networks(backbone, settings).items():
             whole = descriptor(network, size, scales)
             how = {"batch": 1, "title": f"{name}, images", **settings.extraction()}
-            database = _all_of(described(network, benchmark.database, whole, **how), benchmark)
             query = _with_boxes(whole, benchmark) if boxed else whole
-            queries = _all_of(described(network, asked, query, **how), benchmark)
+            queries, database = (
+                described(network, images, what, **how).checked(needs_all=benchmark.name)
+                for images, what in ((asked, query), (benchmark.database, whole))
+            )
             found[name] = precisions(queries, database, benchmark.truth, device)
         content = {name: {p: _plain(score) for p, score in s.items()} for name, s in found.items()}
         if here.main:
@@ -288,7 +283,7 @@ def _neighbours(settings: Retrieval) -> dict[str, Any]:
         if k < 1:
             raise UserError(f"{settings.database} holds a single image: there is nothing to find")
         skip = 0 if own else None
-        similarity, index = nearest(asked.features, bank.features, k, skip=skip, device=device)
+        similarity, index = nearest(asked.checked(), bank.checked(), k, skip=skip, device=device)
         files: dict[str, Any] = {}
         if here.main:
             content = {"queries": len(asked), "database": len(bank), "k": k}

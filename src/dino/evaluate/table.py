@@ -48,6 +48,21 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.features)
 
+    def checked(self, needs_all: str | None = None) -> Float[Tensor, "n N"]:
+        """The features, if they are finite.
+
+        Args:
+            needs_all: name of a benchmark for which every image must have a row.
+
+        Raises:
+            UserError: for features that are not finite, or an image that is needed but left out.
+        """
+        if needs_all is not None and self.skipped:
+            raise UserError(f"{needs_all} needs every one of its images, but {self.skipped[0]}")
+        if len(self) and not torch.stack(self.features.aminmax()).isfinite().all():
+            raise UserError("the features hold NaN or infinity: the network has diverged")
+        return self.features
+
 
 class Part:
     """Some images of a source, in the given order: itself a `Source`."""
