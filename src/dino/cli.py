@@ -80,6 +80,42 @@ def _knn(arguments: Sequence[str]) -> None:
     run(_parse(KNN, "dino evaluate knn", arguments))
 
 
+def _linear(arguments: Sequence[str]) -> None:
+    from dino.evaluate.linear import Linear, run
+
+    run(_parse(Linear, "dino evaluate linear", arguments))
+
+
+def _retrieval(arguments: Sequence[str]) -> None:
+    from dino.evaluate.retrieval import Retrieval, run
+
+    run(_parse(Retrieval, "dino evaluate retrieval", arguments))
+
+
+def _copies(arguments: Sequence[str]) -> None:
+    from dino.evaluate.copies import Copies, run
+
+    run(_parse(Copies, "dino evaluate copies", arguments))
+
+
+def _logistic(arguments: Sequence[str]) -> None:
+    from dino.evaluate.logistic import Logistic, run
+
+    run(_parse(Logistic, "dino evaluate logistic", arguments))
+
+
+def _segmentation(arguments: Sequence[str]) -> None:
+    from dino.evaluate.segmentation import Segmentation, run
+
+    run(_parse(Segmentation, "dino evaluate segmentation", arguments))
+
+
+def _video(arguments: Sequence[str]) -> None:
+    from dino.evaluate.video import Video, run
+
+    run(_parse(Video, "dino evaluate video", arguments))
+
+
 def _features(arguments: Sequence[str]) -> None:
     from dino.evaluate.features import FeatureSettings, run
 
@@ -124,6 +160,12 @@ def _report(arguments: Sequence[str]) -> None:
 
 EVALUATIONS = {
     "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
+    "linear": Command("linear classifiers on frozen features, paper appendix F.2", _linear),
+    "logistic": Command("logistic regression with few labels, paper appendix A", _logistic),
+    "retrieval": Command("images of the same thing, paper section 4.2.1", _retrieval),
+    "copies": Command("copies of images, paper section 4.2.1; near duplicates", _copies),
+    "segmentation": Command("objects from attention and patches, section 4.2.2", _segmentation),
+    "video": Command("objects followed through videos, section 4.2.2, Table 5", _video),
 }
 WEIGHTS = {
     "list": Command("published weights: names, architectures, accuracies", _weights_list),

@@ -11,9 +11,9 @@ import torch
 from evaluate.fakes import COLORS, MeanColor
 
 from dino.data.sources import open_source
-from dino.evaluate.features import FeatureTable, Part
 from dino.evaluate.knn import KNN, KNNEvaluation, accuracies, run, spread
 from dino.evaluate.protocol import Evaluation
+from dino.evaluate.table import FeatureTable, Part
 from dino.files import UserError
 from dino.models.create import create
 from dino.weights.load import save

@@ -78,6 +78,11 @@ def read_image(
     return torch.from_numpy(np.ascontiguousarray(levels))
 
 
+def read_picture(file: File, name: str | None = None) -> Image.Image:
+    """An image file as an RGB picture, see `read_image`."""
+    return as_picture(read_image(file, name))
+
+
 def read_values(
     file: File, name: str | None = None, pixels: PixelFormat = RGB
 ) -> Shaped[np.ndarray, "C H W"]:
@@ -302,13 +307,17 @@ def _unusable(sample: Any, pixels: PixelFormat) -> str:
 
 # ---------------------------------------------------------------------------------- cropping
 def crop_resize(
-    image: UInt8[Tensor, "C H W"], box: tuple[int, int, int, int], size: int, flip: bool
+    image: UInt8[Tensor, "C H W"],
+    box: tuple[int, int, int, int],
+    size: int,
+    flip: bool,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> UInt8[Tensor, "C {size} {size}"]:
-    """Crop a box and resize it with antialiased bicubic interpolation, as Pillow does.
+    """Crop a box and resize it with antialiased interpolation, as Pillow does.
 
     PyTorch resizes uint8 on the CPU in fixed-point arithmetic with vector instructions, fastest
     from pixels that lie channels last (as `to_tensor` leaves them). The result is that of Pillow's
-    bicubic `resize` of the crop, first in width, then in height, within one level and nearly always
+    `resize` of the crop, first in width, then in height, within one level and nearly always
     exactly. (Newer Pillows begin with the height where that is cheaper; the levels between the two
     passes are then rounded and clipped elsewhere, and a fifth of the values differ by one.)
 
@@ -317,10 +326,11 @@ def crop_resize(
         box: top, left, height and width of the crop in pixels, inside the image.
         size: side of the result in pixels.
         flip: mirror the result horizontally.
+        mode: of the interpolation.
     """
     top, left, height, width = box
     crop = image[:, top : top + height, left : left + width]
     view = torch.nn.functional.interpolate(
-        crop.unsqueeze(0), (size, size), mode="bicubic", antialias=True
+        crop.unsqueeze(0), (size, size), mode=mode, antialias=True
     ).squeeze(0)
     return view.flip(-1) if flip else view

@@ -21,7 +21,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino.data.decode import Reduce, Sample, as_pixels, crop_resize
+from dino.data.decode import Reduce, Sample, as_picture, as_pixels, crop_resize
 from dino.data.defects import ImageError
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
@@ -289,7 +289,10 @@ class _Whole(Dataset[Any]):
         skipped = []
         for index in indices:
             try:
-                images[index] = self.preprocess(_read(self.source, index))
+                sample = _read(self.source, index)
+                # Transforms of evaluations know pictures; only other channels come as tensors.
+                rgb = not isinstance(sample, Tensor) or len(sample) == 3
+                images[index] = self.preprocess(as_picture(sample) if rgb else sample)
             except ImageError as error:
                 skipped.append(error)
         stacked = torch.stack(list(images.values())) if images else torch.empty(0, 0, 0, 0)

@@ -21,8 +21,10 @@ from rich.table import Table
 from torch import Tensor
 
 from dino.data.sources import Source, open_source
-from dino.evaluate.features import FeatureTable, Part, extract, pixels, provenance
+from dino.evaluate.features import extract, pixels, provenance
 from dino.evaluate.neighbours import nearest
+from dino.evaluate.results import beside
+from dino.evaluate.table import FeatureTable, Part, labels_of, matched_labels
 from dino.files import UserError, atomic_json
 from dino.models.features import Backbone
 from dino.runtime import Precision, pick_device, process_group
@@ -39,7 +41,7 @@ PANEL = 2**15
 bank to the device once, and holds k similarities and indices for each query."""
 
 
-UNLABELLED = "k-NN needs classes: put the images of each class into a sub-folder of its own"
+TASK = "k-NN"
 
 
 class Accuracy(NamedTuple):
@@ -183,8 +185,8 @@ def accuracies(
 
     Classes of the two tables are matched by name where both have names.
     """
-    bank_labels = _labels(bank)
-    truth = bank_labels if queries is None else _matched(queries, bank)
+    bank_labels = labels_of(bank, TASK)
+    truth = bank_labels if queries is None else matched_labels(queries, bank.classes, TASK)
     return knn(
         bank.features,
         bank_labels,
@@ -195,22 +197,6 @@ def accuracies(
         leave_one_out=queries is None,
         device=device,
     )
-
-
-def _labels(table: FeatureTable) -> Int[Tensor, " n"]:
-    if table.labels is None:
-        raise UserError(UNLABELLED)
-    return table.labels
-
-
-def _matched(queries: FeatureTable, bank: FeatureTable) -> Int[Tensor, " q"]:
-    """Labels of the queries in the numbers of the bank; classes it lacks get numbers beyond."""
-    labels = _labels(queries)
-    if bank.classes is None or queries.classes is None:
-        return labels
-    missing = [name for name in queries.classes if name not in bank.classes]
-    numbers = {name: number for number, name in enumerate([*bank.classes, *missing])}
-    return torch.tensor([numbers[name] for name in queries.classes])[labels]
 
 
 class KNNEvaluation:
@@ -244,8 +230,9 @@ class KNNEvaluation:
         workers: int = 0,
         precision: Precision = "fp32",
     ) -> None:
-        if bank.labels is None or (queries is not None and queries.labels is None):
-            raise UserError(UNLABELLED)
+        for source in (bank, queries):
+            if source is not None:
+                labels_of(source, TASK)
         self.bank = spread(bank, limit)
         self.queries = None if queries is None else spread(queries, limit)
         self.k, self.temperature = tuple(k), temperature
@@ -318,12 +305,12 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     with process_group(device) as here:
         backbone = load(settings.weights, device)
         sources = [open_source(data) for data in (settings.data, settings.queries) if data]
-        if any(source.labels is None for source in sources):
-            raise UserError(UNLABELLED)
+        for source in sources:
+            labels_of(source, TASK)
         results, sizes = compare(backbone, *sources, settings=settings)
         if here.main:
             _print(results, sizes, settings)
-            path = settings.out or _beside(settings.weights)
+            path = settings.out or beside(settings.weights, "knn")
             knn_rows = {
                 row: {f"k{n}": score._asdict() for n, score in scores.items()}
                 for row, scores in results.items()
@@ -366,13 +353,6 @@ def compare(
         skipped = sum(len(one.skipped) for one in used)
         sizes = {"bank": len(voting), "queries": len(used[-1]), "skipped": skipped}
     return Comparison(scores, sizes)
-
-
-def _beside(weights: str) -> Path:
-    path = Path(weights)
-    if path.is_dir():
-        return path / "knn.json"
-    return path.with_name(f"{path.name}.knn.json") if path.is_file() else Path("knn.json")
 
 
 def _print(

@@ -21,8 +21,9 @@ from dino.data.decode import as_picture, to_tensor
 from dino.data.defects import ImageError
 from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
+from dino.models.attention import attention_maps, mass_mask
 from dino.models.features import Backbone
-from dino.show.attention import attention_maps, colored, mass_mask, overlay, whole_patches
+from dino.show.attention import colored, overlay, whole_patches
 from dino.show.components import components, patch_features
 from dino.show.page import figure, picture
 
