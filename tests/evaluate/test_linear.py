@@ -16,6 +16,7 @@ from evaluate.fakes import COLORS
 from PIL import Image
 from torchvision.transforms import functional as F
 
+from dino.data.decode import to_tensor
 from dino.data.sources import Source, open_source
 from dino.data.views import draw_views, generator
 from dino.evaluate import linear, probe
@@ -98,7 +99,8 @@ def test_crops_are_those_of_torchvision() -> None:
             bilinear = F.InterpolationMode.BILINEAR
             expected = F.resized_crop(image, *view.box, [16, 16], bilinear)
             expected = F.hflip(expected) if view.flip else expected
-            assert np.array_equal(np.asarray(crops[index]), np.asarray(expected))
+            difference = to_tensor(expected).int() - crops[index].int()
+            assert difference.abs().max() <= 1
     assert crops.spec.scale == (0.08, 1.0)
     assert crops.spec.flip == 0.5
 

@@ -96,7 +96,8 @@ class RandomCrops:
     def __getitem__(self, index: int) -> UInt8[Tensor, "C S S"]:
         image = as_pixels(self.source[index])
         random = generator(self.seed, self.epoch, index)
-        (view,) = draw_views([self.spec], *image.shape[1:], random)
+        height, width = image.shape[1:]
+        (view,) = draw_views([self.spec], height, width, random)
         return crop_resize(image, view.box, self.spec.size, view.flip, "bilinear")
 
     def path(self, index: int) -> str:
