@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from dino.files import UserError, atomic_json, atomic_write, read_json, replacing
+from dino.files import (
+    UserError,
+    atomic_json,
+    atomic_write,
+    cache_folder,
+    read_json,
+    replacing,
+)
 
 
 def test_an_error_half_way_leaves_the_old_content(tmp_path: Path) -> None:
@@ -44,3 +52,26 @@ def test_what_is_no_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(b"\xff{")
     with pytest.raises(UserError, match="is not a JSON file"):
         read_json(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {"DINO_CACHE": "/x/y", "XDG_CACHE_HOME": "/c"}, "/x/y"),
+        ("linux", {"XDG_CACHE_HOME": "/c"}, "/c/dino"),
+        ("linux", {"XDG_CACHE_HOME": "not/absolute"}, "/home/me/.cache/dino"),
+        ("linux", {}, "/home/me/.cache/dino"),
+        ("darwin", {"XDG_CACHE_HOME": "/c"}, "/home/me/Library/Caches/dino"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/dino"),
+        ("win32", {}, "/home/me/AppData/Local/dino"),
+    ],
+)
+def test_where_caches_lie(
+    platform: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DINO_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/me", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert cache_folder() == Path(expected)

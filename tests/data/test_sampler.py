@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dino.data.sampler import EpochSampler
+from dino.data.views import WINDOW, epoch_order
 from dino.files import UserError
 
 
@@ -71,3 +73,69 @@ def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
         EpochSampler(50, 10, world=4)
     with pytest.raises(UserError, match="0 cannot be shared"):
         EpochSampler(50, 0)
+
+
+# ---------------------------------------------------------------------------------- blocks
+blocks_of = st.lists(st.integers(0, 9), min_size=1, max_size=60).filter(
+    lambda sizes: sum(sizes) > 0
+)
+
+
+@given(blocks_of, st.integers(0, 5), st.integers(0, 9))
+def test_the_order_of_blocks_has_each_image_once(sizes: list[int], seed: int, epoch: int) -> None:
+    length = sum(sizes)
+    order = epoch_order(length, seed, epoch, sizes)
+    assert order.dtype == np.int64
+    assert sorted(order) == list(range(length))
+    assert np.array_equal(order, epoch_order(length, seed, epoch, np.array(sizes)))
+    if len(sizes) <= WINDOW:
+        assert np.array_equal(order, epoch_order(length, seed, epoch))
+
+
+@given(blocks_of, st.integers(0, 5))
+def test_only_the_blocks_of_a_window_are_read_at_a_time(sizes: list[int], seed: int) -> None:
+    block_of = np.repeat(np.arange(len(sizes)), sizes)[epoch_order(sum(sizes), seed, 0, sizes)]
+    open_now, opened = set(), []
+    for place, block in enumerate(block_of):
+        if block not in open_now and not set(block_of[place:]) & open_now:
+            open_now = set()  # a new window begins where the last one is done with
+        open_now.add(block)
+        opened.append(len(open_now))
+        assert len(open_now) <= WINDOW
+
+
+def test_windows_and_what_is_in_them_are_mixed() -> None:
+    sizes = [10] * 40  # three windows
+    blocks = epoch_order(400, 0, 0, sizes) // 10
+    windows = [blocks[:140], blocks[140:270], blocks[270:]]
+    assert [len(set(window.tolist())) for window in windows] == [14, 13, 13]
+    for window in windows:
+        assert np.abs(np.diff(window)).max() > 1  # neighbours in the list are far apart
+        assert (window[1:] != window[:-1]).mean() > 0.8
+    others = [epoch_order(400, seed, epoch, sizes) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    assert len({order.tobytes() for order in others}) == 3
+
+
+@given(
+    sizes=blocks_of.filter(lambda sizes: sum(sizes) >= 6),
+    start=st.integers(0, 20),
+    steps=st.integers(0, 20),
+    world=st.sampled_from([1, 2, 3]),
+)
+def test_blocks_for_ranks_and_after_a_resume(
+    sizes: list[int], start: int, steps: int, world: int
+) -> None:
+    stop = start + steps
+    whole = list(EpochSampler(sum(sizes), 6, 1, stop_step=stop, blocks=sizes))
+    parts = [
+        list(EpochSampler(sum(sizes), 6, 1, rank, world, start, stop, sizes))
+        for rank in range(world)
+    ]
+    assert [[key for share in shares for key in share] for shares in zip(*parts, strict=True)] == (
+        whole[start:]
+    )
+
+
+def test_blocks_that_are_not_the_data_set_are_refused() -> None:
+    with pytest.raises(AssertionError, match="blocks of 7 images, not 8"):
+        EpochSampler(8, 2, blocks=[3, 4])

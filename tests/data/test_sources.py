@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from dino.data.defects import ImageError
-from dino.data.names import Names
+from dino.data.names import Names, numbered
 from dino.data.sources import Folder, Source, open_source
 from dino.files import UserError
 
@@ -117,6 +117,20 @@ def test_names_are_a_sequence_of_strings() -> None:
     with pytest.raises(IndexError):
         names[4]
     assert list(Names([])) == []
+
+
+def test_names_are_joined_and_divided() -> None:
+    parts = [["a", "é"], [], ["", "c" * 300]]
+    joined = Names.joined([Names(part) for part in parts])
+    assert list(joined) == [name for part in parts for name in part]
+    assert list(Names.of(joined.text, joined.ends)) == list(joined)
+    assert list(Names.joined([])) == []
+
+
+def test_classes_are_numbered_in_their_order() -> None:
+    assert numbered(["b", "a", "b"]) == (["a", "b"], [1, 0, 1])
+    assert numbered(["10", "9", "-1"]) == (["-1", "9", "10"], [2, 1, 0])
+    assert numbered(["10", "9", "x"]) == (["10", "9", "x"], [0, 1, 2])
 
 
 # ---------------------------------------------------------------------------------- objects

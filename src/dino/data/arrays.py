@@ -47,6 +47,7 @@ class Arrays(Images):
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{self.name} cannot be read as a .npy array: {error}") from None
         if not isinstance(images, np.ndarray):  # a .npz under another name
+            images.close()
             raise UserError(f"{self.name} holds several arrays: save the images alone with np.save")
         return images
 

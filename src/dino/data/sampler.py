@@ -53,6 +53,8 @@ class EpochSampler:
                 f"the data set has {length} images, fewer than one batch of {batch}: "
                 "choose a smaller batch size or add images"
             )
+        total = length if blocks is None else sum(blocks)
+        assert total == length, f"blocks of {total} images, not {length}"
         self.length, self.batch, self.seed = length, batch, seed
         self.rank, self.world = rank, world
         self.start_step, self.stop_step, self.blocks = start_step, stop_step, blocks

@@ -139,6 +139,7 @@ class _Indexer:
                 self._take(member, size)
         except TarDamage as error:
             damage = f"{error.reason}, at byte {error.offset:,} of {size:,}"
+            self._drop_part(size)
         self._close()
         return Index(
             self.version,
@@ -172,6 +173,18 @@ class _Indexer:
             self.places.append((member.offset, member.size, self._sample))
         elif extension in LABELS and member.offset + member.size <= size:
             self._found[extension] = _label(extension, self.read(member.offset, member.size))
+
+    def _drop_part(self, size: int) -> None:
+        """Forget the last sample if the damage took a part of it: its image, or a label."""
+        mine = [place for place in self.places if place[2] == self._sample and self._has_image]
+        cut = any(offset + length > size for offset, length, _ in mine)
+        lacks = any(
+            labels and labels[-1] and not self._found[kind] for kind, labels in self.labels.items()
+        )
+        if mine and (cut or lacks):
+            del self.places[-len(mine) :], self.names[-len(mine) :]
+            self._sample -= 1
+            self._has_image = False
 
     def _close(self) -> None:
         """End a sample."""

@@ -53,8 +53,8 @@ class Shards(Images):
     Raises:
         UserError: if a shard is missing or compressed, holds links or sparse files that are images,
             if no shard holds an image, a sample holds several to choose from, or some samples lack
-            the label that others have. What a damaged shard still tells is used: one sentence on
-            stderr says what is lost, and images cut in two are reported when they are read.
+            the label that others have. Of a damaged shard the samples before the damage are used,
+            and one sentence on stderr says from where on the rest is lost.
     """
 
     def __init__(self, urls: Sequence[str], *, image: str | None = None, label: str | None = None):

@@ -1,4 +1,9 @@
-"""Worker processes that die: PyTorch's riddle becomes a sentence that says what to do."""
+"""Worker processes that die: PyTorch's riddle becomes a sentence that says what to do.
+
+PyTorch raises its error from the handler of a signal, wherever the program happens to be: in the
+middle of a step, or in a destructor, where it is lost. Here the handler takes a note, and the error
+is raised where the next batch is asked for.
+"""
 
 from __future__ import annotations
 
@@ -14,40 +19,58 @@ from dino.files import UserError
 SIGNALLED = 1.0
 """Seconds within which the system's signal follows a death."""
 
+# What `next` of a DataLoader raises beside OSError and EOFError when a worker has died.
+_RIDDLES = ("DataLoader worker", "received 0 items")
 
-def watched(batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches of a `DataLoader`, whose workers have been started.
+_said: dict[int, str] = {}  # of each dead worker, by its process id, what PyTorch said
+
+
+def watched(batches: Any) -> Iterator[Any]:
+    """The batches of a `DataLoader`.
+
+    Args:
+        batches: the iterator, whose workers have been started.
 
     Raises:
-        UserError: when a worker has died; where the system tells of it at once (signals), also
-            while no batch is asked for.
+        UserError: if a worker has died.
     """
-    _translate_signals()
+    _listen()
+    workers = {worker.pid for worker in batches._workers}
+    for worker in workers:
+        _said.pop(worker, None)  # of an earlier process of this number
+    return _watched(batches, workers)
+
+
+def _watched(batches: Any, workers: set[int]) -> Iterator[Any]:
     while True:
+        if not workers.isdisjoint(_said):
+            raise UserError(_sentence(_death(workers)))
         try:
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if isinstance(error.__cause__, UserError):  # from our handler, through PyTorch's hands
-                raise error.__cause__ from None
-            if (sentence := _sentence(str(error))) is None:
+        except (RuntimeError, OSError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith(_RIDDLES):
                 raise
-            raise UserError(sentence) from error
-        except (OSError, EOFError) as error:  # it died while it was handing over a batch
-            time.sleep(SIGNALLED)  # our handler raises in here, and knows more
-            raise UserError(_sentence("DataLoader worker exited unexpectedly")) from error
+            raise UserError(_sentence(_death(workers))) from error
         yield batch
 
 
-def _translate_signals() -> None:
-    """Let PyTorch's handler for the end of a child raise our error instead of its own."""
+def _death(workers: set[int]) -> str:
+    """What PyTorch says of the worker that died; its signal may come a little later."""
+    deadline = time.monotonic() + SIGNALLED
+    while workers.isdisjoint(_said) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return next((_said[worker] for worker in workers if worker in _said), "")
+
+
+def _listen() -> None:
+    """Let PyTorch's handler for the end of a child take a note instead of raising."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return
     theirs = signal.getsignal(signal.SIGCHLD)
-    if not callable(theirs) or isinstance(theirs, _Handler):
-        return
-    signal.signal(signal.SIGCHLD, _Handler(theirs))
+    if callable(theirs) and not isinstance(theirs, _Handler):
+        signal.signal(signal.SIGCHLD, _Handler(theirs))
 
 
 class _Handler:
@@ -58,20 +81,17 @@ class _Handler:
         try:
             self.theirs(number, frame)
         except RuntimeError as error:
-            if (sentence := _sentence(str(error))) is None:
+            if (worker := re.match(r"DataLoader worker \(pid (\d+)\)", str(error))) is None:
                 raise
-            raise UserError(sentence) from error
+            _said[int(worker[1])] = str(error)
 
 
-def _sentence(said: str) -> str | None:
-    """What PyTorch says of a dead worker in other words; None for anything else that it says."""
-    if not said.startswith("DataLoader worker"):
-        return None
+def _sentence(said: str) -> str:
+    """What PyTorch says of a dead worker in other words."""
     what = "a process that reads images"
     if code := re.search(r"with exit code (\d+)", said):
-        return (
-            f"{what} ended itself with exit code {code[1]}: start again with 0 workers to see why"
-        )
+        how = f"ended itself with exit code {code[1]}"
+        return f"{what} {how}: start again with 0 workers to see why"
     told = re.search(r"killed by signal: ([^.]+)", said)
     how = told[1] if told else "ended unexpectedly"
     if how.startswith("Bus error"):
