@@ -88,7 +88,7 @@ def groups(
 def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     rows = F.normalize(features[members].double(), dim=1)
     first = int((rows @ rows.mean(dim=0)).argmax())
-    similarity = rows @ rows[first]
+    similarity = (rows @ rows[first]).clamp(-1, 1)  # rounding may pass over 1
     similarity[first] = torch.inf  # itself, also before an equal image
     order = similarity.argsort(descending=True, stable=True).tolist()
     similarity[first] = 1.0

@@ -246,15 +246,24 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """How Python 3 writes empty bytes for old readers."""
+    return b""
+
+
+_CORES = ("numpy.core", "numpy._core")  # before and since numpy 2
 _REBUILT = np.empty(0).__reduce__()[0]  # the functions that numpy's own pickles name
+_FROM_BUFFER = np.empty(0).__reduce_ex__(5)[0]
 _SCALAR = np.float64(0).__reduce__()[0]
 
 _PLAIN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): _encode,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _REBUILT for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _SCALAR for core in ("core", "_core")},
+    ("__builtin__", "bytes"): _no_bytes,
+    **{(f"{core}.multiarray", "_reconstruct"): _REBUILT for core in _CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _FROM_BUFFER for core in _CORES},
+    **{(f"{core}.multiarray", "scalar"): _SCALAR for core in _CORES},
 }
 """All that a pickle may name: what numpy's arrays and numbers are made of."""
 
