@@ -130,7 +130,7 @@ SOUND = {
     "data/__init__.py": "",
     "data/views.py": "from dino.data import decode",
     "data/decode.py": "def photographs():\n    import skimage.data",
-    "models/vit.py": "import torch\nfrom dino.data.decode import read_image"
+    "models/vit.py": "import torch\nfrom dino.data.decode import read_image",
     "weights/load.py": "from dino.models.vit import ViT",
     "distillation/loss.py": "import dino.runtime",
     "train/loop.py": "from dino.data import views\nfrom dino.evaluate.protocol import Evaluation",

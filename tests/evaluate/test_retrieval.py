@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dino.cli import main
-from dino.data.decode import Preprocessing
+from dino.data.preprocessing import Preprocessing
 from dino.evaluate.ranking import rankings
 from dino.evaluate.retrieval import SCALES, Retrieval, Shrunk, descriptor, multiscale, run
 from dino.files import UserError
