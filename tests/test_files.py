@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dino.files import UserError, atomic_json, atomic_write, read_json, replacing
+from dino.files import UserError, atomic_json, atomic_write, cache_folder, read_json, replacing
 
 
 def test_an_error_half_way_leaves_the_old_content(tmp_path: Path) -> None:
@@ -44,3 +44,32 @@ def test_what_is_no_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(b"\xff{")
     with pytest.raises(UserError, match="is not a JSON file"):
         read_json(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {}, "home/.cache/dino"),
+        ("linux", {"XDG_CACHE_HOME": "{}/xdg"}, "xdg/dino"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "home/.cache/dino"),  # to be ignored, says XDG
+        ("darwin", {"XDG_CACHE_HOME": "{}/xdg"}, "home/Library/Caches/dino"),
+        ("win32", {"LOCALAPPDATA": "{}/local"}, "local/dino"),
+        ("win32", {}, "home/AppData/Local/dino"),
+        ("linux", {"DINO_CACHE": "{}/own", "XDG_CACHE_HOME": "{}/xdg"}, "own"),
+    ],
+)
+def test_the_cache_lies_where_the_platform_keeps_caches(
+    platform: str,
+    variables: dict[str, str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name in ("DINO_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    monkeypatch.setattr("sys.platform", platform)
+    assert cache_folder() == tmp_path / expected
