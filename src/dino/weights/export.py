@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dino.files import UserError, atomic_write
 from dino.models.features import Backbone
-from dino.weights.card import Contents, Words, card, origin
+from dino.weights.card import Contents, Words, card, origin, shareable
 from dino.weights.export_files import (
     exported_program_file,
     official_file,
@@ -96,7 +96,7 @@ def write(backbone: Backbone, settings: Export) -> list[Path]:
         "dialect": settings.format,
         "spec": backbone.spec,
         "preprocessing": backbone.preprocessing.to_dict(),
-        "about": came.about,
+        "about": shareable(came.about),
         "sha256": came.sha256,
     }
     if settings.format in FOLDERS:
