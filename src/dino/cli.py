@@ -144,6 +144,12 @@ def _weights_inspect(arguments: Sequence[str]) -> None:
     run_inspect(_parse(Inspect, "dino weights inspect", arguments))
 
 
+def _weights_convert(arguments: Sequence[str]) -> None:
+    from dino.weights.commands import Convert, run_convert
+
+    run_convert(_parse(Convert, "dino weights convert", arguments))
+
+
 def _weights_fetch(arguments: Sequence[str]) -> None:
     from dino.weights.commands import Fetch, run_fetch
 
@@ -170,6 +176,7 @@ EVALUATIONS = {
 WEIGHTS = {
     "list": Command("published weights: names, architectures, accuracies", _weights_list),
     "inspect": Command("what a file of weights is, and whether it fits", _weights_inspect),
+    "convert": Command("write weights in another dialect", _weights_convert),
     "fetch": Command("download published files into the cache", _weights_fetch),
 }
 COMMANDS = {

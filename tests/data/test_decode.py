@@ -15,6 +15,7 @@ from torchvision import transforms
 
 from dino.data.decode import as_image, crop_resize, read_image, to_pil, to_rgb, to_tensor
 from dino.data.defects import ImageError
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.preprocessing import Preprocessing
 from dino.files import UserError
 
@@ -256,6 +257,18 @@ def test_preprocessing_is_torchvisions(mode: str, size: tuple[int, int]) -> None
     assert torch.equal(preprocess(picture), theirs(picture))
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_preprocessing_may_squash(mode: str) -> None:
+    """Both sides to one length, then the central crop."""
+    picture = Image.effect_noise((90, 200), 80).convert("RGB")
+    preprocess = Preprocessing(resize=40, crop=32, interpolation=mode, squash=True)
+    resized = picture.resize((40, 40), Image.Resampling[mode.upper()])
+    cropped = to_tensor(resized.crop((4, 4, 36, 36))).float() / 255
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    expected = (cropped - mean[:, None, None]) / std[:, None, None]
+    assert torch.allclose(preprocess(picture), expected, atol=1e-6)
+
+
 def test_preprocessing_takes_any_mode() -> None:
     preprocess = Preprocessing(resize=32, crop=32)
     for mode in ("L", "P", "RGBA", "CMYK", "1"):
@@ -263,7 +276,7 @@ def test_preprocessing_takes_any_mode() -> None:
 
 
 def test_preprocessing_survives_json() -> None:
-    preprocess = Preprocessing(resize=32, crop=30, interpolation="bilinear")
+    preprocess = Preprocessing(resize=32, crop=30, interpolation="bilinear", squash=True)
     assert Preprocessing.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
     assert Preprocessing.from_dict({}) == Preprocessing()
 

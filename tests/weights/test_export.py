@@ -19,6 +19,7 @@ import dino
 from dino import cli
 from dino.files import UserError
 from dino.models.features import Backbone
+from dino.weights.card import Contents, Words, card, origin
 from dino.weights.export import Export, run
 from dino.weights.load import fingerprint, save
 
@@ -142,8 +143,8 @@ def test_an_export_of_an_export_keeps_its_history(tmp_path: Path) -> None:
     export(made, tmp_path, "timm", "net")
     run(Export(weights=str(tmp_path / "net"), format="safetensors", out=tmp_path / "b.safetensors"))
     assert fingerprint(dino.load(tmp_path / "b.safetensors")) == fingerprint(made)
-    card = (tmp_path / "b.safetensors.MODEL_CARD.md").read_text()
-    assert "* recipe: test" in card
+    text = (tmp_path / "b.safetensors.MODEL_CARD.md").read_text()
+    assert "* recipe: test" in text
 
 
 # ------------------------------------------------------------------------------------ cards
@@ -184,8 +185,8 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
         data_description="12,345 scans of one hospital, 2019 to 2024.",
         licence="CC-BY-4.0",
     )
-    card = run(settings)[1].read_text()
-    assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: timm\n")
+    text = run(settings)[1].read_text()
+    assert text.startswith("---\nlicense: cc-by-4.0\nlibrary_name: timm\n")
     for said in (
         "pipeline_tag: image-feature-extraction",
         "2 blocks, 2 heads, patches of 8 px",
@@ -204,25 +205,26 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
         "CC-BY-4.0.",
         fingerprint(made),
     ):
-        assert said in card, said
-    assert "99.75" not in card  # of other weights
-    assert "/home/someone" not in card
-    assert run(settings)[1].read_text() == card
+        assert said in text, said
+    assert "99.75" not in text  # of other weights
+    assert "/home/someone" not in text
+    assert b"/home/someone" not in (tmp_path / "net" / "model.safetensors").read_bytes()
+    assert run(settings)[1].read_text() == text
 
 
 def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
     save(backbone(), tmp_path / "w.safetensors")
     settings = {"weights": str(tmp_path / "w.safetensors"), "out": tmp_path / "net"}
-    card = run(Export(format="timm", **settings))[1].read_text()
-    assert card.startswith("---\nlicense: unknown\n")
+    text = run(Export(format="timm", **settings))[1].read_text()
+    assert text.startswith("---\nlicense: unknown\n")
     for said in (
         "No description of the training images was given.",
         "No measurement of these weights was found beside them.",
         "Not stated.",
     ):
-        assert said in card
-    card = run(Export(format="timm", licence="Ours: ask", **settings))[1].read_text()
-    assert card.startswith('---\nlicense: other\nlicense_name: "Ours: ask"\n')
+        assert said in text
+    text = run(Export(format="timm", licence="Ours: ask", **settings))[1].read_text()
+    assert text.startswith('---\nlicense: other\nlicense_name: "Ours: ask"\n')
 
 
 def test_results_of_another_step_or_run_are_left_out(tmp_path: Path) -> None:
@@ -235,12 +237,37 @@ def test_results_of_another_step_or_run_are_left_out(tmp_path: Path) -> None:
         "format": "safetensors",
         "out": tmp_path / "a.safetensors",
     }
-    card = run(Export(**settings))[1].read_text()
-    assert "11.5" not in card
-    assert "optim.lr" in card
+    text = run(Export(**settings))[1].read_text()
+    assert "11.5" not in text
+    assert "optim.lr" in text
     config = {"about": {"recipe": "vit_s16"}, "defining": {"optim.lr": 1.0}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "optim.lr" not in run(Export(**settings))[1].read_text()
+
+
+def test_the_card_of_published_weights_says_what_their_authors_say() -> None:
+    made = backbone()
+    came = origin("dino_vits16", made)
+    contents = Contents("a test", "", made.preprocessing, library="timm")
+    text = card(made, came, contents, Words())
+    assert text.startswith("---\nlicense: apache-2.0\n")
+    assert "| published | k-NN top-1 %, ImageNet | 74.5 |" in text
+    assert "* weights: dino_vits16" in text
+    assert card(made, came, contents, Words(licence="mit")).startswith("---\nlicense: mit\n")
+
+
+def test_a_long_or_large_evaluation_is_cut_and_says_so(tmp_path: Path) -> None:
+    made = run_folder(tmp_path)
+    numbers = {
+        "weights": {"sha256": fingerprint(made)},
+        "per_class": {str(n): n for n in range(99)},
+    }
+    (tmp_path / "classes.json").write_text(json.dumps(numbers))
+    (tmp_path / "large.json").write_text(json.dumps({**numbers, "text": "x" * 2**20}))
+    rows = [row for row in origin(tmp_path, made).measures if row[0] == "classes.json"]
+    assert len(rows) == 31
+    assert rows[-1] == ("classes.json", "more", "69 in the file")
+    assert not [row for row in origin(tmp_path, made).measures if row[0] == "large.json"]
 
 
 # ------------------------------------------------------------------------------------ command

@@ -90,17 +90,21 @@ def test_timm_takes_every_network_of_ours(
         )
 
 
-def test_timm_resizes_as_we_do_whatever_the_sizes(tmp_path: Path) -> None:
-    made = backbone()
-    image = picture(tmp_path / "picture.jpg", (301, 200))
-    for resize in range(33, 60):
-        made.preprocessing = Preprocessing(resize, 32, interpolation="bilinear", squash=resize > 50)
-        folder = export(made, tmp_path, "timm", "net")
-        settings = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-        transform = timm.data.create_transform(
-            **timm.data.resolve_data_config(pretrained_cfg=settings)
-        )
-        assert torch.equal(transform(image), made.preprocess(image)), resize
+@pytest.mark.parametrize(
+    ("resize", "crop", "squash"),
+    [
+        (73, 64, False),
+        (59, 24, False),  # floor(24 / (24 / 59)) is 58, unless the share is rounded down
+        (53, 40, True),
+    ],
+)
+def test_timm_resizes_as_we_do(resize: int, crop: int, squash: bool, tmp_path: Path) -> None:
+    made, image = backbone(), picture(tmp_path / "picture.jpg", (301, 200))
+    made.preprocessing = Preprocessing(resize, crop, interpolation="bilinear", squash=squash)
+    folder = export(made, tmp_path, "timm", "net")
+    settings = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=settings))
+    assert torch.equal(transform(image), made.preprocess(image))
 
 
 def test_another_norm_epsilon_is_refused_for_timm(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +18,7 @@ from dino.data.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.models.features import Backbone
 from dino.models.vit import ViT
+from dino.weights.catalogue import CATALOGUE, LICENCE, Published
 from dino.weights.containers import TENSOR_FILES, is_safetensors, own_metadata, read_header
 from dino.weights.load import fingerprint
 
@@ -26,6 +27,9 @@ NOT_MEASURED = frozenset({"weights", "preprocessing", "settings", "device", "ver
 
 ROWS = 30
 """Measures of one file that the card repeats; the file has them all."""
+
+LARGEST = 2**20
+"""Bytes of a JSON file that may be an evaluation's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Origin:
         about: what their writer said: recipe, step, data, k-NN on the way.
         settings: the settings that define their run; empty where there is no run beside them.
         measures: (file, measure, value) of evaluations of these very weights.
+        licence: of published weights.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Origin:
     about: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     measures: list[tuple[str, str, str]] = field(default_factory=list)
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,14 @@ def origin(weights: str | Path, backbone: Backbone) -> Origin:
     """
     path, sha256 = Path(weights), fingerprint(backbone)
     if not path.exists():
-        return Origin(str(weights), sha256)
+        return _published(CATALOGUE[str(weights)], sha256)
     folder = path if path.is_dir() else path.parent
     about = _about(path)
     config = _json(folder / "config.json")
     own = config.get("about", {}).items() <= about.items() if "defining" in config else False
     measures = []
     for file in sorted(folder.glob("*.json")):
-        content = _json(file)
+        content = _json(file) if file.stat().st_size <= LARGEST else {}
         hashed = content.get("weights", {})
         same = isinstance(hashed, dict) and hashed.get("sha256") == sha256
         ends = content.get("checkpoint") == f"step_{about.get('step', -1):08d}"
@@ -107,6 +113,17 @@ def origin(weights: str | Path, backbone: Backbone) -> Origin:
             measures += [(file.name, name, value) for name, value in _measures(content)]
     settings = config["defining"] if own else {}
     return Origin(str(weights), sha256, about, settings, measures)
+
+
+def _published(weights: Published, sha256: str) -> Origin:
+    """What the authors say of the weights that they published."""
+    known = {"k-NN": weights.knn, "linear": weights.linear}
+    measures = [
+        ("published", f"{name} top-1 %, ImageNet", f"{value:g}")
+        for name, value in known.items()
+        if value is not None
+    ]
+    return Origin(weights.name, sha256, measures=measures, licence=LICENCE)
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -133,8 +150,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _measures(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
     found = [line for key in content.keys() - NOT_MEASURED for line in _numbers(key, content[key])]
     yield from sorted(found)[:ROWS]
-    if "data" in content.get("settings", {}):
-        yield "measured on", _short(content["settings"]["data"])
+    if len(found) > ROWS:
+        yield "more", f"{len(found) - ROWS} in the file"
+    settings = content.get("settings")
+    if isinstance(settings, dict) and "data" in settings:
+        yield "measured on", _short(settings["data"])
 
 
 def _numbers(name: str, item: Any) -> Iterator[tuple[str, str]]:
@@ -147,6 +167,12 @@ def _numbers(name: str, item: Any) -> Iterator[tuple[str, str]]:
         yield name.replace("_", " "), f"{item:,}" if isinstance(item, int) else f"{item:.4g}"
 
 
+def shareable(about: dict[str, Any]) -> dict[str, Any]:
+    """What the writer of the weights said, without the user's folders."""
+    paths = {key: _short(about[key]) for key in ("data", "val") if about.get(key)}
+    return {**about, **paths}
+
+
 def _short(data: Any) -> str:
     """The last two parts of a path: the rest is nobody else's business."""
     return "/".join(PurePath(str(data)).parts[-2:])
@@ -155,6 +181,7 @@ def _short(data: Any) -> str:
 # ------------------------------------------------------------------------------------ the text
 def card(backbone: Backbone, came: Origin, contents: Contents, words: Words) -> str:
     """The card as Markdown, with YAML front matter where the export is a folder for a hub."""
+    words = replace(words, licence=words.licence or came.licence)
     sections = [
         f"# {_title(backbone)}, pretrained with DINO",
         f"{_what(backbone)} This is its export as {contents.title}.",
@@ -238,9 +265,11 @@ def _measured(came: Origin) -> str:
 
 
 def _provenance(backbone: Backbone, came: Origin) -> str:
+    read = backbone.origin or {}
     return "\n".join(
         [
             f"* weights: {Path(came.name).name}",
+            *(f"* {key.replace('_', ' ')}: `{value}`" for key, value in read.items()),
             f"* SHA-256 of all tensors by name and value: `{came.sha256}`",
             f"* architecture: `{json.dumps(backbone.spec)}`",
             f"* written by dino-ssl {_version('dino-ssl')} with PyTorch {_version('torch')}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -14,12 +14,14 @@ from tyro.conf import Positional
 from dino.data.preprocessing import Preprocessing
 from dino.files import UserError, atomic_json
 from dino.models.create import create
+from dino.models.position import Position
 from dino.models.vit import ViT
 from dino.weights.catalogue import CATALOGUE, LICENCE, LOADABLE, Kind, Published
 from dino.weights.containers import file_hash
+from dino.weights.export import Export, write
 from dino.weights.fetch import cached_path, fetch, source_url
-from dino.weights.load import misfits, read_checkpoint
-from dino.weights.parts import Part, Parts
+from dino.weights.load import load, misfits, read_checkpoint
+from dino.weights.parts import Part, Parts, WhichNetwork
 
 
 # ------------------------------------------------------------------------------------ list
@@ -207,3 +209,41 @@ def _fit(name: str, part: Part, backbone: Any) -> list[str]:
     if not found:
         return [f"{name}: every key and shape"]
     return [f"{name}: {kind} {key}" for kind, keys in found.items() for key in keys]
+
+
+# ------------------------------------------------------------------------------------ convert
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Write weights in another dialect, adapted if asked: `dino export` for weights of others."""
+
+    weights: Positional[str]
+    """Run folder, file or folder of weights, or published name."""
+    to: Literal["safetensors", "official", "timm", "transformers"]
+    """safetensors (dino's own), official, timm or transformers."""
+    out: Path
+    """A folder for timm and transformers, else a file (.safetensors)."""
+    network: WhichNetwork = "teacher"
+    """The teacher, or the student of a full checkpoint."""
+    position: Position | None = None
+    """Another way to resample the position embedding: reference or exact (ViTs only)."""
+    channels: int | None = None
+    """Adapt the first layer to images of so many channels."""
+    heads: int | None = None
+    """Attention heads of a ViT whose file does not tell."""
+
+
+def run_convert(settings: Convert) -> list[Path]:
+    """`dino weights convert`: load, write with a model card, print the paths.
+
+    Raises:
+        UserError: if the weights cannot be loaded, or the dialect has no such network.
+    """
+    export = Export(weights=settings.weights, format=settings.to, out=settings.out)
+    backbone = load(
+        settings.weights,
+        network=settings.network,
+        position=settings.position,
+        channels=settings.channels,
+        heads=settings.heads,
+    )
+    return write(backbone, export)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dino.files import UserError, atomic_write
 from dino.models.features import Backbone
-from dino.weights.card import Contents, Words, card, origin
+from dino.weights.card import Contents, Words, card, origin, shareable
 from dino.weights.export_files import (
     exported_program_file,
     official_file,
@@ -70,24 +70,33 @@ class Export:
 
 
 def run(settings: Export) -> list[Path]:
-    """`dino export`: write the weights and their card, print the paths.
+    """`dino export`: write the weights and their card, print the paths; see `write`."""
+    _refuse(settings)
+    return write(load(settings.weights), settings)
+
+
+def write(backbone: Backbone, settings: Export) -> list[Path]:
+    """Write a network and its card, print the paths.
+
+    Args:
+        backbone: what `settings.weights` holds, possibly adapted while it was loaded.
+        settings: how and where.
 
     Returns:
         The file or folder, and its card.
 
     Raises:
-        UserError: if the weights or an extra are missing, a setting does not belong to the format,
-            or `out` is something else already.
+        UserError: if an extra is missing, a setting does not belong to the format, or `out` is
+            something else already.
     """
     _refuse(settings)
-    backbone = load(settings.weights)
     came = origin(settings.weights, backbone)
     words = Words(settings.data_description, settings.licence)
     about = {
         "dialect": settings.format,
         "spec": backbone.spec,
         "preprocessing": backbone.preprocessing.to_dict(),
-        "about": came.about,
+        "about": shareable(came.about),
         "sha256": came.sha256,
     }
     if settings.format in FOLDERS:

@@ -187,6 +187,7 @@ def _download(part: _Part, report: Callable[[int, int | None], None], by_hand: s
                 return
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
+            error.close()
             reason = f"the server answers {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 416, 429):
                 raise UserError(

@@ -12,6 +12,7 @@ import argparse
 import math
 import pickle
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -175,6 +176,8 @@ class _Dummy:
 class _Dry(pickle._Unpickler):
     """The pure Python unpickler: the one in C sets memory aside for a memo of any size."""
 
+    proto: int
+
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file)
         self.path = path
@@ -182,6 +185,9 @@ class _Dry(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """A dummy for every known name."""
+        if self.proto < 3:  # then Python 2's names stand for those of today
+            module, name = NAME_MAPPING.get((module, name), (module, name))
+            module = IMPORT_MAPPING.get(module, module)
         full = f"{module}.{name}"
         if module == "torch._utils" and name in _REBUILD:
             return self._rebuild
