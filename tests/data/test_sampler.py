@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.data.sampler import EpochSampler
+from dino.data.sampler import EpochSampler, spread
 from dino.files import UserError
 
 
@@ -71,3 +71,10 @@ def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
         EpochSampler(50, 10, world=4)
     with pytest.raises(UserError, match="0 cannot be shared"):
         EpochSampler(50, 0)
+
+
+def test_spread_is_even() -> None:
+    assert spread(10, 5) == [1, 3, 5, 7, 9]
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(0, 5) == []
+    assert spread(1000, 1) == [500]

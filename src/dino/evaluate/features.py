@@ -137,6 +137,8 @@ def pixels(
     source: Source,
     size: int = 32,
     *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     batch: int = 64,
     workers: int = 0,
     progress: bool = True,
@@ -151,7 +153,7 @@ def pixels(
     def compute(images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
         return images.flatten(1)
 
-    return _table(source, Squeeze(size), compute, batch, workers, progress, "raw pixels")
+    return _table(source, Squeeze(size, mean, std), compute, batch, workers, progress, "raw pixels")
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,14 @@ class Squeeze:
     """A transform to `size` x `size` normalised pixels, without regard to the aspect ratio."""
 
     size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __call__(self, image: Image.Image | Tensor) -> Float[Tensor, "C S S"]:
         """Bicubic, antialiased."""
         raw = as_pixels(image)
         whole = (0, 0, raw.shape[1], raw.shape[2])
-        return normalize(crop_resize(raw, whole, self.size, False), IMAGENET_MEAN, IMAGENET_STD)
+        return normalize(crop_resize(raw, whole, self.size, False), self.mean, self.std)
 
 
 def _table(
@@ -344,7 +348,7 @@ def run(settings: FeatureSettings) -> FeatureTable:
         backbone = load(settings.weights, device)
         table = extract(
             backbone,
-            open_source(settings.data),
+            open_source(settings.data, backbone.preprocessing.pixels),
             batch=settings.batch,
             workers=settings.workers,
             precision=settings.precision,
