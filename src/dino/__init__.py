@@ -54,6 +54,7 @@ def pretrain(
     val: Any = None,
     device: str = "auto",
     settings: dict[str, Any] | None = None,
+    stats: str | Path | None = None,
 ) -> Result:
     """Pretrain on images, as the command `dino pretrain` does; resumes by itself.
 
@@ -61,4 +62,6 @@ def pretrain(
     """
     from dino.pretraining import pretrain
 
-    return pretrain(recipe, data=data, out=out, val=val, device=device, settings=settings)
+    return pretrain(
+        recipe, data=data, out=out, val=val, device=device, settings=settings, stats=stats
+    )

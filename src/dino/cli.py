@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from dino import __version__
@@ -63,11 +63,52 @@ def _pretrain(arguments: Sequence[str]) -> None:
         data=settings.data,
         out=settings.out,
         val=settings.val,
+        stats=settings.stats,
         device=settings.device,
         recipe_name=name,
     )
     if ranks().main:
         tell(result)
+
+
+def _data(arguments: Sequence[str]) -> None:
+    _dispatch("dino data", DATA, arguments)
+
+
+def _data_check(arguments: Sequence[str]) -> None:
+    from dino.data.check import Check, run
+
+    if run(_parse(Check, "dino data check", arguments)).bad:
+        sys.exit(1)
+
+
+def _data_stats(arguments: Sequence[str]) -> None:
+    from dino.data.stats import StatsSettings, run
+
+    run(_parse(StatsSettings, "dino data stats", arguments))
+
+
+def _data_preview(arguments: Sequence[str]) -> None:
+    from dino.train.arguments import Preview
+    from dino.train.recipes import RECIPES, recipe
+
+    words = list(arguments)
+    named = words.pop(1) if len(words) > 1 and not any(w.startswith("-") for w in words[:2]) else ""
+    config = recipe(named or "small_data")
+    import tyro
+
+    settings = tyro.cli(
+        Preview,
+        prog=f"dino data preview {'DATA ' + named if named else 'DATA [RECIPE]'}",
+        description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default small_data.",
+        args=words,
+        default=Preview(data=tyro.MISSING, views=config.views, pixels=config.pixels),
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    )
+    from dino.pretraining import preview
+
+    config = replace(config, views=settings.views, pixels=settings.pixels)
+    print(preview(settings, config, named or "small_data"))
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
@@ -164,6 +205,11 @@ def _report(arguments: Sequence[str]) -> None:
     print(report(settings.run, device=pick_device(settings.device)))
 
 
+DATA = {
+    "check": Command("find images that cannot be used, and list them", _data_check),
+    "stats": Command("measure range, mean and deviation of each channel", _data_stats),
+    "preview": Command("show the views that a recipe makes, with their numbers", _data_preview),
+}
 EVALUATIONS = {
     "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
     "linear": Command("linear classifiers on frozen features, paper appendix F.2", _linear),
@@ -181,6 +227,7 @@ WEIGHTS = {
 }
 COMMANDS = {
     "pretrain": Command("pretrain on unlabelled images", _pretrain),
+    "data": Command("look at images before training: " + ", ".join(DATA), _data),
     "evaluate": Command("measure features: " + ", ".join(EVALUATIONS), _evaluate),
     "features": Command("write the features of images to a file", _features),
     "export": Command("write weights for timm, transformers, ONNX, with a card", _export),

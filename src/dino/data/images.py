@@ -43,18 +43,22 @@ class Images:
 
     def reduced(self, index: int, reduce: Reduce | None = None) -> Sample:
         """Image `index`, decoded smaller where `reduce` allows it (see `read_image`)."""
-        content = self.content(index)
-        if _is_file(content):
+        return self.decoded(self.content(index), index, reduce)
+
+    def decoded(self, content: Any, index: int, reduce: Reduce | None = None) -> Sample:
+        """Image `index`, whose content is at hand."""
+        if is_file(content):
             return read_image(content, self.path(index), self.pixels, reduce)
         return as_image(content, self.path(index), self.pixels)
 
     def values(self, index: int) -> Shaped[np.ndarray, "C H W"]:
         """The values of image `index` as they are stored; raises `ImageError` as well."""
         content = self.content(index)
-        if _is_file(content):
+        if is_file(content):
             return read_values(content, self.path(index), self.pixels)
         return as_values(content, self.path(index), self.pixels)
 
 
-def _is_file(content: Any) -> bool:
+def is_file(content: Any) -> bool:
+    """Whether an image's content is a path or an open file, and not its pixels."""
     return isinstance(content, (str, os.PathLike)) or hasattr(content, "read")

@@ -46,6 +46,8 @@ def pixels(
     source: Source,
     size: int = 32,
     *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     batch: int = 64,
     workers: int = 0,
     progress: bool = True,
@@ -60,7 +62,7 @@ def pixels(
     def compute(images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B D"]:
         return images.flatten(1)
 
-    run = Pass(Squeeze(size), compute, batch, workers, progress, "raw pixels")
+    run = Pass(Squeeze(size, mean, std), compute, batch, workers, progress, "raw pixels")
     return in_memory(source, run)
 
 
@@ -191,7 +193,7 @@ def run(settings: FeatureSettings) -> FeatureTable:
         backbone = load(settings.weights, device)
         table = extract(
             backbone,
-            open_source(settings.data),
+            open_source(settings.data, backbone.preprocessing.pixels),
             batch=settings.batch,
             workers=settings.workers,
             precision=settings.precision,

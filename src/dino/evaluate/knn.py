@@ -304,7 +304,8 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     usable_k(settings.k, max(settings.k, default=0))  # refuse nonsense before the work
     with process_group(device) as here:
         backbone = load(settings.weights, device)
-        sources = [open_source(data) for data in (settings.data, settings.queries) if data]
+        given, form = (settings.data, settings.queries), backbone.preprocessing.pixels
+        sources = [open_source(data, form) for data in given if data]
         for source in sources:
             labels_of(source, TASK)
         results, sizes = compare(backbone, *sources, settings=settings)
@@ -343,7 +344,8 @@ def compare(
     if settings.baselines:
         untrained = untrained_like(backbone)
         tables["untrained"] = partial(through, untrained, title="untrained network")
-        tables["pixels"] = partial(pixels, **how)
+        own = backbone.preprocessing
+        tables["pixels"] = partial(pixels, mean=own.mean, std=own.std, **how)
     device = next(backbone.parameters()).device
     scores, sizes = {}, {}
     for row, table in tables.items():

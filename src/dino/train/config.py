@@ -155,7 +155,7 @@ class PixelSettings:
         if not self.channels == len(self.mean) == len(self.std):
             raise UserError(
                 f"{self.channels} channels need as many means and deviations: measure them with "
-                f"'dino data stats --data PATH --channels {self.channels} --out stats.json' and "
+                f"'dino data stats PATH --channels {self.channels} --out stats.json' and "
                 "give --stats stats.json"
             )
         if not all(deviation > 0 for deviation in self.std):

@@ -26,6 +26,7 @@ from dino.data.loader import Batch, PretrainLoader
 from dino.data.photometric import augment
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
+from dino.data.views import COLOUR_ONLY
 from dino.distillation.health import Monitor, effective_rank, feature_spread
 from dino.distillation.schedules import Schedules, in_steps
 from dino.distillation.step import StepReport
@@ -396,6 +397,8 @@ class _Loop:
             f"{self.config.run.batch} images, {backbone / 1e6:.1f} M + {head / 1e6:.1f} M "
             f"parameters (backbone + head), {self.device} x {self.ranks.world}, {self.run}"
         )
+        if (channels := self.config.pixels.channels) != 3:
+            self._say(f"{channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB")
         for doubt in doubts:
             self._say(f"warning: {doubt}", "yellow")
 
