@@ -59,7 +59,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def caches(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Downloads and indices of a test go into a folder of its own."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DINO_CACHE", str(folder))

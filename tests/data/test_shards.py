@@ -303,8 +303,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
     refused(r"a\.tar does not exist")
     refused(r"no sample of .*a\.tar holds an image: found nothing", b"")
-    refused(r"no sample of .*a\.tar holds an image: found 2 \.npy, 1 \.cls",
-            tar("", [("a.npy", b""), ("b.npy", b""), ("b.cls", b"")]))  # fmt: skip
+    refused(r"no sample of .*a\.tar holds an image: found 2 \.pth, 1 \.cls",
+            tar("", [("a.pth", b""), ("b.pth", b""), ("b.cls", b"")]))  # fmt: skip
     refused("compressed by gzip, whatever its name", b"\x1f\x8b\x08")
     refused("is compressed", b"", "a.tar.gz")
     path = tmp_path / "a.tar"

@@ -61,9 +61,9 @@ def beside(published: Published) -> set[str]:
     return {path.name.removeprefix("vit.pth") for path in folder.iterdir()}
 
 
-def test_a_download(server: Files, caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download(server: Files, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = fetch(PUBLISHED)
-    assert path == caches / "weights" / "folder" / "vit.pth"
+    assert path == cache / "weights" / "folder" / "vit.pth"
     assert path.read_bytes() == DATA
     record = json.loads(path.with_name("vit.pth.json").read_text())
     assert record["sha256"] == HASH
@@ -201,8 +201,8 @@ def test_offline(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch(replace(KNOWN, sha256="0" * 64))
 
 
-def test_a_cache_that_cannot_be_written(caches: Path, server: Files) -> None:
-    (caches / "weights").write_text("a file in the way")
+def test_a_cache_that_cannot_be_written(cache: Path, server: Files) -> None:
+    (cache / "weights").write_text("a file in the way")
     with pytest.raises(UserError, match="DINO_CACHE to another folder"):
         fetch(PUBLISHED)
 
