@@ -226,7 +226,7 @@ def test_a_folder_of_train_and_val_is_split(tmp_path: Path) -> None:
 
 
 def test_python_does_what_the_command_does(tmp_path: Path) -> None:
-    images = [np.full((20, 20, 3), 9 * i, np.uint8) for i in range(8)]
+    images = np.stack([np.full((20, 20, 3), 9 * i, np.uint8) for i in range(8)])
     result = dino.pretrain("demo", data=images, out=tmp_path / "run", device="cpu", settings=TINY)
     assert result.finished
     backbone = dino.load(tmp_path / "run")

@@ -53,8 +53,9 @@ def pretrain(
 
     Args:
         recipe: name of a recipe or a configuration; by default `small_data`, for the demo `demo`.
-        data: a folder, `demo`, or any data set of images (see `dino.data.sources.open_source`). A
-            folder of `train` and `val` trains on the one and measures on the other.
+        data: a folder, list, shards, array, `demo`, or any data set of images: whatever
+            `dino.data.sources.open_source` takes. A folder of `train` and `val` trains on the one
+            and measures on the other.
         out: the run folder.
         val: labelled images to measure k-NN on; by default each training image is held against
             all others.
@@ -71,7 +72,7 @@ def pretrain(
         UserError: for any mistake in the settings, the data or the folder, in one sentence.
     """
     keep_memory()
-    name = recipe or ("demo" if data == "demo" else "small_data")
+    name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
     config = recipe_named(name) if isinstance(name, str) else name
     config = config.changed(settings or {})
     config = config if stats is None else measured(config, stats)
@@ -120,7 +121,7 @@ def measured(config: PretrainConfig, stats: str | Path) -> PretrainConfig:
 
 def _split(data: Any, val: Any) -> tuple[Any, Any]:
     """Training images and images to measure on, where one name stands for both."""
-    if data == "demo" and val is None:
+    if isinstance(data, str) and data == "demo" and val is None:
         return "demo", "demo:test"
     if isinstance(data, (str, Path)) and val is None and Path(data).is_dir():
         folders = {path.name for path in Path(data).iterdir() if path.is_dir()}

@@ -9,15 +9,13 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import fsspec
 import pytest
 import ranks as processes
 import torch
-import webdataset
 from data.packing import CLASSES, members, pictures, samples, shards, tar
 from torch import Tensor
-from webdataset import tariterators
 
 from dino.data import blobs, shard_index
 from dino.data.decode import as_pixels
@@ -29,6 +27,9 @@ from dino.data.sources import Source, open_source
 from dino.data.views import WINDOW, dino_views, epoch_order
 from dino.files import UserError
 from dino.runtime import Ranks
+
+fsspec = pytest.importorskip("fsspec")
+webdataset = pytest.importorskip("webdataset")
 
 SPECS = dino_views(global_size=12, local_count=1, local_size=8)
 COUNT, BATCH, STEPS = 20, 4, 12  # five steps an epoch
@@ -95,8 +96,10 @@ def test_samples_are_those_of_webdataset(root: Path, tmp_path: Path) -> None:
     ]
     tar(tmp_path / "a.tar", files)
     with (tmp_path / "a.tar").open("rb") as file:
-        parts = ({**part, "__url__": ""} for part in tariterators.tar_file_iterator(file))
-        theirs = list(tariterators.group_by_keys(parts))
+        parts = (
+            {**part, "__url__": ""} for part in webdataset.tariterators.tar_file_iterator(file)
+        )
+        theirs = list(webdataset.tariterators.group_by_keys(parts))
     found = [
         (item["__key__"], value) for item in theirs for key, value in item.items() if "png" in key
     ]
@@ -187,13 +190,13 @@ def test_what_is_called_like_shards() -> None:
 
 # ---------------------------------------------------------------------------------- URLs
 @pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
+def memory() -> Iterator[Any]:
     system = fsspec.filesystem("memory")
     yield system
     system.store.clear()
 
 
-def test_shards_by_url(root: Path, tmp_path: Path, memory: fsspec.AbstractFileSystem) -> None:
+def test_shards_by_url(root: Path, tmp_path: Path, memory: Any) -> None:
     local = shards(tmp_path, root, 3, "cls")
     for path in sorted(tmp_path.glob("*.tar")):
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
@@ -213,9 +216,7 @@ def test_shards_by_url(root: Path, tmp_path: Path, memory: fsspec.AbstractFileSy
         open_source("nosuch://a/b.tar")
 
 
-def test_a_server_is_asked_again(
-    root: Path, memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_is_asked_again(root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.pipe("/a.tar", tar("", members(samples(root))))
     source = open_source("memory://a.tar")
     cat, failures = type(memory).cat_file, [OSError("reset"), ValueError("busy")]

@@ -24,9 +24,11 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self.text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        names = list(names)
+        joined = "".join(names)
+        encoded = names if joined.isascii() else [os.fsencode(name) for name in names]
+        self.ends = np.cumsum(list(map(len, encoded)), dtype=np.int64)
+        self.text = np.frombuffer(os.fsencode(joined), dtype=np.uint8)
 
     @classmethod
     def of(cls, text: np.ndarray, ends: np.ndarray) -> Names:

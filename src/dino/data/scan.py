@@ -49,23 +49,18 @@ def image_names(root: Path) -> list[str]:
             f"{root} is a file: give --data a folder of images, a .txt, .csv or .parquet list, "
             ".tar shards, or a .npy array"
         )
-    names: list[str] = []
-    others: Counter[str] = Counter()
-    for name in visible_files(root):
-        extension = extension_of(name)
-        if extension in EXTENSIONS:
-            names.append(name)
-        else:
-            others[extension or "without extension"] += 1
-    if not names and not others:
+    files = visible_files(root)
+    names = sorted(name for name in files if name.lower().endswith(EXTENSIONS))
+    if names:
+        return names
+    others = Counter(extension_of(name) or "without extension" for name in files)
+    if not others:
         raise UserError(f"{root} is empty: give --data a folder of images, or demo")
-    if not names:
-        found = count_kinds(others)
-        if others.keys() <= {".tar"}:
-            raise UserError(f"{root} holds {found}: give --data '{root}/NAME-{{000..NNN}}.tar'")
-        kinds = " ".join(EXTENSIONS)
-        raise UserError(f"{root} holds no images: found {found}; images end in {kinds}")
-    return sorted(names)
+    found = count_kinds(others)
+    if others.keys() == {".tar"}:
+        raise UserError(f"{root} holds {found}: give --data '{root}/NAME-{{000..NNN}}.tar'")
+    kinds = " ".join(EXTENSIONS)
+    raise UserError(f"{root} holds no images: found {found}; images end in {kinds}")
 
 
 def extension_of(name: str) -> str:

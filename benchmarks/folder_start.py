@@ -1,0 +1,81 @@
+"""Seconds to find 100,000 images: the first time, and from memory.
+
+    python benchmarks/folder_start.py --where /tmp/starts
+
+Empty files, in 1,000 folders and in one. "plain" walks with `os.walk` and keeps the images, sorted,
+which is what most loaders do at every start. Each number is the best of five, in one process, with
+the system's own cache of the folders warm: on a disk or server that is not, the first scan takes
+longer and the second hardly does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+COUNT, REPEATS = 100_000, 5
+
+
+def build(where: Path, folders: int) -> Path:
+    root = where / f"{folders}"
+    if not root.exists():
+        for folder in range(folders):
+            (root / f"{folder:04}").mkdir(parents=True)
+            for index in range(COUNT // folders):
+                (root / f"{folder:04}" / f"image-{index:06}.jpg").touch()
+        time.sleep(3)  # a folder that has just changed is not trusted
+    return root
+
+
+def best(function: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--where", type=Path, required=True, help="an empty folder")
+    given = parser.parse_args()
+    os.environ["DINO_CACHE"] = str(given.where / "cache")
+    from dino.data.scan import image_names
+    from dino.data.sources import Folder
+
+    table = Table(title=f"{COUNT:,} images, seconds, best of {REPEATS}")
+    for name in ("folders", "plain walk", "first scan", "second scan", "second start, all"):
+        table.add_column(name, justify="right")
+    for folders in (1000, 1):
+        root = build(given.where, folders)
+
+        def plain(root: Path = root) -> None:
+            names = [
+                f"{folder}/{name}"
+                for folder, _, files in os.walk(root)
+                for name in files
+                if name.endswith(".jpg")
+            ]
+            assert len(sorted(names)) == COUNT
+
+        def first(root: Path = root) -> None:
+            shutil.rmtree(given.where / "cache", ignore_errors=True)
+            assert len(image_names(root)) == COUNT
+
+        row = [best(plain), best(first)]
+        row.append(best(lambda root=root: image_names(root)))  # type: ignore[misc]
+        row.append(best(lambda root=root: Folder(root)))  # type: ignore[misc]
+        table.add_row(f"{folders:,}", *(f"{seconds:.3f}" for seconds in row))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Runs on shards: the order of visits, and a run that was interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from data.packing import pictures, shards
+from safetensors.torch import load_file
+from small import TINY_RUN
+
+from dino.data.sources import open_source
+from dino.data.views import WINDOW, epoch_order
+from dino.train import loop
+from dino.train.loop import train
+from dino.train.recipes import demo
+
+CPU = torch.device("cpu")
+SETTINGS = {**TINY_RUN, "execution.knn_every": "0 steps", "run.duration": "7 steps"}
+COUNT, STEPS = 20, 7  # five steps an epoch
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pytest.importorskip("webdataset")
+    folder = tmp_path_factory.mktemp("packed")
+    return shards(folder, pictures(tmp_path_factory.mktemp("pictures"), COUNT), COUNT)
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / (run / "checkpoints" / "LAST").read_text().strip()
+    names = ("student", "teacher", "loss", "optimizer")
+    return {f"{n}.{k}": v for n in names for k, v in load_file(folder / f"{n}.safetensors").items()}
+
+
+def test_an_interrupted_run_on_shards_ends_with_the_same_bits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, seen = demo().changed(SETTINGS), []
+    views = loop._Loop._views
+
+    def note(self: loop._Loop, batch: loop.Batch) -> list[torch.Tensor]:
+        seen.extend(batch.index.tolist())
+        return views(self, batch)
+
+    monkeypatch.setattr(loop._Loop, "_views", note)
+    train(config, open_source(name), tmp_path / "whole", device=CPU)
+    blocks = [1] * COUNT
+    assert len(blocks) > WINDOW
+    order = [i for epoch in range(2) for i in epoch_order(COUNT, 0, epoch, blocks)]
+    assert seen == order[: 4 * STEPS]
+
+    def stop(self: loop._Loop, step: int) -> None:
+        raise KeyboardInterrupt
+
+    seen.clear()
+    save = loop._Loop._save
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(
+            loop._Loop, "_save", lambda self, step: (save(self, step), stop(self, step))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(config, open_source(name), tmp_path / "parts", device=CPU)
+    train(config, open_source(name), tmp_path / "parts", device=CPU)
+    assert seen == order[: 4 * STEPS]
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, parts[key]), key
