@@ -238,6 +238,8 @@ def test_command_writes_what_the_library_gives(
     assert about["width"] == 12
     assert about["classes"] == ["blue", "green", "red"]
     assert about["weights"]["sha256"] == fingerprint(vit)
+    assert about["weights"]["dialect"] == "dino"
+    assert len(about["weights"]["file_sha256"]) == 64
     assert about["preprocessing"] == json.loads(json.dumps(vit.preprocessing.to_dict()))
     assert about["settings"]["data"] == str(folder)
     assert about["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__

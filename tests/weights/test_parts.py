@@ -52,7 +52,10 @@ def full(path: Path, **head: Any) -> dict[str, Any]:
     content = {
         "student": prefixed("module.", network(1, **head)),
         "teacher": network(2, **head),
-        "optimizer": torch.optim.AdamW([nn.Parameter(torch.ones(3))]).state_dict(),
+        "optimizer": {
+            "state": {0: {"exp_avg": torch.ones(3)}},
+            "param_groups": [{"lr": 0.1, "params": [0]}],
+        },
         "epoch": 100,
         "args": argparse.Namespace(arch="vit_tiny", norm_last_layer=False, output_dir=Path("/x")),
         "dino_loss": {"center": torch.randn(1, 16)},

@@ -10,6 +10,7 @@ exported-program   a graph for `torch.export.load`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -99,19 +100,29 @@ def write(backbone: Backbone, settings: Export) -> list[Path]:
         "about": shareable(came.about),
         "sha256": came.sha256,
     }
-    if settings.format in FOLDERS:
-        beside, (side, _) = settings.out / "README.md", _size(backbone, settings)
-        with replacing_folder(settings.out) as folder:
-            contents = FOLDERS[settings.format](folder, backbone, side, about)
-            text = card(backbone, came, contents, words)
-            (folder / beside.name).write_text(text, encoding="utf-8")
-    else:
-        beside = _card_of(settings.out)
-        contents = _write_file(backbone, settings, about)
-        atomic_write(beside, card(backbone, came, contents, words))
+    with Console(stderr=True).status(f"writing {settings.out}"):
+        beside = _write(backbone, settings, about, lambda c: card(backbone, came, c, words))
     for written in (settings.out, beside):
         Console().print(f"{written}", highlight=False, soft_wrap=True)
     return [settings.out, beside]
+
+
+def _write(
+    backbone: Backbone,
+    settings: Export,
+    about: dict[str, Any],
+    card_for: Callable[[Contents], str],
+) -> Path:
+    """Write the export and its card; where the card lies."""
+    if settings.format in FOLDERS:
+        side, _ = _size(backbone, settings)
+        with replacing_folder(settings.out) as folder:
+            contents = FOLDERS[settings.format](folder, backbone, side, about)
+            (folder / "README.md").write_text(card_for(contents), encoding="utf-8")
+        return settings.out / "README.md"
+    contents = _write_file(backbone, settings, about)
+    atomic_write(_card_of(settings.out), card_for(contents))
+    return _card_of(settings.out)
 
 
 def _card_of(file: Path) -> Path:

@@ -9,6 +9,7 @@ read it, with `weights_only=True` and the data mapped instead of copied.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import pickle
 import zipfile
@@ -16,15 +17,15 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from dino.files import UserError
 
-PICKLE_LIMIT = 8 * 2**20
-"""Bytes of pickle, without tensors; a checkpoint with optimizer has some hundred thousand."""
+PICKLE_LIMIT = 2 * 2**20
+"""Bytes of pickle, without tensors; a full checkpoint with optimizer has some hundred thousand."""
 
 ITEM_SIZES = {
     **dict.fromkeys(("Byte", "Char", "Bool", "Untyped", "QUInt8", "QInt8"), 1),
@@ -115,32 +116,12 @@ def _check_legacy(path: Path) -> None:
             raise UserError(
                 f"{path} is neither safetensors nor a PyTorch checkpoint: is it the right file?"
             )
-        file.seek(0)
-        bounded = _Bounded(file)
-        storages: dict[str, int] = {}
-        for _ in range(5):  # magic number, protocol, machine, the content, the storages' keys
-            storages.update(survey(bounded, path))
+        pickles = io.BytesIO(b"\x80" + file.read(PICKLE_LIMIT))
+    storages: dict[str, int] = {}
+    for _ in range(5):  # magic number, protocol, machine, the content, the storages' keys
+        storages.update(survey(pickles, path))
     if sum(storages.values()) > size:
         raise UserError(f"{path} claims to hold more than its own size of {size:,} bytes")
-
-
-class _Bounded:
-    """A file that gives no more than `PICKLE_LIMIT` bytes."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.left = file, PICKLE_LIMIT
-
-    def read(self, size: int) -> bytes:
-        return self._count(self.file.read(min(size, self.left)), size)
-
-    def readline(self) -> bytes:
-        return self._count(self.file.readline(self.left), 0)
-
-    def _count(self, data: bytes, size: int) -> bytes:
-        self.left -= len(data)
-        if len(data) < size:
-            raise EOFError("its pickle has no end")
-        return data
 
 
 # ------------------------------------------------------------------------------------ the survey
