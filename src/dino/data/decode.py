@@ -22,6 +22,8 @@ from dino.data.defects import ImageError
 from dino.data.formats import (
     RGB,
     PixelFormat,
+    beyond_pillow,
+    kind_of,
     read_dicom,
     read_npy,
     read_tiff,
@@ -37,7 +39,6 @@ File: TypeAlias = str | os.PathLike[str] | BinaryIO
 Reduce: TypeAlias = Callable[[int, int], int]
 """Of an image's height and width in pixels: by how much its decoding may shrink it."""
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
@@ -74,8 +75,7 @@ def read_image(
             if picture is not None:
                 return to_rgb(_upright(picture, name, pixels, reduce))
     values = read_values(file, name, pixels)
-    levels = pixels.fit(pixels.levels(values), name)
-    return torch.from_numpy(np.ascontiguousarray(levels))
+    return _levels(values, name, pixels)
 
 
 def read_picture(file: File, name: str | None = None) -> Image.Image:
@@ -93,7 +93,7 @@ def read_values(
     """
     name = str(file) if name is None else name
     with _opened(file, name) as stream:
-        kind = _kind(stream, name)
+        kind = kind_of(stream, name)
         if kind == "npy":
             return read_npy(stream, name, pixels)
         if kind == "dicom":
@@ -107,10 +107,16 @@ def read_values(
         return read_tiff(stream, name, pixels)
 
 
+def _levels(values: Shaped[np.ndarray, "own H W"], name: str, pixels: PixelFormat) -> Tensor:
+    """As a tensor in memory of its own: what was read may be locked, or one plane for all."""
+    levels = pixels.fit(pixels.levels(values), name)
+    return torch.from_numpy(np.require(levels, requirements=["C", "W"]))
+
+
 @contextmanager
 def _picture(stream: BinaryIO, name: str) -> Iterator[Image.Image | None]:
     """A file open in Pillow; None for one that others must read."""
-    kind = _kind(stream, name)
+    kind = kind_of(stream, name)
     if kind in ("npy", "dicom"):
         yield None
         return
@@ -121,7 +127,7 @@ def _picture(stream: BinaryIO, name: str) -> Iterator[Image.Image | None]:
             raise
         picture = None  # samples that Pillow has no mode for
     with picture or nullcontext():
-        yield picture
+        yield None if picture is None or beyond_pillow(picture) else picture
 
 
 def _upright(
@@ -166,20 +172,6 @@ def _opened(file: File, name: str) -> Iterator[BinaryIO]:
         refused = isinstance(error, OSError) and error.errno is not None  # by the system
         reason = str(error).strip() or type(error).__name__
         raise ImageError(name, reason, "unreadable" if refused else "damaged") from error
-
-
-def _kind(stream: BinaryIO, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
-    """What the first bytes say, for the formats that may be more than pictures."""
-    stream.seek(0)
-    start = stream.read(132)
-    stream.seek(0)
-    if not start:
-        raise ImageError(name, "it is empty", "empty")
-    if start.startswith(b"\x93NUMPY"):
-        return "npy"
-    if start.startswith(_TIFF):
-        return "tiff"
-    return "dicom" if start[128:132] == b"DICM" else "picture"
 
 
 # ---------------------------------------------------------------------------------- pictures
@@ -268,8 +260,7 @@ def as_image(sample: Any, name: str, pixels: PixelFormat = RGB) -> Sample:
     values = as_values(sample, name, pixels)
     if pixels.low is None and values.dtype not in (np.uint8, np.uint16, np.int16):
         raise ImageError(name, _unusable(sample, pixels), "misfit")
-    levels = pixels.fit(pixels.levels(values), name)
-    return torch.from_numpy(np.ascontiguousarray(levels))
+    return _levels(values, name, pixels)
 
 
 def as_values(sample: Any, name: str, pixels: PixelFormat) -> Shaped[np.ndarray, "C H W"]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -149,6 +149,27 @@ def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
 
 
 # ---------------------------------------------------------------------------------- readers
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def kind_of(stream: BinaryIO, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
+    """What the first bytes say, for the formats that may be more than pictures.
+
+    Raises:
+        ImageError: if there are none.
+    """
+    stream.seek(0)
+    start = stream.read(132)
+    stream.seek(0)
+    if not start:
+        raise ImageError(name, "it is empty", "empty")
+    if start.startswith(b"\x93NUMPY"):
+        return "npy"
+    if start.startswith(_TIFF):
+        return "tiff"
+    return "dicom" if start[128:132] == b"DICM" else "picture"
+
+
 def read_npy(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A `.npy` array [H, W], [H, W, C] or, if the last axis is not C and the first is, [C, H, W].
 
@@ -164,8 +185,7 @@ def read_npy(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarra
     if header is None:
         raise ValueError(f"version {version} of .npy")
     shape, fortran, dtype = header(file)
-    if dtype.hasobject or dtype.kind not in "buif":
-        raise ImageError(name, f"an array of {dtype} is no image", "misfit")
+    check_kind(name, dtype)
     check_size(name, math.prod(shape))
     content = file.read(math.prod(shape) * dtype.itemsize + 1)
     flat = np.frombuffer(content, dtype)  # raises ValueError for a part of a value
@@ -196,6 +216,17 @@ def read_tiff(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarr
         check_size(name, math.prod(chosen.shape))
         values = chosen.asarray()
     return channels_first(values, name, wanted)
+
+
+def beyond_pillow(picture: Image.Image) -> bool:
+    """Whether Pillow has opened a TIFF but would read other values than it holds.
+
+    Of samples that lie in planes of their own it takes the first for all, or bytes for words; of
+    samples beyond its modes it knows nothing.
+    """
+    tags: Any = getattr(picture, "tag_v2", {})
+    samples, planes = tags.get(277, 1), tags.get(284, 1)
+    return bool(samples > 1 and (planes == 2 or samples != len(picture.getbands())))
 
 
 def read_dicom(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
@@ -244,8 +275,9 @@ def channels_first(values: np.ndarray, name: str, wanted: PixelFormat) -> np.nda
     """An array [H, W], [H, W, C] or [C, H, W] as [C, H, W].
 
     Raises:
-        ImageError: if it has neither two nor three axes, or no pixel.
+        ImageError: if it has neither two nor three axes, or no pixel, or holds no real numbers.
     """
+    check_kind(name, values.dtype)
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise ImageError(name, f"an array of shape {values.shape} is no image", "misfit")
     if values.ndim == 2:
@@ -254,6 +286,16 @@ def channels_first(values: np.ndarray, name: str, wanted: PixelFormat) -> np.nda
     if last != wanted.channels and (first == wanted.channels or first < last):
         return values
     return np.moveaxis(values, 2, 0)
+
+
+def check_kind(name: str, dtype: np.dtype) -> None:
+    """Refuse what is neither whole nor real numbers nor truth values.
+
+    Raises:
+        ImageError: naming the type.
+    """
+    if dtype.kind not in "buif":
+        raise ImageError(name, f"an array of {dtype} is no image", "misfit")
 
 
 def check_size(name: str, values: int) -> None:
