@@ -149,7 +149,7 @@ def _compare(run: Path, source: Source, queries: Source | None, device: str) -> 
         return
     bank = spread(source, COMPARED)
     asked = None if queries is None else spread(queries, COMPARED)
-    settings = KNN(weights=str(run), data="", k=(K,), baselines=True, device=device, workers=0)
+    settings = KNN(weights=str(run), data="", k=(K,), baseline=True, device=device, workers=0)
     scores, counted = compare(load(run, device), bank, asked, settings=settings)
     rows = {name: next(iter(by_k.values())).top1 for name, by_k in scores.items()}
     sizes = {

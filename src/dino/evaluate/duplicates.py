@@ -89,7 +89,8 @@ def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     rows = F.normalize(features[members].double(), dim=1)
     first = int((rows @ rows.mean(dim=0)).argmax())
     similarity = (rows @ rows[first]).clamp(-1, 1)  # rounding may pass over 1
-    similarity[first] = torch.inf  # itself, also before an equal image
+    similarity[(rows == rows[first]).all(dim=1)] = 1.0  # also of zeros, which have no direction
+    similarity[first] = torch.inf  # before all its equals
     order = similarity.argsort(descending=True, stable=True).tolist()
     similarity[first] = 1.0
     return Group([members[i] for i in order], similarity[order].tolist())

@@ -98,7 +98,7 @@ def attention_jaccard(
     }
 
 
-def summary(jaccards: Sequence[Float[Tensor, "O M"]]) -> dict[str, Any]:
+def summary(jaccards: Sequence[Float[Tensor, "_ M"]]) -> dict[str, Any]:
     """Means over the objects of an image, then over images, in percent, for each way to choose.
 
     Returns:

@@ -36,12 +36,12 @@ from torch import Tensor
 from dino.data.sources import Source, open_source
 from dino.evaluate import results
 from dino.evaluate.classifier import Classifier
-from dino.evaluate.knn import TEMPERATURE, K, knn
 from dino.evaluate.probe import Score, scores
 from dino.evaluate.results import Measured
 from dino.evaluate.store import class_token, described
 from dino.evaluate.subsets import Subset, fraction, subsets
 from dino.evaluate.table import FeatureTable, Part, bar, labels_of, matched_labels, my_share
+from dino.evaluate.votes import TEMPERATURE, K, knn
 from dino.files import UserError
 from dino.models.features import Backbone
 from dino.runtime import gather_objects, pick_device, process_group, ranks

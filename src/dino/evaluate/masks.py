@@ -109,7 +109,7 @@ def like(mask: Mask, ids: Ids) -> Mask:
     return replace(mask, ids=ids)
 
 
-def resized_ids(ids: Ids, height: int, width: int) -> Ids:
+def resized_ids(ids: Ids, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
     """Nearest neighbours, as Pillow finds them."""
     image = Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST)
     return np.asarray(image)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.table import Table
@@ -91,6 +91,7 @@ def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]])
     return result
 
 
+@runtime_checkable
 class Written(Protocol):
     """Settings that say where a result goes."""
 

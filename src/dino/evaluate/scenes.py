@@ -169,7 +169,7 @@ def prepared(
 
 def patch_counts(
     ids: Ids, grid: tuple[int, int], numbers: Sequence[int]
-) -> Int[Tensor, "K+1 {grid[0]} {grid[1]}"]:
+) -> Int[Tensor, "{len(numbers)+1} {grid[0]} {grid[1]}"]:
     """How many pixels of each kind lie in each patch; the last row counts those of all others.
 
     A pixel lies in the patch that the grid, laid over the whole picture, has at its upper left
