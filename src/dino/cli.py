@@ -98,6 +98,12 @@ def _copies(arguments: Sequence[str]) -> None:
     run(_parse(Copies, "dino evaluate copies", arguments))
 
 
+def _finetune(arguments: Sequence[str]) -> None:
+    from dino.evaluate.finetune import FineTune, run
+
+    run(_parse(FineTune, "dino evaluate finetune", arguments))
+
+
 def _logistic(arguments: Sequence[str]) -> None:
     from dino.evaluate.logistic import Logistic, run
 
@@ -134,6 +140,7 @@ EVALUATIONS = {
     "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
     "linear": Command("linear classifiers on frozen features, paper appendix F.2", _linear),
     "logistic": Command("logistic regression with few labels, paper appendix A", _logistic),
+    "finetune": Command("the whole network on labels, paper section 4.2.3", _finetune),
     "retrieval": Command("images of the same thing, paper section 4.2.1", _retrieval),
     "copies": Command("copies of images, paper section 4.2.1; near duplicates", _copies),
     "segmentation": Command("objects from attention and patches, section 4.2.2", _segmentation),

@@ -78,29 +78,39 @@ class FromTables:
             yield features.to(self.device), labels[part].to(self.device)
 
 
+def crop_spec(size: int) -> ViewSpec:
+    """The law of torchvision's `RandomResizedCrop`, and a flip of one half."""
+    return ViewSpec(name="crop", count=1, size=size, scale=(0.08, 1.0))
+
+
+def random_crop(
+    image: Image.Image, spec: ViewSpec, random: np.random.Generator, filter: Image.Resampling
+) -> Image.Image:
+    """A crop of `spec.size` pixels a side, and its flip, as drawn from `random`."""
+    (view,) = draw_views([spec], image.height, image.width, random)
+    top, left, height, width = view.box
+    crop = image.crop((left, top, left + width, top + height))
+    crop = crop.resize((spec.size, spec.size), filter)
+    return ImageOps.mirror(crop) if view.flip else crop
+
+
 class RandomCrops:
     """The random crops and flips of one epoch: a `Source` of pictures of S x S pixels.
 
-    The law is torchvision's `RandomResizedCrop` with its bilinear resize, and a flip of one half
-    (paper, appendix F.2); the numbers are keyed by (seed, epoch, index).
+    Resized bilinearly (paper, appendix F.2); the numbers are keyed by (seed, epoch, index).
     """
 
     def __init__(self, source: Source, size: int, seed: int, epoch: int) -> None:
         self.source, self.seed, self.epoch = source, seed, epoch
         self.labels, self.classes = source.labels, source.classes
-        self.spec = ViewSpec(name="crop", count=1, size=size, scale=(0.08, 1.0))
+        self.spec = crop_spec(size)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Image.Image:
-        image = as_picture(self.source[index])
-        random = generator(self.seed, self.epoch, index)
-        (view,) = draw_views([self.spec], image.height, image.width, random)
-        top, left, height, width = view.box
-        crop = image.crop((left, top, left + width, top + height))
-        crop = crop.resize((self.spec.size, self.spec.size), Image.Resampling.BILINEAR)
-        return ImageOps.mirror(crop) if view.flip else crop
+        image, random = as_picture(self.source[index]), generator(self.seed, self.epoch, index)
+        return random_crop(image, self.spec, random, Image.Resampling.BILINEAR)
 
     def path(self, index: int) -> str:
         """Where image `index` lies, for messages."""
