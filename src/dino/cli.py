@@ -177,7 +177,7 @@ def _help(prog: str, commands: dict[str, Command]) -> str:
     lines = [f"usage: {prog} COMMAND ...", ""]
     if prog == "dino":
         lines[:0] = [f"dino {__version__}: self-distillation with no labels (arXiv 2104.14294)", ""]
-    lines += [f"  {name:12}{command.summary}" for name, command in commands.items()]
+    lines += [f"  {name:12} {command.summary}" for name, command in commands.items()]
     return "\n".join([*lines, "", f"{prog} COMMAND --help tells more."])
 
 

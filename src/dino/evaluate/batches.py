@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ Step: TypeAlias = tuple[Float[Tensor, "B N"], Int[Tensor, " B"]]
 """Features and labels, on the device of the classifier."""
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What a classifier is trained on."""
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from rich.table import Table
 
 from dino.evaluate.features import provenance
-from dino.files import UserError, atomic_json, cache_folder
+from dino.evaluate.store import kept_features
+from dino.files import UserError, atomic_json
 from dino.models.features import Backbone
 from dino.runtime import Precision
 from dino.weights.load import untrained_like
@@ -40,7 +41,7 @@ class Measured:
     def extraction(self) -> dict[str, Any]:
         """The keyword arguments of `dino.evaluate.store.described` that follow from these."""
         return {
-            "store": self.store or cache_folder() / "features",
+            "store": self.store or kept_features(),
             "workers": self.workers,
             "precision": self.precision,
         }
