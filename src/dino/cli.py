@@ -139,6 +139,12 @@ def _copies(arguments: Sequence[str]) -> None:
     run(_parse(Copies, "dino evaluate copies", arguments))
 
 
+def _finetune(arguments: Sequence[str]) -> None:
+    from dino.evaluate.finetune import FineTune, run
+
+    run(_parse(FineTune, "dino evaluate finetune", arguments))
+
+
 def _logistic(arguments: Sequence[str]) -> None:
     from dino.evaluate.logistic import Logistic, run
 
@@ -214,6 +220,7 @@ EVALUATIONS = {
     "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
     "linear": Command("linear classifiers on frozen features, paper appendix F.2", _linear),
     "logistic": Command("logistic regression with few labels, paper appendix A", _logistic),
+    "finetune": Command("the whole network on labels, paper section 4.2.3", _finetune),
     "retrieval": Command("images of the same thing, paper section 4.2.1", _retrieval),
     "copies": Command("copies of images, paper section 4.2.1; near duplicates", _copies),
     "segmentation": Command("objects from attention and patches, section 4.2.2", _segmentation),
@@ -259,7 +266,7 @@ def _help(prog: str, commands: dict[str, Command]) -> str:
     lines = [f"usage: {prog} COMMAND ...", ""]
     if prog == "dino":
         lines[:0] = [f"dino {__version__}: self-distillation with no labels (arXiv 2104.14294)", ""]
-    lines += [f"  {name:12}{command.summary}" for name, command in commands.items()]
+    lines += [f"  {name:12} {command.summary}" for name, command in commands.items()]
     return "\n".join([*lines, "", f"{prog} COMMAND --help tells more."])
 
 

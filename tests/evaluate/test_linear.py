@@ -19,11 +19,12 @@ from torchvision.transforms import functional as F
 from dino.data.decode import to_tensor
 from dino.data.sources import Source, open_source
 from dino.data.views import draw_views, generator
-from dino.evaluate import linear, probe
+from dino.evaluate import linear
 from dino.evaluate.batches import FromCrops, FromTables, RandomCrops
 from dino.evaluate.linear import Linear, run
 from dino.evaluate.probe import Layers, layers_of
 from dino.evaluate.table import FeatureTable
+from dino.evaluate.unfinished import Unfinished
 from dino.files import UserError
 from dino.models.create import create
 from dino.models.features import Backbone
@@ -208,17 +209,17 @@ def test_stopped_and_gone_on_with_is_never_stopped(
 def test_another_training_does_not_go_on_with_it(
     settings: Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe.Unfinished, "forget", lambda self: None)
+    monkeypatch.setattr(Unfinished, "forget", lambda self: None)
     run(settings)
     found: list[int] = []
-    restore = probe.Unfinished.restore
+    read = Unfinished.read
 
-    def watched(self: probe.Unfinished, sweep: Any) -> Any:
-        history = restore(self, sweep)
+    def watched(self: Unfinished) -> Any:
+        tensors, history = read(self)
         found.append(len(history))
-        return history
+        return tensors, history
 
-    monkeypatch.setattr(probe.Unfinished, "restore", watched)
+    monkeypatch.setattr(Unfinished, "read", watched)
     run(settings)
     run(replace(settings, workers=1))
     run(replace(settings, seed=1))

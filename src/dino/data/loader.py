@@ -160,11 +160,18 @@ class PretrainLoader:
 
 def evaluation_loader(
     source: Source,
-    preprocess: Callable[[Sample], Float[Tensor, "C S S"]],
+    preprocess: Callable[[Any], Float[Tensor, "C S S"]],
     batch: int = 64,
     workers: int = 0,
 ) -> Iterator[Whole]:
     """Every image of a source once, in order, preprocessed.
+
+    Args:
+        source: the images.
+        preprocess: from a PIL picture to an input; from a uint8 tensor [C, H, W] where the images
+            have other channels than RGB.
+        batch: images at a time.
+        workers: processes that read images.
 
     Raises:
         RuntimeError: if a user's data set fails (naming the item).
@@ -278,7 +285,7 @@ class _Plan:
 class _Whole(Dataset[Any]):
     """Makes a batch of preprocessed images from a list of indices."""
 
-    def __init__(self, source: Source, preprocess: Callable[[Sample], Tensor]) -> None:
+    def __init__(self, source: Source, preprocess: Callable[[Any], Tensor]) -> None:
         self.source, self.preprocess = source, preprocess
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ Step: TypeAlias = tuple[Float[Tensor, "B N"], Int[Tensor, " B"]]
 """Features and labels, on the device of the classifier."""
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What a classifier is trained on."""
 
@@ -78,17 +79,21 @@ class FromTables:
             yield features.to(self.device), labels[part].to(self.device)
 
 
+def crop_spec(size: int) -> ViewSpec:
+    """The law of torchvision's `RandomResizedCrop`, and a flip of one half."""
+    return ViewSpec(name="crop", count=1, size=size, scale=(0.08, 1.0))
+
+
 class RandomCrops:
     """The random crops and flips of one epoch: a `Source` of pictures of S x S pixels.
 
-    The law is torchvision's `RandomResizedCrop` with its bilinear resize, and a flip of one half
-    (paper, appendix F.2); the numbers are keyed by (seed, epoch, index).
+    Resized bilinearly (paper, appendix F.2); the numbers are keyed by (seed, epoch, index).
     """
 
     def __init__(self, source: Source, size: int, seed: int, epoch: int) -> None:
         self.source, self.seed, self.epoch = source, seed, epoch
         self.labels, self.classes = source.labels, source.classes
-        self.spec = ViewSpec(name="crop", count=1, size=size, scale=(0.08, 1.0))
+        self.spec = crop_spec(size)
 
     def __len__(self) -> int:
         return len(self.source)

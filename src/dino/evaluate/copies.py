@@ -252,7 +252,9 @@ def _duplicates(settings: Copies) -> dict[str, Any]:
         content: dict[str, Any] = {}
         if here.main:
             known = equal_files(images.paths)
-            found = groups(white(images.features), settings.threshold, known, device=device)
+            found = groups(
+                white(images.features), settings.threshold, known, device=device, progress=True
+            )
             content = {
                 "images": len(images),
                 "skipped": [error.path for error in images.skipped],

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dino.evaluate.neighbours import directions
+from dino.evaluate.table import bar
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Group:
     """Images that are joined by a chain of similar pairs.
 
     Attributes:
-        members: indices, first the one nearest to the mean of all, then the most similar to it.
+        members: indices, first the one nearest to the mean of all (or its equal), then the most
+            similar to it.
         similarity: of each member to the first.
     """
 
@@ -68,6 +70,7 @@ def groups(
     *,
     tile: int = 2**12,
     device: torch.device | str | None = None,
+    progress: bool = False,
 ) -> list[Group]:
     """Groups of two images or more, the largest first, among equals in the order of the images.
 
@@ -77,11 +80,15 @@ def groups(
         known: pairs that belong together whatever their features.
         tile: see `similar_pairs`.
         device: where to compute.
+        progress: show a bar on a terminal.
     """
     joined = _Joined(len(features))
     joined.add(torch.tensor(known, dtype=torch.int64).reshape(-1, 2))
-    for pairs in similar_pairs(features, threshold, tile=tile, device=device):
-        joined.add(pairs)
+    strips = -(-len(features) // tile)
+    with bar("pairs", strips * (strips + 1) // 2, shown=progress) as advance:
+        for pairs in similar_pairs(features, threshold, tile=tile, device=device):
+            joined.add(pairs)
+            advance(1)
     return [_ordered(members, features) for members in joined.components()]
 
 
@@ -90,9 +97,7 @@ def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     first = int((rows @ rows.mean(dim=0)).argmax())
     similarity = (rows @ rows[first]).clamp(-1, 1)  # rounding may pass over 1
     similarity[(rows == rows[first]).all(dim=1)] = 1.0  # also of zeros, which have no direction
-    similarity[first] = torch.inf  # before all its equals
     order = similarity.argsort(descending=True, stable=True).tolist()
-    similarity[first] = 1.0
     return Group([members[i] for i in order], similarity[order].tolist())
 
 

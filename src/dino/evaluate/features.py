@@ -20,7 +20,7 @@ from dino.data.decode import as_pixels, crop_resize
 from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.photometric import normalize
 from dino.data.sources import Source, open_source
-from dino.evaluate.store import LIBRARIES, class_token, described, installed
+from dino.evaluate.store import LIBRARIES, class_token, described, installed, kept_features
 from dino.evaluate.table import FeatureTable, Pass, in_memory
 from dino.files import UserError, atomic_csv, atomic_json, replacing
 from dino.models.features import Backbone
@@ -179,6 +179,9 @@ class FeatureSettings:
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "fp32"
     """fp32, or bf16 for speed."""
+    store: Path | None = None
+    """Where features are kept, so that a command that was stopped goes on; by default in the cache
+    (DINO_CACHE)."""
 
 
 def run(settings: FeatureSettings) -> FeatureTable:
@@ -197,6 +200,7 @@ def run(settings: FeatureSettings) -> FeatureTable:
             batch=settings.batch,
             workers=settings.workers,
             precision=settings.precision,
+            store=settings.store or kept_features(),
         )
         if here.main:
             files = save(table, settings.out)

@@ -14,10 +14,11 @@ from dino.evaluate import classifier as classifiers
 from dino.evaluate import results
 from dino.evaluate.batches import TASK, Batches, FromCrops, FromTables
 from dino.evaluate.classifier import Classifier, Sweep
-from dino.evaluate.probe import Layers, Mirrored, Score, Unfinished, layers_of, scores, train
+from dino.evaluate.probe import Layers, Mirrored, Score, layers_of, scores, train
 from dino.evaluate.results import TRAINED, Measured
 from dino.evaluate.store import described, files_digest
 from dino.evaluate.table import FeatureTable, labels_of, matched_labels
+from dino.evaluate.unfinished import Unfinished
 from dino.files import UserError
 from dino.models.features import Backbone
 from dino.runtime import pick_device, process_group, ranks

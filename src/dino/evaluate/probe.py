@@ -1,4 +1,4 @@
-"""Training linear classifiers on frozen features: which features, the loop, going on after a kill.
+"""Training linear classifiers on frozen features: which features, and the loop.
 
 Shapes: B batch, C channels, S pixels a side, N numbers a feature, n images.
 """
@@ -6,18 +6,13 @@ Shapes: B batch, C channels, S pixels a side, N numbers a feature, n images.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image, ImageOps
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dino.data.preprocessing import Preprocessing
@@ -25,10 +20,10 @@ from dino.evaluate.batches import Batches, FromTables
 from dino.evaluate.classifier import Classifier, Sweep, cosine, hits
 from dino.evaluate.store import Descriptor
 from dino.evaluate.table import bar
-from dino.files import replacing
+from dino.evaluate.unfinished import Unfinished
 from dino.models.features import Backbone
 from dino.models.vit import ViT
-from dino.runtime import gather_objects, ranks
+from dino.runtime import ranks
 
 
 # ---------------------------------------------------------------------------------- features
@@ -125,7 +120,10 @@ def train(
     The learning rates are those of the sweep times batch / 256, and follow a cosine from epoch to
     epoch (not from step to step), as in the published code.
     """
-    history = [] if saved is None else saved.restore(sweep)
+    state, before = ({}, []) if saved is None else saved.read()
+    if before:
+        sweep.load_state(state)
+    history = [[Score(*row) for row in rows] for rows in before]
     shown = progress and ranks().main and isinstance(batches, FromTables)
     with bar("linear", epochs * len(batches), shown=shown) as advance:
         advance(len(history) * len(batches))
@@ -136,48 +134,5 @@ def train(
                 advance(1)
             history.append(evaluate())
             if saved is not None:
-                saved.keep(sweep, history)
+                saved.keep(sweep.state(), history)
     return history
-
-
-class Unfinished:
-    """Where a training that was stopped goes on: the state after an epoch, in one file.
-
-    Args:
-        path: the file; what another training left there is not taken.
-        about: everything that the training depends on.
-    """
-
-    def __init__(self, path: Path, about: Any) -> None:
-        self.path = path
-        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-    def restore(self, sweep: Sweep) -> list[list[Score]]:
-        """Put the state into `sweep`, on every rank; the scores so far."""
-        state, history = gather_objects(self._read() if ranks().main else ({}, []))[0]
-        if history:
-            sweep.load_state(state)
-        return [[Score(*row) for row in rows] for rows in history]
-
-    def _read(self) -> tuple[dict[str, Tensor], list[Any]]:
-        if not self.path.exists():
-            return {}, []
-        with safe_open(self.path, "pt") as file:
-            words = file.metadata()
-            if words["key"] != self.key:
-                return {}, []
-            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return state, json.loads(words["history"])
-
-    def keep(self, sweep: Sweep, history: list[list[Score]]) -> None:
-        """Write the state, whole or not at all."""
-        if ranks().main:
-            words = {"key": self.key, "history": json.dumps(history)}
-            with replacing(self.path) as temporary:
-                state = {name: tensor.cpu() for name, tensor in sweep.state().items()}
-                save_file(state, temporary, metadata=words)
-
-    def forget(self) -> None:
-        """The training is finished."""
-        if ranks().main:
-            self.path.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ import torch
 from rich.table import Table
 
 from dino.evaluate.features import provenance
-from dino.files import UserError, atomic_json, cache_folder
+from dino.evaluate.store import kept_features
+from dino.files import UserError, atomic_json
 from dino.models.features import Backbone
 from dino.runtime import Precision
 from dino.weights.load import load, untrained_like
@@ -41,7 +42,7 @@ class Measured:
     def extraction(self) -> dict[str, Any]:
         """The keyword arguments of `dino.evaluate.store.described` that follow from these."""
         return {
-            "store": self.store or cache_folder() / "features",
+            "store": self.store or kept_features(),
             "workers": self.workers,
             "precision": self.precision,
         }

@@ -41,7 +41,7 @@ from dino.evaluate.table import (
     my_share,
     table_of,
 )
-from dino.files import UserError, atomic_json, read_json, replacing
+from dino.files import UserError, atomic_json, cache_folder, read_json, replacing
 from dino.models.features import Backbone
 from dino.runtime import Precision, autocast, barrier, gather_objects, ranks
 from dino.weights.load import fingerprint
@@ -63,6 +63,11 @@ STRAY_SECONDS = 3600.0
 
 TRANSIENT = ("missing", "unreadable")
 """Defects of the moment: such images are tried again whenever their table is opened."""
+
+
+def kept_features() -> Path:
+    """The folder of tables that commands use unless told otherwise."""
+    return cache_folder() / "features"
 
 
 @dataclass(frozen=True)
