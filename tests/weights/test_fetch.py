@@ -24,9 +24,9 @@ from dino.weights.fetch import cached_path, fetch, offline, source_url
 TINY: dict[str, Any] = {"width": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}
 
 
-def checkpoint() -> bytes:
+def checkpoint(seed: int = 0) -> bytes:
     buffer = io.BytesIO()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     torch.save(dino.create("vit_tiny", **TINY).state_dict(), buffer)
     return buffer.getvalue()
 
@@ -160,6 +160,13 @@ def test_a_corrupted_body_is_refused(published: Published, server: Files) -> Non
     assert beside(published) == {".lock"}
     server.content["/mirror/folder/vit.pth"] = b"<html>please log in</html>"
     assert "arrived damaged" in refusal(published)
+
+
+def test_a_sound_file_with_another_hash_is_refused(server: Files) -> None:
+    server.content["/mirror/folder/vit.pth"] = checkpoint(seed=1)
+    assert HASH not in refusal(KNOWN)
+    assert beside(KNOWN) == {".lock"}
+    assert fetch(PUBLISHED).exists()  # for which none is known
 
 
 def test_answers_of_the_server(server: Files) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,9 @@ def test_vits_of_timm_that_are_not_ours(tmp_path: Path) -> None:
 
     assert "does not follow: act_layer, depth" in with_arguments(act_layer="relu")
     assert "depth, global_pool" in with_arguments(global_pool="avg")
+    torch.save({"x": os.getcwd}, tmp_path / "hostile.pth")  # which timm would open
+    assert "checkpoint_path" in with_arguments(checkpoint_path=str(tmp_path / "hostile.pth"))
+    assert "pretrained" in with_arguments(pretrained=True)
     (ours / "config.json").write_text(json.dumps({"architecture": "vit_of_tomorrow"}))
     assert "which the installed timm does not have" in refused(ours)
     heads = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 1, "num_heads": 6}}

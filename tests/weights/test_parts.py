@@ -329,6 +329,18 @@ def test_metadata_of_our_files(tmp_path: Path) -> None:
             load(tmp_path / "w.safetensors")
 
 
+def test_an_architecture_that_would_not_fit_into_memory(tmp_path: Path) -> None:
+    """The file names one; its tensors are compared before anything of that size is made."""
+    spec = {"arch": "vit_tiny", **TINY, "image_size": 8_000_000}
+    words = {"format": 1, "spec": spec, "preprocessing": Preprocessing().to_dict(), "about": {}}
+    tensors = dino.create("vit_tiny", **TINY).state_dict()
+    save_file(tensors, tmp_path / "w.safetensors", {"dino": json.dumps(words)})
+    with pytest.raises(
+        UserError, match=r"pos_embed is \(1, 10, 24\), not \(1, 1000000000001, 24\)"
+    ):
+        load(tmp_path / "w.safetensors")
+
+
 def test_what_an_export_notes_is_heeded(tmp_path: Path) -> None:
     """Heads, position and preprocessing, which the published layout has no place for."""
     original = dino.create("vit_tiny", position="exact", **TINY)

@@ -163,7 +163,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------ memory
-def tensor_pickle(count: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+def tensor_pickle(count: int, size: tuple[int, ...], stride: tuple[int, ...], *more: Any) -> bytes:
     """The pickle of {"a": tensor} whose storage claims `count` floats."""
 
     class Storage:
@@ -172,7 +172,7 @@ def tensor_pickle(count: int, size: tuple[int, ...], stride: tuple[int, ...]) ->
     class Pickler(pickle.Pickler):
         def persistent_id(self, item: Any) -> Any:
             if isinstance(item, Storage):
-                return ("storage", torch.FloatStorage, "0", "cpu", count)
+                return ("storage", torch.FloatStorage, "0", "cpu", count, *more)
             return None
 
     class Tensor:
@@ -199,6 +199,20 @@ def test_tensors_that_claim_more_than_there_is(tmp_path: Path) -> None:
     }.items():
         assert "claims" in refusal(archive(tmp_path / f"{name}.pth", pickled, records)), name
     assert "claims" in refusal(archive(tmp_path / "absent.pth", sound))
+
+
+def before_zip(path: Path, count: int) -> Path:
+    """The same as `torch.save` wrote it before PyTorch 1.6, with four floats."""
+    machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, machine)]
+    parts += [tensor_pickle(count, (2, 2), (2, 1), None), pickle.dumps(["0"], 2)]
+    path.write_bytes(b"".join(parts) + struct.pack("<q", 4) + bytes(16))
+    return path
+
+
+def test_old_files_that_claim_more_than_there_is(tmp_path: Path) -> None:
+    assert "holds no network" in refusal(before_zip(tmp_path / "sound.pth", 4))
+    assert "claims to hold more" in refusal(before_zip(tmp_path / "claims.pth", 10**9))
 
 
 def test_archives_that_unpack_to_more_than_they_are(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
@@ -177,7 +178,8 @@ def run_inspect(settings: Inspect) -> dict[str, Any]:
 
 def inspect(parts: Parts) -> dict[str, Any]:
     """What a checkpoint holds, in JSON-able words; `fits` says which keys would not fit."""
-    backbone = create(**parts.spec)
+    with torch.device("meta"):
+        backbone = create(**parts.spec)
     networks = {"teacher": parts.teacher, "student": parts.student}
     present = {name: part for name, part in networks.items() if part is not None}
     origin = parts.origin("teacher" if parts.teacher is not None else "student")

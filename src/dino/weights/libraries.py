@@ -109,8 +109,7 @@ def _layout_of_timm(
     family = found.family if found is not None else "timm"
     own = family in ("vit", "resnet50") and covers(layout_of("timm", family), tensors)
     if own and family == "vit":
-        network = _build_timm(container)
-        own = arguments <= TIMM_VIT_ARGUMENTS and (network is None or _is_plain(network))
+        own = arguments <= TIMM_VIT_ARGUMENTS and _is_plain(_build_timm(container))
     if own:
         return layout_of("timm", family)
     unknown = sorted(arguments - TIMM_ARGUMENTS)
@@ -152,7 +151,8 @@ def _pool(network: nn.Module) -> str | None:
 
 def _build_timm(container: Container) -> Any:
     """The network as timm builds it, without memory; None where timm is not installed."""
-    name, arguments = container.config["architecture"], container.config.get("model_args", {})
+    name, given = container.config["architecture"], container.config.get("model_args", {})
+    arguments = {key: given[key] for key in TIMM_VIT_ARGUMENTS & given.keys()}  # no files, no URLs
     try:
         import timm
     except ImportError:
@@ -163,12 +163,13 @@ def _build_timm(container: Container) -> Any:
         return timm.create_model(name, **arguments)
 
 
-def _is_plain(network: nn.Module) -> bool:
-    """Whether a ViT of timm's computes what ours does: CLS token, exact GELU."""
+def _is_plain(network: Any) -> bool:
+    """Whether a ViT of timm's computes what ours does: CLS token, exact GELU. Unknown is yes."""
+    if network is None:
+        return True
     if type(network).__name__ != "VisionTransformer" or network.global_pool != "token":
         return False
-    blocks: Any = network.blocks
-    act = blocks[0].mlp.act
+    act = network.blocks[0].mlp.act
     return isinstance(act, nn.GELU) and act.approximate == "none"
 
 

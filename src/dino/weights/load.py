@@ -109,9 +109,13 @@ def load(
         if not spec["arch"].startswith("vit_"):
             raise UserError(f"{spec['arch']} has no position embedding: leave out position=")
         spec["position"] = position
+    tensors = parts.network(network).backbone
+    with torch.device(
+        "meta"
+    ):  # a specification that does not fit is refused before it costs memory
+        refuse_misfits(create(**spec), tensors, parts.path)
     backbone = create(**spec)
     backbone.preprocessing = parts.preprocessing
-    tensors = parts.network(network).backbone
     load_strictly(backbone, tensors, parts.path)
     if channels is not None and channels != spec.get("channels", 3):
         backbone = _with_channels(backbone, channels)
@@ -212,13 +216,22 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], origin: P
     Raises:
         UserError: naming missing, unexpected and mis-shaped keys.
     """
+    refuse_misfits(module, tensors, origin)
+    module.load_state_dict(tensors, strict=True)
+
+
+def refuse_misfits(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Nothing, if `tensors` are the state of `module` to the last key and shape.
+
+    Raises:
+        UserError: naming missing, unexpected and mis-shaped keys.
+    """
     problems = [
         f"{kind} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for kind, names in misfits(module, tensors).items()
     ]
     if problems:
         raise UserError(f"the weights in {origin} do not fit the network: {'; '.join(problems)}")
-    module.load_state_dict(tensors, strict=True)
 
 
 # ------------------------------------------------------------------------------------ details
