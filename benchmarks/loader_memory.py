@@ -92,7 +92,7 @@ def memory() -> tuple[float, float]:
 def measure(who: str, where: Path, workers: int) -> dict[str, object]:
     import torch
 
-    from dino.data.loader import pretrain_loader
+    from dino.data.loader import PretrainLoader
     from dino.data.sampler import EpochSampler
     from dino.data.sources import open_source
     from dino.data.views import dino_views
@@ -111,7 +111,7 @@ def measure(who: str, where: Path, workers: int) -> dict[str, object]:
 
     def loader(start: int):  # type: ignore[no-untyped-def]
         sampler = EpochSampler(len(source), BATCH, start_step=start, blocks=blocks)
-        return iter(pretrain_loader(source, specs, sampler, seed=0, workers=workers))
+        return iter(PretrainLoader(source, specs, sampler, seed=0, workers=workers))
 
     batches, waits, sizes = loader(0), [], {}
     for step in range(1, 100_000 // BATCH + 1):

@@ -60,9 +60,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of this test's own: nothing is written to the home folder."""
+    """Downloads and indices of a test go into a folder of its own."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DINO_CACHE", str(folder))
+    for name in ("DINO_MIRROR", "DINO_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     return folder
 
 

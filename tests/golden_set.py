@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dino.models.vit import ViT
+
 FOLDER = Path(os.environ.get("DINO_GOLDEN") or Path(__file__).parent / "golden")
 
 
@@ -33,6 +35,15 @@ def tensors(name: str) -> dict[str, Tensor]:
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries under `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def golden_vit(state: dict[str, Tensor]) -> ViT:
+    """The network of these weights, in float64."""
+    config = manifest()["config"]
+    sizes = {name: config[name] for name in ("patch_size", "width", "depth", "heads", "image_size")}
+    network = ViT(**sizes, position="reference").double()
+    network.load_state_dict(state, strict=True)
+    return network
 
 
 def assert_agree(ours: Tensor, golden: Tensor, relative: float = 1e-9) -> None:

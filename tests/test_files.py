@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from dino.files import (
     UserError,
+    atomic_csv,
     atomic_json,
     atomic_write,
     cache_folder,
@@ -44,6 +47,14 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     atomic_json(tmp_path / "a.json", {"a": [1.0, float("nan")], "b": (float("inf"), "x")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.0, None], "b": [None, "x"]}
     assert read_json(tmp_path / "a.json")["b"] == [None, "x"]
+
+
+def test_csv_keeps_every_name(tmp_path: Path) -> None:
+    names = ['say "a, b"', "two\nlines", os.fsdecode(b"\xff.jpg")]  # the last is not UTF-8
+    atomic_csv(tmp_path / "a.csv", ("path", "rank"), [(name, 1) for name in names])
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))
+    assert rows == [["path", "rank"], *([name, "1"] for name in names)]
 
 
 def test_what_is_no_json_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,10 @@ SIDEWAYS = {
     ("runtime", "files"),
     ("weights", "models"),
     ("models", "data.decode"),
+    ("models", "data.preprocessing"),
     ("weights", "data.decode"),
+    ("weights", "data.formats"),
+    ("weights", "data.preprocessing"),
     ("train", "evaluate.protocol"),
     *(("", "pretraining"), ("cli", "pretraining"), ("cli", "")),
 }
@@ -39,7 +42,16 @@ CLOSED = {"cli": {"__main__"}, "show.explorer": {"cli"}}
 # What the extras of pyproject.toml install (but for `dev`), by its import name.
 OPTIONAL = {
     *("av", "datasets", "fsspec", "gradio", "onnx", "onnxruntime", "onnxscript", "pyarrow"),
-    *("skimage", "submitit", "tensorboard", "timm", "transformers", "webdataset"),
+    *(
+        "pydicom",
+        "tifffile",
+        "skimage",
+        "submitit",
+        "tensorboard",
+        "timm",
+        "transformers",
+        "webdataset",
+    ),
 }
 
 RUNTIME_ONLY = {"cuda", "distributed"}
@@ -118,7 +130,7 @@ SOUND = {
     "data/__init__.py": "",
     "data/views.py": "from dino.data import decode",
     "data/decode.py": "def photographs():\n    import skimage.data",
-    "models/vit.py": "import torch\nfrom dino.data.decode import Preprocessing",
+    "models/vit.py": "import torch\nfrom dino.data.decode import read_image",
     "weights/load.py": "from dino.models.vit import ViT",
     "distillation/loss.py": "import dino.runtime",
     "train/loop.py": "from dino.data import views\nfrom dino.evaluate.protocol import Evaluation",

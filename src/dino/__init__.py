@@ -35,14 +35,15 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
     return create(arch, **options)
 
 
-def load(weights: str | Path, device: str | torch.device = "cpu") -> Backbone:
-    """A trained network in evaluation mode, from a run folder or a file of weights.
+def load(weights: str | Path, device: str | torch.device = "cpu", **options: Any) -> Backbone:
+    """A trained network in evaluation mode: a run, a file of weights, or a published name.
 
-    See `dino.weights.load.load`.
+    See `dino.weights.load.load` for what can be read, and for the options `network`, `position`,
+    `channels` and `heads`.
     """
     from dino.weights.load import load
 
-    return load(weights, device)
+    return load(weights, device, **options)
 
 
 def pretrain(
@@ -53,6 +54,7 @@ def pretrain(
     val: Any = None,
     device: str = "auto",
     settings: dict[str, Any] | None = None,
+    stats: str | Path | None = None,
 ) -> Result:
     """Pretrain on images, as the command `dino pretrain` does; resumes by itself.
 
@@ -60,4 +62,6 @@ def pretrain(
     """
     from dino.pretraining import pretrain
 
-    return pretrain(recipe, data=data, out=out, val=val, device=device, settings=settings)
+    return pretrain(
+        recipe, data=data, out=out, val=val, device=device, settings=settings, stats=stats
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from dino import __version__
@@ -63,11 +63,52 @@ def _pretrain(arguments: Sequence[str]) -> None:
         data=settings.data,
         out=settings.out,
         val=settings.val,
+        stats=settings.stats,
         device=settings.device,
         recipe_name=name,
     )
     if ranks().main:
         tell(result)
+
+
+def _data(arguments: Sequence[str]) -> None:
+    _dispatch("dino data", DATA, arguments)
+
+
+def _data_check(arguments: Sequence[str]) -> None:
+    from dino.data.check import Check, run
+
+    if run(_parse(Check, "dino data check", arguments)).bad:
+        sys.exit(1)
+
+
+def _data_stats(arguments: Sequence[str]) -> None:
+    from dino.data.stats import StatsSettings, run
+
+    run(_parse(StatsSettings, "dino data stats", arguments))
+
+
+def _data_preview(arguments: Sequence[str]) -> None:
+    from dino.train.arguments import Preview
+    from dino.train.recipes import RECIPES, recipe
+
+    words = list(arguments)
+    named = words.pop(1) if len(words) > 1 and not any(w.startswith("-") for w in words[:2]) else ""
+    config = recipe(named or "small_data")
+    import tyro
+
+    settings = tyro.cli(
+        Preview,
+        prog=f"dino data preview {'DATA ' + named if named else 'DATA [RECIPE]'}",
+        description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default small_data.",
+        args=words,
+        default=Preview(data=tyro.MISSING, views=config.views, pixels=config.pixels),
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    )
+    from dino.pretraining import preview
+
+    config = replace(config, views=settings.views, pixels=settings.pixels)
+    print(preview(settings, config, named or "small_data"))
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
@@ -80,10 +121,86 @@ def _knn(arguments: Sequence[str]) -> None:
     run(_parse(KNN, "dino evaluate knn", arguments))
 
 
+def _linear(arguments: Sequence[str]) -> None:
+    from dino.evaluate.linear import Linear, run
+
+    run(_parse(Linear, "dino evaluate linear", arguments))
+
+
+def _retrieval(arguments: Sequence[str]) -> None:
+    from dino.evaluate.retrieval import Retrieval, run
+
+    run(_parse(Retrieval, "dino evaluate retrieval", arguments))
+
+
+def _copies(arguments: Sequence[str]) -> None:
+    from dino.evaluate.copies import Copies, run
+
+    run(_parse(Copies, "dino evaluate copies", arguments))
+
+
+def _finetune(arguments: Sequence[str]) -> None:
+    from dino.evaluate.finetune import FineTune, run
+
+    run(_parse(FineTune, "dino evaluate finetune", arguments))
+
+
+def _logistic(arguments: Sequence[str]) -> None:
+    from dino.evaluate.logistic import Logistic, run
+
+    run(_parse(Logistic, "dino evaluate logistic", arguments))
+
+
+def _segmentation(arguments: Sequence[str]) -> None:
+    from dino.evaluate.segmentation import Segmentation, run
+
+    run(_parse(Segmentation, "dino evaluate segmentation", arguments))
+
+
+def _video(arguments: Sequence[str]) -> None:
+    from dino.evaluate.video import Video, run
+
+    run(_parse(Video, "dino evaluate video", arguments))
+
+
 def _features(arguments: Sequence[str]) -> None:
     from dino.evaluate.features import FeatureSettings, run
 
     run(_parse(FeatureSettings, "dino features", arguments))
+
+
+def _export(arguments: Sequence[str]) -> None:
+    from dino.weights.export import Export, run
+
+    run(_parse(Export, "dino export", arguments))
+
+
+def _weights(arguments: Sequence[str]) -> None:
+    _dispatch("dino weights", WEIGHTS, arguments)
+
+
+def _weights_list(arguments: Sequence[str]) -> None:
+    from dino.weights.commands import List, run_list
+
+    run_list(_parse(List, "dino weights list", arguments))
+
+
+def _weights_inspect(arguments: Sequence[str]) -> None:
+    from dino.weights.commands import Inspect, run_inspect
+
+    run_inspect(_parse(Inspect, "dino weights inspect", arguments))
+
+
+def _weights_convert(arguments: Sequence[str]) -> None:
+    from dino.weights.commands import Convert, run_convert
+
+    run_convert(_parse(Convert, "dino weights convert", arguments))
+
+
+def _weights_fetch(arguments: Sequence[str]) -> None:
+    from dino.weights.commands import Fetch, run_fetch
+
+    run_fetch(_parse(Fetch, "dino weights fetch", arguments))
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -94,13 +211,34 @@ def _report(arguments: Sequence[str]) -> None:
     print(report(settings.run, device=pick_device(settings.device)))
 
 
+DATA = {
+    "check": Command("find images that cannot be used, and list them", _data_check),
+    "stats": Command("measure range, mean and deviation of each channel", _data_stats),
+    "preview": Command("show the views that a recipe makes, with their numbers", _data_preview),
+}
 EVALUATIONS = {
     "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
+    "linear": Command("linear classifiers on frozen features, paper appendix F.2", _linear),
+    "logistic": Command("logistic regression with few labels, paper appendix A", _logistic),
+    "finetune": Command("the whole network on labels, paper section 4.2.3", _finetune),
+    "retrieval": Command("images of the same thing, paper section 4.2.1", _retrieval),
+    "copies": Command("copies of images, paper section 4.2.1; near duplicates", _copies),
+    "segmentation": Command("objects from attention and patches, section 4.2.2", _segmentation),
+    "video": Command("objects followed through videos, section 4.2.2, Table 5", _video),
+}
+WEIGHTS = {
+    "list": Command("published weights: names, architectures, accuracies", _weights_list),
+    "inspect": Command("what a file of weights is, and whether it fits", _weights_inspect),
+    "convert": Command("write weights in another dialect", _weights_convert),
+    "fetch": Command("download published files into the cache", _weights_fetch),
 }
 COMMANDS = {
     "pretrain": Command("pretrain on unlabelled images", _pretrain),
+    "data": Command("look at images before training: " + ", ".join(DATA), _data),
     "evaluate": Command("measure features: " + ", ".join(EVALUATIONS), _evaluate),
     "features": Command("write the features of images to a file", _features),
+    "export": Command("write weights for timm, transformers, ONNX, with a card", _export),
+    "weights": Command("known and foreign weights: " + ", ".join(WEIGHTS), _weights),
     "report": Command("write the page of a run: numbers, curves, pictures", _report),
 }
 
@@ -128,7 +266,7 @@ def _help(prog: str, commands: dict[str, Command]) -> str:
     lines = [f"usage: {prog} COMMAND ...", ""]
     if prog == "dino":
         lines[:0] = [f"dino {__version__}: self-distillation with no labels (arXiv 2104.14294)", ""]
-    lines += [f"  {name:12}{command.summary}" for name, command in commands.items()]
+    lines += [f"  {name:12} {command.summary}" for name, command in commands.items()]
     return "\n".join([*lines, "", f"{prog} COMMAND --help tells more."])
 
 

@@ -6,12 +6,14 @@ bytes go to a sibling temporary file, are flushed to the disk, and the file is r
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,15 @@ def atomic_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON to `path`, whole or not at all; NaN and infinity as null."""
     text = json.dumps(finite_json(content), indent=2, allow_nan=False)
     atomic_write(path, text + "\n")
+
+
+def atomic_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV, whole or not at all; file names that are not UTF-8 keep their bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def read_json(path: str | Path) -> Any:

@@ -6,19 +6,24 @@ The one place that joins `train`, `evaluate` and `show`, which know nothing of e
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from dino.data.preview import contact_sheet, make_rows
 from dino.data.sources import Source, open_source
+from dino.data.stats import read_stats
 from dino.evaluate.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.protocol import Evaluation
-from dino.files import UserError, atomic_json, read_json
+from dino.files import UserError, atomic_json, read_json, replacing
 from dino.runtime import keep_memory, pick_device, ranks
 from dino.show.report import report
-from dino.train.config import PretrainConfig
+from dino.train.arguments import Preview
+from dino.train.config import PixelSettings, PretrainConfig
 from dino.train.loop import Result, train
 from dino.train.recipes import recipe as recipe_named
 from dino.weights.load import load
@@ -39,6 +44,7 @@ def pretrain(
     val: Any = None,
     device: str = "auto",
     settings: dict[str, Any] | None = None,
+    stats: str | Path | None = None,
     recipe_name: str = "own",
 ) -> Result:
     """Pretrain on images; a run folder that holds a checkpoint is resumed.
@@ -56,6 +62,7 @@ def pretrain(
             all others.
         device: auto, cpu, cuda, cuda:N or mps.
         settings: settings to change, for example `{"optim.lr": 1e-3, "run.batch": 64}`.
+        stats: a file of `dino data stats`: channels, their range, means and deviations.
         recipe_name: what to call a configuration in the record.
 
     Returns:
@@ -69,10 +76,11 @@ def pretrain(
     name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
     config = recipe_named(name) if isinstance(name, str) else name
     config = config.changed(settings or {})
+    config = config if stats is None else measured(config, stats)
     config.check(ranks().world)
     data, val = _split(data, val)
-    source = open_source(data)
-    queries = None if val is None else open_source(val)
+    source = open_source(data, config.pixels.format)
+    queries = None if val is None else open_source(val, config.pixels.format)
     if queries is not None and (source.labels is None or queries.labels is None):
         raise UserError("k-NN on --val needs classes: sub-folders in both --data and --val")
     about = {
@@ -94,6 +102,22 @@ def pretrain(
             _compare(result.run, source, queries, str(chosen))
         report(result.run, device=chosen)
     return result
+
+
+def measured(config: PretrainConfig, stats: str | Path) -> PretrainConfig:
+    """A configuration with the pixels that `dino data stats` found.
+
+    Raises:
+        UserError: if the file is another, or the configuration says otherwise itself.
+    """
+    found, usual = read_stats(stats).settings(), PixelSettings()
+    for name, value in found.items():
+        own = getattr(config.pixels, name)
+        if own not in (value, getattr(usual, name)):
+            raise UserError(
+                f"pixels.{name} is {own}, and {value} in {stats}: give either --stats or --pixels.*"
+            )
+    return replace(config, pixels=PixelSettings(**found))
 
 
 def _split(data: Any, val: Any) -> tuple[Any, Any]:
@@ -126,7 +150,7 @@ def _compare(run: Path, source: Source, queries: Source | None, device: str) -> 
         return
     bank = spread(source, COMPARED)
     asked = None if queries is None else spread(queries, COMPARED)
-    settings = KNN(weights=str(run), data="", k=(K,), baselines=True, device=device, workers=0)
+    settings = KNN(weights=str(run), data="", k=(K,), baseline=True, device=device, workers=0)
     scores, counted = compare(load(run, device), bank, asked, settings=settings)
     rows = {name: next(iter(by_k.values())).top1 for name, by_k in scores.items()}
     sizes = {
@@ -135,6 +159,47 @@ def _compare(run: Path, source: Source, queries: Source | None, device: str) -> 
         "leave_one_out": asked is None,
     }
     atomic_json(path, {"checkpoint": step, "knn": {**rows, **sizes}})
+
+
+def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path:
+    """`dino data preview`: write the contact sheet of a recipe's views.
+
+    Args:
+        settings: of the command.
+        config: whose views and pixels are shown.
+        recipe_name: what to call it on the sheet.
+
+    Returns:
+        The picture.
+
+    Raises:
+        UserError: for a mistake in the settings or the data, in one sentence.
+    """
+    ending = settings.out.suffix.lower()
+    if ending not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UserError(f"a sheet goes into a .png, .jpg or .webp file, not {settings.out.name}")
+    config = config if settings.stats is None else measured(config, settings.stats)
+    config.pixels.check()
+    source = open_source(settings.data, config.pixels.format)
+    rows, skipped = make_rows(
+        source,
+        config.views.specs(),
+        config.pixels.mean,
+        config.pixels.std,
+        images=settings.images,
+        epoch=settings.epoch,
+        seed=settings.seed,
+    )
+    for error in skipped:
+        Console(stderr=True).print(f"{error}; another took its place", style="yellow")
+    title = (
+        f"{recipe_name}, epoch {settings.epoch}, seed {settings.seed}. Crops: width x height at "
+        "left, top in pixels of the image; then what was done to the view, in this order."
+    )
+    with replacing(settings.out) as temporary, temporary.open("wb") as file:
+        sheet = contact_sheet(rows, title)
+        sheet.save(file, Image.registered_extensions()[ending])
+    return settings.out
 
 
 def tell(result: Result) -> None:

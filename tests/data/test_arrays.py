@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dino.data.arrays import Arrays
-from dino.data.decode import ImageError, as_pixels
+from dino.data.decode import as_pixels
+from dino.data.defects import ImageError
 from dino.data.sources import Source, open_source
 from dino.files import UserError
 

@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from dino.data.decode import (
-    ImageError,
-    Preprocessing,
-    as_image,
-    crop_resize,
-    read_image,
-    to_pil,
-    to_rgb,
-    to_tensor,
-)
+from dino.data.decode import as_image, crop_resize, read_image, to_pil, to_rgb, to_tensor
+from dino.data.defects import ImageError
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.preprocessing import Preprocessing
 from dino.files import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -179,7 +173,6 @@ def test_samples_of_every_accepted_kind() -> None:
     "sample",
     [
         torch.rand(3, 4, 4),
-        torch.zeros(4, 4, 4, dtype=torch.uint8),
         torch.zeros(3, 0, 4, dtype=torch.uint8),
         np.zeros((4, 4), dtype=np.float32),
         np.zeros((2, 3, 4, 4), dtype=np.uint8),
@@ -192,6 +185,11 @@ def test_samples_of_every_accepted_kind() -> None:
 def test_other_samples_are_refused_by_name(sample: object) -> None:
     with pytest.raises(ImageError, match=r"item 3 .* return a PIL image"):
         as_image(sample, "item 3")
+
+
+def test_samples_of_other_channels_are_refused_by_name() -> None:
+    with pytest.raises(ImageError, match=r"item 3 .*4 channels, not 3: say --channels 4"):
+        as_image(torch.zeros(4, 4, 4, dtype=torch.uint8), "item 3")
 
 
 # ---------------------------------------------------------------------------------- cropping
@@ -259,6 +257,18 @@ def test_preprocessing_is_torchvisions(mode: str, size: tuple[int, int]) -> None
     assert torch.equal(preprocess(picture), theirs(picture))
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_preprocessing_may_squash(mode: str) -> None:
+    """Both sides to one length, then the central crop."""
+    picture = Image.effect_noise((90, 200), 80).convert("RGB")
+    preprocess = Preprocessing(resize=40, crop=32, interpolation=mode, squash=True)
+    resized = picture.resize((40, 40), Image.Resampling[mode.upper()])
+    cropped = to_tensor(resized.crop((4, 4, 36, 36))).float() / 255
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    expected = (cropped - mean[:, None, None]) / std[:, None, None]
+    assert torch.allclose(preprocess(picture), expected, atol=1e-6)
+
+
 def test_preprocessing_takes_any_mode() -> None:
     preprocess = Preprocessing(resize=32, crop=32)
     for mode in ("L", "P", "RGBA", "CMYK", "1"):
@@ -266,7 +276,7 @@ def test_preprocessing_takes_any_mode() -> None:
 
 
 def test_preprocessing_survives_json() -> None:
-    preprocess = Preprocessing(resize=32, crop=30, interpolation="bilinear")
+    preprocess = Preprocessing(resize=32, crop=30, interpolation="bilinear", squash=True)
     assert Preprocessing.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
     assert Preprocessing.from_dict({}) == Preprocessing()
 

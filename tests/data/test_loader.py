@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dino.data.decode import Preprocessing, crop_resize, to_pil, to_tensor
-from dino.data.loader import Batch, Whole, _Views, evaluation_loader, pretrain_loader
+from dino.data.decode import crop_resize, to_pil, to_tensor
+from dino.data.loader import Batch, PretrainLoader, Whole, _Views, evaluation_loader
+from dino.data.preprocessing import Preprocessing
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Folder, open_source
 from dino.data.views import dino_views, draw_views, expand, generator
@@ -35,7 +36,7 @@ def batches(
 ) -> list[Batch]:
     source = open_source(data)
     sampler = EpochSampler(len(source), BATCH, 5, rank, world, start, STEPS)
-    return list(pretrain_loader(source, SPECS, sampler, seed=5, workers=workers))
+    return list(PretrainLoader(source, SPECS, sampler, seed=5, workers=workers))
 
 
 def assert_equal(one: Batch, two: Batch) -> None:
@@ -108,7 +109,7 @@ def test_globals_are_a_group_of_their_own_also_where_sizes_are_equal(
 ) -> None:
     source = open_source(images)
     specs = dino_views(global_size=16, local_count=3, local_size=16)
-    [batch] = pretrain_loader(source, specs, EpochSampler(LENGTH, 2, stop_step=1), seed=0)
+    [batch] = PretrainLoader(source, specs, EpochSampler(LENGTH, 2, stop_step=1), seed=0)
     assert [len(group.images) for group in batch.groups] == [2, 3]
 
 
@@ -182,7 +183,7 @@ def test_workers_run_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(2)
     try:
         sampler = EpochSampler(8, 8, stop_step=1)  # its items are those before the stubborn one
-        loader = pretrain_loader(open_source(Eight()), SPECS, sampler, seed=0, workers=1)
+        loader = PretrainLoader(open_source(Eight()), SPECS, sampler, seed=0, workers=1)
         [batch] = loader
     finally:
         torch.set_num_threads(threads)
@@ -205,7 +206,7 @@ def test_what_a_worker_gets_can_be_sent_to_a_new_process(tmp_path: Path) -> None
 
 def test_specs_without_two_globals_are_refused(images: list[Tensor]) -> None:
     with pytest.raises(UserError, match="2 global views"):
-        pretrain_loader(open_source(images), SPECS[:1], EpochSampler(LENGTH, 2), seed=0)
+        PretrainLoader(open_source(images), SPECS[:1], EpochSampler(LENGTH, 2), seed=0)
 
 
 def test_a_group_goes_to_a_device(images: list[Tensor]) -> None:

@@ -18,7 +18,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from dino.data import photometric
-from dino.data.decode import IMAGENET_MEAN, IMAGENET_STD, to_tensor
+from dino.data.decode import to_tensor
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.photometric import augment, normalize
 from dino.data.views import (
     JITTER_OPERATIONS,
@@ -188,21 +189,35 @@ def test_images_do_not_see_one_another(pictures: list[Image.Image]) -> None:
         assert torch.allclose(together[index : index + 1], alone, atol=1e-3)
 
 
-def test_chunks_do_not_matter(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batched_way_of_gpus_gives_the_same(pictures: list[Image.Image]) -> None:
+    """Every operation on every image, with neutral parameters where an image does not want it."""
     images = stacked([pictures[index % len(pictures)] for index in range(24)])
-    whole = levels(images, drawn(12))
-    monkeypatch.setattr(photometric, "_CHUNK", 5 * images[0].numel())
-    assert torch.allclose(levels(images, drawn(12)), whole, atol=1e-3)
+    batched = photometric.photometric_(images.float(), drawn(12))
+    assert torch.allclose(levels(images, drawn(12)), batched, atol=0.02)  # float32 blur radii
 
 
-def test_the_way_of_the_gpu_gives_the_same(
-    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without looking at the parameters: neutral ones stand in for what an image does not want."""
-    images = stacked([pictures[index % len(pictures)] for index in range(24)])
-    sparing = levels(images, drawn(12))
-    monkeypatch.setattr(photometric, "_sparing", lambda device: False)
-    assert torch.allclose(levels(images, drawn(12)), sparing, atol=2e-3)
+@pytest.mark.parametrize("channels", [1, 2, 4, 9])
+def test_other_channels_than_rgb(channels: int) -> None:
+    """Brightness, contrast, blur and solarise on nine bands, as on each band alone."""
+    images = torch.randint(0, 256, (3, channels, 40, 40), dtype=torch.uint8)
+    params = drawn(2)[:3]
+    params[:, [PHOTOMETRIC.index("saturation"), PHOTOMETRIC.index("grey")]] = torch.tensor([1.0, 0])
+    params[:, [PHOTOMETRIC.index("jitter"), PHOTOMETRIC.index("hue")]] = torch.tensor([1.0, 0])
+    mean, std = [0.0] * channels, [1.0] * channels
+    ours = augment(images, params, mean, std) * 255
+    batched = photometric.photometric_(images.float(), params)
+    assert torch.allclose(ours, batched, atol=0.02)
+    params[:, PHOTOMETRIC.index("contrast")] = 1.0  # contrast alone looks at all channels
+    bands = [augment(images[:, [c]], params, [0.0], [1.0]) * 255 for c in range(channels)]
+    together = augment(images, params, mean, std) * 255
+    assert torch.allclose(together, torch.cat(bands, dim=1), atol=2e-3)
+
+
+def test_contrast_of_other_channels_is_that_to_their_mean() -> None:
+    images = torch.randint(0, 256, (2, 5, 16, 16), dtype=torch.uint8)
+    ours = augment(images, rows(2, jitter=1.0, contrast=0.25), [0.0] * 5, [1.0] * 5) * 255
+    mean = images.float().mean(dim=(1, 2, 3), keepdim=True)
+    assert torch.allclose(ours, mean + 0.25 * (images.float() - mean), atol=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -247,9 +262,9 @@ def test_no_images_give_no_images() -> None:
     assert augment(empty, rows(1)[:0], IMAGENET_MEAN, IMAGENET_STD).shape == (0, 3, 8, 8)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 9)])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 9), (2, 1, 8, 8), (2, 9, 8, 8)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected uint8 images"):
+    with pytest.raises(ValueError, match=r"expected uint8 images|as many means"):
         augment(torch.zeros(shape, dtype=torch.uint8), rows(2), IMAGENET_MEAN, IMAGENET_STD)
 
 

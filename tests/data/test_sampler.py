@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.data.sampler import EpochSampler
+from dino.data.sampler import EpochSampler, spread
 from dino.data.views import WINDOW, epoch_order
 from dino.files import UserError
 
@@ -139,3 +139,10 @@ def test_blocks_for_ranks_and_after_a_resume(
 def test_blocks_that_are_not_the_data_set_are_refused() -> None:
     with pytest.raises(AssertionError, match="blocks of 7 images, not 8"):
         EpochSampler(8, 2, blocks=[3, 4])
+
+
+def test_spread_is_even() -> None:
+    assert spread(10, 5) == [1, 3, 5, 7, 9]
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(0, 5) == []
+    assert spread(1000, 1) == [500]

@@ -18,8 +18,9 @@ from data.packing import CLASSES, members, pictures, samples, shards, tar
 from torch import Tensor
 
 from dino.data import blobs, shard_index
-from dino.data.decode import ImageError, as_pixels
-from dino.data.loader import Batch, _Views, pretrain_loader
+from dino.data.decode import as_pixels
+from dino.data.defects import ImageError
+from dino.data.loader import Batch, PretrainLoader, _Views
 from dino.data.sampler import EpochSampler
 from dino.data.shards import Shards, expand, split_shards
 from dino.data.sources import Source, open_source
@@ -335,8 +336,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
     refused(r"a\.tar does not exist")
     refused(r"no sample of .*a\.tar holds an image: found nothing", b"")
-    refused(r"no sample of .*a\.tar holds an image: found 2 \.npy, 1 \.cls",
-            tar("", [("a.npy", b""), ("b.npy", b""), ("b.cls", b"")]))  # fmt: skip
+    refused(r"no sample of .*a\.tar holds an image: found 2 \.pth, 1 \.cls",
+            tar("", [("a.pth", b""), ("b.pth", b""), ("b.cls", b"")]))  # fmt: skip
     refused("compressed by gzip, whatever its name", b"\x1f\x8b\x08")
     refused("is compressed", b"", "a.tar.gz")
     path = tmp_path / "a.tar"
@@ -425,7 +426,7 @@ def batches(
 ) -> list[Batch]:
     blocks = getattr(source, "blocks", None)
     sampler = EpochSampler(len(source), BATCH, 5, rank, world, start, STEPS, blocks)
-    return list(pretrain_loader(source, SPECS, sampler, seed=5, workers=workers))
+    return list(PretrainLoader(source, SPECS, sampler, seed=5, workers=workers))
 
 
 def assert_equal(one: Batch, two: Batch) -> None:

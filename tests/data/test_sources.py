@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from dino.data.decode import ImageError
+from dino.data.defects import ImageError
 from dino.data.names import Names, numbered
 from dino.data.sources import Folder, Source, open_source
 from dino.files import UserError

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.decode import ImageError, as_pixels
+from dino.data.decode import as_pixels
+from dino.data.defects import ImageError
 from dino.data.sources import Source, open_source
 from dino.data.vision import NAMES
 from dino.files import UserError

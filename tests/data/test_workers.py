@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dino.data import workers
-from dino.data.loader import pretrain_loader
+from dino.data.loader import PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources import open_source
 from dino.data.views import dino_views
@@ -40,7 +40,7 @@ class Deadly:
 
 def batches(how: str) -> None:
     sampler = EpochSampler(8, 2, stop_step=8)
-    list(pretrain_loader(open_source(Deadly(how)), SPECS, sampler, seed=0, workers=1))
+    list(PretrainLoader(open_source(Deadly(how)), SPECS, sampler, seed=0, workers=1))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="children end without a signal here")
@@ -61,7 +61,7 @@ def test_a_worker_that_dies_ends_in_a_sentence(how: str, expected: str) -> None:
 def test_a_worker_that_dies_while_nobody_waits_for_it() -> None:
     """Nothing is raised in the middle of a step; the next batch tells."""
     images = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * 8
-    loader = iter(pretrain_loader(open_source(images), SPECS, EpochSampler(8, 2), 0, workers=1))
+    loader = iter(PretrainLoader(open_source(images), SPECS, EpochSampler(8, 2), 0, workers=1))
     next(loader)
     [worker] = multiprocessing.active_children()
     os.kill(worker.pid or 0, signal.SIGKILL)

@@ -15,10 +15,11 @@ from evaluate.fakes import MeanColor
 from PIL import Image
 from torch import Tensor
 
-from dino.data.decode import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.sources import open_source
-from dino.evaluate import features
-from dino.evaluate.features import FeatureSettings, FeatureTable, Part, extract, pixels, run, save
+from dino.evaluate import table as tables
+from dino.evaluate.features import FeatureSettings, extract, pixels, run, save
+from dino.evaluate.table import FeatureTable, Part
 from dino.files import UserError
 from dino.models.create import create
 from dino.runtime import Ranks
@@ -109,11 +110,11 @@ def test_ranks_share_and_gather(
             return list(range(world))
         if not finished:
             shares.append(item)
-        return shares if finished else [(torch.empty(0, 3), [], [])]
+        return shares if finished else [(torch.empty(0, 3), [], {})]
 
-    monkeypatch.setattr(features, "gather_objects", gather)
+    monkeypatch.setattr(tables, "gather_objects", gather)
     for rank in range(world):
-        monkeypatch.setattr(features, "ranks", lambda rank=rank: Ranks(rank, world, rank))
+        monkeypatch.setattr(tables, "ranks", lambda rank=rank: Ranks(rank, world, rank))
         extract(mean_color, source, batch=2)
     finished = True
     table = extract(mean_color, source, batch=2)
@@ -237,6 +238,8 @@ def test_command_writes_what_the_library_gives(
     assert about["width"] == 12
     assert about["classes"] == ["blue", "green", "red"]
     assert about["weights"]["sha256"] == fingerprint(vit)
+    assert about["weights"]["dialect"] == "dino"
+    assert len(about["weights"]["file_sha256"]) == 64
     assert about["preprocessing"] == json.loads(json.dumps(vit.preprocessing.to_dict()))
     assert about["settings"]["data"] == str(folder)
     assert about["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__

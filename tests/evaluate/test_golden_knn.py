@@ -6,7 +6,7 @@ import pytest
 from golden_set import read, tensors
 from oracle.knn import top5_bounds
 
-from dino.evaluate.knn import knn
+from dino.evaluate.votes import knn
 
 TEMPERATURE = 0.07
 STABLE = 16

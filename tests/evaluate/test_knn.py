@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracle import knn as oracle
 from torch import Tensor
 
-from dino.evaluate.knn import knn
+from dino.evaluate.votes import TEMPERATURE, knn, vote
 from dino.files import UserError
 
 
@@ -99,10 +99,32 @@ def test_ties_agree_with_the_oracle(seed: int) -> None:
 
 
 def test_more_queries_than_one_panel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dino.evaluate.knn.PANEL", 8)
+    monkeypatch.setattr("dino.evaluate.votes.PANEL", 8)
     images = clusters(30, 4, 0)
     assert_as_oracle(images, clusters(21, 4, 1), [3, 10])
     assert_as_oracle(images, images, [3, 10], leave_one_out=True)
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_many_temperatures_at_once_are_each_alone(leave_one_out: bool) -> None:
+    bank = clusters(50, 6, 0)
+    queries = bank if leave_one_out else clusters(17, 6, 1)
+    temperatures, ks = (0.01, 0.07, 2.0), (1, 4, 30)
+    votes = vote(*bank, *queries, ks, temperatures, leave_one_out=leave_one_out, chunk=5)
+    for t in temperatures:
+        alone = knn(*bank, *queries, ks, t, leave_one_out=leave_one_out)
+        assert votes.accuracies(t) == alone
+        for k, score in alone.items():
+            counts = votes.confusion(k, t)
+            assert counts.sum(dim=1).tolist() == torch.bincount(queries[1], minlength=6).tolist()
+            assert 100 * counts.diagonal().sum().item() / len(queries[0]) == score.top1
+
+
+def test_equal_votes_go_to_the_lower_label() -> None:
+    bank = torch.eye(4, dtype=torch.float64)
+    votes = vote(bank, torch.tensor([9, 3, 9, 3]), bank.sum(0)[None], torch.tensor([9]), [4])
+    assert votes.classes.tolist() == [3, 9]
+    assert votes.confusion(4, TEMPERATURE).tolist() == [[0, 0], [1, 0]]
 
 
 def test_labels_may_be_any_integers() -> None:
@@ -172,6 +194,7 @@ BANK, LABELS = torch.randn(6, 4), torch.arange(6)
         ({"k": []}, "one or more"),
         ({"k": [0]}, "from 1 on"),
         ({"temperature": 0.0}, "must be positive"),
+        ({"temperature": -1.0}, "must be positive"),
         ({"temperature": math.nan}, "must be positive"),
         ({"queries": BANK[:0], "query_labels": LABELS[:0]}, "no query"),
         ({"queries": BANK[:, :3]}, "must be"),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from evaluate.fakes import COLORS, MeanColor
+from PIL import Image
 
 from dino.data.sources import open_source
-from dino.evaluate.features import FeatureTable, Part
 from dino.evaluate.knn import KNN, KNNEvaluation, accuracies, run, spread
 from dino.evaluate.protocol import Evaluation
+from dino.evaluate.table import FeatureTable, Part
 from dino.files import UserError
 from dino.models.create import create
 from dino.weights.load import save
@@ -92,7 +95,7 @@ def test_command_prints_one_table_and_writes_json(
         data=str(bank),
         queries=str(queries),
         k=(1, 50),
-        baselines=True,
+        baseline=True,
         workers=0,
         device="cpu",
     )
@@ -107,8 +110,61 @@ def test_command_prints_one_table_and_writes_json(
     assert written["knn"]["pixels"]["k1"] == {"top1": 100.0, "top5": 100.0}
     assert (written["bank"], written["queries"]) == (12, 6)
     assert not written["leave_one_out"]
-    assert written["settings"]["temperature"] == 0.07
+    assert written["settings"]["temperature"] == [0.07]
     assert written["weights"]["architecture"]["arch"] == "vit_tiny"
+
+
+def test_several_banks_and_temperatures(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    banks = [str(color_folder("train", 4)), str(color_folder("other", 2))]
+    settings = KNN(
+        weights=str(weights),
+        data=banks[0],
+        banks=(banks[1],),
+        queries=str(color_folder("val", 2)),
+        k=(1, 3),
+        temperature=(0.07, 1.0),
+        workers=0,
+        device="cpu",
+    )
+    found = run(settings)
+    assert "T = 0.07, 1" in capsys.readouterr().out
+    for bank in banks:
+        for t in settings.temperature:
+            alone = replace(settings, data=bank, banks=(), temperature=(t,))
+            assert found[f"trained, {bank}, T = {t:g}"] == run(alone)["trained"]
+
+
+def test_what_is_taken_for_what(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries = color_folder("val", 2)
+    (queries / "red" / "0.png").rename(queries / "blue" / "9.png")  # one mistake
+    (queries / "white").mkdir()
+    Image.new("RGB", (9, 9), (255, 255, 255)).save(queries / "white" / "0.png")
+    settings = KNN(
+        weights=str(weights),
+        data=str(color_folder("train", 4)),
+        queries=str(queries),
+        k=(1,),
+        confusion=True,
+        workers=0,
+        device="cpu",
+    )
+    score = run(settings)["trained"][1].top1
+    assert "blue as red" in capsys.readouterr().out
+    with (weights / "knn.confusion.csv").open(newline="") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["blue", "green", "red", "white"]
+    assert rows["blue"]["images"] == "3"
+    assert rows["blue"]["taken for red"] == "1"
+    assert rows["blue"]["top1"] == "66.67"
+    right = sum(int(row[f"taken for {name}"]) for name, row in rows.items())
+    assert score == 100 * right / 7
+    by_class = json.loads((weights / "knn.json").read_text())["by_class"]
+    assert by_class["top1"]["green"] == 100
+    assert by_class["top1"]["white"] == 0
 
 
 def test_command_leaves_one_out_and_writes_where_it_is_told(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dino.evaluate import neighbours
 from dino.evaluate.neighbours import nearest
 
 
@@ -36,15 +39,17 @@ def sorted_fully(queries: Tensor, bank: Tensor, k: int, skip: int | None) -> tup
     q=st.integers(1, 12),
     chunk=st.integers(1, 13),
     tile=st.integers(1, 41),
+    group=st.integers(1, 5),
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
 def test_ties_go_to_the_first_whatever_the_tiles(
-    n: int, q: int, chunk: int, tile: int, seed: int, data: st.DataObject
+    n: int, q: int, chunk: int, tile: int, group: int, seed: int, data: st.DataObject
 ) -> None:
     bank, queries = axes(n, seed), axes(q, seed + 1)
     k = data.draw(st.integers(1, n))
-    values, index = nearest(queries, bank, k, chunk=chunk, tile=tile)
+    with patch.object(neighbours, "GROUP", group):
+        values, index = nearest(queries, bank, k, chunk=chunk, tile=tile)
     expected = sorted_fully(queries, bank, k, None)
     assert torch.equal(values, expected[0])
     assert torch.equal(index, expected[1])
@@ -72,11 +77,35 @@ def test_nothing_finds_itself(
     assert (index != torch.arange(first, n)[:, None]).all()
 
 
+@settings(deadline=None)
+@given(
+    n=st.integers(8, 90),
+    k=st.integers(1, 12),
+    group=st.integers(1, 6),
+    levels=st.sampled_from([2, 10, 1000]),
+    skipped=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_groups_of_columns_hide_nothing(
+    n: int, k: int, group: int, levels: int, skipped: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (7, n), generator=generator).float()
+    if skipped:
+        scores.diagonal(1).fill_(-torch.inf)
+    k = min(k, n - skipped)
+    with patch.object(neighbours, "GROUP", group):
+        values, index = neighbours._top(scores, k)
+    expected = scores.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, expected.values[:, :k])
+    assert torch.equal(index, expected.indices[:, :k])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_random_features_agree_with_a_full_sort(dtype: torch.dtype) -> None:
-    bank, queries = torch.randn(300, 8, dtype=dtype), torch.randn(41, 8, dtype=dtype)
+    bank, queries = torch.randn(3000, 8, dtype=dtype), torch.randn(41, 8, dtype=dtype)
     unit = [torch.nn.functional.normalize(x, dim=1) for x in (queries, bank)]
-    values, index = nearest(queries, bank, 20, chunk=16, tile=64)
+    values, index = nearest(queries, bank, 20, chunk=16, tile=1500)
     expected = sorted_fully(*unit, 20, None)
     assert values.dtype == dtype
     torch.testing.assert_close(values, expected[0])

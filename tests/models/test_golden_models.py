@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_set import assert_agree, manifest, part, tensors
+from golden_set import assert_agree, golden_vit, manifest, part, tensors
 from torch import Tensor
 
 from dino.models.head import Head
-from dino.models.vit import ViT
 
 CONFIG = manifest()["config"]
 SIZES = [tuple(size) for size in CONFIG["input_sizes"]]
-
-
-def golden_vit(state: dict[str, Tensor]) -> ViT:
-    vit = ViT(
-        patch_size=CONFIG["patch_size"],
-        width=CONFIG["width"],
-        depth=CONFIG["depth"],
-        heads=CONFIG["heads"],
-        image_size=CONFIG["image_size"],
-        position="reference",
-    ).double()
-    vit.load_state_dict(state, strict=True)
-    return vit
 
 
 @pytest.fixture(scope="module")

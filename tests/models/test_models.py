@@ -310,5 +310,5 @@ def test_embed_reads_pictures_in_order_in_evaluation_mode(tmp_path: Any) -> None
     assert table.dtype == np.float32
     with torch.inference_mode():
         third = net.eval()(net.preprocess(Image.open(paths[3]))[None])
-    np.testing.assert_allclose(table[3], third[0].numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table[3], third[0].numpy(), rtol=1e-4, atol=1e-3)  # of up to 20
     assert net.embed([]).shape == (0, 2048)

@@ -18,7 +18,6 @@ from PIL import Image
 from dino.files import UserError
 from dino.models.create import create
 from dino.show import gallery
-from dino.show.gallery import spread
 from dino.show.page import picture
 from dino.show.report import read_run, report
 from dino.weights.load import save
@@ -271,13 +270,6 @@ def test_names_cannot_break_the_page(make_run: MakeRun) -> None:
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         report(tmp_path)
-
-
-def test_spread_is_even() -> None:
-    assert spread(10, 5) == [1, 3, 5, 7, 9]
-    assert spread(3, 5) == [0, 1, 2]
-    assert spread(0, 5) == []
-    assert spread(1000, 1) == [500]
 
 
 def test_pictures_come_back_from_the_page() -> None:

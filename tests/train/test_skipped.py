@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from small import TINY_RUN
 
-from dino.data.decode import ImageError
+from dino.data.defects import ImageError
 from dino.data.sources import Folder
 from dino.files import UserError
 from dino.runtime import Ranks

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dino
-from dino.data.decode import Preprocessing
+from dino.data.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.weights.load import fingerprint, load, save, untrained_like
 
@@ -78,10 +78,10 @@ def test_wrong_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     for name, words in {
         "missing.safetensors": "no weights at",
         "empty": "holds no teacher.safetensors",
-        "text.safetensors": "not a whole safetensors file",
+        "text.safetensors": "neither safetensors nor a PyTorch checkpoint",
         "cut.safetensors": "not a whole safetensors file",
         "huge.safetensors": "not a whole safetensors file",
-        "other.safetensors": "was not written by dino",
+        "other.safetensors": "holds no network that dino knows: its first keys are x",
     }.items():
         with pytest.raises(UserError, match=words) as caught:
             load(tmp_path / name)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dino.data.decode import Sample, as_image
+from dino.data.images import Images
 from dino.files import UserError
 
 
-class Arrays:
+class Arrays(Images):
     """The images of an array [N, H, W], [N, H, W, C] or [N, C, H, W].
 
     Of four axes the smaller one of the second and the last counts the channels. Values are taken by
@@ -24,9 +24,6 @@ class Arrays:
     Raises:
         UserError: if the file is missing or no array, or the array is empty or of another shape.
     """
-
-    labels: list[int] | None = None
-    classes: list[str] | None = None
 
     def __init__(self, data: np.ndarray | Path) -> None:
         self._data = data
@@ -63,14 +60,14 @@ class Arrays:
         """Number of images."""
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index`; raises `ImageError` if its values cannot be used."""
+    def content(self, index: int) -> np.ndarray:
+        """The values of image `index`, [H, W] or [H, W, C]."""
         if self._images is None:  # in a new process
             self._images = self._opened()
         image = np.array(self._images[index])  # copied, since what is mapped is read-only
         if image.ndim == 3 and image.shape[0] < image.shape[2]:
             image = image.transpose(1, 2, 0)
-        return as_image(image, self.path(index))
+        return image
 
     def path(self, index: int) -> str:
         """The image's place."""

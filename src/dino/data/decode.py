@@ -7,132 +7,180 @@ device has it, except in `Preprocessing`, which ends in the network's input.
 from __future__ import annotations
 
 import os
-import struct
-import zlib
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dino.data.defects import ImageError
+from dino.data.formats import (
+    RGB,
+    PixelFormat,
+    beyond_pillow,
+    kind_of,
+    read_dicom,
+    read_npy,
+    read_tiff,
+)
 from dino.files import UserError
 
-Sample: TypeAlias = Image.Image | UInt8[Tensor, "3 H W"]
+Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]
 """What a source gives: an RGB picture, or its pixels."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+File: TypeAlias = str | os.PathLike[str] | BinaryIO
+"""A path, or an open binary file that can seek."""
 
-# Everything that Pillow's readers raise for damaged bytes. UnidentifiedImageError is an OSError.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
+Reduce: TypeAlias = Callable[[int, int], int]
+"""Of an image's height and width in pixels: by how much its decoding may shrink it."""
 
-
-Defect = Literal["missing", "unreadable", "empty", "not an image", "damaged", "too large", "misfit"]
-"""Why an image cannot be used, in kinds that can be counted (`ImageError.reason` has the details).
-
-Missing: no such file. Unreadable: the system refuses. Empty: no bytes. Not an image: bytes in no
-known format. Damaged: truncated or corrupt. Too large: a decompression bomb. Misfit: pixels that
-the network does not take.
-"""
-
-
-class ImageError(UserError):
-    """An image that cannot be used.
-
-    Attributes:
-        path: where it lies.
-        reason: what is wrong with it, in a few words.
-        defect: which kind of wrong.
-    """
-
-    def __init__(self, path: str, reason: str, defect: Defect = "damaged") -> None:
-        super().__init__(path, reason, defect)  # all arguments, so that it survives pickling
-        self.path, self.reason = path, reason
-        self.defect: Defect = defect
-
-    def __str__(self) -> str:
-        """One sentence naming the file."""
-        return f"{self.path} cannot be read as an image: {self.reason}"
-
-
-def count_defects(defects: Iterable[str]) -> str:
-    """Such as "12 damaged, 3 missing", the most frequent first."""
-    counts = sorted(Counter(defects).items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} {defect}" for defect, count in counts)
+_SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 # ---------------------------------------------------------------------------------- reading
-def read_image(file: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Image.Image:
-    """Read an image file as upright RGB.
+def read_image(
+    file: File, name: str | None = None, pixels: PixelFormat = RGB, reduce: Reduce | None = None
+) -> Sample:
+    """Read an image file, upright.
 
-    The EXIF orientation is applied, the first frame of an animation taken. What is transparent
-    becomes white. Grey is repeated in three channels; 16 bits are divided by 257, so that equal
-    values stay equal from image to image; 32-bit integers and floats, which have no known range,
-    are stretched from their smallest to their largest value.
+    The EXIF orientation is applied, the first frame of an animation taken. In RGB, what is
+    transparent becomes white and grey is repeated in three channels. 16 bits are divided by 257, so
+    that equal values stay equal from image to image; 32-bit integers and floats, which have no
+    known range, are stretched from their smallest to their largest value, unless `pixels` has a
+    range.
 
     Args:
         file: a path, or an open binary file that can seek.
         name: what to call the image in a message; by default its path.
+        pixels: channels and range expected.
+        reduce: asked for the largest reduction, 1 to 8, that all crops allow (see
+            `dino.data.views.reduction`). A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its
+            height and width, by fewer coefficients of its cosine transform.
+
+    Returns:
+        An RGB picture where `pixels` asks for nothing else, or a tensor of its channels.
+
+    Raises:
+        ImageError: if the file is missing, damaged, not an image, absurdly large, or has other
+            channels.
+    """
+    name = str(file) if name is None else name
+    if pixels.channels == 3 and pixels.low is None:
+        with _opened(file, name) as stream, _picture(stream, name) as picture:
+            if picture is not None:
+                return to_rgb(_upright(picture, name, pixels, reduce))
+    values = read_values(file, name, pixels)
+    return _levels(values, name, pixels)
+
+
+def read_picture(file: File, name: str | None = None) -> Image.Image:
+    """An image file as an RGB picture, see `read_image`."""
+    return as_picture(read_image(file, name))
+
+
+def read_values(
+    file: File, name: str | None = None, pixels: PixelFormat = RGB
+) -> Shaped[np.ndarray, "C H W"]:
+    """The values of an image file as they are stored, of any type.
 
     Raises:
         ImageError: if the file is missing, damaged, not an image or absurdly large.
     """
     name = str(file) if name is None else name
+    with _opened(file, name) as stream:
+        kind = kind_of(stream, name)
+        if kind == "npy":
+            return read_npy(stream, name, pixels)
+        if kind == "dicom":
+            return read_dicom(stream, name, pixels)
+        if kind == "tiff" and pixels.channels not in (1, 3):
+            return read_tiff(stream, name, pixels)
+        with _picture(stream, name) as picture:
+            if picture is not None:
+                return picture_values(_upright(picture, name, pixels), pixels)
+        stream.seek(0)
+        return read_tiff(stream, name, pixels)
+
+
+def _levels(values: Shaped[np.ndarray, "own H W"], name: str, pixels: PixelFormat) -> Tensor:
+    """As a tensor in memory of its own: what was read may be locked, or one plane for all."""
+    levels = pixels.fit(pixels.levels(values), name)
+    return torch.from_numpy(np.require(levels, requirements=["C", "W"]))
+
+
+@contextmanager
+def _picture(stream: BinaryIO, name: str) -> Iterator[Image.Image | None]:
+    """A file open in Pillow; None for one that others must read."""
+    kind = kind_of(stream, name)
+    if kind in ("npy", "dicom"):
+        yield None
+        return
     try:
-        with Image.open(file) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-            return to_rgb(image)
+        picture = Image.open(stream)
+    except UnidentifiedImageError:
+        if kind != "tiff":
+            raise
+        picture = None  # samples that Pillow has no mode for
+    with picture or nullcontext():
+        yield None if picture is None or beyond_pillow(picture) else picture
+
+
+def _upright(
+    picture: Image.Image, name: str, pixels: PixelFormat, reduce: Reduce | None = None
+) -> Image.Image:
+    """The page asked for, decoded and turned upright."""
+    if pixels.page:
+        try:
+            picture.seek(pixels.page)
+        except EOFError:
+            raise ImageError(name, f"it has no page {pixels.page}", "misfit") from None
+    if reduce is not None and picture.format == "JPEG":
+        width, height = picture.size
+        if picture.getexif().get(0x0112) in _SWAPPED:
+            width, height = height, width
+        factor = reduce(height, width)
+        picture.draft(None, (picture.width // factor, picture.height // factor))
+    ImageOps.exif_transpose(picture, in_place=True)
+    picture.load()
+    return picture
+
+
+@contextmanager
+def _opened(file: File, name: str) -> Iterator[BinaryIO]:
+    """An open file, and every error of reading it as an `ImageError`."""
+    try:
+        if isinstance(file, (str, os.PathLike)):
+            with Path(file).open("rb") as stream:
+                yield stream
+        else:
+            yield file
+    except UserError:
+        raise
     except FileNotFoundError:
         raise ImageError(name, "there is no such file", "missing") from None
     except UnidentifiedImageError:
-        if _is_empty(file):
-            raise ImageError(name, "it is empty", "empty") from None
         reason = "its bytes are in no known image format"
         raise ImageError(name, reason, "not an image") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(name, str(error), "too large") from error
-    except _DAMAGE as error:
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ImageError(name, str(error) or "it does not fit into memory", "too large") from error
+    except Exception as error:  # readers of damaged bytes raise everything that Python has
         refused = isinstance(error, OSError) and error.errno is not None  # by the system
-        reason = str(error) or type(error).__name__
+        reason = str(error).strip() or type(error).__name__
         raise ImageError(name, reason, "unreadable" if refused else "damaged") from error
 
 
-def _is_empty(file: str | os.PathLike[str] | BinaryIO) -> bool:
-    if not isinstance(file, (str, os.PathLike)):
-        return file.seek(0, os.SEEK_END) == 0
-    try:
-        return Path(file).stat().st_size == 0
-    except OSError:  # gone by now
-        return False
-
-
+# ---------------------------------------------------------------------------------- pictures
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode of Pillow's to RGB, as `read_image` describes."""
     if image.mode == "RGB":
         return image
-    # Pillow before 10.3 opens 16-bit PNGs in its mode for 32 bits, which PNG does not have.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        levels = np.asarray(image).astype(np.uint16)
-        return Image.fromarray((levels // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_stretch(np.asarray(image, dtype=np.float64))).convert("RGB")
+    if (values := _deep_values(image)) is not None:
+        return Image.fromarray(RGB.levels(values)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -140,14 +188,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stretch(values: np.ndarray) -> np.ndarray:
-    """Map the finite range of `values` to 0..255; a constant image becomes black."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    scale = 255.0 / (high - low) if high > low else 0.0
-    inside = np.clip(np.nan_to_num(values, nan=low), low, high)
-    levels: np.ndarray = np.rint((inside - low) * scale).astype(np.uint8)
-    return levels
+def picture_values(image: Image.Image, pixels: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+    """A picture's values: grey or RGB where that is wanted, else its own channels."""
+    values = _deep_values(image)
+    if values is None and pixels.channels == 1:
+        values = np.asarray(to_rgb(image).convert("L"))
+    elif values is None and pixels.channels == 3:
+        values = np.asarray(to_rgb(image))
+    elif values is None:
+        if image.mode == "P":
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        values = np.asarray(image)
+    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+
+
+def _deep_values(image: Image.Image) -> np.ndarray | None:
+    """Values of a grey image of 16 or 32 bits; None for others."""
+    # Pillow before 10.3 opens 16-bit PNGs in its mode for 32 bits, which PNG does not have.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return np.asarray(image).astype(np.uint16)
+    return np.asarray(image) if image.mode in ("I", "F") else None
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
@@ -158,69 +218,97 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def to_pil(image: UInt8[Tensor, "C H W"]) -> Image.Image:
-    """The inverse of `to_tensor` for three channels."""
+def to_pil(image: UInt8[Tensor, "3 H W"]) -> Image.Image:
+    """The inverse of `to_tensor`."""
     return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
 
 
-def as_pixels(sample: Sample) -> UInt8[Tensor, "3 H W"]:
+def as_pixels(sample: Sample) -> UInt8[Tensor, "C H W"]:
     """A sample as a tensor."""
     return sample if isinstance(sample, Tensor) else to_tensor(sample)
 
 
 def as_picture(sample: Sample) -> Image.Image:
-    """A sample as a picture."""
-    return to_pil(sample) if isinstance(sample, Tensor) else sample
+    """A sample as an RGB picture to look at; of other channels than three, their mean."""
+    if not isinstance(sample, Tensor):
+        return sample
+    if len(sample) == 3:
+        return to_pil(sample)
+    return to_pil(sample.float().mean(0, keepdim=True).to(torch.uint8).expand(3, -1, -1))
 
 
-def as_image(sample: Any, name: str) -> Sample:
+def as_image(sample: Any, name: str, pixels: PixelFormat = RGB) -> Sample:
     """Take a sample of a user's data set for what it is: an image, or a tuple that starts with one.
 
     Args:
-        sample: a PIL image, a uint8 tensor [C, H, W] or a uint8 array [H, W] or [H, W, C] with one
-            or three channels; or a tuple or list whose first item is one.
+        sample: a PIL image, a tensor [C, H, W] or an array [H, W] or [H, W, C] of 8 or 16-bit
+            integers, or of any type if `pixels` has a range; or a tuple or list whose first item is
+            one.
         name: what to call the sample in a message.
+        pixels: channels and range expected.
 
     Returns:
-        An RGB image or a uint8 tensor [3, H, W].
+        An RGB image or a uint8 tensor [C, H, W].
 
     Raises:
         ImageError: if it is none of these.
     """
     if isinstance(sample, (tuple, list)) and len(sample) > 0:
         sample = sample[0]
-    if isinstance(sample, Image.Image):
+    if isinstance(sample, Image.Image) and pixels.channels == 3 and pixels.low is None:
         return to_rgb(sample)
-    if isinstance(sample, np.ndarray) and sample.ndim in (2, 3) and sample.dtype == np.uint8:
-        pixels = sample if sample.ndim == 3 else sample[:, :, None]
-        sample = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-    if isinstance(sample, Tensor) and _is_image(sample):
-        return sample.expand(3, -1, -1)
+    values = as_values(sample, name, pixels)
+    if pixels.low is None and values.dtype not in (np.uint8, np.uint16, np.int16):
+        raise ImageError(name, _unusable(sample, pixels), "misfit")
+    return _levels(values, name, pixels)
+
+
+def as_values(sample: Any, name: str, pixels: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+    """The values of a sample of a user's data set, of any type.
+
+    Raises:
+        ImageError: if it is no image.
+    """
+    if isinstance(sample, (tuple, list)) and len(sample) > 0:
+        sample = sample[0]
+    if isinstance(sample, Image.Image):
+        return picture_values(sample, pixels)
+    numbers = isinstance(sample, Tensor) or (
+        isinstance(sample, np.ndarray) and sample.dtype.kind in "buif"
+    )
+    if not numbers or sample.ndim not in (2, 3) or 0 in sample.shape:
+        raise ImageError(name, _unusable(sample, pixels), "misfit")
+    if isinstance(sample, Tensor):
+        values: np.ndarray = sample.numpy(force=True)
+        return values if values.ndim == 3 else values[None]
+    return sample[None] if sample.ndim == 2 else np.moveaxis(sample, 2, 0)
+
+
+def _unusable(sample: Any, pixels: PixelFormat) -> str:
     kind = f"a {type(sample).__name__}"
     if isinstance(sample, (Tensor, np.ndarray)):
         kind += f" of {sample.dtype} and shape {tuple(sample.shape)}"
-    raise ImageError(
-        name,
+    shapes = f"with 1 or {pixels.channels}" if pixels.channels == 3 else f"with {pixels.channels}"
+    return (
         f"it is {kind}; return a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C] "
-        "with 1 or 3 channels (no ToTensor or Normalize: dino does that)",
-        "misfit",
+        f"{shapes} channels (no ToTensor or Normalize: dino does that; other types need the range "
+        "of their values, see dino data stats)"
     )
-
-
-def _is_image(tensor: Tensor) -> bool:
-    shape = tuple(tensor.shape)
-    return tensor.dtype == torch.uint8 and len(shape) == 3 and shape[0] in (1, 3) and all(shape)
 
 
 # ---------------------------------------------------------------------------------- cropping
 def crop_resize(
-    image: UInt8[Tensor, "C H W"], box: tuple[int, int, int, int], size: int, flip: bool
+    image: UInt8[Tensor, "C H W"],
+    box: tuple[int, int, int, int],
+    size: int,
+    flip: bool,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> UInt8[Tensor, "C {size} {size}"]:
-    """Crop a box and resize it with antialiased bicubic interpolation, as Pillow does.
+    """Crop a box and resize it with antialiased interpolation, as Pillow does.
 
     PyTorch resizes uint8 on the CPU in fixed-point arithmetic with vector instructions, fastest
     from pixels that lie channels last (as `to_tensor` leaves them). The result is that of Pillow's
-    bicubic `resize` of the crop, first in width, then in height, within one level and nearly always
+    `resize` of the crop, first in width, then in height, within one level and nearly always
     exactly. (Newer Pillows begin with the height where that is cheaper; the levels between the two
     passes are then rounded and clipped elsewhere, and a fifth of the values differ by one.)
 
@@ -229,68 +317,11 @@ def crop_resize(
         box: top, left, height and width of the crop in pixels, inside the image.
         size: side of the result in pixels.
         flip: mirror the result horizontally.
+        mode: of the interpolation.
     """
     top, left, height, width = box
     crop = image[:, top : top + height, left : left + width]
     view = torch.nn.functional.interpolate(
-        crop.unsqueeze(0), (size, size), mode="bicubic", antialias=True
+        crop.unsqueeze(0), (size, size), mode=mode, antialias=True
     ).squeeze(0)
     return view.flip(-1) if flip else view
-
-
-# ---------------------------------------------------------------------------------- evaluation
-@dataclass(frozen=True)
-class Preprocessing:
-    """The fixed transform that belongs to a set of weights (DINO, appendix F).
-
-    Exactly torchvision's `Resize` and `CenterCrop` on PIL images, `ToTensor`, `Normalize`.
-
-    Args:
-        resize: length of the shorter side after resizing, in pixels.
-        crop: side of the central square that remains; padded with black where it is larger.
-        mean: of each channel, for pixels in 0..1.
-        std: of each channel, for pixels in 0..1.
-        interpolation: of the resize; always antialiased.
-    """
-
-    resize: int = 256
-    crop: int = 224
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-
-    def __call__(self, image: Image.Image) -> Float[Tensor, "C {self.crop} {self.crop}"]:
-        """Turn a PIL image (any mode) into the network's input."""
-        from torchvision.transforms import functional as F  # slow to import, idle in training
-
-        mode = F.InterpolationMode(self.interpolation)
-        image = F.resize(to_rgb(image), [self.resize], mode)
-        pixels = F.to_tensor(F.center_crop(image, [self.crop]))
-        result: Tensor = F.normalize(pixels, list(self.mean), list(self.std))
-        return result
-
-    @classmethod
-    def for_size(cls, size: int) -> Preprocessing:
-        """The paper's transform for a network of `size` px: 256 / 224 of it, center-cropped."""
-        return cls(resize=round(size * 256 / 224), crop=size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`, also after a journey through JSON.
-
-        Raises:
-            UserError: if a name is unknown or `interpolation` is neither bicubic nor bilinear.
-        """
-        unknown = sorted(values.keys() - cls.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"unknown preprocessing settings: {', '.join(unknown)}")
-        if values.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
-            raise UserError(f"interpolation must be bicubic or bilinear: {values}")
-        settings: dict[str, Any] = dict(values)
-        for name in settings.keys() & {"mean", "std"}:
-            settings[name] = tuple(settings[name])
-        return cls(**settings)

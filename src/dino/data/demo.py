@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from dino.data.decode import read_image, to_tensor
+from dino.data.decode import read_picture, to_tensor
 from dino.files import UserError
 
 # Photographs only: no drawings, no text, one picture of the stereo pair.
@@ -54,7 +54,7 @@ def photographs() -> dict[str, Image.Image]:
     Raises:
         UserError: if scikit-image or scikit-learn is not installed or lacks a picture.
     """
-    return {name: read_image(_locate(file)) for name, file in PHOTOGRAPHS.items()}
+    return {name: read_picture(_locate(file)) for name, file in PHOTOGRAPHS.items()}
 
 
 def _locate(file: str) -> Path:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from dino.data.decode import ImageError, Sample, read_image
+from dino.data.defects import ImageError
+from dino.data.images import Images
 from dino.data.lists import LABEL_COLUMNS
 from dino.data.names import numbered
 from dino.data.query import split as split_query
@@ -22,7 +23,7 @@ from dino.files import UserError
 FORM = "hf:NAME?split=SPLIT&image=COLUMN&label=COLUMN&config=NAME"
 
 
-class HubImages:
+class HubImages(Images):
     """The images of one column of a data set. Its tables stay on the disk, mapped into memory.
 
     Args:
@@ -68,14 +69,12 @@ class HubImages:
         """Number of images."""
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Read image `index`; raises `ImageError` where that fails."""
-        item, name = self._table[index][self._column], self.path(index)
+    def content(self, index: int) -> str | BinaryIO:
+        """The image's bytes or its file; raises `ImageError` if there are none."""
+        item = self._table[index][self._column]
         if item is None:
-            raise ImageError(name, "there is none in this row", "missing")
-        if item["bytes"] is not None:
-            return read_image(io.BytesIO(item["bytes"]), name)
-        return read_image(item["path"], f"{name} ({item['path']})")
+            raise ImageError(self.path(index), "there is none in this row", "missing")
+        return item["path"] if item["bytes"] is None else io.BytesIO(item["bytes"])
 
     def path(self, index: int) -> str:
         """The image's row."""

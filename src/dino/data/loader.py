@@ -15,21 +15,26 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino.data.decode import ImageError, Sample, as_picture, as_pixels, crop_resize
+from dino.data.decode import Reduce, Sample, as_picture, as_pixels, crop_resize
+from dino.data.defects import ImageError
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
 from dino.data.views import (
     PHOTOMETRIC,
+    Box,
+    ViewParams,
     ViewSpec,
     draw_views,
     expand,
     generator,
+    reduced_box,
+    reduction,
     substitutes,
     view_groups,
 )
@@ -108,39 +113,6 @@ class Whole:
 
 
 class PretrainLoader:
-    """See `pretrain_loader`."""
-
-    def __init__(
-        self,
-        source: Source,
-        specs: Sequence[ViewSpec],
-        sampler: EpochSampler,
-        seed: int,
-        workers: int = 0,
-        pin: bool = False,
-    ) -> None:
-        self.sampler = sampler
-        self._loader = _data_loader(
-            _Views(source, specs, seed), workers, batch_sampler=sampler, pin_memory=pin
-        )
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the sampler's steps."""
-        for step, batch in enumerate(_started(self._loader), self.sampler.start_step):
-            if isinstance(batch, UserError):
-                raise batch
-            batch.step = step
-            yield batch
-
-
-def pretrain_loader(
-    source: Source,
-    specs: Sequence[ViewSpec],
-    sampler: EpochSampler,
-    seed: int,
-    workers: int = 0,
-    pin: bool = False,
-) -> PretrainLoader:
     """All batches of a run, from one `DataLoader` that lives as long as the run.
 
     The views of an image depend on (seed, epoch, index) alone: not on `workers`, ranks, the batch
@@ -151,6 +123,8 @@ def pretrain_loader(
         specs: the views of each; the first two views are the global ones.
         sampler: which images at which step, for this rank.
         seed: of the views.
+        channels: of the images; with others than 3, views change no colours
+            (`ViewSpec.for_channels`).
         workers: processes that decode and crop; 0 does it between the steps.
         pin: put the batches into pinned memory (for CUDA).
 
@@ -160,16 +134,44 @@ def pretrain_loader(
             replaced, see `Batch.skipped`.
         RuntimeError: while iterating, if a user's data set fails (naming the item).
     """
-    return PretrainLoader(source, specs, sampler, seed, workers, pin)
+
+    def __init__(
+        self,
+        source: Source,
+        specs: Sequence[ViewSpec],
+        sampler: EpochSampler,
+        seed: int,
+        channels: int = 3,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self.sampler = sampler
+        views = _Views(source, specs, seed, channels)
+        self._loader = _data_loader(views, workers, batch_sampler=sampler, pin_memory=pin)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the sampler's steps."""
+        for step, batch in enumerate(_started(self._loader), self.sampler.start_step):
+            if isinstance(batch, UserError):
+                raise batch
+            batch.step = step
+            yield batch
 
 
 def evaluation_loader(
     source: Source,
-    preprocess: Callable[[Image], Float[Tensor, "C S S"]],
+    preprocess: Callable[[Any], Float[Tensor, "C S S"]],
     batch: int = 64,
     workers: int = 0,
 ) -> Iterator[Whole]:
     """Every image of a source once, in order, preprocessed.
+
+    Args:
+        source: the images.
+        preprocess: from a PIL picture to an input; from a uint8 tensor [C, H, W] where the images
+            have other channels than RGB.
+        batch: images at a time.
+        workers: processes that read images.
 
     Raises:
         RuntimeError: if a user's data set fails (naming the item).
@@ -182,8 +184,11 @@ def evaluation_loader(
 class _Views(Dataset[Any]):
     """Makes a whole batch from a list of (epoch, index)."""
 
-    def __init__(self, source: Source, specs: Sequence[ViewSpec], seed: int) -> None:
-        self.source, self.specs, self.seed = source, tuple(specs), seed
+    def __init__(
+        self, source: Source, specs: Sequence[ViewSpec], seed: int, channels: int = 3
+    ) -> None:
+        self.source, self.seed, self.channels = source, seed, channels
+        self.specs = tuple(spec.for_channels(channels) for spec in specs)
         self.groups = view_groups(specs)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | UserError:
@@ -197,7 +202,8 @@ class _Views(Dataset[Any]):
         groups = [
             ViewGroup(
                 torch.empty(
-                    (len(group), len(keys), 3, sizes[group[0]], sizes[group[0]]), dtype=torch.uint8
+                    (len(group), len(keys), self.channels, sizes[group[0]], sizes[group[0]]),
+                    dtype=torch.uint8,
                 ),
                 torch.empty((len(group), len(keys), len(PHOTOMETRIC))),
             )
@@ -205,31 +211,35 @@ class _Views(Dataset[Any]):
         ]
         indices, skipped = [], []
         for position, (epoch, index) in enumerate(keys):
-            image, taken, unusable = self._usable(epoch, index)
+            image, plan, taken, unusable = self._usable(epoch, index)
             indices.append(taken)
             skipped += unusable
-            height, width = image.shape[1:]
-            views = draw_views(self.specs, height, width, generator(self.seed, epoch, index))
+            boxes = plan.boxes(*image.shape[1:])
             for members, group in zip(self.groups, groups, strict=True):
                 for place, view in enumerate(members):
-                    params, size = views[view], sizes[view]
-                    crop = crop_resize(image, params.box, size, params.flip)
-                    group.images[place, position] = crop
-                group.params[:, position] = torch.tensor([views[view].row() for view in members])
+                    group.images[place, position] = crop_resize(
+                        image, boxes[view], sizes[view], plan.views[view].flip
+                    )
+                rows = [plan.views[view].row() for view in members]
+                group.params[:, position] = torch.tensor(rows)
         return Batch(groups, torch.tensor(indices), keys[0][0], skipped=skipped)
 
     def _usable(
         self, epoch: int, index: int
-    ) -> tuple[UInt8[Tensor, "3 H W"], int, list[ImageError]]:
-        """Image `index`, or the first of its substitutes that can be used; which; what failed.
+    ) -> tuple[UInt8[Tensor, "C H W"], _Plan, int, list[ImageError]]:
+        """Image `index`, or the first of its substitutes that can be used; its views; which.
 
-        The views stay those drawn for (seed, epoch, `index`), so the other images keep theirs.
+        The draws stay those for (seed, epoch, `index`), so the other images keep theirs. Last come
+        the images that failed.
         """
         skipped: list[ImageError] = []
         others = substitutes(len(self.source), self.seed, epoch, index)
         for candidate in chain([index], islice(others, TRIES - 1)):
+            plan = _Plan(self.specs, generator(self.seed, epoch, index))
             try:
-                return as_pixels(_read(self.source, candidate)), candidate, skipped
+                image = as_pixels(_read(self.source, candidate, plan.reduce))
+                self._check_channels(image, candidate)
+                return image, plan, candidate, skipped
             except ImageError as error:
                 skipped.append(error)
         raise UserError(
@@ -237,11 +247,45 @@ class _Views(Dataset[Any]):
             f"{skipped[-1]}: look at the images before training on them"
         )
 
+    def _check_channels(self, image: UInt8[Tensor, "C H W"], index: int) -> None:
+        if len(image) != self.channels:
+            reason = f"it has {len(image)} channels, not {self.channels}"
+            raise ImageError(self.source.path(index), reason, "misfit")
+
+
+class _Plan:
+    """The views of one image, drawn as soon as its size is known.
+
+    Attributes:
+        views: their parameters; boxes are in pixels of the whole image.
+    """
+
+    views: list[ViewParams]
+
+    def __init__(self, specs: Sequence[ViewSpec], rng: np.random.Generator) -> None:
+        self._specs, self._rng = specs, rng
+        self._whole: tuple[int, int] | None = None
+
+    def reduce(self, height: int, width: int) -> int:
+        """Draw the views of a whole image; by how much its decoding may shrink it."""
+        self.views, self._whole = draw_views(self._specs, height, width, self._rng), (height, width)
+        sizes = [spec.size for spec in expand(self._specs)]
+        self._factor = reduction([view.box for view in self.views], sizes)
+        return self._factor
+
+    def boxes(self, height: int, width: int) -> list[Box]:
+        """Every crop, in pixels of an image that was decoded to this size."""
+        if self._whole is None:  # a source that decodes whole images only
+            self.reduce(height, width)
+        if self._whole == (height, width):
+            return [view.box for view in self.views]
+        return [reduced_box(view.box, self._factor, height, width) for view in self.views]
+
 
 class _Whole(Dataset[Any]):
     """Makes a batch of preprocessed images from a list of indices."""
 
-    def __init__(self, source: Source, preprocess: Callable[[Image], Tensor]) -> None:
+    def __init__(self, source: Source, preprocess: Callable[[Any], Tensor]) -> None:
         self.source, self.preprocess = source, preprocess
 
     def __len__(self) -> int:
@@ -252,17 +296,21 @@ class _Whole(Dataset[Any]):
         skipped = []
         for index in indices:
             try:
-                images[index] = self.preprocess(as_picture(_read(self.source, index)))
+                sample = _read(self.source, index)
+                # Transforms of evaluations know pictures; only other channels come as tensors.
+                rgb = not isinstance(sample, Tensor) or len(sample) == 3
+                images[index] = self.preprocess(as_picture(sample) if rgb else sample)
             except ImageError as error:
                 skipped.append(error)
         stacked = torch.stack(list(images.values())) if images else torch.empty(0, 0, 0, 0)
         return Whole(stacked, torch.tensor(list(images), dtype=torch.int64), skipped)
 
 
-def _read(source: Source, index: int) -> Sample:
-    """`source[index]`, whose errors name the image: a user's data set may raise anything."""
+def _read(source: Source, index: int, reduce: Reduce | None = None) -> Sample:
+    """Image `index`, with errors that name it: a user's data set may raise anything."""
     try:
-        return source[index]
+        reduced = getattr(source, "reduced", None)  # our own sources have it
+        return source[index] if reduced is None else reduced(index, reduce)
     except UserError:
         raise
     except Exception as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dino.data.decode import Sample, read_image
+from dino.data.images import Images
 
 
 class Names(Sequence[str]):
@@ -59,8 +59,8 @@ class Names(Sequence[str]):
         return os.fsdecode(self.text[start : int(self.ends[position])].tobytes())
 
 
-class Files:
-    """Images that lie in files: what the sources of files have in common.
+class Files(Images):
+    """Images that lie in files.
 
     Args:
         root: folder that relative names start from.
@@ -75,9 +75,9 @@ class Files:
         """Number of images."""
         return len(self._names)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Read image `index`; raises `ImageError` where that fails."""
-        return read_image(self.path(index))
+    def content(self, index: int) -> str:
+        """The image's file."""
+        return self.path(index)
 
     def path(self, index: int) -> str:
         """The image's file."""

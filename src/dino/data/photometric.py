@@ -4,25 +4,25 @@ Every image has its own parameters, one row of `dino.data.views.PHOTOMETRIC` eac
 loop over images. The operations are those of torchvision and Pillow on PIL images, computed in
 floating point from 0 to 255 without rounding to whole levels in between.
 
-Every operation has a parameter that changes nothing (factor 1, sigma 0, ...). On a GPU each one
-runs on the whole batch with these where an image does not want it, so the host never waits. On a
-CPU the images are sorted by what they want, and an operation runs on the stretches that want it,
-chunk by chunk. Functions that end in an underscore overwrite their pixels.
+Every operation has a parameter that changes nothing (factor 1, sigma 0, ...); each one runs on the
+whole batch with these where an image does not want it, so the host never waits for a GPU. CPUs
+have kernels of their own with the same results (`dino.data.photometric_cpu`). Functions that end
+in an underscore overwrite their pixels.
 
-Shapes: N images, C channels (red, green, blue), H height and W width or S side, P parameters.
+Shapes: N images, C channels, H height and W width or S side, P parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dino.data.views import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC
+from dino.data.views import JITTER_OPERATIONS, PHOTOMETRIC
 from dino.runtime import full_precision
 
 _CONTRAST, _SATURATION, _HUE = (
@@ -35,8 +35,8 @@ _JITTER, _SHIFT, _GREY, _SIGMA, _SOLARIZE = (
     PHOTOMETRIC.index(name) for name in ("jitter", "hue", "grey", "sigma", "solarize")
 )
 
-_CHUNK = 2**20  # values of one chunk on the CPU: 4 MB of floats; smaller ones cost more calls
-_TILE = 32  # rows of the blur's matrix that are multiplied at once on the CPU
+LUMA = (0.299, 0.587, 0.114)
+"""Grey as Pillow's "L" weighs red, green and blue (ITU-R 601-2)."""
 
 
 @torch.no_grad()
@@ -53,40 +53,48 @@ def augment(
     solarise, normalise.
 
     Args:
-        images: square RGB crops, any device.
+        images: square crops, any device. Saturation, hue and grey mean something for RGB only: with
+            other channels, `params` must not ask for them (`ViewSpec.for_channels`). Their
+            contrast is that to the mean of all channels.
         params: one row of `PHOTOMETRIC` for each image, on the same device.
         mean: of each channel, for pixels in 0..1.
         std: of each channel, for pixels in 0..1.
         dtype: of the result; everything is computed in float32.
 
     Raises:
-        ValueError: if the images are not RGB squares.
+        ValueError: if the images are not squares with the channels of `mean` and `std`.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"expected uint8 images [N, 3, S, S], not {tuple(images.shape)}")
+    if images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"expected uint8 images [N, C, S, S], not {tuple(images.shape)}")
+    if not images.shape[1] == len(mean) == len(std):
+        raise ValueError(
+            f"{images.shape[1]} channels need as many means and deviations, "
+            f"not {len(mean)} and {len(std)}"
+        )
+    scale, shift = _normalization(tuple(mean), tuple(std), images.device)
+    if images.device.type == "cpu":
+        from dino.data.photometric_cpu import augment_into  # compiles when it is first imported
+
+        result = torch.empty(images.shape)
+        weights = _grey_weights(images.shape[1])
+        constants = (weights, scale.flatten(), shift.flatten())
+        operands = (images.contiguous(), params.float().contiguous(), *constants, result)
+        augment_into(*(operand.numpy() for operand in operands))
+        return result.to(dtype)
     with full_precision(images.device):
-        if not _sparing(images.device):
-            return _normalize_(photometric_(images.float(), params), mean, std).to(dtype)
-        result = torch.empty(images.shape, dtype=dtype)
-        chunk = max(1, _CHUNK // (3 * images.shape[2] ** 2))
-        order = _by_wish(params)
-        for first in range(0, len(order), chunk):
-            rows = order[first : first + chunk]
-            pixels = photometric_(images[rows].float(), params[rows])
-            result[rows] = _normalize_(pixels, mean, std).to(dtype)
-        return result
+        return normalize(photometric_(images.float(), params), mean, std).to(dtype)
 
 
 def photometric_(
-    pixels: Float[Tensor, "N 3 S S"], params: Float[Tensor, "N P"]
-) -> Float[Tensor, "N 3 S S"]:
-    """`augment` without the normalisation: pixels from 0 to 255 in and out."""
+    pixels: Float[Tensor, "N C S S"], params: Float[Tensor, "N P"]
+) -> Float[Tensor, "N C S S"]:
+    """`augment` without the normalisation, on any device: pixels from 0 to 255 in and out."""
     jitter_(pixels, params)
-    grey = params[:, _GREY]
-    _apply_(grey > 0, blend_, pixels, torch.full_like(grey, _SATURATION), 1 - grey)
-    sigma, threshold = params[:, _SIGMA], params[:, _SOLARIZE]
-    _apply_(sigma > 0, blur_, pixels, sigma)
-    _apply_(threshold < NEVER_SOLARIZE, solarize_, pixels, threshold)
+    grey = (params[:, _GREY] > 0).to(pixels.dtype)
+    if pixels.shape[1] == 3:
+        blend_(pixels, torch.full_like(grey, _SATURATION), 1 - grey)
+    blur_(pixels, params[:, _SIGMA])
+    solarize_(pixels, params[:, _SOLARIZE])
     return pixels
 
 
@@ -94,14 +102,8 @@ def normalize(
     images: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "*batch C H W"]:
     """Pixels from 0 to 255 (uint8 or float) to zero mean and unit variance per channel."""
-    return _normalize_(images.to(torch.float32, copy=True), mean, std)
-
-
-def _normalize_(
-    pixels: Float[Tensor, "*batch C H W"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "*batch C H W"]:
-    scale, shift = _normalization(tuple(mean), tuple(std), pixels.device)
-    return torch.addcmul(shift, pixels, scale, out=pixels)
+    scale, shift = _normalization(tuple(mean), tuple(std), images.device)
+    return torch.addcmul(shift, images.to(torch.float32), scale)
 
 
 @lru_cache(maxsize=16)
@@ -114,37 +116,9 @@ def _normalization(
     return scale[:, None, None], shift[:, None, None]
 
 
-# ---------------------------------------------------------------------------------- who pays
-def _sparing(device: torch.device) -> bool:
-    """Whether to look at the parameters before computing; elsewhere the host would wait."""
-    return device.type == "cpu"
-
-
-def _by_wish(params: Float[Tensor, "N P"]) -> Int64[Tensor, " N"]:
-    """An order of the images in which those that want the same operations are neighbours."""
-    key = _hue_place(params) + (params[:, _JITTER] <= 0) * len(JITTER_OPERATIONS)
-    for wish in (
-        params[:, _SIGMA] > 0,
-        params[:, _GREY] > 0,
-        params[:, _SOLARIZE] < NEVER_SOLARIZE,
-    ):
-        key = 2 * key + wish
-    return key.argsort(stable=True)
-
-
-def _apply_(
-    wish: Bool[Tensor, " N"],
-    operation_: Callable[..., object],
-    pixels: Float[Tensor, "N 3 S S"],
-    *columns: Float[Tensor, " N"],
-) -> None:
-    """`operation_(pixels, *columns)`, sparing on a CPU the images for which it changes nothing."""
-    if not _sparing(pixels.device):
-        operation_(pixels, *columns)
-        return
-    edges = torch.nn.functional.pad(wish.to(torch.int8), (1, 1)).diff().nonzero().flatten()
-    for start, stop in edges.view(-1, 2).tolist():
-        operation_(pixels[start:stop], *(column[start:stop] for column in columns))
+@lru_cache(maxsize=16)
+def _grey_weights(channels: int) -> Float[Tensor, " C"]:
+    return torch.tensor(LUMA if channels == 3 else [1 / channels] * channels)
 
 
 def _image(column: Tensor) -> Tensor:
@@ -153,33 +127,27 @@ def _image(column: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------- colour
-def jitter_(pixels: Float[Tensor, "N 3 S S"], params: Float[Tensor, "N P"]) -> None:
+def jitter_(pixels: Float[Tensor, "N C S S"], params: Float[Tensor, "N P"]) -> None:
     """The `ColorJitter` of torchvision: four operations, each image in its own order.
 
     Hue is by far the dearest of the four, so it is computed once: the operations that an image has
     before its hue come first, then every hue, then the operations that come after it.
     """
-    on, order, hue_place = params[:, _JITTER] > 0, params[:, _ORDER], _hue_place(params)
+    on, order = params[:, _JITTER] > 0, params[:, _ORDER]
     factors = params[:, _FACTORS].gather(1, order.long())
-
-    def blend_if_(wish: Bool[Tensor, " N"], place: int) -> None:
-        factor = torch.where(wish, factors[:, place], 1.0)
-        _apply_(wish, blend_, pixels, order[:, place], factor)
-
+    hue_place = (order == _HUE).float().argmax(dim=1)
     for place in range(_LAST):
-        blend_if_(on & (hue_place > place), place)
-    _apply_(on, shift_hue_, pixels, params[:, _SHIFT] * on)
+        wish = on & (hue_place > place)
+        blend_(pixels, order[:, place], torch.where(wish, factors[:, place], 1.0))
+    if pixels.shape[1] == 3:
+        shift_hue_(pixels, params[:, _SHIFT] * on)
     for place in range(1, _LAST + 1):
-        blend_if_(on & (hue_place < place), place)
-
-
-def _hue_place(params: Float[Tensor, "N P"]) -> Int64[Tensor, " N"]:
-    """Place of the hue among each image's four operations, 0 to 3."""
-    return (params[:, _ORDER] == _HUE).float().argmax(dim=1)
+        wish = on & (hue_place < place)
+        blend_(pixels, order[:, place], torch.where(wish, factors[:, place], 1.0))
 
 
 def blend_(
-    pixels: Float[Tensor, "N 3 S S"], operation: Float[Tensor, " N"], factor: Float[Tensor, " N"]
+    pixels: Float[Tensor, "N C S S"], operation: Float[Tensor, " N"], factor: Float[Tensor, " N"]
 ) -> None:
     """Brightness, contrast or saturation: away from black, the mean grey, or each pixel's grey.
 
@@ -195,10 +163,12 @@ def blend_(
     pixels.clamp_(0, 255)
 
 
-def luma(pixels: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N 1 S S"]:
-    """Grey as Pillow's "L" weighs it (ITU-R 601-2)."""
+def luma(pixels: Float[Tensor, "N C S S"]) -> Float[Tensor, "N 1 S S"]:
+    """Grey of RGB as `LUMA` weighs it; of other channels, their mean."""
+    if pixels.shape[1] != 3:
+        return pixels.mean(dim=1, keepdim=True)
     red, green, blue = pixels.chunk(3, dim=1)
-    return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def shift_hue_(pixels: Float[Tensor, "N 3 S S"], turns: Float[Tensor, " N"]) -> None:
@@ -231,7 +201,7 @@ def shift_hue_(pixels: Float[Tensor, "N 3 S S"], turns: Float[Tensor, " N"]) -> 
     torch.addcmul(value.add_(chroma), chroma, distance.mul_(6).clamp_(1, 2), value=-1, out=pixels)
 
 
-def solarize_(pixels: Float[Tensor, "N 3 S S"], threshold: Float[Tensor, " N"]) -> None:
+def solarize_(pixels: Float[Tensor, "N C S S"], threshold: Float[Tensor, " N"]) -> None:
     """Invert the values that would round to `threshold` or more.
 
     As `127.5 + (127.5 - x) * sign`, with +1 from the threshold up and -1 below it.
@@ -242,24 +212,16 @@ def solarize_(pixels: Float[Tensor, "N 3 S S"], threshold: Float[Tensor, " N"]) 
 
 
 # ---------------------------------------------------------------------------------- blur
-def blur_(pixels: Float[Tensor, "N 3 S S"], sigma: Float[Tensor, " N"]) -> None:
+def blur_(pixels: Float[Tensor, "N C S S"], sigma: Float[Tensor, " N"]) -> None:
     """Pillow's `GaussianBlur` of radius `sigma`, as two products with a banded matrix.
 
     Pillow approximates a Gaussian by three passes of a box whose width is not a whole number,
     repeating the pixels at the border in each. With one pass as a matrix B [S, S], three passes
-    along both axes are B^3 X (B^3)^T. On a CPU only the band around the diagonal is multiplied.
+    along both axes are B^3 X (B^3)^T.
     """
-    side = pixels.shape[-1]
-    radius, tile = side, side
-    box = _box_radius(sigma)
-    if _sparing(pixels.device):
-        radius, tile = math.ceil(float(box.max())), _TILE
-    once = _box_matrix(box, side)
-    thrice = _right(_right(once, once, radius, tile), once, 2 * radius, tile)
-    along = _right(pixels.flatten(1, 2), thrice.mT, 3 * radius, tile).view_as(pixels)
-    for first in range(0, side, tile):
-        rows, near = _tile(first, tile, 3 * radius)
-        pixels[:, :, rows] = thrice[:, None, rows, near] @ along[:, :, near]
+    once = _box_matrix(_box_radius(sigma), pixels.shape[-1])
+    thrice = (once @ once @ once)[:, None]
+    pixels.copy_(thrice @ (pixels @ thrice.mT))
 
 
 def _box_radius(sigma: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -286,19 +248,3 @@ def _box_matrix(radius: Float[Tensor, " N"], side: int) -> Float[Tensor, "N {sid
     right = torch.minimum(high, place[:, None] + reach)
     left = torch.maximum(low, place[:, None] - reach)
     return (right - left).clamp_min_(0) / (2 * reach)
-
-
-def _right(
-    rows: Float[Tensor, "N R S"], band: Float[Tensor, "N S S"], radius: int, tile: int
-) -> Float[Tensor, "N R S"]:
-    """`rows @ band`, where `band[j, i]` is zero for |i - j| > radius, `tile` columns at a time."""
-    result = torch.empty_like(rows)
-    for first in range(0, rows.shape[-1], tile):
-        columns, near = _tile(first, tile, radius)
-        result[..., columns] = rows[..., near] @ band[..., near, columns]
-    return result
-
-
-def _tile(first: int, tile: int, radius: int) -> tuple[slice, slice]:
-    """A tile, and with it whatever lies within `radius` of it."""
-    return slice(first, first + tile), slice(max(0, first - radius), first + tile + radius)

@@ -77,3 +77,9 @@ class EpochSampler:
                 first = position * self.batch + self.rank * share
                 yield [(epoch, int(index)) for index in order[first : first + share]]
                 step += 1
+
+
+def spread(length: int, count: int) -> list[int]:
+    """`count` indices, or all there are, evenly over `length` items."""
+    count = min(length, count)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]

@@ -8,11 +8,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
-from dino.data.decode import Sample, as_image
+from dino.data.images import Images
 from dino.files import UserError
 
 
-class Samples:
+class Samples(Images):
     """A user's data set or sequence; `dino.data.sources.open_source` says what its items may be.
 
     Labels are taken from its `targets` (as torchvision's data sets have them), through a
@@ -44,9 +44,9 @@ class Samples:
         """Number of images."""
         return len(self._data)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index`; raises `ImageError` if the item is no image."""
-        return as_image(self._data[index], self.path(index))
+    def content(self, index: int) -> Any:
+        """The item."""
+        return self._data[index]
 
     def path(self, index: int) -> str:
         """The item's place, since a data set knows no paths."""

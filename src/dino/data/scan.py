@@ -19,12 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dino.data.formats import EXTENSIONS
 from dino.data.kept import keep, recall
 from dino.files import UserError
 from dino.progress import bar
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Names of files that count as images, in any case."""
 
 THREADS = 16
 """They mostly wait, for a disk or a server."""

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from dino.data.blobs import examine, is_remote, reading
+from dino.data.formats import EXTENSIONS
 from dino.data.kept import keep, recall
 from dino.data.names import Names
-from dino.data.scan import EXTENSIONS
 from dino.data.tar import Member, TarDamage, members
 from dino.files import UserError
 from dino.progress import bar

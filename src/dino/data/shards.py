@@ -22,7 +22,8 @@ import numpy as np
 from rich.console import Console
 
 from dino.data.blobs import is_remote, read_range
-from dino.data.decode import ImageError, Sample, read_image
+from dino.data.defects import ImageError
+from dino.data.images import Images
 from dino.data.names import Names, numbered
 from dino.data.query import known, parse
 from dino.data.scan import count_kinds
@@ -36,7 +37,7 @@ _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst
 _CACHES = ("simplecache", "filecache", "blockcache")  # of fsspec, in front of another protocol
 
 
-class Shards:
+class Shards(Images):
     """The images of tar shards, shard by shard in the order of their members.
 
     Args:
@@ -83,8 +84,8 @@ class Shards:
         """Number of images."""
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Read image `index`; raises `ImageError` where that fails."""
+    def content(self, index: int) -> io.BytesIO:
+        """The image's bytes; raises `ImageError` where they cannot be read."""
         index, name = range(len(self))[index], self.path(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
         offset, size = (int(number) for number in self._places[index])
@@ -96,7 +97,7 @@ class Shards:
             raise ImageError(name, reason, "missing" if missing else "unreadable") from error
         if len(content) < size:
             raise ImageError(name, f"the shard ends after {len(content)} of its {size} bytes")
-        return read_image(io.BytesIO(content), name)
+        return io.BytesIO(content)
 
     def path(self, index: int) -> str:
         """The image's shard and name in it."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from copy import copy
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from dino.data.arrays import Arrays
 from dino.data.decode import Sample
+from dino.data.formats import RGB, PixelFormat
+from dino.data.images import Images
 from dino.data.lists import FileList, split_settings
 from dino.data.names import Files
 from dino.data.samples import Samples
@@ -45,7 +48,7 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Sample:
-        """Image `index` as an RGB `PIL.Image` or a uint8 tensor [3, H, W]."""
+        """Image `index` as an RGB `PIL.Image` or a uint8 tensor [C, H, W]."""
         ...
 
     def path(self, index: int) -> str:
@@ -53,7 +56,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(data: Any) -> Source:
+def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
     """Open what the user calls `--data`.
 
     Args:
@@ -69,13 +72,24 @@ def open_source(data: Any) -> Source:
             * `torchvision:NAME` (`dino.data.vision`);
             * `demo` (or `demo:train`) and `demo:test`, the embedded photographs;
             * a `Source`;
-            * any data set or sequence with a length whose items are PIL images, uint8 tensors
-              [C, H, W], uint8 arrays [H, W, C], or tuples that start with one of these and go on
-              with a label.
+            * any data set or sequence with a length whose items are PIL images, tensors
+              [C, H, W], arrays [H, W] or [H, W, C] (`dino.data.decode.as_image`), or tuples that
+              start with one of these and go on with a label.
+
+        pixels: channels and range expected of the images: those of the weights, where there are
+            any (`backbone.preprocessing.pixels`). A `Source` of the user's own does as it likes.
 
     Raises:
         UserError: if there is nothing to train on, in one sentence that says what was found.
     """
+    source = _opened(data)
+    if isinstance(source, Images) and source.pixels != pixels:
+        source = copy(source)  # it may be the user's, who reads it as he did before
+        source.pixels = pixels
+    return source
+
+
+def _opened(data: Any) -> Source:
     if isinstance(data, (str, os.PathLike)):
         return _named(os.fspath(data))
     if isinstance(data, np.ndarray):

@@ -6,7 +6,7 @@ import inspect
 from difflib import get_close_matches
 from typing import Any
 
-from dino.data.decode import ImageError, Sample
+from dino.data.defects import ImageError
 from dino.data.query import split as split_query
 from dino.data.samples import Samples
 from dino.files import UserError, cache_folder
@@ -44,10 +44,10 @@ class VisionImages(Samples):
         self.name = f"torchvision:{name}"
         super().__init__(opened, _labels_of(opened))
 
-    def __getitem__(self, index: int) -> Sample:
-        """Image `index`; raises `ImageError` if its file is missing or damaged."""
+    def content(self, index: int) -> Any:
+        """The item; raises `ImageError` if its file is missing or damaged."""
         try:
-            return super().__getitem__(index)
+            return super().content(index)
         except (OSError, SyntaxError) as error:  # of Pillow, which torchvision reads files with
             missing = isinstance(error, FileNotFoundError)
             raise ImageError(

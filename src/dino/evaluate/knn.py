@@ -1,177 +1,35 @@
-"""Weighted nearest neighbours on frozen features (paper section 3.2 and appendix F.1).
-
-No parameter is trained: the class of an image is voted by its k most similar images of a bank.
-
-Shapes: n images of the bank, q queries, D width, ks values of k.
-"""
+"""Weighted nearest neighbours on frozen features (paper section 3.2 and appendix F.1)."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from dino.data.sources import Source, open_source
-from dino.evaluate.features import FeatureTable, Part, extract, pixels, provenance
-from dino.evaluate.neighbours import nearest
-from dino.files import UserError, atomic_json
+from dino.evaluate.features import extract, pixels
+from dino.evaluate.results import TRAINED, Measured, beside, networks, table, write
+from dino.evaluate.table import FeatureTable, Part, labels_of, matched_labels
+from dino.evaluate.votes import TEMPERATURE, Accuracy, K, Votes, usable_k, vote
+from dino.files import atomic_write
 from dino.models.features import Backbone
 from dino.runtime import Precision, pick_device, process_group
-from dino.weights.load import load, untrained_like
+from dino.weights.load import load
 
-K = (10, 20, 100, 200)
-"""The k of the paper; 20 is its best."""
+TASK = "k-NN"
 
-TEMPERATURE = 0.07
-"""The temperature of the votes in the paper."""
-
-PANEL = 2**15
-"""Queries whose neighbours are searched during one pass over the bank: each pass moves the whole
-bank to the device once, and holds k similarities and indices for each query."""
+PAIRS = 10
+"""Confused classes that are printed."""
 
 
-UNLABELLED = "k-NN needs classes: put the images of each class into a sub-folder of its own"
-
-
-class Accuracy(NamedTuple):
-    """Shares of rightly classified queries, in percent."""
-
-    top1: float
-    top5: float
-
-
-@torch.inference_mode()
-def knn(
-    bank: Float[Tensor, "n D"],
-    bank_labels: Int[Tensor, " n"],
-    queries: Float[Tensor, "q D"],
-    query_labels: Int[Tensor, " q"],
-    k: Sequence[int] = K,
-    temperature: float = TEMPERATURE,
-    *,
-    leave_one_out: bool = False,
-    chunk: int = 512,
-    tile: int = 2**16,
-    device: torch.device | str | None = None,
-) -> dict[int, Accuracy]:
-    """Accuracy of weighted k-nearest-neighbour votes, for each k (paper section 3.2).
-
-    The k bank images of highest cosine similarity vote for their class with weight
-    exp(similarity / temperature). Classes are ordered by their votes, equal ones (also those
-    without any vote) by their label; so does the published code wherever its sort is stable (up to
-    16 classes), beyond that its order of equal votes is arbitrary. Top-5 means the first
-    min(5, k).
-
-    Args:
-        bank: features of any length; float64 is computed in float64, all else in float32.
-        bank_labels: any integers, in any number.
-        queries: features to be classified.
-        query_labels: their labels; one that the bank lacks can only be found by the tie rule.
-        k: how many neighbours vote. All values are computed in one pass.
-        temperature: positive; the smaller, the more the nearest counts.
-        leave_one_out: `queries` are the bank itself, and no image votes for itself.
-        chunk: queries at a time; chunk x tile similarities exist at once.
-        tile: bank images at a time.
-        device: where to compute; features may stay elsewhere. By default where `queries` are.
-
-    Returns:
-        Accuracies by k, ascending. A k beyond the (remaining) bank is clipped to it: the keys are
-        the k really used.
-
-    Raises:
-        UserError: for sizes that do not fit, features that are not finite, k < 1 or
-            temperature <= 0.
-    """
-    _check(bank, bank_labels, queries, query_labels, leave_one_out)
-    used = usable_k(k, len(bank) - leave_one_out)
-    if not temperature > 0:
-        raise UserError(f"the temperature of k-NN must be positive, not {temperature}")
-    device = torch.device(device) if device is not None else queries.device
-    classes = torch.unique(torch.cat([bank_labels.cpu(), query_labels.cpu()]))
-    votes_for = torch.searchsorted(classes, bank_labels.cpu()).to(device)
-    truth = torch.searchsorted(classes, query_labels.cpu()).to(device)
-    hits = torch.zeros(len(used), 2, dtype=torch.int64, device=device)
-    for start in range(0, len(queries), PANEL):
-        panel = slice(start, start + PANEL)
-        similarity, index = nearest(
-            queries[panel],
-            bank,
-            used[-1],
-            skip=start if leave_one_out else None,
-            chunk=chunk,
-            tile=tile,
-            device=device,
-        )
-        # Relative to the nearest neighbour: same order of classes, no overflow at small T.
-        weights = ((similarity - similarity[:, :1]) / temperature).exp_()
-        for part in zip(
-            torch.split(weights, chunk),
-            torch.split(votes_for[index], chunk),
-            torch.split(truth[panel], chunk),
-            strict=True,
-        ):
-            hits += _hits(*part, used, len(classes))
-    percent = (100 * hits.double() / len(queries)).tolist()
-    return {n: Accuracy(*row) for n, row in zip(used, percent, strict=True)}
-
-
-def usable_k(k: Sequence[int], limit: int) -> list[int]:
-    """The different k, ascending, none larger than the `limit` images that can be neighbours.
-
-    Raises:
-        UserError: if there is no k, a k below 1, or no image to vote.
-    """
-    if not k or min(k) < 1:
-        raise UserError(f"k of k-NN must be one or more numbers from 1 on, not {tuple(k)}")
-    if limit < 1:
-        raise UserError("k-NN needs at least one image in the bank besides the query itself")
-    return sorted({min(n, limit) for n in k})
-
-
-def _check(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, loo: bool) -> None:
-    if len(queries) == 0:
-        raise UserError("k-NN got no query image")
-    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
-        shapes = f"{tuple(bank.shape)} and {tuple(queries.shape)}"
-        raise UserError(f"features of bank and queries must be [n, D] and [q, D], not {shapes}")
-    if len(bank_labels) != len(bank) or len(labels) != len(queries):
-        raise UserError("k-NN needs one label for each image of the bank and of the queries")
-    if loo and len(bank) != len(queries):
-        raise UserError("leave-one-out needs the bank itself as queries")
-    for features in (bank, queries):
-        if len(features) and not torch.stack(features.aminmax()).isfinite().all():
-            raise UserError("the features hold NaN or infinity: the network has diverged")
-
-
-def _hits(
-    weights: Float[Tensor, "q k"],
-    voted: Int[Tensor, "q k"],
-    truth: Int[Tensor, " q"],
-    used: Sequence[int],
-    classes: int,
-) -> Int[Tensor, "ks 2"]:
-    """How many queries have their class first, and among the first min(5, k), for each k."""
-    votes = weights.new_zeros(len(weights), classes)
-    lower = torch.arange(classes, device=truth.device) < truth[:, None]
-    counts = []
-    for nearer, n in pairwise([0, *used]):  # each k adds its neighbours to the votes of the last
-        votes.scatter_add_(1, voted[:, nearer:n], weights[:, nearer:n])
-        own = votes.gather(1, truth[:, None])
-        place = (votes > own).sum(dim=1) + ((votes == own) & lower).sum(dim=1)
-        counts.append(torch.stack([(place < 1).sum(), (place < min(5, n)).sum()]))
-    return torch.stack(counts)
-
-
-# ------------------------------------------------------------------------------- of a network
 def accuracies(
     bank: FeatureTable,
     queries: FeatureTable | None,
@@ -179,38 +37,33 @@ def accuracies(
     temperature: float = TEMPERATURE,
     device: torch.device | str | None = None,
 ) -> dict[int, Accuracy]:
-    """`knn` on tables; without queries, leave-one-out on the bank.
+    """`knn` on tables, see `votes_of`."""
+    return votes_of(bank, queries, k, (temperature,), device).accuracies(temperature)
+
+
+def votes_of(
+    bank: FeatureTable,
+    queries: FeatureTable | None,
+    k: Sequence[int],
+    temperatures: Sequence[float],
+    device: torch.device | str | None = None,
+) -> Votes:
+    """`vote` on tables; without queries, leave-one-out on the bank.
 
     Classes of the two tables are matched by name where both have names.
     """
-    bank_labels = _labels(bank)
-    truth = bank_labels if queries is None else _matched(queries, bank)
-    return knn(
+    bank_labels = labels_of(bank, TASK)
+    truth = bank_labels if queries is None else matched_labels(queries, bank.classes, TASK)
+    return vote(
         bank.features,
         bank_labels,
         (bank if queries is None else queries).features,
         truth,
         k,
-        temperature,
+        temperatures,
         leave_one_out=queries is None,
         device=device,
     )
-
-
-def _labels(table: FeatureTable) -> Int[Tensor, " n"]:
-    if table.labels is None:
-        raise UserError(UNLABELLED)
-    return table.labels
-
-
-def _matched(queries: FeatureTable, bank: FeatureTable) -> Int[Tensor, " q"]:
-    """Labels of the queries in the numbers of the bank; classes it lacks get numbers beyond."""
-    labels = _labels(queries)
-    if bank.classes is None or queries.classes is None:
-        return labels
-    missing = [name for name in queries.classes if name not in bank.classes]
-    numbers = {name: number for number, name in enumerate([*bank.classes, *missing])}
-    return torch.tensor([numbers[name] for name in queries.classes])[labels]
 
 
 class KNNEvaluation:
@@ -244,8 +97,9 @@ class KNNEvaluation:
         workers: int = 0,
         precision: Precision = "fp32",
     ) -> None:
-        if bank.labels is None or (queries is not None and queries.labels is None):
-            raise UserError(UNLABELLED)
+        for source in (bank, queries):
+            if source is not None:
+                labels_of(source, TASK)
         self.bank = spread(bank, limit)
         self.queries = None if queries is None else spread(queries, limit)
         self.k, self.temperature = tuple(k), temperature
@@ -276,39 +130,35 @@ def spread(source: Source, limit: int | None) -> Source:
 
 # ------------------------------------------------------------------------------------ command
 @dataclass(frozen=True, kw_only=True)
-class KNN:
+class KNN(Measured):
     """Classify images by their nearest neighbours among features (paper section 3.2)."""
 
-    weights: str
-    """Run folder, file of weights or published name."""
     data: str
     """The bank: a folder with one sub-folder for each class, a list with labels, or demo."""
     queries: str | None = None
     """Images to classify, laid out like the bank; without it each image of the bank in turn is
     classified by all others."""
+    banks: tuple[str, ...] = ()
+    """More banks, each measured like the first and on its own."""
     k: tuple[int, ...] = K
     """How many neighbours vote; one or more numbers."""
-    temperature: float = TEMPERATURE
-    """Of the votes: exp(similarity / temperature)."""
-    baselines: bool = False
+    temperature: tuple[float, ...] = (TEMPERATURE,)
+    """Of the votes, exp(similarity / temperature); one or more numbers."""
+    baseline: bool = False
     """Also measure the untrained network and raw pixels."""
+    confusion: bool = False
+    """Also write the accuracy of each class and what it is taken for (CSV), for the first bank and
+    the best k and temperature."""
     batch: int = 64
     """Images at a time."""
-    workers: int = 4
-    """Processes that read images."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    precision: Precision = "fp32"
-    """fp32, or bf16 for speed."""
-    out: Path | None = None
-    """Where the result goes as JSON; by default beside the weights."""
 
 
 def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     """`dino evaluate knn`: one table, and JSON with its provenance.
 
     Returns:
-        Accuracies by k for "trained" and, with baselines, "untrained" and "pixels".
+        Accuracies by k for "trained" and, with `baseline`, "untrained" and "pixels"; a bank or
+        temperature that is not the only one stands behind the name.
 
     Raises:
         UserError: for weights or data that are not there or have no classes.
@@ -317,29 +167,56 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     usable_k(settings.k, max(settings.k, default=0))  # refuse nonsense before the work
     with process_group(device) as here:
         backbone = load(settings.weights, device)
-        sources = [open_source(data) for data in (settings.data, settings.queries) if data]
-        if any(source.labels is None for source in sources):
-            raise UserError(UNLABELLED)
-        results, sizes = compare(backbone, *sources, settings=settings)
+        form, asked = backbone.preprocessing.pixels, settings.queries
+        banks = {data: open_source(data, form) for data in (settings.data, *settings.banks)}
+        queries = None if asked is None else open_source(asked, form)
+        for source in (*banks.values(), queries):
+            if source is not None:
+                labels_of(source, TASK)
+        store = settings.extraction()["store"]
+        measured = {
+            name: _votes(tables, banks, queries, settings, device)
+            for name, tables in _tables(backbone, settings, store).items()
+        }
+        found = _rows(measured)
         if here.main:
-            _print(results, sizes, settings)
-            path = settings.out or _beside(settings.weights)
-            knn_rows = {
-                row: {f"k{n}": score._asdict() for n, score in scores.items()}
-                for row, scores in results.items()
+            first = measured[TRAINED][settings.data]
+            about: dict[str, Any] = {**first.sizes, "leave_one_out": queries is None}
+            Console().print(_table(found, first.sizes, settings))
+            if settings.confusion:
+                about |= _confused(first, settings)
+            if max(settings.k) > max(first.votes.k):
+                clipped = f"k beyond the bank was clipped to {max(first.votes.k)}"
+                Console().print(clipped, style="yellow")
+            rows = {
+                name: {f"k{n}": score._asdict() for n, score in scores.items()}
+                for name, scores in found.items()
             }
-            about = {**sizes, "leave_one_out": len(sources) == 1}
-            atomic_json(path, {"knn": knn_rows, **about, **provenance(backbone, settings)})
-    return results
+            write("knn", {"knn": rows, **about}, backbone, settings)
+    return found
+
+
+class Measurement(NamedTuple):
+    """Votes of one bank.
+
+    Attributes:
+        votes: of its images.
+        names: of the classes that the votes count.
+        sizes: images that served as "bank" and as "queries", and how many were "skipped" because
+            they cannot be used.
+    """
+
+    votes: Votes
+    names: list[str]
+    sizes: dict[str, int]
 
 
 class Comparison(NamedTuple):
-    """Accuracies by k of the network and, if asked for, of what it has to beat.
+    """Accuracies by k of the network and of what it has to beat.
 
     Attributes:
         scores: for "trained", "untrained" and "pixels".
-        sizes: images that served as "bank" and as "queries", and how many were "skipped" because
-            they cannot be used.
+        sizes: see `Measurement`.
     """
 
     scores: dict[str, dict[int, Accuracy]]
@@ -349,47 +226,114 @@ class Comparison(NamedTuple):
 def compare(
     backbone: Backbone, bank: Source, queries: Source | None = None, *, settings: KNN
 ) -> Comparison:
-    """Measure the network and, if `settings.baselines`, its untrained twin and raw pixels."""
-    how: dict[str, Any] = {"batch": settings.batch, "workers": settings.workers}
-    through = partial(extract, precision=settings.precision, **how)
-    tables: dict[str, Callable[[Source], FeatureTable]] = {"trained": partial(through, backbone)}
-    if settings.baselines:
-        untrained = untrained_like(backbone)
-        tables["untrained"] = partial(through, untrained, title="untrained network")
-        tables["pixels"] = partial(pixels, **how)
+    """Measure the network and, if `settings.baseline`, its untrained twin and raw pixels.
+
+    Nothing is stored; of several temperatures the first counts.
+    """
     device = next(backbone.parameters()).device
-    scores, sizes = {}, {}
-    for row, table in tables.items():
-        voting, asked = table(bank), None if queries is None else table(queries)
-        scores[row] = accuracies(voting, asked, settings.k, settings.temperature, device)
+    measured = {
+        name: _votes(tables, {"": bank}, queries, settings, device)[""]
+        for name, tables in _tables(backbone, settings, None).items()
+    }
+    scores = {n: one.votes.accuracies(settings.temperature[0]) for n, one in measured.items()}
+    return Comparison(scores, measured[TRAINED].sizes)
+
+
+def _tables(
+    backbone: Backbone, settings: KNN, store: Path | None
+) -> dict[str, Callable[[Source], FeatureTable]]:
+    """What turns images into features, by the name of its rows."""
+    how: dict[str, Any] = {"batch": settings.batch, "workers": settings.workers}
+    through = partial(extract, precision=settings.precision, store=store, **how)
+    tables: dict[str, Callable[[Source], FeatureTable]] = {
+        name: partial(through, network, title=f"{name} network")
+        for name, network in networks(backbone, settings).items()
+    }
+    own = backbone.preprocessing
+    raw = partial(pixels, mean=own.mean, std=own.std, **how)
+    return tables | ({"pixels": raw} if settings.baseline else {})
+
+
+def _votes(
+    tables: Callable[[Source], FeatureTable],
+    banks: Mapping[str, Source],
+    queries: Source | None,
+    settings: KNN,
+    device: torch.device,
+) -> dict[str, Measurement]:
+    asked = None if queries is None else tables(queries)
+    found = {}
+    for name, bank in banks.items():
+        voting = tables(bank)
+        votes = votes_of(voting, asked, settings.k, settings.temperature, device)
         used = [voting] if asked is None else [voting, asked]
         skipped = sum(len(one.skipped) for one in used)
         sizes = {"bank": len(voting), "queries": len(used[-1]), "skipped": skipped}
-    return Comparison(scores, sizes)
+        named = [*(voting.classes or []), *(used[-1].classes or [])]
+        names = list(dict.fromkeys(named)) if voting.classes and used[-1].classes else None
+        labels = votes.classes.tolist()
+        found[name] = Measurement(votes, [names[n] if names else str(n) for n in labels], sizes)
+    return found
 
 
-def _beside(weights: str) -> Path:
-    path = Path(weights)
-    if path.is_dir():
-        return path / "knn.json"
-    return path.with_name(f"{path.name}.knn.json") if path.is_file() else Path("knn.json")
+def _rows(measured: Mapping[str, Mapping[str, Measurement]]) -> dict[str, dict[int, Accuracy]]:
+    rows = {}
+    for name, by_bank in measured.items():
+        for bank, one in by_bank.items():
+            temperatures = one.votes.temperatures
+            for t in temperatures:
+                words = (
+                    [name] + [bank] * (len(by_bank) > 1) + [f"T = {t:g}"] * (len(temperatures) > 1)
+                )
+                rows[", ".join(words)] = one.votes.accuracies(t)
+    return rows
 
 
-def _print(
-    results: Mapping[str, Mapping[int, Accuracy]], sizes: Mapping[str, int], settings: KNN
-) -> None:
+def _table(
+    found: Mapping[str, Mapping[int, Accuracy]], sizes: Mapping[str, int], settings: KNN
+) -> Table:
     how = f"{sizes['queries']} queries" if settings.queries else "leave-one-out"
-    table = Table(
-        title=f"k-NN accuracy, top-1 / top-5 in %\n{how}, {sizes['bank']} images in the bank, "
-        f"T = {settings.temperature:g}"
+    temperatures = ", ".join(f"{t:g}" for t in settings.temperature)
+    cells = {
+        name: [f"{score.top1:.1f} / {score.top5:.1f}" for score in scores.values()]
+        for name, scores in found.items()
+    }
+    return table(
+        f"k-NN accuracy, top-1 / top-5 in %\n{how}, {sizes['bank']} images in the bank, "
+        f"T = {temperatures}",
+        ["features", *(f"k = {n}" for n in next(iter(found.values())))],
+        cells,
     )
-    table.add_column("features")
-    for n in results["trained"]:
-        table.add_column(f"k = {n}", justify="right")
-    for row, scores in results.items():
-        table.add_row(row, *(f"{score.top1:.1f} / {score.top5:.1f}" for score in scores.values()))
-    console = Console()
-    console.print(table)
-    largest = max(results["trained"])
-    if max(settings.k) > largest:
-        console.print(f"k beyond the bank was clipped to {largest}", style="yellow")
+
+
+def _confused(one: Measurement, settings: KNN) -> dict[str, Any]:
+    """Write the confusion matrix, print the pairs that are confused most; what JSON holds of it."""
+    by = {(t, k): s for t in one.votes.temperatures for k, s in one.votes.accuracies(t).items()}
+    temperature, k = max(by, key=lambda key: by[key].top1)
+    counts = one.votes.confusion(k, temperature)
+    images, right = counts.sum(dim=1), counts.diagonal()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "images", "top1", *(f"taken for {name}" for name in one.names)])
+    for name, n, hit, row in zip(one.names, images.tolist(), right.tolist(), counts, strict=True):
+        writer.writerow([name, n, f"{100 * hit / n:.2f}" if n else "", *row.tolist()])
+    path = (settings.out or beside(settings.weights, "knn")).with_suffix(".confusion.csv")
+    atomic_write(path, text.getvalue())
+    wrong = counts - torch.diag(right)
+    pairs = [divmod(int(place), len(counts)) for place in wrong.flatten().argsort(descending=True)]
+    cells = {
+        f"{one.names[own]} as {one.names[other]}": [
+            str(int(wrong[own, other])),
+            f"{100 * int(wrong[own, other]) / int(images[own]):.1f}",
+        ]
+        for own, other in pairs[:PAIRS]
+        if wrong[own, other] > 0
+    }
+    title = f"Most confused, k = {k}, T = {temperature:g}"
+    Console().print(table(title, ["class", "images", "% of its class"], cells))
+    accuracy = {
+        name: 100 * hit / n
+        for name, hit, n in zip(one.names, right.tolist(), images.tolist(), strict=True)
+        if n
+    }
+    return {"by_class": {"k": k, "temperature": temperature, "top1": accuracy}}

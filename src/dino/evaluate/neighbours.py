@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+GROUP = 32
+"""Columns whose largest similarity is looked at first; with fewer the pass fills no vectors."""
 
 
 @torch.inference_mode()
@@ -39,12 +42,12 @@ def nearest(
         device: where to compute; by default where `queries` are.
     """
     device = torch.device(device) if device is not None else queries.device
-    queries = _directions(queries, device)
+    queries = directions(queries, device)
     similarity = queries.new_full((len(queries), k), -torch.inf)
     index = torch.zeros(len(queries), k, dtype=torch.int64, device=device)
     room = queries.new_empty(min(chunk, len(queries)) * min(tile, len(bank)))
     for first in range(0, len(bank), tile):
-        block = _directions(bank[first : first + tile], device)
+        block = directions(bank[first : first + tile], device)
         for start in range(0, len(queries), chunk):
             rows = slice(start, min(start + chunk, len(queries)))
             size = (rows.stop - start, len(block))
@@ -62,7 +65,8 @@ def nearest(
     return similarity, index
 
 
-def _directions(features: Tensor, device: torch.device) -> Tensor:
+def directions(features: Float[Tensor, "n D"], device: torch.device) -> Float[Tensor, "n D"]:
+    """Features of length 1 on `device`; float64 stays float64, all else becomes float32."""
     features = features.to(device)
     if features.dtype != torch.float64:
         features = features.float()
@@ -70,13 +74,51 @@ def _directions(features: Tensor, device: torch.device) -> Tensor:
 
 
 def _top(scores: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
-    """`scores.topk(k)`, but equal scores in the order of their index, also across the edge."""
+    """`scores.topk(k)`, but equal scores in the order of their index, also across the edge.
+
+    One fast pass finds the largest score of each group of columns. The k-th largest of these is a
+    level that at least k scores reach, all of them in groups that reach it; as a rule hardly more
+    than k. These few are sorted, and nothing else is.
+    """
+    count = scores.shape[1] // GROUP
+    if count < 2 * k:  # the level would say little
+        return _top_directly(scores, k)
+    grouped = scores[:, : count * GROUP].unflatten(1, (count, GROUP))
+    levels, groups = grouped.amax(dim=2).topk(k + 1, dim=1)
+    groups = groups[:, :k].sort(dim=1).values  # in their order, for equal scores
+    rows = torch.arange(len(scores), device=scores.device)[:, None]
+    candidates = torch.cat([grouped[rows, groups].flatten(1), scores[:, count * GROUP :]], dim=1)
+    reach = candidates >= levels[:, k - 1 : k]
+    unsure = (levels[:, k] == levels[:, k - 1]) | (reach.sum(dim=1) > 2 * k)
+    values, place = _sorted_where(reach & ~unsure[:, None], candidates, k)
+    groups = F.pad(groups, (0, 1), value=count)  # what fills no group stands behind the last
+    index = groups.gather(1, place // GROUP) * GROUP + place % GROUP
+    for some in torch.split(unsure.nonzero().squeeze(1), 64):  # few at a time: they are copied
+        values[some], index[some] = _top_directly(scores[some], k)
+    return values, index
+
+
+def _sorted_where(
+    chosen: Bool[Tensor, "q n"], scores: Float[Tensor, "q n"], k: int
+) -> tuple[Tensor, Tensor]:
+    """The k best of the chosen scores of each row and their columns; equal ones in order."""
+    rows, columns = chosen.nonzero(as_tuple=True)
+    counts = chosen.sum(dim=1)
+    width = max(k, int(counts.max()))
+    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    values = scores.new_full((len(scores), width), -torch.inf)
+    index = columns.new_zeros(len(scores), width)
+    values[rows, place], index[rows, place] = scores[rows, columns], columns
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], index.gather(1, order[:, :k])
+
+
+def _top_directly(scores: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
     values, index = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
     values, index = values[:, :k].clone(), index[:, :k].clone()
-    if tied.any():
-        for rows in torch.split(tied.nonzero().squeeze(1), 64):  # few at a time: they are copied
-            values[rows], index[rows] = _top_in_order(scores[rows], values[rows, -1:], k)
+    for rows in torch.split(tied.nonzero().squeeze(1), 64):
+        values[rows], index[rows] = _top_in_order(scores[rows], values[rows, -1:], k)
     return values, index
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dino.data.decode import Preprocessing
+from dino.data.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.features import Backbone, Features
 

@@ -16,7 +16,8 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
     Args:
         arch: vit_tiny, vit_small, vit_base, resnet50, or timm:NAME.
         **options: `image_size`, `channels` and `preprocessing` for all; for ViTs also
-            `patch_size`, `position`, `width`, `depth`, `heads`, `mlp_ratio` (see `ViT`).
+            `patch_size`, `position`, `width`, `depth`, `heads`, `mlp_ratio`, `norm_eps` (see
+            `ViT`).
 
     Raises:
         UserError: for an unknown name or option, listing the known ones.

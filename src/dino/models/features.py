@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
-from dino.data.decode import Preprocessing, read_image
+from dino.data.decode import Sample, read_image
+from dino.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Backbone(nn.Module):
         preprocessing: the transform that belongs to the weights.
         spec: the arguments of `dino.create` that build this architecture again.
         residual_branches: how many residual branches drop path can act on (0: none).
+        origin: the file that the weights were loaded from: its dialect, name and SHA-256; None for
+            an untrained network.
     """
 
     width: int
@@ -50,6 +53,7 @@ class Backbone(nn.Module):
     preprocessing: Preprocessing
     spec: dict[str, Any]
     residual_branches: int = 0
+    origin: dict[str, str] | None = None
 
     def forward(
         self, images: Float[Tensor, "B C H W"], keep: Float[Tensor, "branches B"] | None = None
@@ -76,18 +80,19 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def preprocess(self, image: Image.Image) -> Float[Tensor, "C S S"]:
-        """The tensor that this network's weights expect for a picture."""
+    def preprocess(self, image: Sample) -> Float[Tensor, "C S S"]:
+        """The tensor that this network's weights expect for a picture, or for its levels."""
         return self.preprocessing(image)
 
     @torch.inference_mode()
     def embed(self, paths: Sequence[str | Path], batch: int = 64) -> np.ndarray:
         """Features [n, D] (float32) of the pictures at `paths`, in order, in evaluation mode."""
         training, device = self.training, next(self.parameters()).device
+        read = partial(read_image, pixels=self.preprocessing.pixels)
         self.eval()
         try:
             rows = [
-                self(torch.stack([self.preprocess(read_image(path)) for path in part]).to(device))
+                self(torch.stack([self.preprocess(read(path)) for path in part]).to(device))
                 for part in (paths[i : i + batch] for i in range(0, len(paths), batch))
             ]
         finally:

@@ -38,6 +38,9 @@ def linear(
 
 
 def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
+    # First of all, so that a graph with a free batch size gains no condition on the rows.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False  # compiled, exported and traced graphs stay plain
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -45,8 +48,6 @@ def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
         and torch.get_num_threads() > 1  # with one, PyTorch convolves by its own slower code
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # compiled, exported and traced graphs stay plain
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dino.data.decode import Preprocessing
+from dino.data.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.features import Backbone, Features
 from dino.models.linear import Linear
@@ -98,11 +98,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = MLP(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, keep: Float[Tensor, "2 B"] | None = None) -> Tensor:
@@ -139,6 +139,8 @@ class ViT(Backbone):
         image_size: pixels a side of the images whose grid the position embedding is learned for.
         channels: C.
         position: how the position embedding is resampled to other grids, see `models.position`.
+        norm_eps: epsilon of every layer norm; the published 1e-6, unless weights come from a
+            library that says otherwise (transformers: 1e-12).
         preprocessing: the transform of the weights; by default the paper's for `image_size`.
 
     Raises:
@@ -156,6 +158,7 @@ class ViT(Backbone):
         image_size: int = 224,
         channels: int = 3,
         position: Position = "reference",
+        norm_eps: float = 1e-6,
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
@@ -172,8 +175,8 @@ class ViT(Backbone):
         self.patch_embed = PatchEmbed(patch_size, channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, width))
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, norm_eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -194,7 +197,7 @@ class ViT(Backbone):
         patches = self.patch_embed(images)
         grid = (patches.shape[1], patches.shape[2])
         positions = resample(self.pos_embed[:, 1:], self.grid, grid, self.position)
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(images.shape[0], -1, -1)
         return torch.cat([first, patches.flatten(1, 2) + positions], dim=1), grid
 
     def forward(

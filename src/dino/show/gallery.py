@@ -17,11 +17,15 @@ from jaxtyping import Float
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from dino.data.decode import ImageError, as_picture, to_tensor
+from dino.data.decode import Sample, as_picture, as_pixels
+from dino.data.defects import ImageError
+from dino.data.formats import RGB, PixelFormat
 from dino.data.photometric import normalize
+from dino.data.sampler import spread
 from dino.data.sources import Source, open_source
+from dino.models.attention import attention_maps, mass_mask
 from dino.models.features import Backbone
-from dino.show.attention import attention_maps, colored, mass_mask, overlay, whole_patches
+from dino.show.attention import colored, overlay, whole_patches
 from dino.show.components import components, patch_features
 from dino.show.page import figure, picture
 
@@ -58,8 +62,15 @@ class Pair:
 
 
 # ------------------------------------------------------------------------------------ pictures
-def photographs(data: str, val: str | None) -> tuple[list[tuple[str, Image.Image]], str]:
+def photographs(
+    data: str, val: str | None, pixels: PixelFormat = RGB
+) -> tuple[list[tuple[str, Sample]], str]:
     """A few whole pictures with their names, and a sentence on whether they were trained on.
+
+    Args:
+        data: the images that were trained on.
+        val: others, to be taken instead.
+        pixels: channels and range of both.
 
     Raises:
         UserError: if the data are not there any more.
@@ -71,41 +82,38 @@ def photographs(data: str, val: str | None) -> tuple[list[tuple[str, Image.Image
         chosen = [name for name in SHOWN_FIRST if name in named][:PHOTOGRAPHS]
         seen = "Tiles of the left part of each photograph were trained on, the right part was not."
         return [(name, named[name]) for name in chosen], seen
-    source = open_source(data if val is None else val)
+    source = open_source(data if val is None else val, pixels)
     images = _usable(source, spread(len(source), PHOTOGRAPHS))
     names = [(source.path(index), image) for index, image in images.items()]
     return names, "These pictures were " + ("trained on." if val is None else "never trained on.")
-
-
-def spread(length: int, count: int) -> list[int]:
-    """`count` indices, or all there are, evenly over `length` items."""
-    count = min(length, count)
-    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
 def _some(items: Sequence[int], count: int) -> list[int]:
     return [items[i] for i in spread(len(items), count)]
 
 
-def _usable(source: Source, indices: Sequence[int]) -> dict[int, Image.Image]:
+def _usable(source: Source, indices: Sequence[int]) -> dict[int, Sample]:
     """Those of the images that can be read, by their index; the run has listed the others."""
     images = {}
     for index in indices:
         with suppress(ImageError):
-            images[index] = as_picture(source[index])
+            images[index] = source[index]
     return images
 
 
-def _prepared(backbone: Backbone, image: Image.Image) -> tuple[Image.Image, Tensor]:
+def _prepared(backbone: Backbone, sample: Sample) -> tuple[Image.Image, Tensor]:
     """A photograph as it is shown, cut to whole patches, and as the network takes it."""
     patch = backbone.patch_size or 1
     side = min(SIDE, CELLS * patch) if backbone.patch_size else SIDE
-    scale = side / max(image.size)
-    size = [max(patch, round(length * scale)) for length in image.size]
-    shown = whole_patches(image.convert("RGB").resize((size[0], size[1])), patch)
+    pixels = as_pixels(sample)
+    scale = side / max(pixels.shape[1:])
+    size = [max(patch, round(length * scale)) for length in pixels.shape[1:]]
+    pixels = F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+    shown = whole_patches(as_picture(pixels), patch)
+    pixels = pixels[:, : shown.height, : shown.width]
     device = next(backbone.parameters()).device
     transform = backbone.preprocessing
-    return shown, normalize(to_tensor(shown), transform.mean, transform.std).to(device)
+    return shown, normalize(pixels, transform.mean, transform.std).to(device)
 
 
 # ---------------------------------------------------------------------------------- neighbours
@@ -120,8 +128,9 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
     Raises:
         UserError: if the data are not there any more.
     """
-    bank = open_source(data)
-    asked = bank if val is None else open_source(val)
+    pixels = pair.trained.preprocessing.pixels
+    bank = open_source(data, pixels)
+    asked = bank if val is None else open_source(val, pixels)
     among = spread(len(bank), BANK)
     searched = _usable(bank, among)
     among, pool = list(searched), list(searched.values())
@@ -163,7 +172,7 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
 
 
 @torch.inference_mode()
-def _embedded(pair: Pair, images: Sequence[Image.Image]) -> dict[str, Float[Tensor, "n D"]]:
+def _embedded(pair: Pair, images: Sequence[Sample]) -> dict[str, Float[Tensor, "n D"]]:
     """Features of length 1 by either network; each image is prepared once."""
     device = next(pair.trained.parameters()).device
     rows: dict[str, list[Tensor]] = {name: [] for name, _ in pair.items()}
@@ -182,19 +191,20 @@ def _label(source: Source, index: int) -> str:
     return source.classes[label] if source.classes else f"class {label}"
 
 
-def _asked(image: Image.Image, name: str) -> str:
-    tile = figure(picture(image, f"asked: {name}", width=TILE), name or "asked", "asked")
+def _asked(sample: Sample, name: str) -> str:
+    shown = picture(as_picture(sample), f"asked: {name}", width=TILE)
+    tile = figure(shown, name or "asked", "asked")
     return f'<div><div class="name">asked</div>{tile}</div>'
 
 
-def _neighbour(image: Image.Image, name: str, wanted: str, similarity: float) -> str:
+def _neighbour(sample: Sample, name: str, wanted: str, similarity: float) -> str:
     css = "" if not wanted else "same" if name == wanted else "apart"
-    tile = picture(image, f"neighbour: {name}", width=TILE)
+    tile = picture(as_picture(sample), f"neighbour: {name}", width=TILE)
     return figure(tile, f"{name} {similarity:.2f}".strip(), css)
 
 
 # ----------------------------------------------------------------------------------- attention
-def attention(pair: Pair, photos: Sequence[tuple[str, Image.Image]], origin: str) -> str:
+def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> str:
     """Where the CLS token of the last block looks; nothing for networks without one.
 
     Args:
@@ -254,7 +264,7 @@ def _cut_out(image: Image.Image, values: Float[Tensor, "h w"]) -> Image.Image:
 
 
 # ---------------------------------------------------------------------------------- components
-def component_maps(pair: Pair, photos: Sequence[tuple[str, Image.Image]]) -> str:
+def component_maps(pair: Pair, photos: Sequence[tuple[str, Sample]]) -> str:
     """The first three principal components of the patch tokens as colours."""
     prepared = [_prepared(pair.trained, photo) for _, photo in photos]
     maps = {

@@ -293,7 +293,7 @@ def _pictures(run: Run, backbone: Backbone) -> list[str]:
         return []
     pair = Pair(backbone, untrained_like(backbone))
     try:
-        photos, origin = photographs(data, val)
+        photos, origin = photographs(data, val, backbone.preprocessing.pixels)
         return [
             neighbours(pair, data, val),
             attention(pair, photos, origin),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dino.train.config import PretrainConfig
+from dino.train.config import PixelSettings, PretrainConfig, ViewSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,33 @@ class Pretrain:
     program. Labels serve the k-NN evaluation only."""
     val: str | None = None
     """Images with classes, named as --data is, to measure k-NN on while training."""
+    stats: str | None = None
+    """What `dino data stats` measured on the images: sets every --pixels.* at once."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
         default_factory=PretrainConfig
     )
     """Every setting of the recipe, to be changed one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Show the views that a recipe makes of some images, with the numbers they come from."""
+
+    data: tyro.conf.Positional[str]
+    """Images: whatever `dino pretrain --data` takes."""
+    out: Path = Path("sheet.png")
+    """The picture to write; its ending chooses the format."""
+    images: int = 4
+    """How many images, evenly spread over all."""
+    epoch: int = 0
+    """In which the views would be made, counted from 0."""
+    seed: int = 0
+    """Of the run."""
+    stats: Path | None = None
+    """What `dino data stats` measured on the images."""
+    views: ViewSettings = field(default_factory=ViewSettings)
+    """Multi-crop."""
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    """Channels."""

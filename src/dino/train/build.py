@@ -25,6 +25,7 @@ def build(
     backbone = create(
         model.arch,
         image_size=config.views.global_size,
+        channels=config.pixels.channels,
         patch_size=model.patch_size,
         position=model.position,
         width=model.width,
@@ -32,7 +33,10 @@ def build(
         heads=model.heads,
     )
     backbone.preprocessing = replace(
-        backbone.preprocessing, mean=config.views.mean, std=config.views.std
+        backbone.preprocessing,
+        mean=config.pixels.mean,
+        std=config.pixels.std,
+        pixels=config.pixels.format,
     )
     return Distillation(
         Network(backbone, Head(backbone.width, head.pop("prototypes"), **head)),

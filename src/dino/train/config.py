@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from dino.data.views import ViewSpec, dino_views
 from dino.distillation.schedules import Schedules, in_steps
 from dino.files import UserError
@@ -93,10 +96,6 @@ class ViewSettings:
     pixels, smaller views need less."""
     solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
     """Probability of solarizing global view 1, global view 2, and each local view."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of each channel, of pixels in [0, 1]."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of each channel."""
 
     def specs(self) -> tuple[ViewSpec, ...]:
         """One specification for each kind of view."""
@@ -123,6 +122,45 @@ class ViewSettings:
             dataclasses.replace(kind, **shared, blur=blur, solarize=solarize)
             for kind, blur, solarize in zip(kinds, self.blur, self.solarize, strict=False)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSettings:
+    """What the images hold (`dino data stats` measures all of it: --stats FILE)."""
+
+    channels: Annotated[int, tyro.conf.arg(aliases=["--channels"])] = 3
+    """C; with others than 3, saturation, hue and grey are switched off."""
+    page: int = 0
+    """Page of multi-page TIFFs, frame of DICOMs, from 0."""
+    low: tuple[float, ...] | None = None
+    """Value that becomes 0, for each channel or one for all; None for what the type offers."""
+    high: tuple[float, ...] | None = None
+    """Value that becomes 255."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, of pixels in [0, 1]."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel."""
+
+    @property
+    def format(self) -> PixelFormat:
+        """What to expect of an image."""
+        return PixelFormat(self.channels, self.page, self.low, self.high)
+
+    def check(self) -> None:
+        """Refuse statistics of another number of channels.
+
+        Raises:
+            UserError: in one sentence that says what to do.
+        """
+        if not self.channels == len(self.mean) == len(self.std):
+            raise UserError(
+                f"{self.channels} channels need as many means and deviations: measure them with "
+                f"'dino data stats PATH --channels {self.channels} --out stats.json' and "
+                "give --stats stats.json"
+            )
+        if not all(deviation > 0 for deviation in self.std):
+            raise UserError(f"standard deviations must be above 0: pixels.std is {self.std}")
+        _ = self.format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +253,8 @@ class PretrainConfig:
     """Projection head."""
     views: ViewSettings = field(default_factory=ViewSettings)
     """Multi-crop."""
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    """Channels."""
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     """Teacher and targets."""
     optim: OptimSettings = field(default_factory=OptimSettings)
@@ -270,6 +310,7 @@ class PretrainConfig:
             UserError: in one sentence that says what to change.
         """
         batch, model = self.run.batch, self.model
+        self.pixels.check()
         if batch < 1 or batch % world:
             raise UserError(f"run.batch {batch} cannot be shared by {world} processes: change it")
         if model.patch_size is not None and model.arch.startswith("vit_"):

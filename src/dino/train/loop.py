@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dino.data.loader import Batch, pretrain_loader
+from dino.data.loader import Batch, PretrainLoader
 from dino.data.photometric import augment
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
+from dino.data.views import COLOUR_ONLY
 from dino.distillation.health import Monitor, effective_rank, feature_spread
 from dino.distillation.schedules import Schedules, in_steps
 from dino.distillation.step import StepReport
@@ -230,11 +231,12 @@ class _Loop:
             blocks=getattr(self.source, "blocks", None),
         )
         loader: Iterator[Batch] = iter(
-            pretrain_loader(
+            PretrainLoader(
                 self.source,
                 self.config.views.specs(),
                 sampler,
                 seed=run.seed,
+                channels=self.config.pixels.channels,
                 workers=workers,
                 pin=self.device.type == "cuda",
             )
@@ -253,8 +255,8 @@ class _Loop:
             flat = augment(
                 group.images.flatten(0, 1),
                 group.params.flatten(0, 1),
-                self.config.views.mean,
-                self.config.views.std,
+                self.config.pixels.mean,
+                self.config.pixels.std,
             )
             views.append(flat.unflatten(0, group.images.shape[:2]))
         return views
@@ -395,6 +397,8 @@ class _Loop:
             f"{self.config.run.batch} images, {backbone / 1e6:.1f} M + {head / 1e6:.1f} M "
             f"parameters (backbone + head), {self.device} x {self.ranks.world}, {self.run}"
         )
+        if (channels := self.config.pixels.channels) != 3:
+            self._say(f"{channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB")
         for doubt in doubts:
             self._say(f"warning: {doubt}", "yellow")
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from dino.data.decode import ImageError, count_defects
-from dino.files import UserError, atomic_write
+from dino.data.defects import ImageError, count_defects, read_list, write_list
+from dino.files import UserError
 from dino.runtime import Ranks, gather_objects
-
-COLUMNS = ("path", "defect", "reason")
 
 
 class Skipped:
@@ -31,10 +27,7 @@ class Skipped:
         self._known: dict[str, tuple[str, str]] = {}  # path: defect, reason
         self._new: dict[str, tuple[str, str]] = {}  # of this rank, not told yet
         if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                self._known = {
-                    line["path"]: (line["defect"], line["reason"]) for line in csv.DictReader(file)
-                }
+            self._known = read_list(self.path)
 
     def __len__(self) -> int:
         """Number of different images."""
@@ -57,20 +50,12 @@ class Skipped:
             self._known.update(found)
         self._new = {}
         if len(self._known) > before and ranks.main:
-            self._write()
+            write_list(self.path, self._known)
         self._check()
 
     def describe(self) -> str:
         """Such as "12 damaged, 3 missing", the most frequent first."""
         return count_defects(defect for defect, _ in self._known.values())
-
-    def _write(self) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((path, *what) for path, what in sorted(self._known.items()))
-        # File names that are not text keep their bytes.
-        atomic_write(self.path, text.getvalue().encode("utf-8", "surrogateescape"))
 
     def _check(self) -> None:
         for defect, count in Counter(defect for defect, _ in self._known.values()).items():

@@ -2,27 +2,48 @@
 
 A file of ours is safetensors with one metadata entry, `dino`: JSON with the architecture
 (`spec`, the arguments of `dino.create`), the preprocessing that belongs to the weights, and what
-the writer says about them (`about`: recipe, step, data).
+the writer says about them (`about`: recipe, step, data). Files of other libraries are translated
+(`dialects`) and loaded just as strictly.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dino.data.decode import Preprocessing
 from dino.files import UserError, replacing
+from dino.models.convnet import Timm
 from dino.models.create import create
 from dino.models.features import Backbone
+from dino.models.position import Position
+from dino.weights.architecture import inflate, spread
+from dino.weights.catalogue import CATALOGUE
+from dino.weights.containers import FORMAT, open_container
+from dino.weights.fetch import fetch
+from dino.weights.parts import Part, Parts, WhichNetwork, read_parts
 
-FORMAT = 1
+__all__ = [
+    "LinearClassifier",
+    "Part",
+    "Parts",
+    "fingerprint",
+    "load",
+    "load_strictly",
+    "misfits",
+    "read_checkpoint",
+    "read_linear",
+    "save",
+    "untrained_like",
+]
 
 
 def save(backbone: Backbone, path: str | Path, about: dict[str, Any] | None = None) -> None:
@@ -44,22 +65,115 @@ def save(backbone: Backbone, path: str | Path, about: dict[str, Any] | None = No
         save_file(tensors, temporary, metadata={"dino": json.dumps(metadata)})
 
 
-def load(weights: str | Path, device: str | torch.device = "cpu") -> Backbone:
-    """A trained network in evaluation mode.
+def load(
+    weights: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    network: WhichNetwork = "teacher",
+    position: Position | None = None,
+    channels: int | None = None,
+    heads: int | None = None,
+) -> Backbone:
+    """A trained network in evaluation mode, with the transform that belongs to its weights.
 
     Args:
-        weights: a run folder (its teacher), or a file of weights that `save` wrote.
+        weights: a run folder or one of its checkpoints; a file of ours; an official `.pth`,
+            backbone only or full checkpoint; a file or folder of timm or transformers; or a
+            published name such as `dino_vits16`, which is downloaded once (`dino weights list`).
         device: where to put it.
+        network: the teacher, which every result of the paper is of, or the student, where the
+            checkpoint has both.
+        position: how a ViT resamples its position embedding to other image sizes than its own
+            (`models.position`). By default as the place does that the file comes from, so that
+            features agree there and here: official files `reference`, those of transformers
+            `exact`; timm's `exact` too, although timm also antialiases, so that it agrees at the
+            network's own size only. Our own files say it themselves.
+        channels: adapt the first layer to images of so many channels instead of RGB. Its weights
+            are repeated channel by channel, cyclically, and scaled so that their sum over the
+            channels stays what it was (for one channel it is that sum): a picture with all
+            channels equal then gives the feature of the grey RGB picture. Mean and deviation of
+            the preprocessing are repeated likewise, values are taken at their type's full range.
+        heads: attention heads of a ViT whose file does not tell, needed at other widths than 192,
+            384, 768 and 1024.
 
     Raises:
-        UserError: if there is nothing of the kind, or keys or shapes do not fit, naming them.
+        UserError: if there is nothing of the kind, it would execute something, or keys or shapes
+            do not fit, naming them.
     """
     path = _locate(weights)
-    tensors, metadata = read(path)
-    backbone = create(**metadata["spec"])
-    backbone.preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-    load_strictly(backbone, tensors, path)
+    if network == "teacher" and path.is_dir() and (path / "teacher.safetensors").exists():
+        path = _newest_teacher(path)
+    parts = read_parts(path, heads)
+    spec = dict(parts.spec)
+    if position is not None:
+        if not spec["arch"].startswith("vit_"):
+            raise UserError(f"{spec['arch']} has no position embedding: leave out position=")
+        spec["position"] = position
+    tensors = parts.network(network).backbone
+    with torch.device(
+        "meta"
+    ):  # a specification that does not fit is refused before it costs memory
+        refuse_misfits(create(**spec), tensors, parts.path)
+    backbone = create(**spec)
+    backbone.preprocessing = parts.preprocessing
+    load_strictly(backbone, tensors, parts.path)
+    if channels is not None and channels != spec.get("channels", 3):
+        backbone = _with_channels(backbone, channels)
+    backbone.origin = parts.origin(network)
     return backbone.to(device).eval()
+
+
+def read_checkpoint(weights: str | Path, *, heads: int | None = None) -> Parts:
+    """All that a checkpoint holds, under our names: student, teacher, heads, center.
+
+    Args:
+        weights: as for `load`. A run folder gives its last checkpoint.
+        heads: as for `load`.
+
+    Raises:
+        UserError: as `load` does, but for keys and shapes, which are checked where the tensors go.
+    """
+    return read_parts(_locate(weights), heads)
+
+
+class LinearClassifier(NamedTuple):
+    """A linear classifier on frozen features.
+
+    Attributes:
+        weight: the published files of ViT-S belong to the CLS tokens of the last four blocks,
+            joined, those of ViT-B to the CLS token of the last block and the mean of its patch
+            tokens. The published code joins the latter block by block: [cls_0, avg_0, cls_1, ...].
+        bias: one number a class.
+    """
+
+    weight: Float[Tensor, "classes D"]
+    bias: Float[Tensor, " classes"]
+
+
+def read_linear(weights: str | Path) -> LinearClassifier:
+    """Weight and bias of a linear classifier: the published files, or any single linear layer.
+
+    Args:
+        weights: a file, or a published name such as `dino_vits16_linear`.
+
+    Raises:
+        UserError: if the file is another kind of file.
+    """
+    path = _locate(weights)
+    content = open_container(path).content
+    inner = content.get("state_dict", content)
+    tensors = inner if isinstance(inner, dict) else {}
+    by_end = {str(name).rpartition(".")[2]: value for name, value in tensors.items()}
+    weight, bias = by_end.get("weight"), by_end.get("bias")
+    if (
+        not isinstance(weight, Tensor)
+        or not isinstance(bias, Tensor)
+        or len(tensors) != 2
+        or weight.ndim != 2
+        or bias.shape != weight.shape[:1]
+    ):
+        raise UserError(f"{path} is no linear classifier: it should hold one weight and one bias")
+    return LinearClassifier(weight.detach(), bias.detach())
 
 
 def untrained_like(backbone: Backbone, seed: int = 0) -> Backbone:
@@ -80,22 +194,20 @@ def fingerprint(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that `save` wrote.
-
-    Raises:
-        UserError: if it is another kind of file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("dino")
-            if text is None:
-                raise UserError(
-                    f"{path} was not written by dino: it does not name its architecture"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text)  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from None
+def misfits(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What keeps `tensors` from being the state of `module`: missing, unexpected, other shapes."""
+    own = module.state_dict()
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & tensors.keys())
+        if own[name].shape != tensors[name].shape
+    ]
+    found = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - own.keys()),
+        "other shapes:": shapes,
+    }
+    return {kind: names for kind, names in found.items() if names}
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
@@ -104,32 +216,64 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], origin: P
     Raises:
         UserError: naming missing, unexpected and mis-shaped keys.
     """
-    own = module.state_dict()
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & tensors.keys())
-        if own[name].shape != tensors[name].shape
-    ]
-    problems = [
-        f"{kind} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for kind, names in (
-            ("missing", sorted(own.keys() - tensors.keys())),
-            ("unexpected", sorted(tensors.keys() - own.keys())),
-            ("other shapes:", shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"the weights in {origin} do not fit the network: {'; '.join(problems)}")
+    refuse_misfits(module, tensors, origin)
     module.load_state_dict(tensors, strict=True)
 
 
+def refuse_misfits(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Nothing, if `tensors` are the state of `module` to the last key and shape.
+
+    Raises:
+        UserError: naming missing, unexpected and mis-shaped keys.
+    """
+    problems = [
+        f"{kind} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for kind, names in misfits(module, tensors).items()
+    ]
+    if problems:
+        raise UserError(f"the weights in {origin} do not fit the network: {'; '.join(problems)}")
+
+
+# ------------------------------------------------------------------------------------ details
 def _locate(weights: str | Path) -> Path:
+    """The path that is meant: itself, or a published name's file after its download."""
     path = Path(weights)
-    if path.is_dir():
-        if not (path / "teacher.safetensors").exists():
-            raise UserError(f"{path} holds no teacher.safetensors: is it a run that has saved?")
-        return path / "teacher.safetensors"
-    if not path.exists():
-        raise UserError(f"there are no weights at {path}: give a run folder or a file of weights")
-    return path
+    if path.exists():
+        return path
+    if str(weights) in CATALOGUE:
+        return fetch(CATALOGUE[str(weights)])
+    raise UserError(
+        f"there are no weights at {path}: give a run folder, a file of weights or a name that "
+        "`dino weights list` shows"
+    )
+
+
+def _newest_teacher(run: Path) -> Path:
+    """A run's teacher stands alone in a file; a checkpoint's beside the student."""
+    return run if (run / "state.json").exists() else run / "teacher.safetensors"
+
+
+def _with_channels(backbone: Backbone, channels: int) -> Backbone:
+    """The same network for images of `channels` channels."""
+    first = _first_layer(backbone)
+    tensors = backbone.state_dict()
+    tensors[first] = inflate(tensors[first], channels)
+    adapted = create(**{**backbone.spec, "channels": channels})
+    load_strictly(adapted, tensors, Path(str(backbone.spec["arch"])))
+    given = backbone.preprocessing
+    adapted.preprocessing = replace(
+        given,
+        mean=spread(given.mean, channels),
+        std=spread(given.std, channels),
+        pixels=replace(given.pixels, channels=channels, low=None, high=None),
+    )
+    return adapted
+
+
+def _first_layer(backbone: Backbone) -> str:
+    """The name of the weights that images enter through."""
+    if isinstance(backbone, Timm):
+        settings: Any = backbone.network.pretrained_cfg
+        return f"network.{settings['first_conv']}.weight"
+    convnet = backbone.spec["arch"] == "resnet50"
+    return "network.conv1.weight" if convnet else "patch_embed.proj.weight"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_set import manifest, part, tensors
 
-from dino.show.attention import cls_attention, mass_mask
+from dino.models.attention import cls_attention, mass_mask
 
 CONFIG = manifest()["config"]
 SIZES = [tuple(size) for size in CONFIG["input_sizes"]]

@@ -1,0 +1,61 @@
+"""What can be wrong with an image, in kinds that can be counted."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from dino.files import UserError, atomic_csv
+
+Defect = Literal["missing", "unreadable", "empty", "not an image", "damaged", "too large", "misfit"]
+"""Why an image cannot be used (`ImageError.reason` has the details).
+
+Missing: no such file. Unreadable: the system refuses. Empty: no bytes. Not an image: bytes in no
+known format. Damaged: truncated or corrupt. Too large: a decompression bomb. Misfit: pixels that
+the network does not take.
+"""
+
+
+class ImageError(UserError):
+    """An image that cannot be used.
+
+    Attributes:
+        path: where it lies.
+        reason: what is wrong with it, in a few words.
+        defect: which kind of wrong.
+    """
+
+    def __init__(self, path: str, reason: str, defect: Defect = "damaged") -> None:
+        super().__init__(path, reason, defect)  # all arguments, so that it survives pickling
+        self.path, self.reason = path, reason
+        self.defect: Defect = defect
+
+    def __str__(self) -> str:
+        """One sentence naming the file."""
+        return f"{self.path} cannot be read as an image: {self.reason}"
+
+
+def count_defects(defects: Iterable[str]) -> str:
+    """Such as "12 damaged, 3 missing", the most frequent first."""
+    counts = sorted(Counter(defects).items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {defect}" for defect, count in counts)
+
+
+def write_list(path: Path, found: Mapping[str, tuple[str, str]]) -> None:
+    """Write a CSV of images that cannot be used, sorted by path.
+
+    Args:
+        path: of the list, replaced whole or not at all.
+        found: path of each image: defect and reason.
+    """
+    rows = ((name, *what) for name, what in sorted(found.items()))
+    atomic_csv(path, ("path", "defect", "reason"), rows)
+
+
+def read_list(path: Path) -> dict[str, tuple[str, str]]:
+    """What `write_list` wrote."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {line["path"]: (line["defect"], line["reason"]) for line in csv.DictReader(file)}

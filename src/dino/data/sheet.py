@@ -1,0 +1,76 @@
+"""Contact sheets: rows of small pictures with captions, as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN = 6
+"""Pixels between pictures, and around them."""
+
+TEXT = 12
+"""Height of the letters of a caption, in pixels."""
+
+LINE = TEXT + 4
+"""Height of a line of a caption, in pixels."""
+
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a sheet.
+
+    Attributes:
+        picture: of any size; shrunk into the tile, never enlarged.
+        caption: what stands below it, in lines; a line that is too long loses its middle.
+        marked: with a frame, to tell it from the others of its row.
+    """
+
+    picture: Image.Image
+    caption: str = ""
+    marked: bool = False
+
+
+def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144) -> Image.Image:
+    """Pictures in rows, in the order given; rows may be of different lengths.
+
+    Args:
+        rows: at least one cell in all.
+        tile: side of the square that holds a picture, in pixels.
+
+    Returns:
+        An RGB picture on white.
+    """
+    lines = max(len(cell.caption.splitlines()) for row in rows for cell in row)
+    step = (tile + MARGIN, tile + lines * LINE + MARGIN)
+    width = max(len(row) for row in rows) * step[0] + MARGIN
+    sheet = Image.new("RGB", (width, len(rows) * step[1] + MARGIN), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    for down, row in enumerate(rows):
+        for along, cell in enumerate(row):
+            left, top = MARGIN + along * step[0], MARGIN + down * step[1]
+            small = cell.picture.convert("RGB")
+            small.thumbnail((tile, tile), Image.Resampling.LANCZOS)
+            x, y = left + (tile - small.width) // 2, top + (tile - small.height) // 2
+            sheet.paste(small, (x, y))
+            if cell.marked:
+                box = (x - 3, y - 3, x + small.width + 2, y + small.height + 2)
+                draw.rectangle(box, outline=INK, width=2)
+            for number, line in enumerate(cell.caption.splitlines()):
+                place = (left + tile // 2, top + tile + number * LINE + LINE // 2)
+                draw.text(place, _fitted(line, tile, font), INK, font, anchor="mm")
+    return sheet
+
+
+def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The line, or its beginning and its end, which is what tells file names apart."""
+    if font.getlength(line) <= width:
+        return line
+    for kept in range(len(line) - 1, 0, -1):
+        short = f"{line[: kept // 3]}...{line[len(line) - (kept - kept // 3) :]}"
+        if font.getlength(short) <= width:
+            return short
+    return ""

@@ -1,0 +1,115 @@
+"""Masks of objects in files: indexed or grey pictures whose values are numbers of objects.
+
+Shapes: H W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from dino.files import UserError, replacing
+
+VOID = 255
+"""Pixels that belong to nobody: they count neither as right nor as wrong."""
+
+Ids = UInt8[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which object, or class, each pixel belongs to.
+
+    Attributes:
+        ids: 0 for the background, `VOID`, else the number of an object.
+        palette: red, green and blue of each number in turn; None for a grey picture.
+        white: the file says 255, white, for object 1 (and has no other object and no void).
+    """
+
+    ids: Ids
+    palette: tuple[int, ...] | None = None
+    white: bool = False
+
+    @property
+    def objects(self) -> list[int]:
+        """The numbers of the objects, ascending."""
+        return [int(number) for number in np.unique(self.ids) if number not in (0, VOID)]
+
+
+def read_mask(path: str | os.PathLike[str], first: Mask | None = None) -> Mask:
+    """Read a mask as VOC, DAVIS and sets of binary masks store it.
+
+    In an indexed picture the values are the numbers and 255 is void. In a grey one as well, unless
+    0 and 255 are its only values: then 255 is the one object.
+
+    Args:
+        path: the file.
+        first: the first mask of a video, which decides what 255 means in the others.
+
+    Raises:
+        UserError: naming the file, if it is missing, damaged, in colour, or grey with 255 beside
+            numbers that are not 1, 2, ..., so that 255 may be an object or void.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise UserError(
+                    f"{path} is a picture of mode {image.mode}, not a mask: store the numbers of "
+                    "the objects in an indexed or grey PNG"
+                )
+            palette = image.getpalette() if image.mode == "P" else None
+            values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    except FileNotFoundError:
+        raise UserError(f"the mask {path} does not exist") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the mask {path} cannot be read: {error}") from None
+    if palette is not None:
+        return Mask(values, tuple(palette))
+    if first is not None and not first.white:
+        return Mask(values)
+    return _grey(values, path)
+
+
+def _grey(values: Ids, path: str | os.PathLike[str]) -> Mask:
+    numbers = [int(number) for number in np.unique(values) if number != 0]
+    if numbers == [VOID]:
+        return Mask((values == VOID).astype(np.uint8), white=True)
+    if VOID in numbers and numbers[:-1] != list(range(1, len(numbers))):
+        raise UserError(
+            f"{path} holds 255 and the objects {_few(numbers[:-1])}: make it black and white, "
+            "or number its objects 1, 2, ... and leave 255 for void"
+        )
+    return Mask(values)
+
+
+def _few(numbers: list[int]) -> str:
+    words = ", ".join(map(str, numbers[:4]))
+    return words if len(numbers) <= 4 else f"{words}, ... ({len(numbers)} values)"
+
+
+def write_mask(mask: Mask, path: Path) -> None:
+    """Write a mask as PNG with the palette it has, so that `read_mask` gives it back."""
+    ids = mask.ids * np.uint8(VOID) if mask.white else mask.ids
+    image = Image.fromarray(ids)
+    if mask.palette is not None:
+        image.putpalette(list(mask.palette))
+    with replacing(path) as temporary:
+        image.save(temporary, "PNG")
+
+
+def like(mask: Mask, ids: Ids) -> Mask:
+    """Other pixels in the manner of `mask`."""
+    return replace(mask, ids=ids)
+
+
+def resized_ids(ids: Ids, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
+    """Nearest neighbours, as Pillow finds them."""
+    image = Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(image)

@@ -1,0 +1,197 @@
+"""Labels carried from frame to frame by the similarity of patches (section 4.2.2, Table 5).
+
+Nothing is trained. A patch of a new frame takes the labels of the few patches most similar to it
+among earlier frames, no further than a window away. The published code computes the affinities of
+all pairs of patches and sets those outside of the window to zero. Here the new frame is cut into
+tiles, and a tile meets only the sources that lie in the windows of its patches: the same labels,
+work that grows with the number of patches times the window, and memory that holds one tile.
+
+Shapes: n frames of context, D width, C labels, h w patches, P = h * w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dino.files import UserError
+
+TILE = 12
+"""Patches a side of a tile, at most. Of 8, 12, 16 and 24, the fastest with the paper's window on
+a CPU; smaller tiles have less to compute, larger ones are multiplied more efficiently."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbourhood:
+    """Which patches give their labels, and how much each counts; the defaults are the paper's.
+
+    Attributes:
+        radius: how many patches up, down, left and right of its own place a patch may find its
+            sources; None for anywhere. In patches of any size, as in the published code.
+        neighbours: how many sources count, over all frames of context; equal ones to the last count
+            as well.
+        temperature: a source weighs exp(cosine similarity / temperature).
+
+    Raises:
+        UserError: for a negative radius, no neighbours or a temperature that is not positive.
+    """
+
+    radius: int | None = 12
+    neighbours: int = 5
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.radius is not None and self.radius < 0:
+            raise UserError(f"the radius of the window cannot be negative: {self.radius}")
+        if self.neighbours < 1:
+            raise UserError(f"at least one neighbour must give its label, not {self.neighbours}")
+        if not self.temperature > 0:
+            raise UserError(f"the temperature must be positive, not {self.temperature}")
+
+
+PAPER = Neighbourhood()
+
+
+@torch.inference_mode()
+def propagate(
+    target: Float[Tensor, "D h w"],
+    context: Float[Tensor, "n D h w"],
+    labels: Float[Tensor, "n C h w"],
+    how: Neighbourhood = PAPER,
+) -> Float[Tensor, "C h w"]:
+    """The labels of one frame from those of others.
+
+    Args:
+        target: features of the frame, of any length; float64 is computed in float64.
+        context: features of the frames that have labels.
+        labels: of each patch of the context; any non-negative numbers.
+        how: which patches count.
+
+    Returns:
+        Means of labels, weighted by the affinities: in each channel between the smallest and the
+        largest of the context.
+    """
+    return _propagate(directions(target), directions(context), labels.permute(0, 2, 3, 1), how)
+
+
+def directions(features: Float[Tensor, "*n D h w"]) -> Float[Tensor, "*n h w D"]:
+    """Features of length one, those of one patch side by side in memory."""
+    return F.normalize(features.movedim(-3, -1).contiguous(), dim=-1)
+
+
+class Propagator:
+    """Carries labels through a video, frame after frame, in memory that does not grow with it.
+
+    The context of a frame is the first frame and the last ones before it, each with the soft labels
+    that it was given: they are neither rounded nor normalised in between.
+
+    Args:
+        features: of the first frame.
+        labels: of the first frame.
+        last: how many frames before a frame belong to its context, beside the first.
+        how: which patches count.
+    """
+
+    def __init__(
+        self,
+        features: Float[Tensor, "D h w"],
+        labels: Float[Tensor, "C h w"],
+        last: int = 7,
+        how: Neighbourhood = PAPER,
+    ) -> None:
+        if last < 0:
+            raise UserError(f"the number of last frames cannot be negative: {last}")
+        self.how, self.last, self.seen = how, last, 1
+        first = directions(features)
+        self._features = first.new_empty(1 + last, *first.shape)
+        self._labels = features.new_empty(1 + last, *labels.shape[1:], len(labels))
+        self._features[0], self._labels[0] = first, labels.permute(1, 2, 0)
+
+    @torch.inference_mode()
+    def step(self, features: Float[Tensor, "D h w"]) -> Float[Tensor, "C h w"]:
+        """The labels of the next frame of the video."""
+        used = min(self.seen, 1 + self.last)
+        target = directions(features)
+        labels = _propagate(target, self._features[:used], self._labels[:used], self.how)
+        self._keep(target, labels)
+        return labels
+
+    def remember(self, features: Float[Tensor, "D h w"], labels: Float[Tensor, "C h w"]) -> None:
+        """Take the labels of the next frame as given, for the frames after it."""
+        self._keep(directions(features), labels)
+
+    def _keep(self, target: Tensor, labels: Tensor) -> None:
+        if self.last:
+            place = 1 + (self.seen - 1) % self.last  # that of the oldest but the first
+            self._features[place], self._labels[place] = target, labels.permute(1, 2, 0)
+        self.seen += 1
+
+
+def _propagate(
+    target: Float[Tensor, "h w D"],
+    context: Float[Tensor, "n h w D"],
+    labels: Float[Tensor, "n h w C"],
+    how: Neighbourhood,
+) -> Float[Tensor, "C h w"]:
+    height, width = target.shape[:2]
+    radius = max(height, width) if how.radius is None else how.radius
+    result = labels.new_empty(height, width, labels.shape[-1])
+    for rows, source_rows in _spans(height, radius):
+        for columns, source_columns in _spans(width, radius):
+            asked = target[rows, columns]
+            sources = context[:, source_rows, source_columns].flatten(0, 2)
+            scores = (asked.flatten(0, 1) @ sources.T).unflatten(1, (len(context), -1))
+            near = _near(rows, source_rows, radius, target.device)[:, None, :, None]
+            near = near & _near(columns, source_columns, radius, target.device)[:, None]
+            scores.masked_fill_(~near.flatten(2).flatten(0, 1)[:, None], -torch.inf)
+            given = labels[:, source_rows, source_columns].flatten(0, 2)
+            result[rows, columns] = _mean(scores.flatten(1), given, how).view(*asked.shape[:2], -1)
+    return result.permute(2, 0, 1)
+
+
+def _spans(length: int, radius: int) -> Iterator[tuple[slice, slice]]:
+    """Stretches of about equal size, with the part of the axis that their windows reach."""
+    count = -(-length // TILE)
+    for index in range(count):
+        start, stop = length * index // count, length * (index + 1) // count
+        yield slice(start, stop), slice(max(0, start - radius), min(length, stop + radius))
+
+
+def _near(
+    targets: slice, sources: slice, radius: int, device: torch.device
+) -> Bool[Tensor, "targets sources"]:
+    places = [torch.arange(part.start, part.stop, device=device) for part in (targets, sources)]
+    return (places[0][:, None] - places[1]).abs() <= radius
+
+
+def _mean(
+    scores: Float[Tensor, "t s"], labels: Float[Tensor, "s C"], how: Neighbourhood
+) -> Float[Tensor, "t C"]:
+    """Mean labels of the sources with the highest scores. One more is looked at, to find ties."""
+    count = min(how.neighbours, scores.shape[1])
+    values, index = scores.topk(min(count + 1, scores.shape[1]), dim=1)
+    best, last = values[:, :1], values[:, count - 1 : count]
+    weights = ((values[:, :count] - best) / how.temperature).exp()
+    result = torch.einsum("tk,tkc->tc", weights, labels[index[:, :count]])
+    result /= weights.sum(dim=1, keepdim=True)
+    tied = ((values[:, count:] == last) & last.isfinite()).any(dim=1)
+    if tied.any():  # as where a frame is repeated: all sources equal to the last one count
+        few = scores[tied]
+        affinity = ((few - best[tied]) / how.temperature).exp() * (few >= last[tied])
+        result[tied] = affinity @ labels / affinity.sum(dim=1, keepdim=True)
+    return result
+
+
+def stretched(labels: Float[Tensor, "C h w"]) -> Float[Tensor, "C h w"]:
+    """Each label from 0 to 1 over the frame, as the published code does before it compares them.
+
+    A label that is the same everywhere stays what it is.
+    """
+    low, high = labels.amin(dim=(1, 2), keepdim=True), labels.amax(dim=(1, 2), keepdim=True)
+    varied = (high > 0) & (high > low)
+    return torch.where(varied, (labels - low) / torch.where(varied, high - low, 1), labels)

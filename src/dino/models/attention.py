@@ -1,0 +1,55 @@
+"""Where the CLS token looks: maps of the last block, masks of their mass (section 4.2.2, Fig. 4).
+
+Shapes: B batch, T tokens (CLS first), h w patches, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dino.models.features import Backbone
+
+
+@torch.inference_mode()
+def attention_maps(
+    backbone: Backbone, images: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B heads h w"]:
+    """Attention of the last block's CLS token to the patches, head by head.
+
+    Values are the softmax's own: a map sums to what the CLS token does not give to itself.
+
+    Raises:
+        UserError: if the network has no CLS attention (convnets).
+    """
+    features = backbone.features(images, attention=True)
+    assert features.attention is not None
+    height, width = features.patches.shape[-2:]
+    return cls_attention(features.attention, (height, width))
+
+
+def cls_attention(
+    attention: Float[Tensor, "B heads T T"], grid: tuple[int, int]
+) -> Float[Tensor, "B heads h w"]:
+    """The CLS row of an attention matrix without CLS itself, on its grid (h, w)."""
+    return attention[:, :, 0, 1:].reshape(*attention.shape[:2], *grid)
+
+
+def mass_mask(
+    attention: Float[Tensor, "*batch h w"], mass: float = 0.6
+) -> Bool[Tensor, "*batch h w"]:
+    """The smallest set of patches that holds a share of each map (section 4.2.2, Fig. 4).
+
+    As in the published code: patches in ascending order stay where the running sum of the
+    normalised map exceeds `1 - mass`. Of equal patches the later in the grid stay.
+
+    Args:
+        attention: non-negative maps.
+        mass: the share to hold, from 0 to 1.
+    """
+    flat = attention.flatten(-2)
+    value, order = flat.sort(dim=-1, stable=True)
+    running = (value / value.sum(dim=-1, keepdim=True)).cumsum(dim=-1)
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    return mask.scatter_(-1, order, running > 1 - mass).view(attention.shape)

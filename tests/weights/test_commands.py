@@ -1,0 +1,130 @@
+"""`dino weights`: what the user types and sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from weights.server import serving
+
+import dino
+from dino import cli
+from dino.weights.catalogue import CATALOGUE
+from dino.weights.fetch import cached_path
+from dino.weights.load import fingerprint
+
+# tyro hands over its MISSING in place of a string.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+TINY: dict[str, Any] = {"width": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 24}
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    cli.main(["weights", *arguments])
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["weights", *arguments])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+
+
+def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = cached_path(CATALOGUE["dino_vitb8"])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    out = said(capsys, "list", "--json", str(tmp_path / "list.json"))
+    assert "dino_vitb8 *" in out
+    assert "80.1" in out
+    assert "Apache-2.0" in out
+    for published in CATALOGUE.values():
+        if published.kind == "backbone":
+            assert published.name in out
+    (row,) = [line for line in out.splitlines() if " dino_vits16 " in line]
+    assert "full, linear, onnx, args, log" in row
+    assert "dino_vits16_k4096" in out
+    written = json.loads((tmp_path / "list.json").read_text())
+    assert len(written["files"]) == len(CATALOGUE)
+    assert [file["name"] for file in written["files"] if file["cached"]] == ["dino_vitb8"]
+    every = said(capsys, "list", "--all")
+    assert all(published.url in every for published in CATALOGUE.values())
+
+
+def test_fetch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    published = CATALOGUE["dino_vits16_args"]
+    with serving() as (address, files):
+        monkeypatch.setenv("DINO_MIRROR", address)
+        files.content[f"/{published.file}"] = b"arch: vit_small"
+        out = said(capsys, "fetch", published.name)
+    assert str(cached_path(published)) in out
+    assert "sha256" in out
+    assert cached_path(published).read_bytes() == b"arch: vit_small"
+    assert "no published 'dino_vits'" in refused(capsys, "fetch", "dino_vits")
+    assert "no name was given" in refused(capsys, "fetch")
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    backbone = dino.create("vit_tiny", **TINY)
+    path = tmp_path / "w.pth"
+    torch.save({**backbone.state_dict(), "head.bias": torch.zeros(3)}, path)
+    out = said(capsys, "inspect", str(path), "--heads", "2", "--json", str(tmp_path / "i.json"))
+    assert "official" in out
+    assert "3 x 3 patches" in out
+    assert "teacher: every key and shape" in out
+    assert "head.bias" in out
+    found = json.loads((tmp_path / "i.json").read_text())
+    assert found["dialect"] == "official"
+    assert found["parameters"] == sum(p.numel() for p in backbone.parameters())
+    assert found["preprocessing"]["crop"] == 24
+    assert len(found["file_sha256"]) == 64
+    tensors = dict(backbone.state_dict())
+    for index in range(2):
+        tensors[f"hat.{index}"] = tensors.pop(f"blocks.{index}.norm1.weight")
+    torch.save(tensors, path)
+    out = said(capsys, "inspect", str(path), "--heads", "2")
+    for line in ("missing blocks.0.norm1.weight", "missing blocks.1", "unexpected hat.1"):
+        assert f"teacher: {line}" in out
+    assert "no weights at nowhere" in refused(capsys, "inspect", "nowhere")
+
+
+@pytest.mark.parametrize("dialect", ["safetensors", "official", "timm", "transformers"])
+def test_convert(dialect: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    if dialect == "timm":
+        pytest.importorskip("timm")
+    original = dino.create("vit_tiny", **TINY)
+    teacher = {f"backbone.{name}": tensor for name, tensor in original.state_dict().items()}
+    student = {f"module.{name}": torch.zeros_like(tensor) for name, tensor in teacher.items()}
+    torch.save({"teacher": teacher, "student": student}, tmp_path / "full.pth")
+    ending = ".safetensors" if dialect in ("safetensors", "official") else ""
+    out = tmp_path / f"converted{ending}"
+    words = [str(tmp_path / "full.pth"), "--to", dialect, "--out", str(out), "--heads", "2"]
+    printed = said(capsys, "convert", *words, "--position", "exact")
+    assert str(out) in printed
+    found = dino.load(out)
+    assert fingerprint(found) == fingerprint(original)
+    assert (found.heads, found.position) == (2, "exact")
+    said(capsys, "convert", *words, "--network", "student", "--channels", "4")
+    adapted = dino.load(out)
+    assert adapted.spec["channels"] == 4
+    assert not any(tensor.any() for tensor in adapted.state_dict().values())
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "inspect" in said(capsys, "--help")
+    for command in ("list", "fetch", "inspect", "convert"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["weights", command, "--help"])
+        assert caught.value.code == 0
+        assert "--help" in capsys.readouterr().out
