@@ -5,6 +5,7 @@ The one place that joins `train`, `evaluate` and `show`, which know nothing of e
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def _split(data: Any, val: Any) -> tuple[Any, Any]:
     """Training images and images to measure on, where one name stands for both."""
     if isinstance(data, str) and data == "demo" and val is None:
         return "demo", "demo:test"
-    if isinstance(data, (str, Path)) and val is None and Path(data).is_dir():
+    if isinstance(data, (str, Path)) and val is None and os.path.isdir(data):  # noqa: PTH112
         folders = {path.name for path in Path(data).iterdir() if path.is_dir()}
         if folders in ({"train", "val"}, {"train", "test"}):
             (other,) = folders - {"train"}

@@ -135,6 +135,8 @@ def test_captions_are_no_labels_and_a_missing_label_is_named(root: Path, tmp_pat
     long = [("a.png", images[0][1]), ("a.txt", b"x" * 90), ("b.png", images[1][1])]
     tar(tmp_path / "c.tar", [*long, ("b.txt", b"x" * 90)])
     assert open_source(tmp_path / "c.tar").labels is None
+    with pytest.raises(UserError, match=r"a\.png has a text that is no class name in \.txt: leave"):
+        open_source(f"{tmp_path}/c.tar?label=txt")
 
 
 def test_which_member_is_the_image(root: Path, tmp_path: Path) -> None:
@@ -227,12 +229,16 @@ def test_a_server_is_asked_again(root: Path, memory: Any, monkeypatch: pytest.Mo
         return cat(self, *arguments, **options)
 
     monkeypatch.setattr(blobs, "PAUSE", 0.0)
-    monkeypatch.setattr(type(memory), "cat_file", flaky)
-    assert torch.equal(as_pixels(source[2]), as_pixels(open_source(root)[2]))
-    failures += [ValueError("gone")] * 3
-    with pytest.raises(ImageError, match=r"a\.tar/cat/002\.png cannot be read .*: gone") as caught:
-        source[2]
-    assert caught.value.defect == "unreadable"
+    with monkeypatch.context() as patched:
+        patched.setattr(type(memory), "cat_file", flaky)
+        assert torch.equal(as_pixels(source[2]), as_pixels(open_source(root)[2]))
+        failures += [ValueError("gone")] * 3
+        with pytest.raises(ImageError, match=r"a\.tar/cat/002\.png cannot .*: gone") as caught:
+            source[2]
+        assert caught.value.defect == "unreadable"
+        patched.setattr(type(memory), "cat_file", lambda self, path, **_: cat(self, path))
+        with pytest.raises(UserError, match=r"sends whole files .* simplecache::memory://a\.tar"):
+            source[2]
     memory.rm("/a.tar")
     with pytest.raises(ImageError) as caught:
         source[2]
@@ -277,6 +283,32 @@ def test_a_shard_that_is_cut_under_a_run(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"005\.png.* the shard ends after 0 of its") as caught:
         source[5]
     assert caught.value.defect == "damaged"
+
+
+def test_a_shard_that_cannot_be_read_to_its_end(
+    root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "PAUSE", 0.0)
+    whole = tar("", members(samples(root)))
+    memory.pipe("/a.tar", whole)
+    info = type(memory).info
+
+    def larger(self: object, path: str) -> dict[str, object]:
+        return {**info(self, path), "size": len(whole) + 512}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(memory), "info", larger)
+        with pytest.raises(UserError, match=r"memory://a\.tar gave \d+ bytes of \d+ at \d+: start"):
+            open_source("memory://a.tar")
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("no\nroute")
+
+    monkeypatch.setattr(blobs, "_read_at", failing)
+    with pytest.raises(UserError, match=r"memory://a\.tar cannot be read: no route"):
+        open_source("memory://a.tar")
+    with pytest.raises(UserError, match="does not exist"):
+        open_source("::".join(f"/nowhere/{number:03}.tar" for number in range(500)))
 
 
 def test_many_damaged_shards_are_one_sentence(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from threading import Lock
 from typing import Any
@@ -67,7 +67,7 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
         size: number of bytes.
 
     Raises:
-        UserError: if a local file is not the version that it was.
+        UserError: if a local file is not the version that it was, or a server knows no ranges.
         OSError: if the file cannot be read.
     """
     if size == 0:
@@ -81,6 +81,11 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
         raise
     except Exception as error:
         raise OSError(_said(error)) from error
+    if len(content) > size:
+        raise UserError(
+            f"the server of {url} sends whole files where parts are asked for: fetch the shards, "
+            f"as in simplecache::{url}"
+        )
     return content
 
 
@@ -92,8 +97,11 @@ def reading(url: str, version: str) -> Iterator[Callable[[int, int], bytes]]:
         UserError: if it is out of reach, or gives fewer bytes than asked for.
     """
 
-    def whole(read: Callable[[int, int], bytes], offset: int, size: int) -> bytes:
-        content = read(offset, size)
+    def whole(offset: int, size: int) -> bytes:
+        try:
+            content = read(offset, size)
+        except Exception as error:
+            raise UserError(f"{url} cannot be read: {_said(error)}") from error
         if len(content) < size:
             raise UserError(
                 f"{url} gave {len(content)} bytes of {size} at {offset}: "
@@ -101,21 +109,26 @@ def reading(url: str, version: str) -> Iterator[Callable[[int, int], bytes]]:
             )
         return content
 
+    opened: AbstractContextManager[Any] = nullcontext()
     try:
-        if not is_remote(url):
-            yield partial(whole, _opened(url, version).read)
-            return
-        system, path = _system(url)
-        with _patiently(system.open, path, "rb") as file:
-
-            def read(offset: int, size: int) -> bytes:
-                file.seek(offset)
-                content: bytes = file.read(size)
-                return content
-
-            yield partial(whole, read)
-    except OSError as error:
+        if is_remote(url):
+            system, path = _system(url)
+            opened = _patiently(system.open, path, "rb")
+            read: Callable[[int, int], bytes] = partial(_patiently, _read_at, opened)
+        else:
+            read = _opened(url, version).read
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"{url} cannot be read: {_said(error)}") from error
+    with opened:
+        yield whole
+
+
+def _read_at(file: Any, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    content: bytes = file.read(size)
+    return content
 
 
 # ---------------------------------------------------------------------------------- local

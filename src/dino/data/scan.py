@@ -42,7 +42,7 @@ def image_names(root: Path) -> list[str]:
     Raises:
         UserError: if the folder is missing, unreadable, empty, or holds no image.
     """
-    if not root.exists():
+    if not os.path.exists(root):  # noqa: PTH110, Path's raises for very long names
         raise UserError(f"{root} does not exist: give --data a folder of images, or demo")
     if not root.is_dir():
         raise UserError(
@@ -215,6 +215,8 @@ def _keep(root: Path, found: dict[str, Listing]) -> None:
             states.append(listing.state)
             lists = (listing.files, listing.folders, listing.links)
             parts += map(os.fsencode, (folder, *map("\0".join, lists)))
+    if not states:
+        return
     arrays: dict[str, np.ndarray] = {
         "text": np.frombuffer(b"".join(parts), dtype=np.uint8),
         "ends": np.cumsum([len(part) for part in parts], dtype=np.int64).reshape(-1, 4),

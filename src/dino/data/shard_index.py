@@ -97,9 +97,13 @@ def index_shards(urls: Sequence[str]) -> list[Index]:
         bar("shards", len(urls), shown=len(urls) > 1 and ranks().main) as advance,
     ):
         found = []
-        for index in pool.map(_index, urls):
-            found.append(index)
-            advance(1)
+        try:
+            for index in pool.map(_index, urls):
+                found.append(index)
+                advance(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the rest is not worth the wait
+            raise
     return found
 
 

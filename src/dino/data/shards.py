@@ -13,10 +13,10 @@ ranks and workers.
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -110,21 +110,19 @@ class Shards(Images):
             if kind is None and not any(len(index.labels[name].text) for index in indices):
                 continue
             labels = [label for index in indices for label in index.labels[name]]
-            if kind is None and name == "txt" and not _like_names(labels):
+            long = CAPTION in labels
+            if kind is None and (long or (name == "txt" and len(set(labels)) > len(labels) / 2)):
                 continue
             count = len(labels) - labels.count("")
-            if count < len(labels):
+            if long or count < len(labels):
+                what = "a text that is no class name" if long else "no label"
                 raise UserError(
-                    f"{self.path(labels.index(''))} has no label in .{name}"
-                    f"{', but others have' if count else ''}: leave labels out with ?label="
+                    f"{self.path(labels.index(CAPTION if long else ''))} has {what} in .{name}"
+                    f"{', but others have' if count and not long else ''}: leave labels out with "
+                    "?label="
                 )
             return labels
         return None
-
-
-def _like_names(labels: list[str]) -> bool:
-    """Whether texts are names of classes and not, say, captions."""
-    return CAPTION not in labels and len(set(labels)) <= len(labels) / 2
 
 
 def _tell(urls: Sequence[str], indices: Sequence[Index]) -> None:
@@ -166,7 +164,7 @@ def expand(data: str) -> list[str]:
 
 
 def _expanded(url: str) -> list[str]:
-    if not set("{$") & set(url) or Path(url).exists():
+    if not set("{$") & set(url) or os.path.exists(url):  # noqa: PTH110, Path's raises for long ones
         return [url]
     try:
         from webdataset.shardlists import expand_urls

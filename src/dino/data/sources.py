@@ -105,7 +105,7 @@ def _opened(data: Any) -> Source:
 
 
 def _named(data: str) -> Source:
-    if Path(data).is_dir():
+    if os.path.isdir(data):  # noqa: PTH112, Path's raises for a name as long as a list of shards
         return Folder(data)
     kind, _, name = data.partition(":")
     if kind == "demo":
