@@ -126,8 +126,10 @@ def _picture(stream: BinaryIO, name: str) -> Iterator[Image.Image | None]:
         if kind != "tiff":
             raise
         picture = None  # samples that Pillow has no mode for
+    if picture is not None and picture.format == "EPS":  # Pillow would run it by Ghostscript
+        raise ImageError(name, "it is a program in PostScript", "not an image")
     with picture or nullcontext():
-        yield None if picture is None or beyond_pillow(picture) else picture
+        yield None if picture is None or beyond_pillow(picture, name) else picture
 
 
 def _upright(
@@ -170,7 +172,7 @@ def _opened(file: File, name: str) -> Iterator[BinaryIO]:
         raise ImageError(name, str(error) or "it does not fit into memory", "too large") from error
     except Exception as error:  # readers of damaged bytes raise everything that Python has
         refused = isinstance(error, OSError) and error.errno is not None  # by the system
-        reason = str(error).strip() or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(name, reason, "unreadable" if refused else "damaged") from error
 
 
