@@ -16,7 +16,7 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Num, UInt8
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -96,12 +96,12 @@ class Whole:
     """Some images of an evaluation.
 
     Attributes:
-        images: preprocessed.
+        images: preprocessed; normalised, or still pixels.
         index: of each in the source.
         skipped: those asked for that cannot be used.
     """
 
-    images: Float[Tensor, "B C S S"]
+    images: Num[Tensor, "B C H W"]
     index: Int64[Tensor, " B"]
     skipped: list[ImageError]
 
@@ -163,7 +163,7 @@ def pretrain_loader(
 
 def evaluation_loader(
     source: Source,
-    preprocess: Callable[[Image], Float[Tensor, "C S S"]],
+    preprocess: Callable[[Image], Num[Tensor, "C H W"]],
     batch: int = 64,
     workers: int = 0,
 ) -> Iterator[Whole]:
