@@ -27,7 +27,7 @@ from dino.evaluate.tuning import Tuned, keep_factors, learning_rate, parameter_g
 from dino.files import UserError
 from dino.models.create import create
 from dino.models.features import Backbone
-from dino.runtime import Ranks
+from dino.runtime import Ranks, process_group
 from dino.weights.load import save
 
 timm = pytest.importorskip("timm")
@@ -270,16 +270,22 @@ def test_stopped_and_gone_on_with_is_never_stopped(
 
 
 def on_a_rank(here: Ranks, settings: FineTune) -> Any:
-    return run(settings)["finetune"]
+    with process_group(torch.device("cpu")):
+        steps = list(augmented(noise(11)).epoch(1))
+    return run(settings)["finetune"], steps
 
 
 def test_two_ranks_train_as_one(settings: FineTune, tmp_path: Path) -> None:
-    """Without what is drawn for a rank's share the gradients are those of the whole batch."""
+    """Each has half of every batch; AdamW makes much of the rounding where a gradient is zero."""
     plain = replace(settings, mixup=0.0, cutmix=0.0, erase=0.0, drop_path=0.0, lr=0.05)
-    alone = run(replace(plain, out=tmp_path / "alone.json"))["finetune"]["trained"]
-    for result in ranks.run(on_a_rank, 2, plain, joined=False):
-        for ours, theirs in zip(result["trained"], alone, strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    alone, steps = on_a_rank(Ranks(), replace(plain, out=tmp_path / "alone.json"))
+    (first, one), (second, other) = ranks.run(on_a_rank, 2, plain, joined=False)
+    assert first == second
+    for ours, theirs in zip(first["trained"], alone["trained"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    for whole, *halves in zip(steps, one, other, strict=True):
+        for tensor, *parts in zip(whole, *halves, strict=True):
+            torch.testing.assert_close(torch.cat(parts), tensor)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(

@@ -17,7 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+<<<<<<< HEAD
 from jaxtyping import Float, Float32, Int64, UInt8
+=======
+from jaxtyping import Float32, Int64, Num, UInt8
+from PIL.Image import Image
+>>>>>>> evals
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -102,12 +107,12 @@ class Whole:
     """Some images of an evaluation.
 
     Attributes:
-        images: preprocessed.
+        images: preprocessed; normalised, or still pixels.
         index: of each in the source.
         skipped: those asked for that cannot be used.
     """
 
-    images: Float[Tensor, "B C S S"]
+    images: Num[Tensor, "B C H W"]
     index: Int64[Tensor, " B"]
     skipped: list[ImageError]
 
@@ -160,7 +165,11 @@ class PretrainLoader:
 
 def evaluation_loader(
     source: Source,
+<<<<<<< HEAD
     preprocess: Callable[[Any], Float[Tensor, "C S S"]],
+=======
+    preprocess: Callable[[Image], Num[Tensor, "C H W"]],
+>>>>>>> evals
     batch: int = 64,
     workers: int = 0,
 ) -> Iterator[Whole]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -110,8 +110,8 @@ class Pass:
         title: what the bar says.
     """
 
-    transform: Callable[[Any], Float[Tensor, "C H W"]]
-    compute: Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B N"]]
+    transform: Callable[[Any], Num[Tensor, "C H W"]]
+    compute: Callable[[Num[Tensor, "B C H W"]], Float[Tensor, "B N"]]
     batch: int = 64
     workers: int = 0
     progress: bool = True
