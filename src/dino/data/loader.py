@@ -17,12 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-<<<<<<< HEAD
-from jaxtyping import Float, Float32, Int64, UInt8
-=======
 from jaxtyping import Float32, Int64, Num, UInt8
-from PIL.Image import Image
->>>>>>> evals
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -165,11 +160,7 @@ class PretrainLoader:
 
 def evaluation_loader(
     source: Source,
-<<<<<<< HEAD
-    preprocess: Callable[[Any], Float[Tensor, "C S S"]],
-=======
-    preprocess: Callable[[Image], Num[Tensor, "C H W"]],
->>>>>>> evals
+    preprocess: Callable[[Any], Num[Tensor, "C H W"]],
     batch: int = 64,
     workers: int = 0,
 ) -> Iterator[Whole]:
