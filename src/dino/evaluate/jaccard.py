@@ -63,14 +63,16 @@ def attention_jaccard(
         title: what the progress bar says.
 
     Returns:
-        The numbers of `summary` by mass, and how many "images" and "objects" count and how many
-        images are "empty".
+        Under "masses" the numbers of `summary` by mass; under "whole_picture" the Jaccard index of
+        the mask that is all of the picture, which needs no network; and how many "images" and
+        "objects" count and how many images are "empty".
 
     Raises:
         UserError: for networks without attention, or pictures without any object at all.
     """
     device = next(backbone.parameters()).device
     found: list[list[Float[Tensor, "O M"]]] = []
+    whole: Bool[Tensor, "1 1 1"] = torch.ones(1, 1, 1, dtype=torch.bool)
     mine = my_share(range(len(scenes)))
     with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
         for index in mine:
@@ -79,7 +81,8 @@ def attention_jaccard(
             with autocast(device, precision):
                 maps = attention_maps(backbone, images)[0]
             maps = torch.cat([maps.float(), maps.float().mean(dim=0, keepdim=True)])
-            found.append([object_jaccards(mass_mask(maps, mass), ids) for mass in masses])
+            masks = [*(mass_mask(maps, mass) for mass in masses), whole]
+            found.append([object_jaccards(mask, ids) for mask in masks])
             advance(1)
     everything = [one for part in gather_objects(found) for one in part]
     used = [one for one in everything if len(one[0])]
@@ -92,6 +95,7 @@ def attention_jaccard(
     objects = sum(len(one[0]) for one in used)
     return {
         "masses": scores,
+        "whole_picture": 100 * float(torch.stack([one[-1].mean() for one in used]).mean()),
         "images": len(used),
         "objects": objects,
         "empty": len(everything) - len(used),
