@@ -10,7 +10,7 @@ Everything heavy is imported when it is called, so that `dino --help` answers at
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +54,8 @@ def pretrain(
     val: Any = None,
     device: str = "auto",
     settings: dict[str, Any] | None = None,
+    init_from: str | Path | None = None,
+    init_head: Literal["auto", "new"] = "auto",
 ) -> Result:
     """Pretrain on images, as the command `dino pretrain` does; resumes by itself.
 
@@ -61,4 +63,13 @@ def pretrain(
     """
     from dino.pretraining import pretrain
 
-    return pretrain(recipe, data=data, out=out, val=val, device=device, settings=settings)
+    return pretrain(
+        recipe,
+        data=data,
+        out=out,
+        val=val,
+        device=device,
+        settings=settings,
+        init_from=init_from,
+        init_head=init_head,
+    )

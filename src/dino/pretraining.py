@@ -18,6 +18,7 @@ from dino.files import UserError, atomic_json, read_json
 from dino.runtime import keep_memory, pick_device, ranks
 from dino.show.report import report
 from dino.train.config import PretrainConfig
+from dino.train.initial import HeadChoice, begin
 from dino.train.loop import Result, train
 from dino.train.recipes import recipe as recipe_named
 from dino.weights.load import load
@@ -38,6 +39,8 @@ def pretrain(
     val: Any = None,
     device: str = "auto",
     settings: dict[str, Any] | None = None,
+    init_from: str | Path | None = None,
+    init_head: HeadChoice = "auto",
     recipe_name: str = "own",
 ) -> Result:
     """Pretrain on images; a run folder that holds a checkpoint is resumed.
@@ -54,6 +57,11 @@ def pretrain(
             all others.
         device: auto, cpu, cuda, cuda:N or mps.
         settings: settings to change, for example `{"optim.lr": 1e-3, "run.batch": 64}`.
+        init_from: weights to begin with instead of random numbers: whatever `dino.load` takes.
+            They decide the architecture, mean and deviation of the pixels, and the head if they
+            have one; of `settings`, those that contradict them are refused.
+        init_head: "auto" takes the head along if there is one; "new" trains a new one, which the
+            backbone waits for (`optim.freeze_backbone`).
         recipe_name: what to call a configuration in the record.
 
     Returns:
@@ -67,16 +75,20 @@ def pretrain(
     name = recipe or ("demo" if data == "demo" else "small_data")
     config = recipe_named(name) if isinstance(name, str) else name
     config = config.changed(settings or {})
+    initial = None
+    if init_from is not None:
+        config, initial = begin(config, init_from, out, given=settings or {}, head=init_head)
     config.check(ranks().world)
     data, val = _split(data, val)
-    source = open_source(data)
-    queries = None if val is None else open_source(val)
+    source = open_source(data, config.pixels.format)
+    queries = None if val is None else open_source(val, config.pixels.format)
     if queries is not None and (source.labels is None or queries.labels is None):
         raise UserError("k-NN on --val needs classes: sub-folders in both --data and --val")
     about = {
         "recipe": name if isinstance(name, str) else recipe_name,
         "data": _called(data),
         "val": None if val is None else _called(val),
+        **({} if initial is None else initial.defining()),
     }
     chosen = pick_device(device)
     result = train(
@@ -86,6 +98,7 @@ def pretrain(
         device=chosen,
         about=about,
         evaluations=_evaluations(source, queries),
+        initial=initial,
     )
     if ranks().main and result.finished:
         if source.labels is not None:

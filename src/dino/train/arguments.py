@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -26,9 +27,32 @@ class Pretrain:
     program. Labels serve the k-NN evaluation only."""
     val: str | None = None
     """Images with classes, named as --data is, to measure k-NN on while training."""
+    init_from: str | None = None
+    """Weights to begin with instead of random numbers: a run folder, a file of weights or a
+    published name. They decide the architecture, mean and deviation of the pixels, and the head if
+    they have one; a new head is warmed up first (--optim.freeze-backbone)."""
+    init_head: Literal["auto", "new"] = "auto"
+    """auto takes the head of --init-from along if there is one; new trains a new one."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
         default_factory=PretrainConfig
     )
     """Every setting of the recipe, to be changed one by one."""
+
+
+ALIASES = {"--channels": "pixels.channels"}
+
+
+def given(words: Sequence[str], config: PretrainConfig) -> dict[str, Any]:
+    """The settings that stand on a command line, by their names, with their values in `config`."""
+    flags = {word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    found = {}
+    for part in fields(config):
+        section = getattr(config, part.name)
+        for setting in fields(section):
+            name = f"{part.name}.{setting.name}"
+            alias = {flag for flag, meant in ALIASES.items() if meant == name}
+            if flags & {f"--{name.replace('_', '-')}", *alias}:
+                found[name] = getattr(section, setting.name)
+    return found
