@@ -20,7 +20,9 @@ from torch import Tensor
 import dino
 from dino import cli
 from dino.data.preprocessing import Preprocessing
+from dino.data.sources import open_source
 from dino.distillation.step import Distillation
+from dino.evaluate.knn import KNNEvaluation
 from dino.files import UserError
 from dino.models.features import Backbone
 from dino.runtime import Ranks
@@ -382,3 +384,17 @@ def test_a_rate_for_training_from_scratch_is_doubted(earlier: Path, tmp_path: Pa
     assert any("--optim.lr 5e-05" in note for note in initial.notes)
     _, initial = start(earlier, tmp_path, optim__lr=5e-4)
     assert not any("optim.lr" in note for note in initial.notes)
+
+
+def test_python_begins_at_the_weights_own_accuracy(earlier: Path, tmp_path: Path) -> None:
+    data = [(item, index % 3) for index, item in enumerate(map(images().content, range(12)))]
+    settings = {**RUN, "run.duration": "2 steps", "optim.warmup": "0 steps"}
+    asked: dict[str, Any] = {"data": data, "out": tmp_path, "device": "cpu", "settings": settings}
+    result = dino.pretrain("small_data", init_from=earlier, **asked)
+    assert result.finished
+    first = next(line for line in read_metrics(tmp_path) if "knn" in line)
+    expected = KNNEvaluation(open_source(data), k=(10, 20)).run(dino.load(earlier))
+    assert first == {"step": 0, "knn": expected}
+    assert json.loads((tmp_path / "config.json").read_text())["about"]["init.from"] == str(earlier)
+    with pytest.raises(UserError, match=r"init.head is 'auto' there and 'new' here"):
+        dino.pretrain("small_data", init_from=earlier, init_head="new", **asked)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dino.data.preprocessing import Preprocessing
+from dino.distillation.schedules import in_steps
 from dino.distillation.step import Distillation
 from dino.files import UserError, read_json
 from dino.models.create import create
@@ -270,15 +271,14 @@ def _preprocessing(config: PretrainConfig, own: Preprocessing) -> Preprocessing:
 def _notes(
     initial: Initial, parts: Parts, before: PretrainConfig, after: PretrainConfig
 ) -> list[str]:
-    holds = [name for name in ("student", "teacher") if getattr(parts, name) is not None]
-    if initial.kept_head:
-        holds += ["head"] + ["center"] * (parts.center is not None)
-    else:
-        holds[1:] = []
-    both = "" if len(holds) > 1 else ", for student and teacher"
-    notes = [f"begins with {initial.weights} ({initial.dialect}): {', '.join(holds)}{both}"]
+    both = parts.student is not None and parts.teacher is not None
+    holds = ["student and teacher" if both else "one network as student and teacher"]
+    holds += ["their head"] * initial.kept_head
+    holds += ["center"] * (initial.kept_head and parts.center is not None)
+    notes = [f"begins with {initial.weights} ({initial.dialect}): {', '.join(holds)}"]
+    own = {f"model.{name}": value for name, value in _whole(initial.spec).items()}
     differing = [
-        f"{name} {value}"
+        f"{name} {own.get(name, value)}"
         for name, value in initial.settings.items()
         if not name.startswith("optim.") and value != _setting(before, name)
     ]
@@ -305,8 +305,10 @@ def _conversions(initial: Initial, parts: Parts, config: PretrainConfig) -> list
     if not initial.kept_head:
         frozen = config.optim.freeze_backbone
         notes.append(
-            f"a new head: the backbone stands still for the first {frozen} "
-            "(--optim.freeze-backbone)"
+            f"a new head: the backbone waits {frozen} for it (--optim.freeze-backbone)"
+            if in_steps(frozen, 100, 100)
+            else "warning: a new head and a backbone that follows it from the first step: it will "
+            f"unlearn, unless --optim.freeze-backbone is about {WARM_UP!r}"
         )
     return notes
 

@@ -224,7 +224,7 @@ class _Loop:
         self.tell.greet(self.distillation, len(self.source), self.device, doubts)
         if self.initial is not None:
             for note in self.initial.notes:
-                self.tell.say(note)
+                self.tell.say(note, "yellow" if note.startswith("warning") else "")
             if self.start == 0 and self.knn_every and self.watch.evaluations:
                 self._evaluate(0)
 
