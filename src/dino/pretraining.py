@@ -6,7 +6,7 @@ The one place that joins `train`, `evaluate` and `show`, which know nothing of e
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
