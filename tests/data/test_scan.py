@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import ranks as processes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dino.data import scan
 from dino.data.scan import image_names, visible_files
 from dino.files import UserError
-from dino.runtime import Ranks
 
 LONG_AGO = 1_600_000_000
 
@@ -196,8 +197,15 @@ def test_a_cache_of_something_else_is_made_anew(root: Path, cache: Path) -> None
     image_names(make(root.parent / "other", "x.png"))
     files = sorted((cache / "folders").iterdir())
     assert len(files) == 2
-    scan.keep("folders", scan._key(root), {"text": scan.np.zeros(3), "ends": scan.np.zeros(2)})
-    assert image_names(root) == NAMES
+    text, numbers = np.zeros(3), np.zeros(2)
+    for wrong in (
+        {"text": text, "ends": numbers},
+        {"text": text, "ends": numbers, "states": numbers},
+        {"text": text, "ends": np.zeros((3, 4), int), "states": np.zeros((2, 4), np.uint64)},
+        {"text": text, "ends": np.zeros((2, 3), int), "states": np.zeros((2, 4), np.uint64)},
+    ):
+        scan.keep("folders", scan._key(root), wrong)
+        assert image_names(root) == NAMES
 
 
 def test_without_a_cache_folder_it_works_too(
@@ -225,16 +233,29 @@ def test_nothing_is_written_twice(root: Path, cache: Path) -> None:
     assert file.stat() == before
 
 
-def _names(here: Ranks, root: Path) -> list[str]:
-    scan.KEPT_FROM, scan.SETTLING = 0, -(10**12)
-    for _ in range(20):
-        names = image_names(root)
-        make(root, f"a/of {here.rank}.txt").joinpath(f"a/of {here.rank}.txt").unlink()
-    return names
+SCANS = """
+import sys
+from pathlib import Path
+from dino.data import scan
+scan.KEPT_FROM, scan.SETTLING = 0, -(10**12)
+root, mine = Path(sys.argv[1]), Path(sys.argv[1], "a", sys.argv[2])
+for _ in range(30):
+    names = scan.image_names(root)
+    mine.touch()
+    mine.unlink()
+print(*names)
+"""
 
 
-def test_ranks_that_scan_at_once_agree(root: Path) -> None:
-    assert processes.run(_names, 2, root) == [NAMES, NAMES]
+def test_processes_that_scan_at_once_agree(root: Path) -> None:
+    """Nobody reads what another has half written."""
+    words = [sys.executable, "-c", SCANS, str(root)]
+    started = [
+        subprocess.Popen([*words, name], stdout=subprocess.PIPE, text=True) for name in ("x", "y")
+    ]
+    for process in started:
+        told, _ = process.communicate()
+        assert told.split() == NAMES
 
 
 names = st.text("aé.\n\x01", min_size=1, max_size=3).filter(lambda name: name.strip(".") != "")

@@ -148,6 +148,8 @@ def test_which_member_is_the_image(root: Path, tmp_path: Path) -> None:
     assert [plain.path(i)[-len("b.png") :] for i in range(2)] == ["a.png", "b.png"]
     assert [masks.path(i).rpartition("/")[2] for i in range(2)] == ["a.mask.png", "b.mask.png"]
     assert (plain.labels, masks.labels) == ([1, 0], [1, 0])
+    tar(tmp_path / "c.tar", [("a.npy", b"1"), ("a.png", contents[0]), ("a.jpg.npy", b"2")])
+    assert open_source(tmp_path / "c.tar").path(0).endswith("a.png")
     tar(tmp_path / "b.tar", [("a.jpg", b"1"), ("a.png", b"2")])
     with pytest.raises(UserError, match=r"several images \(a\.jpg and \.png\): .*\?image=jpg'"):
         open_source(tmp_path / "b.tar")

@@ -65,8 +65,10 @@ class Index:
         kept, rows = [], []
         for sample, found in of_sample.items():
             wanted = [pair for pair in found if image in (None, pair[1])]
-            if len(wanted) > 1:
-                wanted = [pair for pair in found if "." not in pair[1]] or wanted
+            # The one without another dot; an array beside a picture is no image, as embeddings are.
+            for whole in (lambda kind: "." not in kind, lambda kind: kind != "npy"):
+                if len(wanted) > 1:
+                    wanted = [pair for pair in wanted if whole(pair[1])] or wanted
             if len(wanted) > 1:
                 raise UserError(
                     f"a sample of {url} holds several images ({self.names[wanted[0][0]]} and "

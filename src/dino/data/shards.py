@@ -43,7 +43,8 @@ class Shards(Images):
     Args:
         urls: the shards; see `expand`.
         image: which member of a sample is its image, such as "png" or "left.jpg"; by default the
-            only one with an extension of images (of several, the only one without another dot).
+            only one with an extension of images (of several, the only one without another dot; a
+            .npy beside a picture is not taken for an image).
         label: "cls", "txt" or "json"; by default the first of them that samples have, where texts
             count only if they are short and repeat like names do; "" for none.
 
