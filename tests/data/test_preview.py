@@ -149,14 +149,14 @@ def test_the_command_writes_a_sheet(
     out = tmp_path / "sheet.png"
     cli.main(["data", "preview", str(folder), "demo", "--out", str(out), "--images", "2"])
     assert capsys.readouterr().out.strip() == str(out)
-    demo = Image.open(out)
-    assert demo.format == "PNG"
+    with Image.open(out) as demo:
+        assert demo.format == "PNG"
     more = tmp_path / "more.webp"
     words = ["--out", str(more), "--images", "3", "--views.local-count", "1", "--epoch", "2"]
     cli.main(["data", "preview", str(folder), *words])
-    small = Image.open(more)
-    assert small.format == "WEBP"
-    assert small.size != demo.size
+    with Image.open(more) as small:
+        assert small.format == "WEBP"
+        assert small.size != demo.size
     with pytest.raises(SystemExit) as caught:
         cli.main(["data", "preview", str(folder), "--help"])
     assert caught.value.code == 0
