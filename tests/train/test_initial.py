@@ -87,7 +87,8 @@ def test_a_run_folder_gives_student_teacher_head_and_center(earlier: Path, tmp_p
     last = earlier / "checkpoints" / "step_00000004"
     for name in ("student", "teacher", "loss"):
         assert_equal(getattr(made, name).state_dict(), load_file(last / f"{name}.safetensors"))
-    assert not torch.equal(made.student.backbone.cls_token, made.teacher.backbone.cls_token)
+    student, teacher = (net.backbone.state_dict() for net in (made.student, made.teacher))
+    assert not torch.equal(student["cls_token"], teacher["cls_token"])
     assert made.loss.center.abs().max() > 0
     views = torch.randn(2, 3, 16, 16)
     assert torch.equal(made.teacher.backbone.eval()(views), dino.load(earlier)(views))
@@ -161,7 +162,7 @@ def test_another_size_computes_what_the_old_network_did(
     save(old, tmp_path / "w.safetensors")
     made = filled(*start(tmp_path / "w.safetensors", tmp_path, views__global_size=size))
     new = made.teacher.backbone.eval()
-    assert new.pos_embed.shape == (1, 1 + (size // 8) ** 2, 24)  # type: ignore[union-attr]
+    assert new.state_dict()["pos_embed"].shape == (1, 1 + (size // 8) ** 2, 24)
     assert new.position == position
     views = torch.randn(2, 3, size, size)
     torch.testing.assert_close(new(views), old(views), rtol=1e-5, atol=1e-5)
@@ -185,6 +186,25 @@ def test_other_channels_are_those_of_a_grey_picture(
     )
     again, initial = start(earlier, tmp_path)
     assert initial.spec["channels"] == again.pixels.channels == 3
+
+
+def test_a_network_of_timm_keeps_its_grid(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    old = dino.create("timm:test_vit", image_size=96)
+    save(old, tmp_path / "w.safetensors")
+    config, initial = start(tmp_path / "w.safetensors", tmp_path, views__global_size=32)
+    assert config.model.arch == "timm:test_vit"
+    assert (config.model.patch_size, config.model.position, config.model.drop_path) == (
+        None,
+        None,
+        0.0,
+    )
+    config.check()
+    made = filled(config, initial)
+    views = torch.randn(2, 3, 32, 32)
+    assert torch.equal(made.teacher.backbone.eval()(views), old.eval()(views))
+    with pytest.raises(UserError, match=r"position None and cannot become one with exact"):
+        start(tmp_path / "w.safetensors", tmp_path, model__position="exact")
 
 
 # ------------------------------------------------------------------------------- what is refused
