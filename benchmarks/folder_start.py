@@ -4,8 +4,8 @@
 
 Empty files, in 1,000 folders and in one. "plain" walks with `os.walk` and keeps the images, sorted,
 which is what most loaders do at every start. Each number is the best of five, in one process, with
-the system's own cache of the folders warm: on a disk or server that is not, the first scan takes
-longer and the second hardly does.
+the system's own cache of the folders warm. `--latency 5` makes every call that lists a folder or
+asks for its state wait for 5 ms, as a file server would.
 """
 
 from __future__ import annotations
@@ -34,6 +34,19 @@ def build(where: Path, folders: int) -> Path:
     return root
 
 
+def slow_down(milliseconds: float) -> None:
+    """Let calls to the file system wait; a listing is one call."""
+
+    def waiting(call):  # type: ignore[no-untyped-def]
+        def later(*arguments, **options):  # type: ignore[no-untyped-def]
+            time.sleep(milliseconds / 1000)
+            return call(*arguments, **options)
+
+        return later
+
+    os.scandir, os.stat = waiting(os.scandir), waiting(os.stat)  # type: ignore[assignment]
+
+
 def best(function: Callable[[], object]) -> float:
     times = []
     for _ in range(REPEATS):
@@ -46,16 +59,20 @@ def best(function: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--where", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--latency", type=float, default=0, help="ms that each call waits")
     given = parser.parse_args()
     os.environ["DINO_CACHE"] = str(given.where / "cache")
     from dino.data.scan import image_names
     from dino.data.sources import Folder
 
-    table = Table(title=f"{COUNT:,} images, seconds, best of {REPEATS}")
+    roots = {folders: build(given.where, folders) for folders in (1000, 1)}
+    if given.latency:
+        slow_down(given.latency)
+    waits = f", calls wait {given.latency:g} ms" if given.latency else ""
+    table = Table(title=f"{COUNT:,} images, seconds, best of {REPEATS}{waits}")
     for name in ("folders", "plain walk", "first scan", "second scan", "second start, all"):
         table.add_column(name, justify="right")
-    for folders in (1000, 1):
-        root = build(given.where, folders)
+    for folders, root in roots.items():
 
         def plain(root: Path = root) -> None:
             names = [

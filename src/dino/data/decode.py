@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
@@ -157,7 +156,7 @@ def _opened(file: File, name: str) -> Iterator[BinaryIO]:
     """An open file, and every error of reading it as an `ImageError`."""
     try:
         if isinstance(file, (str, os.PathLike)):
-            with Path(file).open("rb") as stream:
+            with open(file, "rb") as stream:  # noqa: PTH123, pathlib interns, see `names.Files`
                 yield stream
         else:
             yield file

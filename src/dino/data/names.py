@@ -68,7 +68,7 @@ class Files(Images):
     """
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
-        self.root = root
+        self.root, self._folder = root, os.fspath(root)
         self._names = Names(names)
 
     def __len__(self) -> int:
@@ -81,7 +81,8 @@ class Files(Images):
 
     def path(self, index: int) -> str:
         """The image's file."""
-        return str(self.root / self._names[index])
+        # Not by pathlib: it interns each part, which writes to pages that workers share.
+        return os.path.join(self._folder, self._names[index])  # noqa: PTH118
 
 
 def numbered(labels: Sequence[str]) -> tuple[list[str], list[int]]:
