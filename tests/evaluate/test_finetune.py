@@ -139,6 +139,8 @@ def test_pictures_are_keyed_and_repeated() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert np.array_equal(first[0], first[-1])
     assert not all(np.array_equal(a, b) for a, b in zip(first, later, strict=True))
+    twins = Pictures(open_source(noise(1) * 2), backbone, PLAIN, 0, 0)
+    assert not np.array_equal(np.asarray(twins[0]), np.asarray(twins[1]))
     order = Pictures(source, backbone, replace(PLAIN, repeats=3), 0, 0).order
     assert order[0] == order[1] == order[2] != order[3] == order[5] != order[6]
     repeated = shown(0, repeats=3)[1:4]
