@@ -181,7 +181,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if (values := _deep_values(image)) is not None:
-        return Image.fromarray(RGB.levels(values)).convert("RGB")
+        return Image.fromarray(RGB.levels(values[None])[0]).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
