@@ -103,7 +103,7 @@ def test_from_measuring_to_features(
     common = ["--weights", str(run), "--data", str(data), "--workers", "0", "--device", "cpu"]
     cli.main(["features", *common, "--out", str(out)])
     assert np.allclose(np.load(out), rows, atol=1e-6)
-    cli.main(["evaluate", "knn", *common, "--k", "3", "--baselines"])
+    cli.main(["evaluate", "knn", *common, "--k", "3", "--baseline"])
     result = json.loads((run / "knn.json").read_text())
     assert result["bank"] == 12
     assert result["preprocessing"]["pixels"]["low"] == list(found.low or ())
