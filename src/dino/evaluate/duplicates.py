@@ -19,7 +19,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dino.evaluate.neighbours import directions
-from dino.evaluate.table import bar
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,11 @@ from dino.evaluate.probe import Score, scores
 from dino.evaluate.results import Measured
 from dino.evaluate.store import class_token, described
 from dino.evaluate.subsets import Subset, fraction, subsets
-from dino.evaluate.table import FeatureTable, Part, bar, labels_of, matched_labels, my_share
+from dino.evaluate.table import FeatureTable, Part, labels_of, matched_labels, my_share
 from dino.evaluate.votes import TEMPERATURE, K, knn
 from dino.files import UserError
 from dino.models.features import Backbone
+from dino.progress import bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
 from dino.weights.load import load
 

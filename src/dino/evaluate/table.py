@@ -6,7 +6,6 @@ Shapes: n images, B batch, C channels, H W pixels, N numbers an image.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,13 +14,13 @@ import torch
 from jaxtyping import Float, Int, Num
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from dino.data.defects import ImageError, count_defects
 from dino.data.loader import evaluation_loader
 from dino.data.sources import Source
 from dino.files import UserError
+from dino.progress import bar
 from dino.runtime import gather_objects, ranks
 
 
@@ -245,14 +244,3 @@ def tell_skipped(skipped: Sequence[ImageError], count: int) -> None:
 def _tell_once(text: str) -> None:
     """Say it on stderr; a network is measured many times on the same images."""
     Console(stderr=True).print(text, style="yellow", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar with the time left on stderr, nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)

@@ -23,10 +23,11 @@ from dino.evaluate.overlay import write_overlay
 from dino.evaluate.propagation import Neighbourhood
 from dino.evaluate.results import TRAINED, beside, table, write
 from dino.evaluate.sequences import MEASURES, Scores, measure, summary
-from dino.evaluate.table import bar, my_share
+from dino.evaluate.table import my_share
 from dino.evaluate.tracking import Normalization, Tracking
 from dino.files import atomic_csv
 from dino.models.features import Backbone
+from dino.progress import bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
 from dino.weights.load import fingerprint
 
