@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dino.evaluate.neighbours import directions
+from dino.progress import bar
 
 
 @dataclass(frozen=True)
