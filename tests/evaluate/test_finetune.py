@@ -271,6 +271,16 @@ def test_stopped_and_gone_on_with_is_never_stopped(
     assert [(folder / name).read_bytes() for name in names] == expected
 
 
+def test_a_layer_decay_slows_the_first_layers(settings: FineTune) -> None:
+    run(replace(settings, layer_decay=1e-4, epochs=2))
+    before = dino.load(settings.weights).state_dict()
+    after = dino.load(Path(settings.weights) / "finetune.safetensors").state_dict()
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in after}
+    assert moved["norm.bias"] > 1e-4
+    assert moved["blocks.1.mlp.fc2.weight"] < 1e-2 * moved["norm.bias"]
+    assert moved["patch_embed.proj.weight"] < 1e-6
+
+
 def on_a_rank(here: Ranks, settings: FineTune) -> Any:
     with process_group(torch.device("cpu")):
         steps = list(augmented(noise(11)).epoch(1))
