@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from dino.data.formats import (
     IMAGENET_STD,
     RGB,
     PixelFormat,
+    Stream,
     beyond_pillow,
     kind_of,
     read_dicom,
@@ -36,7 +37,7 @@ from dino.files import UserError
 Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]
 """What a source gives: an RGB picture, or its pixels."""
 
-File: TypeAlias = str | os.PathLike[str] | BinaryIO
+File: TypeAlias = str | os.PathLike[str] | Stream
 """A path, or an open binary file that can seek."""
 
 Reduce: TypeAlias = Callable[[int, int], int]
@@ -112,7 +113,7 @@ def _levels(values: Shaped[np.ndarray, "own H W"], name: str, pixels: PixelForma
 
 
 @contextmanager
-def _picture(stream: BinaryIO, name: str) -> Iterator[Image.Image | None]:
+def _picture(stream: Stream, name: str) -> Iterator[Image.Image | None]:
     """A file open in Pillow; None for one that others must read."""
     kind = kind_of(stream, name)
     if kind in ("npy", "dicom"):
@@ -151,7 +152,7 @@ def _upright(
 
 
 @contextmanager
-def _opened(file: File, name: str) -> Iterator[BinaryIO]:
+def _opened(file: File, name: str) -> Iterator[Stream]:
     """An open file, and every error of reading it as an `ImageError`."""
     try:
         if isinstance(file, (str, os.PathLike)):
