@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from dino.data.defects import ImageError
 from dino.data.formats import (
     RGB,
     PixelFormat,
+    Stream,
     beyond_pillow,
     kind_of,
     read_dicom,
@@ -32,7 +33,7 @@ from dino.files import UserError
 Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]
 """What a source gives: an RGB picture, or its pixels."""
 
-File: TypeAlias = str | os.PathLike[str] | BinaryIO
+File: TypeAlias = str | os.PathLike[str] | Stream
 """A path, or an open binary file that can seek."""
 
 Reduce: TypeAlias = Callable[[int, int], int]
@@ -113,7 +114,7 @@ def _levels(values: Shaped[np.ndarray, "own H W"], name: str, pixels: PixelForma
 
 
 @contextmanager
-def _picture(stream: BinaryIO, name: str) -> Iterator[Image.Image | None]:
+def _picture(stream: Stream, name: str) -> Iterator[Image.Image | None]:
     """A file open in Pillow; None for one that others must read."""
     kind = kind_of(stream, name)
     if kind in ("npy", "dicom"):
@@ -152,7 +153,7 @@ def _upright(
 
 
 @contextmanager
-def _opened(file: File, name: str) -> Iterator[BinaryIO]:
+def _opened(file: File, name: str) -> Iterator[Stream]:
     """An open file, and every error of reading it as an `ImageError`."""
     try:
         if isinstance(file, (str, os.PathLike)):

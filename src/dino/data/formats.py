@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from io import BytesIO
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -34,6 +35,9 @@ EXTENSIONS = (
     ".dcm",
 )
 """Names of files that count as images, in any case."""
+
+Stream: TypeAlias = BinaryIO | BytesIO
+"""An open binary file that can seek (checkers of types at run time know `BytesIO` by name only)."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -153,7 +157,7 @@ _TAGS = {277: 1, 284: 1, 322: 1, 323: 1}  # samples, planes, width and length of
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def kind_of(stream: BinaryIO, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
+def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
     """What the first bytes say, for the formats that may be more than pictures.
 
     Raises:
@@ -171,7 +175,7 @@ def kind_of(stream: BinaryIO, name: str) -> Literal["picture", "npy", "tiff", "d
     return "dicom" if start[128:132] == b"DICM" else "picture"
 
 
-def read_npy(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+def read_npy(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A `.npy` array [H, W], [H, W, C] or, if the last axis is not C and the first is, [C, H, W].
 
     Raises:
@@ -196,7 +200,7 @@ def read_npy(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarra
     return channels_first(values.astype(dtype.newbyteorder("="), copy=False), name, wanted)
 
 
-def read_tiff(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+def read_tiff(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A TIFF by tifffile: any number of channels, as samples of a page or as pages of a series.
 
     Raises:
@@ -256,7 +260,7 @@ def beyond_pillow(picture: Image.Image, name: str) -> bool:
     return bool(samples > 1 and (planes == 2 or samples != len(picture.getbands())))
 
 
-def read_dicom(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+def read_dicom(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A DICOM image in its own units (such as Hounsfield), by pydicom.
 
     Dark on bright (MONOCHROME1) is turned over by its sign. Without a range of values in `wanted`,
