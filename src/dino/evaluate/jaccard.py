@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dino.evaluate.masks import VOID, Ids
+from dino.evaluate.masks import Ids, objects_in
 from dino.evaluate.scenes import Scenes, patch_counts, prepared
 from dino.evaluate.table import my_share
 from dino.files import UserError
@@ -31,10 +31,8 @@ def object_jaccards(masks: Bool[Tensor, "M h w"], ids: Ids) -> Float[Tensor, "O 
 
     Void pixels count for nothing. Objects are in the order of their numbers.
     """
-    numbers = [int(number) for number in torch.from_numpy(ids.copy()).unique()]
-    numbers = [number for number in numbers if number not in (0, VOID)]
     grid = (masks.shape[1], masks.shape[2])
-    counts = patch_counts(ids, grid, numbers).flatten(1).double()
+    counts = patch_counts(ids, grid, objects_in(ids)).flatten(1).double()
     inside = masks.flatten(1).double().cpu()
     both = counts[:-1] @ inside.T
     union = counts[:-1].sum(dim=1)[:, None] + inside @ counts.sum(dim=0) - both

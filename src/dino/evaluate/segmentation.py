@@ -18,7 +18,7 @@ from rich.table import Table
 from dino.evaluate import patches
 from dino.evaluate.compared import Compared, identities
 from dino.evaluate.jaccard import attention_jaccard
-from dino.evaluate.results import TRAINED, table, write
+from dino.evaluate.results import TRAINED, destination, table, write
 from dino.evaluate.scenes import Objects, Scenes, is_voc, open_scenes
 from dino.files import UserError
 from dino.models.features import Backbone
@@ -92,6 +92,7 @@ def run(settings: Segmentation) -> dict[str, Any]:
         UserError: for weights, pictures or masks that are not there or do not fit, or attention of
             a network that has none.
     """
+    destination("segmentation", settings)  # refuse what cannot be written before the work
     training, scored = divided(settings)
     device = pick_device(settings.device)
     with process_group(device) as here:
