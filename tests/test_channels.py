@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,6 @@ def test_stats_and_settings_that_differ_are_refused(tmp_path: Path) -> None:
         channels=2, page=0, low=None, high=None, mean=(0.5, 0.4), std=(0.1, 0.2),
         images=7, skipped=1, data="tiles",
     )  # fmt: skip
-    from dataclasses import asdict
-
     stats.write_text(json.dumps(asdict(found)))
     assert measured(demo(), stats).pixels.format == PixelFormat(2)
     assert measured(demo().changed({"pixels.channels": 2}), stats).pixels.mean == (0.5, 0.4)
