@@ -24,6 +24,12 @@ from dino.data.kept import keep, recall
 from dino.files import UserError
 from dino.progress import bar
 
+KINDS = (
+    "a folder of images, a .txt, .csv, .tsv or .parquet list, .tar shards, a .npy array, hf:NAME, "
+    "torchvision:NAME, or demo"
+)
+"""What `--data` may be."""
+
 THREADS = 16
 """They mostly wait, for a disk or a server."""
 SHARE = 16
@@ -43,12 +49,9 @@ def image_names(root: Path) -> list[str]:
         UserError: if the folder is missing, unreadable, empty, or holds no image.
     """
     if not os.path.exists(root):  # noqa: PTH110, Path's raises for very long names
-        raise UserError(f"{root} does not exist: give --data a folder of images, or demo")
+        raise UserError(f"{root} does not exist: give --data {KINDS}")
     if not root.is_dir():
-        raise UserError(
-            f"{root} is a file: give --data a folder of images, a .txt, .csv or .parquet list, "
-            ".tar shards, or a .npy array"
-        )
+        raise UserError(f"{root} is a file: give --data {KINDS}")
     files = visible_files(root)
     names = sorted(name for name in files if name.lower().endswith(EXTENSIONS))
     if names:

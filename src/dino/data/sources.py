@@ -20,15 +20,9 @@ from dino.data.images import Images
 from dino.data.lists import FileList, split_settings
 from dino.data.names import Files
 from dino.data.samples import Samples
-from dino.data.scan import image_names
+from dino.data.scan import KINDS, image_names
 from dino.data.shards import Shards, expand, split_shards
 from dino.files import UserError
-
-KINDS = (
-    "a folder of images, a .txt, .csv, .tsv or .parquet list, .tar shards, a .npy array, hf:NAME, "
-    "torchvision:NAME, or demo"
-)
-"""What `--data` may be."""
 
 
 @runtime_checkable

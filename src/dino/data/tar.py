@@ -104,8 +104,9 @@ def _sound(header: bytes) -> bool:
     except ValueError:
         return False
     counted = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    # Some old programs summed signed bytes.
-    return told in (counted, counted - 256 * sum(byte > 127 for byte in header))
+    if told == counted:
+        return True
+    return told == counted - 256 * sum(byte > 127 for byte in header)  # as some old programs sum
 
 
 def _number(field: bytes) -> int:
