@@ -123,7 +123,7 @@ class Pass:
             for whole in evaluation_loader(part, self.transform, self.batch, self.workers):
                 usable = whole.index.tolist()
                 asked = range(seen, seen + len(usable) + len(whole.skipped))
-                unusable = [position for position in asked if position not in set(usable)]
+                unusable = sorted({*asked} - {*usable})
                 yield Rows(
                     [indices[position] for position in usable],
                     self.compute(whole.images).float().cpu() if usable else torch.empty(0, 0),
@@ -161,13 +161,22 @@ def in_memory(source: Source, run: Pass) -> FeatureTable:
 
 
 def my_share(indices: Sequence[int]) -> Sequence[int]:
-    """This rank's contiguous part of `indices`; unequal where they do not divide.
+    """This rank's contiguous part of `indices`; unequal where they do not divide."""
+    return share_of(indices, *place_among_ranks())
 
-    Those who answer share the work: without a process group that is this process alone.
+
+def place_among_ranks() -> tuple[int, int]:
+    """This rank's place among those who share the work, and their number.
+
+    These are the ranks that answer: without a process group this process alone.
     """
-    rank, count = ranks().rank, len(indices)
-    members = gather_objects(rank)
-    place, world = members.index(rank), len(members)
+    members = gather_objects(ranks().rank)
+    return members.index(ranks().rank), len(members)
+
+
+def share_of(indices: Sequence[int], place: int, world: int) -> Sequence[int]:
+    """The contiguous part of `indices` for one place of `world`."""
+    count = len(indices)
     return indices[count * place // world : count * (place + 1) // world]
 
 
