@@ -59,7 +59,7 @@ def read_image(
         name: what to call the image in a message; by default its path.
         pixels: channels and range expected.
         reduce: asked for the largest reduction, 1 to 8, that all crops allow (see
-            `dino.data.views.reduction`). A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its
+            `dino.data.reduced.reduction`). A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its
             height and width, by fewer coefficients of its cosine transform.
 
     Returns:

@@ -23,18 +23,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from dino.data.decode import Reduce, Sample, as_picture, as_pixels, crop_resize
 from dino.data.defects import ImageError
+from dino.data.reduced import Box, reduced_box, reduction
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
 from dino.data.views import (
     PHOTOMETRIC,
-    Box,
     ViewParams,
     ViewSpec,
     draw_views,
     expand,
     generator,
-    reduced_box,
-    reduction,
     substitutes,
     view_groups,
 )
