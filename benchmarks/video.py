@@ -7,16 +7,18 @@ context, ViT-S's width, three labels, the paper's settings. The peer is the publ
 affinities of all pairs, times a mask of all pairs, the five largest of each column, a product with
 all labels. Both get the same features (of patches that resemble their neighbours and the frame
 before) and must agree. In turn in one process, the median of `--repeats` after one warm-up each;
-peak memory is that of a fresh process that does one frame, less that of one which does none.
+the speed-up is the median of the ratios of neighbouring runs. CPU seconds are those of all threads.
+MB is the peak of a fresh process that does one frame, less that of one which only makes the
+features. With --keep-memory glibc keeps what is freed (`dino.runtime.keep_memory`), for both.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +114,8 @@ def peak(who: str, patch: int, threads: int, answer: multiprocessing.Queue) -> N
         Ours(features, labels)()
     elif who == "anywhere":
         Ours(features, labels, radius=None)()
-    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak as well
+    answer.put(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 def peak_of(who: str, patch: int, threads: int) -> float:
@@ -129,11 +132,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--patches", type=int, nargs="+", default=list(GRIDS), choices=GRIDS)
+    parser.add_argument("--keep-memory", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    keep_memory()
-    table = Table("patch", "patches", "who", "s a frame", "speed-up", "MB beyond features", "setup")
-    for patch, grid in GRIDS.items():
+    if args.keep_memory:
+        keep_memory()
+    columns = ("patch", "patches", "who", "s a frame", "CPU s", "speed-up", "MB", "setup")
+    table = Table(*columns)
+    for patch in args.patches:
+        grid = GRIDS[patch]
         features, labels = frames(grid)
         rows = 1 if patch == 8 else 3
         started = time.perf_counter()
@@ -143,11 +151,13 @@ def main() -> None:
         first = {name: one().flatten() for name, one in who.items()}
         torch.testing.assert_close(first["ours"], first["peer"], rtol=1e-4, atol=1e-5)
         seconds: dict[str, list[float]] = {name: [] for name in who}
+        busy: dict[str, list[float]] = {name: [] for name in who}
         for _ in range(args.repeats):
             for name, one in who.items():
-                started = time.perf_counter()
+                started, working = time.perf_counter(), time.process_time()
                 one()
                 seconds[name].append(time.perf_counter() - started)
+                busy[name].append(time.process_time() - working)
         nothing = peak_of("nobody", patch, args.threads)
         for name, times in seconds.items():
             ratio = statistics.median(
@@ -158,12 +168,13 @@ def main() -> None:
                 f"{grid[0]} x {grid[1]}",
                 name,
                 f"{statistics.median(times):.3f}",
+                f"{statistics.median(busy[name]):.3f}",
                 f"{ratio:.1f}",
                 f"{peak_of(name, patch, args.threads) - nothing:.0f}",
                 f"mask {building:.0f} s" if name == "peer" else "none",
             )
         memory = peak_of("anywhere", patch, args.threads) - nothing
-        table.add_row(f"{patch}", "", "ours, radius None", "", "", f"{memory:.0f}", "none")
+        table.add_row(f"{patch}", "", "ours, radius None", "", "", "", f"{memory:.0f}", "none")
     Console(width=110).print(table)
 
 

@@ -8,13 +8,16 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from itertools import count
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 
 from dino.runtime import Ranks, process_group
+
+_PORTS = count(os.getpid())
 
 
 def run(
@@ -27,9 +30,7 @@ def run(
     """
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     processes = [
         context.Process(target=_one, args=(rank, world, port, joined, queue, function, arguments))
         for rank in range(world)
@@ -49,6 +50,20 @@ def run(
                 process.kill()
             process.join()
     return [results[rank] for rank in range(world)]
+
+
+def _free_port() -> int:
+    """A port that nobody else takes before the ranks do.
+
+    Not the system's choice: that is free again for any other connection, and for the tests that run
+    beside this one. Each of pytest's workers has ports of its own, below those of the system.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 20_000 + worker % 10 * 1_000 + next(_PORTS) % 1_000
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _next(queue: Any, processes: list[Any]) -> Any:

@@ -235,6 +235,16 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.parametrize("job", ["check", "stats", "preview"])
+def test_jobs_for_data_explain_themselves(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["data", "--help"])
+    assert job in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["data", job, "--help"])
+    assert caught.value.code == 0
+    assert "--out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [["evaluate", "knn"], ["features"], ["report"]])
 def test_every_job_explains_its_settings(
     words: list[str], capsys: pytest.CaptureFixture[str]

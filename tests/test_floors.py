@@ -41,17 +41,9 @@ CLOSED = {"cli": {"__main__"}, "show.explorer": {"cli"}}
 
 # What the extras of pyproject.toml install (but for `dev`), by its import name.
 OPTIONAL = {
-    *("av", "datasets", "fsspec", "gradio", "onnx", "onnxruntime", "onnxscript", "pyarrow"),
-    *(
-        "pydicom",
-        "tifffile",
-        "skimage",
-        "submitit",
-        "tensorboard",
-        "timm",
-        "transformers",
-        "webdataset",
-    ),
+    *("av", "datasets", "fsspec", "gradio", "imagecodecs", "onnx", "onnxruntime", "onnxscript"),
+    *("pyarrow", "pydicom", "skimage", "submitit", "tensorboard", "tifffile", "timm"),
+    *("transformers", "webdataset"),
 }
 
 RUNTIME_ONLY = {"cuda", "distributed"}

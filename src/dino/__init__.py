@@ -10,7 +10,7 @@ Everything heavy is imported when it is called, so that `dino --help` answers at
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +55,8 @@ def pretrain(
     device: str = "auto",
     settings: dict[str, Any] | None = None,
     stats: str | Path | None = None,
+    init_from: str | Path | None = None,
+    init_head: Literal["auto", "new"] = "auto",
 ) -> Result:
     """Pretrain on images, as the command `dino pretrain` does; resumes by itself.
 
@@ -63,5 +65,13 @@ def pretrain(
     from dino.pretraining import pretrain
 
     return pretrain(
-        recipe, data=data, out=out, val=val, device=device, settings=settings, stats=stats
+        recipe,
+        data=data,
+        out=out,
+        val=val,
+        device=device,
+        settings=settings,
+        stats=stats,
+        init_from=init_from,
+        init_head=init_head,
     )

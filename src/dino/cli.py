@@ -38,7 +38,7 @@ class Report:
 def _pretrain(arguments: Sequence[str]) -> None:
     import tyro
 
-    from dino.train.arguments import Pretrain
+    from dino.train.arguments import Pretrain, given
     from dino.train.recipes import RECIPES, recipe
 
     named = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -65,6 +65,9 @@ def _pretrain(arguments: Sequence[str]) -> None:
         val=settings.val,
         stats=settings.stats,
         device=settings.device,
+        settings=given(arguments, settings.config),
+        init_from=settings.init_from,
+        init_head=settings.init_head,
         recipe_name=name,
     )
     if ranks().main:

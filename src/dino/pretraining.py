@@ -6,7 +6,7 @@ The one place that joins `train`, `evaluate` and `show`, which know nothing of e
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dino.runtime import keep_memory, pick_device, ranks
 from dino.show.report import report
 from dino.train.arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig
+from dino.train.initial import HeadChoice, begin
 from dino.train.loop import Result, train
 from dino.train.recipes import recipe as recipe_named
 from dino.weights.load import load
@@ -45,6 +46,8 @@ def pretrain(
     device: str = "auto",
     settings: dict[str, Any] | None = None,
     stats: str | Path | None = None,
+    init_from: str | Path | None = None,
+    init_head: HeadChoice = "auto",
     recipe_name: str = "own",
 ) -> Result:
     """Pretrain on images; a run folder that holds a checkpoint is resumed.
@@ -63,6 +66,11 @@ def pretrain(
         device: auto, cpu, cuda, cuda:N or mps.
         settings: settings to change, for example `{"optim.lr": 1e-3, "run.batch": 64}`.
         stats: a file of `dino data stats`: channels, their range, means and deviations.
+        init_from: weights to begin with instead of random numbers: whatever `dino.load` takes.
+            They decide the architecture, mean and deviation of the pixels, and the head if they
+            have one; of `settings`, those that contradict them are refused.
+        init_head: "auto" takes the head along if there is one; "new" trains a new one, which the
+            backbone waits for (`optim.freeze_backbone`).
         recipe_name: what to call a configuration in the record.
 
     Returns:
@@ -76,7 +84,13 @@ def pretrain(
     name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
     config = recipe_named(name) if isinstance(name, str) else name
     config = config.changed(settings or {})
-    config = config if stats is None else measured(config, stats)
+    given = set(settings or {})
+    if stats is not None:
+        config = measured(config, stats)
+        given |= {f"pixels.{setting.name}" for setting in fields(PixelSettings)}
+    initial = None
+    if init_from is not None:
+        config, initial = begin(config, init_from, out, given=given, head=init_head)
     config.check(ranks().world)
     data, val = _split(data, val)
     source = open_source(data, config.pixels.format)
@@ -87,6 +101,7 @@ def pretrain(
         "recipe": name if isinstance(name, str) else recipe_name,
         "data": _called(data),
         "val": None if val is None else _called(val),
+        **({} if initial is None else initial.defining()),
     }
     chosen = pick_device(device)
     result = train(
@@ -96,6 +111,7 @@ def pretrain(
         device=chosen,
         about=about,
         evaluations=_evaluations(source, queries),
+        initial=initial,
     )
     if ranks().main and result.finished:
         if source.labels is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -163,6 +163,14 @@ def all_sum(tensor: Tensor) -> Tensor:
     if _grouped():
         dist.all_reduce(tensor)
     return tensor
+
+
+def all_mean(tensors: Iterable[Tensor]) -> None:
+    """Average each of `tensors` over all ranks, in place."""
+    if _grouped():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
 
 
 def gather_objects(item: Any) -> list[Any]:

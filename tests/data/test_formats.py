@@ -217,6 +217,14 @@ def test_colour_becomes_grey(tmp_path: Path) -> None:
     assert levels(tmp_path / "c.png", 1)[:, 0, 0].tolist() == [255]  # transparent is white
 
 
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="it is a program in PostScript") as caught:
+        read_image(tmp_path / "a.jpg")
+    assert caught.value.defect == "not an image"
+
+
 def test_a_picture_of_any_channels() -> None:
     import torch
 

@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +20,7 @@ from dicoms import dicom
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from spoiled import bomb
 from torch import Tensor
 
 from dino.data.decode import read_image, read_values
@@ -210,22 +210,12 @@ def test_a_worker_survives_them_all(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------- size
-def _png(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header), chunk(b"IDAT", b"x\x9c"), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 def _npy(shape: tuple[int, ...], kind: str) -> bytes:
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         stream, {"descr": kind, "fortran_order": False, "shape": shape}
     )
-    return stream.getvalue() + b"\0" * 99
+    return stream.getvalue() + b"\0" * 100
 
 
 def _tiff(tags: dict[int, int], bits: int = 8) -> bytes:
@@ -238,13 +228,15 @@ def _tiff(tags: dict[int, int], bits: int = 8) -> bytes:
 
 MILLION = 10**6
 CLAIMS = {
-    "png": _png(MILLION, MILLION),
+    "png": bomb(MILLION, MILLION),
     "npy": _npy((MILLION, MILLION), "|u1"),
     "npy that fits": _npy((13_000, 13_000), "<f8"),
-    "npy of negative length": _npy((-1, 5, 5), "<u2"),
+    "npy of negative length": _npy((-1, 1, 1), "<u2"),
     "tiff": _tiff({256: MILLION, 257: MILLION, 278: MILLION}),
     "tiff of many samples": _tiff({256: MILLION, 257: 10, 277: 60_000}),
     "tiff in one tile": _tiff({322: MILLION // 16 * 16, 323: MILLION // 16 * 16, 324: 8, 325: 16}),
+    "tiff in a huge tile": _tiff({259: 5, 322: MILLION // 16 * 16, 323: 16 * 16, 324: 8, 325: 16}),
+    "tiff of rows that are not there": _tiff({257: 8 * MILLION, 278: 1, 259: 5}),
     "bmp": b"BM" + struct.pack("<IHHI", 99, 0, 0, 54) + struct.pack(
         "<IiiHHIIiiII", 40, MILLION, MILLION, 1, 24, 0, 0, 0, 0, 0, 0
     ),
@@ -287,3 +279,9 @@ def test_sizes_that_are_only_claimed_take_no_memory(tmp_path: Path) -> None:
     grown = done.stdout.strip().splitlines()
     assert len(grown) == 1, done.stdout
     assert int(grown[0].split()[2]) < 64, done.stdout
+
+
+def test_strips_that_are_not_there_are_not_waited_for() -> None:
+    content = _tiff({257: 8 * MILLION, 278: 1, 259: 5})
+    with pytest.raises(ImageError, match="not all of its strips or tiles are there"):
+        read_image(io.BytesIO(content), "rows", PixelFormat(5))

@@ -17,18 +17,10 @@ from PIL import Image
 from dino.data.decode import as_pixels, crop_resize, read_image
 from dino.data.demo import photographs
 from dino.data.loader import Batch, PretrainLoader
+from dino.data.reduced import SPARE, reduced_box, reduction
 from dino.data.sampler import EpochSampler
 from dino.data.sources import open_source
-from dino.data.views import (
-    SPARE,
-    ViewSpec,
-    dino_views,
-    draw_views,
-    expand,
-    generator,
-    reduced_box,
-    reduction,
-)
+from dino.data.views import ViewSpec, dino_views, draw_views, expand, generator
 
 RETINA = Path(skimage.data.__file__).parent / "retina.jpg"  # 1411 x 1411 pixels
 NAMES = ("china", "flower", "hubble", "rocket", "astronaut", "coffee", "ihc", "motorcycle")

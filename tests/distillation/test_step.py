@@ -188,3 +188,34 @@ def test_bf16_keeps_head_loss_and_center_in_full_precision() -> None:
 
 def test_a_network_on_its_own_is_the_student_at_the_start() -> None:
     assert_same(network(0).state_dict(), distillation(0).teacher.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_a_frozen_backbone_stands_still_and_the_head_gets_the_same_gradients(
+    optimizer: Any,
+) -> None:
+    planned = schedules(warmup=0, backbone_freeze_steps=2)
+    options: dict[str, Any] = {"optimizer": optimizer, "drop_path": 0.3, "clip": 0.1}
+    ours = distillation(planned=planned, **options)
+    free = distillation(planned=schedules(warmup=0), **options)
+    before = copy.deepcopy(ours.student.state_dict())
+    free.step(groups(0), 0)
+    for step in range(2):
+        ours.step(groups(step), step)
+        if step == 0:
+            for own, theirs in zip(
+                ours.student.head.parameters(), free.student.head.parameters(), strict=True
+            ):
+                assert (own.grad is None) == (theirs.grad is None)
+                if own.grad is not None and theirs.grad is not None:
+                    torch.testing.assert_close(own.grad, theirs.grad)
+        for name, value in ours.student.state_dict().items():
+            same = torch.equal(value, before[name])
+            assert same == (name.startswith("backbone.") or name.endswith("weight_g")), name
+        assert_same(ours.teacher.backbone.state_dict(), ours.student.backbone.state_dict())
+    moments = [ours.optimizer.state.get(p) for p in ours.student.backbone.parameters()]
+    assert optimizer == "sgd" or moments == [None] * len(moments)
+    ours.step(groups(2), 2)
+    assert not torch.equal(
+        ours.student.state_dict()["backbone.cls_token"], before["backbone.cls_token"]
+    )

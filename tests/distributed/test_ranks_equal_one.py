@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run
-from small import TINY_RUN, assert_same, distillation, groups, images, state
+from small import TINY_RUN, assert_same, distillation, groups, images, schedules, state
 from torch import Tensor
 
 from dino import runtime
@@ -45,8 +45,9 @@ def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str,
         ({"micro_batch": 1, "head": {"fixed_norm": False}}, False),
         ({"streamed": False, "optimizer": "lars"}, False),
         ({}, True),
+        ({"micro_batch": 1, "planned": schedules(backbone_freeze_steps=2)}, False),
     ],
-    ids=["streamed", "micro-batches", "whole-lars", "not-finite-on-one-rank"],
+    ids=["streamed", "micro-batches", "whole-lars", "not-finite-on-one-rank", "head-warm-up"],
 )
 def test_two_ranks_equal_one(options: dict[str, Any], poison: bool) -> None:
     one = trajectory(Ranks(), options, poison)

@@ -80,7 +80,7 @@ def test_nothing_is_right_by_accident() -> None:
     labels = torch.tensor([0, 1, 2, 7])
     for value in (0.0, torch.nan):
         assert hits(torch.full((4, 1, 7), value), labels).tolist() == [[0, 0]]
-    sure = torch.eye(8)[labels][:, None, :7]
+    sure = torch.eye(8)[[0, 1, 2, 0]][:, None, :7]
     assert hits(sure, labels).tolist() == [[3, 3]]  # the classifier has no class 7
 
 

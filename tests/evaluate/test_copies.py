@@ -263,7 +263,7 @@ def test_duplicates_among_photographs_are_found(
     assert [row["group"] for row in rows] == ["1", "1", "1", "2", "2"]
     assert [row["path"] for row in rows] == [path for group in content["groups"] for path in group]
     assert rows[0]["similarity"] == rows[3]["similarity"] == rows[4]["similarity"] == "1.000000"
-    assert all(0.85 <= float(row["similarity"]) <= 1 for row in rows)
+    assert all(0.9 <= float(row["similarity"]) <= 1 for row in rows)
     with Image.open(Path(weights) / "duplicates.png") as sheet:
         assert 3 * 144 < sheet.width < 4 * 144
         assert 2 * 144 < sheet.height < 3 * 144

@@ -13,16 +13,18 @@ import pytest
 import ranks
 import torch
 from evaluate.fakes import COLORS
+from oracle import linear as oracle
 from PIL import Image
 from torchvision.transforms import functional as F
 
 from dino.data.decode import to_tensor
 from dino.data.sources import Source, open_source
 from dino.data.views import draw_views, generator
-from dino.evaluate import linear
+from dino.evaluate import linear, probe
 from dino.evaluate.batches import FromCrops, FromTables, RandomCrops
+from dino.evaluate.classifier import Sweep
 from dino.evaluate.linear import Linear, run
-from dino.evaluate.probe import Layers, layers_of
+from dino.evaluate.probe import Layers, Score, layers_of
 from dino.evaluate.table import FeatureTable
 from dino.evaluate.unfinished import Unfinished
 from dino.files import UserError
@@ -179,6 +181,29 @@ def test_two_ranks_give_the_numbers_of_one(settings: Linear, tmp_path: Path) -> 
 
 
 # ---------------------------------------------------------------------------------- training
+def test_the_loop_is_the_published_one() -> None:
+    """Rates times batch / 256, one cosine step an epoch, scores after every epoch."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(50, 5, generator=generator, dtype=torch.float64)
+    table = FeatureTable(features, torch.arange(50) % 3, [""] * 50, None)
+    batches = FromTables([table], 16, 3, torch.device("cpu"))
+    sweep = Sweep(5, 3, (0.5, 20.0), dtype=torch.float64)
+    start = sweep.weight[0].clone()
+
+    def evaluate() -> list[Score]:
+        return probe.scores(sweep, features, table.labels)
+
+    history = probe.train(sweep, batches, evaluate, epochs=4, batch=16)
+    assert len(history) == 4
+    assert history[-1] == evaluate()
+    epochs = [list(batches.epoch(epoch)) for epoch in range(4)]
+    for place, rate in enumerate((0.5, 20.0)):
+        alone = oracle.train(start, epochs, rate * 16 / 256)
+        torch.testing.assert_close(sweep.weight[place], alone.weight.detach())
+        right = (alone(features).argmax(dim=1) == table.labels).double().mean()
+        assert history[-1][place].top1 == pytest.approx(100 * right.item())
+
+
 def test_stopped_and_gone_on_with_is_never_stopped(
     settings: Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:

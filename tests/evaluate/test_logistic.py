@@ -17,7 +17,7 @@ from oracle import logistic as oracle
 from PIL import Image
 from torch import Tensor
 
-from dino.evaluate.logistic import Logistic, fit, held_out, run
+from dino.evaluate.logistic import Logistic, fit, held_out, held_out_scores, run
 from dino.evaluate.probe import scores
 from dino.files import UserError
 from dino.models.create import create
@@ -79,6 +79,17 @@ def test_held_out_images_leave_one_of_each_class() -> None:
         assert sorted(labels[out].tolist()) == [0, 1]
     with pytest.raises(UserError, match="--holdout"):
         held_out(torch.arange(3), 0.5, 0)
+
+
+def test_penalties_are_chosen_by_images_that_no_fit_has_seen() -> None:
+    features, labels = problem(4)
+    fitted, out = held_out(labels, 0.5, 3)
+    found = held_out_scores(features, labels, 4, (0.01, 100.0), 0.5, 3)
+    for score, penalty in zip(found, (0.01, 100.0), strict=True):
+        weight = oracle.fit(features[fitted], labels[fitted], 4, penalty)
+        right = (features[out] @ weight.T).argmax(dim=1) == labels[out]
+        assert score.top1 == pytest.approx(100 * right.double().mean().item())
+    assert found[0] != found[1]
 
 
 @pytest.fixture

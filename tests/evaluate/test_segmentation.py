@@ -79,6 +79,11 @@ def test_attention_of_a_network_over_pictures(tmp_path: Path) -> None:
         picture, ids = scenes.pixels_and_ids(index)
         maps = attention_maps(backbone, prepared(picture, backbone, 16, True))[0]
         expected.append(oracle.best_heads([mass_mask(one, 0.5).numpy() for one in maps], ids)[0])
+    whole = [
+        [np.mean(ids == number) for number in (1, 2)]
+        for ids in (scenes.pixels_and_ids(index)[1] for index in (0, 2))
+    ]
+    assert found["whole_picture"] == pytest.approx(100 * np.mean(whole))
     score = found["masses"]["0.5"]["best_per_object"]
     assert score == pytest.approx(100 * sum(expected) / 2)
 

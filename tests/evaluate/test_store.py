@@ -292,6 +292,17 @@ def test_a_defect_of_the_moment_is_tried_again(
         assert count.images == computed
 
 
+def test_what_failed_before_an_interruption_is_tried_again(
+    color_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, store = color_folder("photos", 2), tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        measured(Flaky(folder, {1}), store, Counted(stop_at=3))
+    rest = Counted()
+    assert_equal(measured(open_source(folder), store, rest), measured(open_source(folder), None))
+    assert rest.images == 6 - 3
+
+
 def test_no_usable_image_is_an_error_each_time(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bad.png").write_bytes(b"no picture")
@@ -313,6 +324,40 @@ def test_two_processes_at_one_table_do_not_disturb_each_other(
     assert_equal(measured(source, tmp_path / "store", Overtaken()), measured(source, None))
     (folder,) = (tmp_path / "store").iterdir()
     assert not list(folder.glob("part-*"))
+
+
+@pytest.mark.parametrize("moment", ["read", "rows"])
+def test_another_process_may_join_the_parts_first(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    own, again = stores._Part.__dict__[moment], Counted()
+    call = own.__func__ if moment == "read" else own
+
+    def overtaken(self: Any, *arguments: Any) -> Any:
+        monkeypatch.setattr(stores._Part, moment, own)
+        measured(source, tmp_path / "store", again)  # joins all parts and removes them
+        return call(self, *arguments)
+
+    monkeypatch.setattr(
+        stores._Part, moment, classmethod(overtaken) if moment == "read" else overtaken
+    )
+    assert_equal(measured(source, tmp_path / "store"), measured(source, None))
+    assert again.images == 0
+
+
+def test_a_part_that_is_gone_is_not_taken_for_zeros(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "FLUSH_SECONDS", 0.0)
+
+    def robbed() -> None:
+        next(tmp_path.glob("store/*/part-*")).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "barrier", robbed)
+        with pytest.raises(FileNotFoundError, match="run the command again"):
+            measured(source, tmp_path / "store")
+    assert_equal(measured(source, tmp_path / "store"), measured(source, None))
 
 
 def test_a_transform_that_does_not_say_what_it_does_is_refused(

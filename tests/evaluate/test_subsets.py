@@ -47,6 +47,12 @@ def test_seeds_differ_and_larger_subsets_contain_smaller_ones() -> None:
     assert {*shots(LABELS, 1, 0)} < {*shots(LABELS, 3, 0)}
 
 
+def test_each_class_has_a_draw_of_its_own() -> None:
+    chosen = fraction(torch.arange(400) % 2, 0.1, 0)
+    places = [{index // 2 for index in chosen if index % 2 == label} for label in (0, 1)]
+    assert places[0] != places[1]
+
+
 def test_other_classes_do_not_change_what_is_drawn() -> None:
     without = LABELS[LABELS != 1]
     places = (LABELS != 1).nonzero().squeeze(1)

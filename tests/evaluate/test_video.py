@@ -61,7 +61,6 @@ def test_the_truth_scores_everything(tmp_path: Path, followed: list[str]) -> Non
         assert list(read_mask(written).palette or ()) == PALETTE[:768]
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_scores_leave_out_the_first_and_last_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +195,15 @@ def test_other_weights_stand_beside(tmp_path: Path, weights: str) -> None:
     assert len([path for path in (tmp_path / "r").iterdir() if path.is_dir()]) == 2
     with pytest.raises(UserError, match="twice"):
         run(Video(**{**vars(settings), "compare": (beside, beside)}))
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, followed: list[str]
+) -> None:
+    root = write_davis(tmp_path / "davis", {"one": [1]})
+    with pytest.raises(UserError, match="--out"):
+        run(Video(weights="none", data=root, out=tmp_path / "r.txt"))
+    assert not followed
 
 
 def test_objects_are_laid_over_in_their_colors() -> None:

@@ -284,3 +284,17 @@ def test_pictures_come_back_from_the_page() -> None:
         assert back.size == size
         red, green, blue = back.getpixel((3, 3))  # type: ignore[misc]
         assert max(abs(red - 10), abs(green - 200), abs(blue - 90)) <= 3
+
+
+def test_a_run_that_began_with_weights_is_held_against_its_start(make_run: MakeRun) -> None:
+    lines = [
+        {"step": 0, "knn": {"k20": 70.0}},
+        *metrics(5),
+        {"step": 30, "below_start": 2.5},
+        {"step": 50, "below_start": 7.5},
+    ]
+    text = report(make_run(lines=lines)).read_text()
+    Reader(text)
+    assert "start 70" in text
+    assert "At step 50 k-NN lay 7.5 points below the weights" in text
+    assert "2.5 points" not in text

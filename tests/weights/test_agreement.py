@@ -89,6 +89,23 @@ def test_timm(name: str, arguments: dict[str, Any], tmp_path: Path, photo: Path)
     assert_close(torch.from_numpy(ours.embed([photo])), theirs(picture[None]))
 
 
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "xcit_tiny_12_p8_224"])
+@torch.inference_mode()
+def test_official_xcit_through_timm(name: str, tmp_path: Path) -> None:
+    """A file with the keys of facebookresearch/xcit, in a full checkpoint's wrapping."""
+    timm = pytest.importorskip("timm")
+    theirs = scrambled(timm.create_model(name, num_classes=0))
+    named = {f"network.{key}": tensor for key, tensor in theirs.state_dict().items()}
+    official = dialects.from_ours(named, "official", {"arch": f"timm:{name}"})
+    assert "pos_embeder.token_projection.weight" in official
+    teacher = {f"backbone.{key}": tensor for key, tensor in official.items()}
+    torch.save({"teacher": teacher}, tmp_path / "w.pth")
+    ours = dino.load(tmp_path / "w.pth")
+    assert ours.spec == {"arch": f"timm:{name}"}
+    images = torch.randn(1, 3, 64, 96)
+    assert_close(ours(images), theirs(images))
+
+
 # ------------------------------------------------------------------------------------ transformers
 def vit_model(folder: Path, **config: Any) -> Any:
     transformers = pytest.importorskip("transformers")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,20 @@ def test_what_published_checkpoints_hold_is_read(tmp_path: Path) -> None:
         assert found["args"].scale == (0.4, 1.0)
         assert str(found["args"].out) == "/run"
         assert (found["best"], found["epoch"]) == (77.5, 3)
+
+
+@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+@pytest.mark.parametrize("paths", [b"pathlib", b"pathlib._local"])
+def test_names_of_other_versions(core: bytes, paths: bytes, tmp_path: Path) -> None:
+    """Numpy 2 moved its numbers, Python 3.13 its paths."""
+    data = pickle.dumps({"best": np.float64(77.5), "out": PurePosixPath("/run")}, 2)
+    data = data.replace(b"numpy._core", core).replace(b"cpathlib._local", b"cpathlib")
+    data = data.replace(b"cpathlib\nPurePosixPath", b"c" + paths + b"\nPosixPath")
+    assert core in data
+    assert paths + b"\nPosixPath" in data
+    found = load_pickle(archive(tmp_path / "w.pth", data))
+    assert found["best"] == 77.5
+    assert str(found["out"]) == "/run"
 
 
 def test_our_own_writers_leave_no_pickle(tmp_path: Path) -> None:

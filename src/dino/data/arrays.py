@@ -58,13 +58,16 @@ class Arrays(Images):
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._images)
+        return len(self._mapped())
+
+    def _mapped(self) -> np.ndarray:
+        if self._images is None:  # in a new process, or in a copy
+            self._images = self._opened()
+        return self._images
 
     def content(self, index: int) -> np.ndarray:
         """The values of image `index`, [H, W] or [H, W, C]."""
-        if self._images is None:  # in a new process
-            self._images = self._opened()
-        image = np.array(self._images[index])  # copied, since what is mapped is read-only
+        image = np.array(self._mapped()[index])  # copied, since what is mapped is read-only
         if image.ndim == 3 and image.shape[0] < image.shape[2]:
             image = image.transpose(1, 2, 0)
         return image

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from dino.data.defects import ImageError
 from dino.data.formats import (
     RGB,
     PixelFormat,
+    Stream,
     beyond_pillow,
     kind_of,
     read_dicom,
@@ -32,7 +33,7 @@ from dino.files import UserError
 Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]
 """What a source gives: an RGB picture, or its pixels."""
 
-File: TypeAlias = str | os.PathLike[str] | BinaryIO
+File: TypeAlias = str | os.PathLike[str] | Stream
 """A path, or an open binary file that can seek."""
 
 Reduce: TypeAlias = Callable[[int, int], int]
@@ -58,7 +59,7 @@ def read_image(
         name: what to call the image in a message; by default its path.
         pixels: channels and range expected.
         reduce: asked for the largest reduction, 1 to 8, that all crops allow (see
-            `dino.data.views.reduction`). A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its
+            `dino.data.reduced.reduction`). A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its
             height and width, by fewer coefficients of its cosine transform.
 
     Returns:
@@ -113,7 +114,7 @@ def _levels(values: Shaped[np.ndarray, "own H W"], name: str, pixels: PixelForma
 
 
 @contextmanager
-def _picture(stream: BinaryIO, name: str) -> Iterator[Image.Image | None]:
+def _picture(stream: Stream, name: str) -> Iterator[Image.Image | None]:
     """A file open in Pillow; None for one that others must read."""
     kind = kind_of(stream, name)
     if kind in ("npy", "dicom"):
@@ -125,8 +126,10 @@ def _picture(stream: BinaryIO, name: str) -> Iterator[Image.Image | None]:
         if kind != "tiff":
             raise
         picture = None  # samples that Pillow has no mode for
+    if picture is not None and picture.format == "EPS":  # Pillow would run it by Ghostscript
+        raise ImageError(name, "it is a program in PostScript", "not an image")
     with picture or nullcontext():
-        yield None if picture is None or beyond_pillow(picture) else picture
+        yield None if picture is None or beyond_pillow(picture, name) else picture
 
 
 def _upright(
@@ -150,7 +153,7 @@ def _upright(
 
 
 @contextmanager
-def _opened(file: File, name: str) -> Iterator[BinaryIO]:
+def _opened(file: File, name: str) -> Iterator[Stream]:
     """An open file, and every error of reading it as an `ImageError`."""
     try:
         if isinstance(file, (str, os.PathLike)):
@@ -169,7 +172,7 @@ def _opened(file: File, name: str) -> Iterator[BinaryIO]:
         raise ImageError(name, str(error) or "it does not fit into memory", "too large") from error
     except Exception as error:  # readers of damaged bytes raise everything that Python has
         refused = isinstance(error, OSError) and error.errno is not None  # by the system
-        reason = str(error).strip() or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(name, reason, "unreadable" if refused else "damaged") from error
 
 
@@ -179,7 +182,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if (values := _deep_values(image)) is not None:
-        return Image.fromarray(RGB.levels(values)).convert("RGB")
+        return Image.fromarray(RGB.levels(values[None])[0]).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from io import BytesIO
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -34,6 +35,9 @@ EXTENSIONS = (
     ".dcm",
 )
 """Names of files that count as images, in any case."""
+
+Stream: TypeAlias = BinaryIO | BytesIO
+"""An open binary file that can seek (checkers of types at run time know `BytesIO` by name only)."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -149,10 +153,11 @@ def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
 
 
 # ---------------------------------------------------------------------------------- readers
+_TAGS = {277: 1, 284: 1, 322: 1, 323: 1}  # samples, planes, width and length of tiles: defaults
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def kind_of(stream: BinaryIO, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
+def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
     """What the first bytes say, for the formats that may be more than pictures.
 
     Raises:
@@ -170,7 +175,7 @@ def kind_of(stream: BinaryIO, name: str) -> Literal["picture", "npy", "tiff", "d
     return "dicom" if start[128:132] == b"DICM" else "picture"
 
 
-def read_npy(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+def read_npy(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A `.npy` array [H, W], [H, W, C] or, if the last axis is not C and the first is, [C, H, W].
 
     Raises:
@@ -187,13 +192,15 @@ def read_npy(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarra
     shape, fortran, dtype = header(file)
     check_kind(name, dtype)
     check_size(name, math.prod(shape))
+    if min(shape, default=0) < 0:
+        raise ValueError(f"a shape of {shape}")
     content = file.read(math.prod(shape) * dtype.itemsize + 1)
     flat = np.frombuffer(content, dtype)  # raises ValueError for a part of a value
     values = flat.reshape(shape, order="F" if fortran else "C")
     return channels_first(values.astype(dtype.newbyteorder("="), copy=False), name, wanted)
 
 
-def read_tiff(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+def read_tiff(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A TIFF by tifffile: any number of channels, as samples of a page or as pages of a series.
 
     Raises:
@@ -214,22 +221,46 @@ def read_tiff(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarr
         series = tiff.series[0] if wanted.page == 0 and tiff.series else page
         chosen = series if series.ndim == 3 and wanted.channels in series.shape else page
         check_size(name, math.prod(chosen.shape))
+        parts: Any = [page] if chosen is page else chosen.pages
+        for part in filter(None, parts):
+            _check_parts(part, name)
         values = chosen.asarray()
     return channels_first(values, name, wanted)
 
 
-def beyond_pillow(picture: Image.Image) -> bool:
+def _check_parts(page: Any, name: str) -> None:
+    """Refuse a page whose strips or tiles are absurdly large, or are not all there.
+
+    For each that is missing tifffile would fill in zeros: minutes for a length that damage made
+    millions.
+    """
+    keyframe = page.keyframe
+    check_size(name, math.prod(keyframe.chunks))
+    if not page.is_contiguous and len(page.dataoffsets) < math.prod(keyframe.chunked):
+        raise ValueError("not all of its strips or tiles are there")
+
+
+def beyond_pillow(picture: Image.Image, name: str) -> bool:
     """Whether Pillow has opened a TIFF but would read other values than it holds.
 
     Of samples that lie in planes of their own it takes the first for all, or bytes for words; of
     samples beyond its modes it knows nothing.
+
+    Raises:
+        ImageError: if a tile is absurdly large.
+        ValueError: if the file is damaged.
     """
-    tags: Any = getattr(picture, "tag_v2", {})
-    samples, planes = tags.get(277, 1), tags.get(284, 1)
+    if picture.format != "TIFF":
+        return False
+    tags: Any = picture.tag_v2  # type: ignore[attr-defined]
+    samples, planes, *tile = (tags.get(tag, usual) for tag, usual in _TAGS.items())
+    if not all(isinstance(value, int) for value in (samples, planes, *tile)):
+        raise ValueError("its tags are damaged")
+    check_size(name, samples * math.prod(tile))
     return bool(samples > 1 and (planes == 2 or samples != len(picture.getbands())))
 
 
-def read_dicom(file: BinaryIO, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+def read_dicom(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A DICOM image in its own units (such as Hounsfield), by pydicom.
 
     Dark on bright (MONOCHROME1) is turned over by its sign. Without a range of values in `wanted`,

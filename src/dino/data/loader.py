@@ -17,24 +17,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Num, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dino.data.decode import Reduce, Sample, as_picture, as_pixels, crop_resize
 from dino.data.defects import ImageError
+from dino.data.reduced import Box, reduced_box, reduction
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
 from dino.data.views import (
     PHOTOMETRIC,
-    Box,
     ViewParams,
     ViewSpec,
     draw_views,
     expand,
     generator,
-    reduced_box,
-    reduction,
     substitutes,
     view_groups,
 )
@@ -102,12 +100,12 @@ class Whole:
     """Some images of an evaluation.
 
     Attributes:
-        images: preprocessed.
+        images: preprocessed; normalised, or still pixels.
         index: of each in the source.
         skipped: those asked for that cannot be used.
     """
 
-    images: Float[Tensor, "B C S S"]
+    images: Num[Tensor, "B C H W"]
     index: Int64[Tensor, " B"]
     skipped: list[ImageError]
 
@@ -160,7 +158,7 @@ class PretrainLoader:
 
 def evaluation_loader(
     source: Source,
-    preprocess: Callable[[Any], Float[Tensor, "C S S"]],
+    preprocess: Callable[[Any], Num[Tensor, "C H W"]],
     batch: int = 64,
     workers: int = 0,
 ) -> Iterator[Whole]:

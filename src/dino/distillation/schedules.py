@@ -52,6 +52,7 @@ class Schedules:
         temperature_start: tau_t of the first epoch, `temperature`: after the warm-up.
         temperature_epochs: epochs of its warm-up; it changes once an epoch.
         freeze_steps: steps in which the last layer does not move.
+        backbone_freeze_steps: steps in which the student's backbone does not move.
     """
 
     total: int
@@ -67,6 +68,7 @@ class Schedules:
     temperature: float
     temperature_epochs: int
     freeze_steps: int
+    backbone_freeze_steps: int = 0
 
     def lr_at(self, step: int) -> float:
         """Learning rate of all parameter groups."""
@@ -88,6 +90,10 @@ class Schedules:
     def frozen_at(self, step: int) -> bool:
         """Whether the prototypes stand still."""
         return step < self.freeze_steps
+
+    def backbone_frozen_at(self, step: int) -> bool:
+        """Whether the backbone stands still, so that a new head comes to fit it first."""
+        return step < self.backbone_freeze_steps
 
 
 _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(steps?|epochs?|%|percent)\s*")

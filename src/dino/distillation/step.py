@@ -29,6 +29,7 @@ from dino.models.features import has_batch_norm
 from dino.runtime import (
     Precision,
     Ranks,
+    all_mean,
     all_sum,
     autocast,
     data_parallel,
@@ -122,7 +123,10 @@ class Distillation:
             self.optimizer, self.schedules.lr_at(step), self.schedules.weight_decay_at(step)
         )
         self.optimizer.zero_grad(set_to_none=True)
-        sums, features = self._accumulate(groups, self.schedules.temperature_at(step), step)
+        frozen = self.schedules.backbone_frozen_at(step)
+        sums, features = self._accumulate(groups, self.schedules.temperature_at(step), step, frozen)
+        if frozen:
+            all_mean(p.grad for p in self.student.head.parameters() if p.grad is not None)
         all_sum(sums)
         sums_center, (loss, teacher_entropy) = sums[:-2], sums[-2:] / self.ranks.world
 
@@ -138,9 +142,12 @@ class Distillation:
         return StepReport(loss, teacher_entropy, refused, features)
 
     def _accumulate(
-        self, groups: Sequence[Tensor], temperature: float, step: int
+        self, groups: Sequence[Tensor], temperature: float, step: int, frozen: bool
     ) -> tuple[Float[Tensor, " sums"], Float[Tensor, "B D"]]:
         """Gradients of this rank's whole batch, micro-batch by micro-batch, group by group.
+
+        Those of a frozen backbone do not exist, which DistributedDataParallel would wait for: then
+        it is left aside and the head's are averaged by the caller.
 
         Returns:
             The sum of the teacher's logits, followed by the mean loss and the mean teacher
@@ -149,6 +156,7 @@ class Distillation:
         batch, views = groups[0].shape[1], [len(group) for group in groups]
         divisor = pairs(views[0], sum(views)) * batch
         keep = self._keep_factors(sum(views), batch, step)
+        network = self.student if frozen else self._parallel
         center_sum = torch.zeros_like(self.loss.center)
         loss, teacher_entropy = center_sum.new_zeros(()), center_sum.new_zeros(())
         features = []
@@ -165,9 +173,9 @@ class Distillation:
             for stream in [[one] for one in streams] if self.streamed else [streams]:
                 last = stream[-1] is streams[-1] and start + size >= batch
                 images, matched, kept = zip(*stream, strict=True)
-                with no_sync(self._parallel, skip=not last):
+                with no_sync(network, skip=not last):
                     with autocast(self.device, self.precision):
-                        term = self._parallel(images, matched, self.loss.student_temperature, kept)
+                        term = network(images, matched, self.loss.student_temperature, kept, frozen)
                     (term / divisor).backward()
                 loss += term.detach() / divisor
         return torch.cat([center_sum, torch.stack([loss, teacher_entropy])]), torch.cat(features)

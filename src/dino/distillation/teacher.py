@@ -45,6 +45,7 @@ class Network(nn.Module):
         targets: Sequence[tuple[Float[Tensor, "_ B K"], int]],
         temperature: float,
         keep: Sequence[Float[Tensor, "branches _ B"] | None],
+        frozen: bool = False,
     ) -> Float[Tensor, ""]:
         """Sum of the loss terms (see `distillation.loss`) of some groups of student views.
 
@@ -56,8 +57,10 @@ class Network(nn.Module):
             targets: for each group the target t_v and its count n_v.
             temperature: tau_s.
             keep: for each group the factors of drop path, or None.
+            frozen: the backbone gets no gradient, and nothing is kept of its forward pass.
         """
-        features = [self.forward_features(*pair) for pair in zip(groups, keep, strict=True)]
+        with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
+            features = [self.forward_features(*pair) for pair in zip(groups, keep, strict=True)]
         with full_precision(features[0].device):
             z = self.head.embed(torch.cat([part.flatten(0, 1) for part in features]))
             last = self.head.last_layer

@@ -29,7 +29,7 @@ from dino.data.photometric import normalize
 from dino.data.sources import Source
 from dino.data.views import ViewSpec, draw_views, epoch_order, generator
 from dino.evaluate.batches import TASK, crop_spec
-from dino.evaluate.table import Part, labels_of, my_share, tell_skipped
+from dino.evaluate.table import Part, labels_of, place_among_ranks, share_of, tell_skipped
 from dino.files import UserError
 from dino.models.features import Backbone
 
@@ -175,8 +175,9 @@ class Augmented:
         """
         device, labels = next(self.backbone.parameters()).device, labels_of(self.source, TASK)
         pictures = Pictures(self.source, self.backbone, self.recipe, self.seed, epoch)
-        batch = self.recipe.batch
-        mine = [p for s in range(len(self)) for p in my_share(range(s * batch, (s + 1) * batch))]
+        batch, here = self.recipe.batch, place_among_ranks()
+        steps = [range(step * batch, (step + 1) * batch) for step in range(len(self))]
+        mine = [place for step in steps for place in share_of(step, *here)]
         share, skipped = len(mine) // len(self), list[ImageError]()
         parts = evaluation_loader(Part(pictures, mine), to_tensor, share, self.workers)
         for step, part in enumerate(parts):

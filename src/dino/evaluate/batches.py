@@ -23,7 +23,15 @@ from dino.data.defects import ImageError
 from dino.data.photometric import normalize
 from dino.data.sources import Source
 from dino.data.views import ViewSpec, draw_views, epoch_order, generator
-from dino.evaluate.table import FeatureTable, Pass, Rows, labels_of, my_share, tell_skipped
+from dino.evaluate.table import (
+    FeatureTable,
+    Pass,
+    Rows,
+    labels_of,
+    place_among_ranks,
+    share_of,
+    tell_skipped,
+)
 from dino.models.features import Backbone
 from dino.runtime import Precision, autocast, gather_objects
 
@@ -142,7 +150,8 @@ class FromCrops:
         device, labels = next(self.backbone.parameters()).device, labels_of(self.source, TASK)
         order = epoch_order(len(self.source), self.seed, epoch)
         steps = np.split(order, range(self.batch, len(order), self.batch))
-        shares = [my_share(step.tolist()) for step in steps]
+        here = place_among_ranks()
+        shares = [share_of(step.tolist(), *here) for step in steps]
         crops = RandomCrops(self.source, self.backbone.preprocessing.crop, self.seed, epoch)
         run = Pass(as_pixels, self._compute, self.forward, self.workers, title=f"epoch {epoch + 1}")
         skipped: list[ImageError] = []

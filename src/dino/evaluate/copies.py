@@ -3,7 +3,7 @@
 Measured on Copydays and whatever is laid out like it; or, for a user's folder, its groups of near
 duplicates as a list and a contact sheet.
 
-Shapes: q queries, n images, B batch, C channels, H W pixels, h w patches, D width.
+Shapes: q queries, n images, B batch, C channels, H W pixels, h w patches, D width, N = 2 D.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def gem(maps: Float[Tensor, "B D h w"], power: float = POWER) -> Float[Tensor, "
     return maps.clamp(min=1e-6).pow(power).mean(dim=(2, 3)).pow(1 / power)
 
 
-def cls_gem(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 2D"]:
+def cls_gem(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
     """The CLS token and the GeM of the patch tokens after the final norm, one behind the other.
 
     Of convnets the pooled feature and the GeM of the last map.
@@ -120,7 +120,7 @@ class Copies(Measured):
     themselves."""
     whitening: Covariance = "reference"
     """With --copydays: reference, as in the published code, or centred: a proper covariance."""
-    threshold: float = 0.85
+    threshold: float = 0.9
     """With --data: cosine similarity, after whitening, from which two images are near duplicates.
     Lower finds stronger alterations, and more pairs that are merely alike."""
     size: int | None = None

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dino.evaluate.neighbours import directions
-from dino.evaluate.table import bar
+from dino.progress import bar
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,11 @@ def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
     """
     asked = dataclasses.asdict(settings).items()
     return {
-        "weights": {"sha256": fingerprint(backbone), "architecture": backbone.spec},
+        "weights": {
+            "sha256": fingerprint(backbone),
+            "architecture": backbone.spec,
+            **(backbone.origin or {}),
+        },
         "preprocessing": backbone.preprocessing.to_dict(),
         "settings": {key: _plain(item) for key, item in asked},
         "device": describe(next(backbone.parameters()).device),

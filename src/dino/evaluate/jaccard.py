@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dino.evaluate.masks import VOID, Ids
+from dino.evaluate.masks import Ids, objects_in
 from dino.evaluate.scenes import Scenes, patch_counts, prepared
-from dino.evaluate.table import bar, my_share
+from dino.evaluate.table import my_share
 from dino.files import UserError
 from dino.models.attention import attention_maps, mass_mask
 from dino.models.features import Backbone
+from dino.progress import bar
 from dino.runtime import Precision, autocast, gather_objects, ranks
 
 
@@ -30,10 +31,8 @@ def object_jaccards(masks: Bool[Tensor, "M h w"], ids: Ids) -> Float[Tensor, "O 
 
     Void pixels count for nothing. Objects are in the order of their numbers.
     """
-    numbers = [int(number) for number in torch.from_numpy(ids.copy()).unique()]
-    numbers = [number for number in numbers if number not in (0, VOID)]
     grid = (masks.shape[1], masks.shape[2])
-    counts = patch_counts(ids, grid, numbers).flatten(1).double()
+    counts = patch_counts(ids, grid, objects_in(ids)).flatten(1).double()
     inside = masks.flatten(1).double().cpu()
     both = counts[:-1] @ inside.T
     union = counts[:-1].sum(dim=1)[:, None] + inside @ counts.sum(dim=0) - both
@@ -63,14 +62,16 @@ def attention_jaccard(
         title: what the progress bar says.
 
     Returns:
-        The numbers of `summary` by mass, and how many "images" and "objects" count and how many
-        images are "empty".
+        Under "masses" the numbers of `summary` by mass; under "whole_picture" the Jaccard index of
+        the mask that is all of the picture, which needs no network; and how many "images" and
+        "objects" count and how many images are "empty".
 
     Raises:
         UserError: for networks without attention, or pictures without any object at all.
     """
     device = next(backbone.parameters()).device
     found: list[list[Float[Tensor, "O M"]]] = []
+    whole: Bool[Tensor, "1 1 1"] = torch.ones(1, 1, 1, dtype=torch.bool)
     mine = my_share(range(len(scenes)))
     with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
         for index in mine:
@@ -79,7 +80,8 @@ def attention_jaccard(
             with autocast(device, precision):
                 maps = attention_maps(backbone, images)[0]
             maps = torch.cat([maps.float(), maps.float().mean(dim=0, keepdim=True)])
-            found.append([object_jaccards(mass_mask(maps, mass), ids) for mass in masses])
+            masks = [*(mass_mask(maps, mass) for mass in masses), whole]
+            found.append([object_jaccards(mask, ids) for mask in masks])
             advance(1)
     everything = [one for part in gather_objects(found) for one in part]
     used = [one for one in everything if len(one[0])]
@@ -92,6 +94,7 @@ def attention_jaccard(
     objects = sum(len(one[0]) for one in used)
     return {
         "masses": scores,
+        "whole_picture": 100 * float(torch.stack([one[-1].mean() for one in used]).mean()),
         "images": len(used),
         "objects": objects,
         "empty": len(everything) - len(used),

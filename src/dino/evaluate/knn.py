@@ -105,6 +105,11 @@ class KNNEvaluation:
         self.k, self.temperature = tuple(k), temperature
         self.batch, self.workers, self.precision = batch, workers, precision
 
+    @property
+    def asked(self) -> int:
+        """Images that are classified."""
+        return len(self.bank if self.queries is None else self.queries)
+
     def run(self, backbone: Backbone) -> dict[str, float]:
         """Top-1 accuracy in percent, for example `{"k10": 61.2, "k20": 62.0}`."""
         table = partial(

@@ -40,10 +40,11 @@ from dino.evaluate.probe import Score, scores
 from dino.evaluate.results import Measured
 from dino.evaluate.store import class_token, described
 from dino.evaluate.subsets import Subset, fraction, subsets
-from dino.evaluate.table import FeatureTable, Part, bar, labels_of, matched_labels, my_share
+from dino.evaluate.table import FeatureTable, Part, labels_of, matched_labels, my_share
 from dino.evaluate.votes import TEMPERATURE, K, knn
 from dino.files import UserError
 from dino.models.features import Backbone
+from dino.progress import bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
 from dino.weights.load import load
 
@@ -114,6 +115,20 @@ def held_out(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor
     fitted = torch.ones(len(labels), dtype=torch.bool)
     fitted[out] = False
     return fitted.nonzero().squeeze(1), out
+
+
+def held_out_scores(
+    features: Float[Tensor, "n N"],
+    labels: Int[Tensor, " n"],
+    classes: int,
+    penalties: Sequence[float],
+    share: float,
+    seed: int,
+) -> list[Score]:
+    """For each penalty: the accuracy on held-out images of a fit to the others."""
+    fitted, out = held_out(labels, share, seed)
+    fits = [fit(features[fitted], labels[fitted], classes, penalty) for penalty in penalties]
+    return [scores(one.classifier, features[out], labels[out])[0] for one in fits]
 
 
 # ---------------------------------------------------------------------------------- command
@@ -249,9 +264,8 @@ def _of_subset(subset: Subset, task: Task) -> dict[str, Any]:
     found = [scores(one.classifier, tested, task.truth)[0] for one in fits]
     by = found
     if settings.holdout:
-        kept, out = held_out(labels, settings.holdout, subset.seed or 0)
-        trials = [fit(features[kept], labels[kept], task.classes, p) for p in settings.penalties]
-        by = [scores(one.classifier, features[out], labels[out])[0] for one in trials]
+        how = (settings.penalties, settings.holdout, subset.seed or 0)
+        by = held_out_scores(features, labels, task.classes, *how)
     chosen = max(range(len(by)), key=lambda place: by[place])
     near = knn(
         task.bank.features[rows],

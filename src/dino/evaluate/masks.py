@@ -38,7 +38,12 @@ class Mask:
     @property
     def objects(self) -> list[int]:
         """The numbers of the objects, ascending."""
-        return [int(number) for number in np.unique(self.ids) if number not in (0, VOID)]
+        return objects_in(self.ids)
+
+
+def objects_in(ids: Ids) -> list[int]:
+    """The numbers in a mask but for background and void, ascending."""
+    return [int(number) for number in np.unique(ids) if number not in (0, VOID)]
 
 
 def read_mask(path: str | os.PathLike[str], first: Mask | None = None) -> Mask:

@@ -47,7 +47,7 @@ def boundary_score(found: Region, truth: Region) -> float:
     counts = np.count_nonzero(ours), np.count_nonzero(theirs)
     if not all(counts):
         return float(not any(counts))
-    part = _surroundings(ours | theirs, radius)
+    part = _extent(ours | theirs)
     ours, theirs = ours[part], theirs[part]
     precision = np.count_nonzero(ours & dilated(theirs, radius)) / counts[0]
     recall = np.count_nonzero(theirs & dilated(ours, radius)) / counts[1]
@@ -83,13 +83,10 @@ def dilated(mask: Region, radius: int) -> Region:
     return result
 
 
-def _surroundings(mask: Region, margin: int) -> tuple[slice, slice]:
-    """The part of an image that holds the mask and `margin` pixels around it."""
-    parts = []
-    for axis in (1, 0):
-        places = np.flatnonzero(mask.any(axis=axis))
-        parts.append(slice(max(0, int(places[0]) - margin), int(places[-1]) + margin + 1))
-    return parts[0], parts[1]
+def _extent(mask: Region) -> tuple[slice, slice]:
+    """The smallest part of an image that holds the mask."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def statistics(scores: Sequence[float]) -> Statistics:

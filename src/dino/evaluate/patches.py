@@ -23,9 +23,10 @@ from torch import Tensor
 from dino.evaluate.masks import VOID, Ids
 from dino.evaluate.neighbours import nearest
 from dino.evaluate.scenes import Scenes, patch_counts, prepared
-from dino.evaluate.table import bar, my_share
+from dino.evaluate.table import my_share
 from dino.files import UserError
 from dino.models.features import Backbone
+from dino.progress import bar
 from dino.runtime import Precision, autocast, gather_objects, ranks
 
 Scorer = Callable[[Float[Tensor, "q D"]], Float[Tensor, "q K"]]

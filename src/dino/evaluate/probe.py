@@ -19,10 +19,10 @@ from dino.data.preprocessing import Preprocessing
 from dino.evaluate.batches import Batches, FromTables
 from dino.evaluate.classifier import Classifier, Sweep, cosine, hits
 from dino.evaluate.store import Descriptor
-from dino.evaluate.table import bar
 from dino.evaluate.unfinished import Unfinished
 from dino.models.features import Backbone
 from dino.models.vit import ViT
+from dino.progress import bar
 from dino.runtime import ranks
 
 

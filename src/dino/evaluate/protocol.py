@@ -21,6 +21,11 @@ class Evaluation(Protocol):
         """The key under which the numbers appear in `metrics.jsonl`."""
         ...
 
+    @property
+    def asked(self) -> int:
+        """How many images a number is a share of, by which its noise is told."""
+        ...
+
     def run(self, backbone: Backbone) -> dict[str, float]:
         """Measure `backbone`; the same keys at every call."""
         ...

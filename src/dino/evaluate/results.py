@@ -107,6 +107,18 @@ class Written(Protocol):
         ...
 
 
+def destination(name: str, settings: Written) -> Path:
+    """Where the result `name` goes: `settings.out`, or beside the weights.
+
+    Raises:
+        UserError: for another ending than .json, which files beside it may have.
+    """
+    path = settings.out or beside(settings.weights, name)
+    if path.suffix != ".json":
+        raise UserError(f"the result is JSON: let --out end in .json, not as {path.name}")
+    return path
+
+
 def write(name: str, content: Mapping[str, Any], backbone: Backbone, settings: Written) -> Path:
     """Write `content` and where it comes from to `settings.out`, or beside the weights.
 
@@ -116,8 +128,6 @@ def write(name: str, content: Mapping[str, Any], backbone: Backbone, settings: W
     Raises:
         UserError: for another ending than .json, which files beside it may have.
     """
-    path = settings.out or beside(settings.weights, name)
-    if path.suffix != ".json":
-        raise UserError(f"the result is JSON: let --out end in .json, not as {path.name}")
+    path = destination(name, settings)
     atomic_json(path, {**content, **provenance(backbone, settings)})
     return path

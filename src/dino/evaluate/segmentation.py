@@ -18,7 +18,7 @@ from rich.table import Table
 from dino.evaluate import patches
 from dino.evaluate.compared import Compared, identities
 from dino.evaluate.jaccard import attention_jaccard
-from dino.evaluate.results import TRAINED, table, write
+from dino.evaluate.results import TRAINED, destination, table, write
 from dino.evaluate.scenes import Objects, Scenes, is_voc, open_scenes
 from dino.files import UserError
 from dino.models.features import Backbone
@@ -92,6 +92,7 @@ def run(settings: Segmentation) -> dict[str, Any]:
         UserError: for weights, pictures or masks that are not there or do not fit, or attention of
             a network that has none.
     """
+    destination("segmentation", settings)  # refuse what cannot be written before the work
     training, scored = divided(settings)
     device = pick_device(settings.device)
     with process_group(device) as here:
@@ -170,28 +171,28 @@ def _learned(
 
 
 WAYS = {
-    "best_per_object": "best head\nper object",
-    "best_per_image": "best head\nper image",
-    "mean_map": "mean\nof heads",
+    "best_per_object": "best head per object",
+    "best_per_image": "best head per image",
+    "mean_map": "mean of heads",
 }
 
 
 def _table(
     found: Mapping[str, Mapping[str, Any]], settings: Segmentation, images: int, training: int
 ) -> Table:
-    columns, rows = ["network"], {name: list[str]() for name in found}
-    first = next(iter(found.values()))
-    if "attention" in first:
-        for mass in first["attention"]["masses"]:
-            columns += [f"{float(mass):.0%} mass\n{words}" for words in WAYS.values()]
-            for name, results in found.items():
-                scores = results["attention"]["masses"][mass]
-                rows[name] += [f"{scores[way]:.1f}" for way in WAYS]
-    for method, words in (("linear", "linear\nmIoU"), ("knn", f"{settings.k}-NN\nmIoU")):
-        if method in first:
-            columns.append(words)
-            for name, results in found.items():
-                rows[name].append(f"{results[method]['miou']:.1f}")
+    """One row a measure, one column a network."""
+    rows: dict[str, list[str]] = {}
+    if "attention" in settings.methods:
+        results = [one["attention"] for one in found.values()]
+        for mass in results[0]["masses"]:
+            for way, words in WAYS.items():
+                scores = (one["masses"][mass][way] for one in results)
+                rows[f"{float(mass):.0%} of attention, {words}"] = [f"{x:.1f}" for x in scores]
+        rows["the whole picture"] = [f"{one['whole_picture']:.1f}" for one in results]
+    for method, words in (("linear", "linear"), ("knn", f"{settings.k} neighbours")):
+        if method in settings.methods:
+            scores = (one[method]["miou"] for one in found.values())
+            rows[f"patches, {words}, mIoU"] = [f"{score:.1f}" for score in scores]
     learned = f", {training} to learn from" if training else ""
     title = f"segmentation, Jaccard index in %\n{images} images{learned}, {settings.size} px"
-    return table(title, columns, rows)
+    return table(title, ["masks", *found], rows)

@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -276,15 +277,20 @@ class _Stored:
         return _errors(read_json(self.done)["skipped"])
 
     def _parts(self) -> list[_Part]:
-        return [_Part.read(path) for path in sorted(self.folder.glob("part-*.safetensors"))]
+        found = []
+        for path in sorted(self.folder.glob("part-*.safetensors")):
+            with suppress(FileNotFoundError):  # another process has joined it in the meantime
+                found.append(_Part.read(path))
+        return found
 
     def _pending(self) -> list[int]:
         """The images that are still to do, and those to be tried again."""
-        if self.done.exists():
+        parts = self._parts()
+        if self.done.exists():  # asked for after the parts, which go when it comes
             again = self._skipped().items()
             return sorted(index for index, error in again if error.defect in TRANSIENT)
         done: set[int] = set()
-        for part in self._parts():
+        for part in parts:
             done |= {*part.indices}
             done |= {i for i, error in part.skipped.items() if error.defect not in TRANSIENT}
         return [index for index in range(len(self.source)) if index not in done]
@@ -315,14 +321,18 @@ class _Stored:
 
     def _join(self) -> UserError | None:
         """Put the rows of all parts into one file and mark the table as done; or say why not."""
+        parts, finished = self._parts(), self.done.exists()
+        skipped = self._skipped() if finished else {}
+        skipped |= {i: error for part in parts for i, error in part.skipped.items()}
+        found = skipped.keys() | {index for part in parts for index in part.indices}
         try:
-            if parts := self._parts():
-                skipped = self._skipped() if self.done.exists() else {}
-                skipped |= {i: error for part in parts for i, error in part.skipped.items()}
-                check_usable(self.source, skipped)
+            if not finished and len(found) < len(self.source):
+                raise FileNotFoundError(f"parts of {self.folder} are gone: run the command again")
+            check_usable(self.source, skipped)
+            if parts:
                 self._merge(parts, skipped)
-        except FileNotFoundError:  # another process was faster
-            if not self.done.exists():
+        except FileNotFoundError:
+            if not self.done.exists():  # else another process was faster
                 raise
         except UserError as error:
             return error

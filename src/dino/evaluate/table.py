@@ -6,22 +6,21 @@ Shapes: n images, B batch, C channels, H W pixels, N numbers an image.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from dino.data.defects import ImageError, count_defects
 from dino.data.loader import evaluation_loader
 from dino.data.sources import Source
 from dino.files import UserError
+from dino.progress import bar
 from dino.runtime import gather_objects, ranks
 
 
@@ -110,8 +109,8 @@ class Pass:
         title: what the bar says.
     """
 
-    transform: Callable[[Any], Float[Tensor, "C H W"]]
-    compute: Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B N"]]
+    transform: Callable[[Any], Num[Tensor, "C H W"]]
+    compute: Callable[[Num[Tensor, "B C H W"]], Float[Tensor, "B N"]]
     batch: int = 64
     workers: int = 0
     progress: bool = True
@@ -124,7 +123,7 @@ class Pass:
             for whole in evaluation_loader(part, self.transform, self.batch, self.workers):
                 usable = whole.index.tolist()
                 asked = range(seen, seen + len(usable) + len(whole.skipped))
-                unusable = [position for position in asked if position not in set(usable)]
+                unusable = sorted({*asked} - {*usable})
                 yield Rows(
                     [indices[position] for position in usable],
                     self.compute(whole.images).float().cpu() if usable else torch.empty(0, 0),
@@ -162,13 +161,22 @@ def in_memory(source: Source, run: Pass) -> FeatureTable:
 
 
 def my_share(indices: Sequence[int]) -> Sequence[int]:
-    """This rank's contiguous part of `indices`; unequal where they do not divide.
+    """This rank's contiguous part of `indices`; unequal where they do not divide."""
+    return share_of(indices, *place_among_ranks())
 
-    Those who answer share the work: without a process group that is this process alone.
+
+def place_among_ranks() -> tuple[int, int]:
+    """This rank's place among those who share the work, and their number.
+
+    These are the ranks that answer: without a process group this process alone.
     """
-    rank, count = ranks().rank, len(indices)
-    members = gather_objects(rank)
-    place, world = members.index(rank), len(members)
+    members = gather_objects(ranks().rank)
+    return members.index(ranks().rank), len(members)
+
+
+def share_of(indices: Sequence[int], place: int, world: int) -> Sequence[int]:
+    """The contiguous part of `indices` for one place of `world`."""
+    count = len(indices)
     return indices[count * place // world : count * (place + 1) // world]
 
 
@@ -245,14 +253,3 @@ def tell_skipped(skipped: Sequence[ImageError], count: int) -> None:
 def _tell_once(text: str) -> None:
     """Say it on stderr; a network is measured many times on the same images."""
     Console(stderr=True).print(text, style="yellow", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar with the time left on stderr, nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)

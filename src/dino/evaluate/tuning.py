@@ -21,11 +21,12 @@ from dino.data.views import generator
 from dino.evaluate.augment import Augmented, Recipe
 from dino.evaluate.classifier import hits
 from dino.evaluate.probe import Score
-from dino.evaluate.table import Pass, bar, my_share, tell_skipped
+from dino.evaluate.table import Pass, my_share, tell_skipped
 from dino.evaluate.unfinished import Unfinished
 from dino.files import UserError
 from dino.models.features import Backbone
 from dino.models.vit import ViT
+from dino.progress import bar
 from dino.runtime import Precision, all_sum, autocast, data_parallel, gather_objects, ranks
 
 

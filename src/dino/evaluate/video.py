@@ -21,12 +21,13 @@ from dino.evaluate.davis import Clip, open_davis
 from dino.evaluate.overlap import Statistics
 from dino.evaluate.overlay import write_overlay
 from dino.evaluate.propagation import Neighbourhood
-from dino.evaluate.results import TRAINED, beside, table, write
+from dino.evaluate.results import TRAINED, destination, table, write
 from dino.evaluate.sequences import MEASURES, Scores, measure, summary
-from dino.evaluate.table import bar, my_share
+from dino.evaluate.table import my_share
 from dino.evaluate.tracking import Normalization, Tracking
 from dino.files import atomic_csv
 from dino.models.features import Backbone
+from dino.progress import bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
 from dino.weights.load import fingerprint
 
@@ -95,7 +96,7 @@ def run(settings: Video) -> dict[str, Any]:
         settings.data, settings.split, settings.year, settings.resolution, settings.sequences
     )
     tracking = settings.tracking()
-    path = settings.out or beside(settings.weights, "video")
+    path = destination("video", settings)
     folder = settings.masks or path.with_suffix("")
     device = pick_device(settings.device)
     with process_group(device) as here:

@@ -137,6 +137,11 @@ def _header(run: Run, backbone: Backbone | None) -> str:
         for line in run.metrics
         if line.get("collapse")
     ]
+    warnings += [
+        f'<p class="warn">At step {line["step"]:,} k-NN lay {line["below_start"]:.1f} points below '
+        "the weights that the run began with.</p>"
+        for line in [line for line in run.metrics if line.get("below_start")][-1:]
+    ]
     refused = max((line.get("refused", 0) for line in run.metrics), default=0)
     if refused:
         warnings.append(
@@ -247,15 +252,20 @@ def _knn_curve(run: Run, known: Sequence[Level]) -> list[str]:
     keys = {key for line in run.metrics for key in line.get("knn") or {}}
     return [
         _measure(
-            run.curve("knn", key),
+            curve := run.curve("knn", key),
             f"k-NN, k = {key.removeprefix('k')}",
             "Share of images whose neighbours name their class, in percent, while training. "
             "The measure to choose a run or a checkpoint by. Good: it rises above the dashed "
             "lines.",
-            known,
+            [*known, *_start(curve)],
         )
         for key in sorted(keys, key=lambda key: int(key.removeprefix("k")))[-1:]
     ]
+
+
+def _start(curve: Curve | None) -> list[Level]:
+    """Where a run stood that began with weights: it was measured before its first step."""
+    return [Level("start", curve.values[0])] if curve and curve.steps[0] == 0 else []
 
 
 def _measure(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,6 +30,12 @@ class Pretrain:
     """Images with classes, named as --data is, to measure k-NN on while training."""
     stats: str | None = None
     """What `dino data stats` measured on the images: sets every --pixels.* at once."""
+    init_from: str | None = None
+    """Weights to begin with instead of random numbers: a run folder, a file of weights or a
+    published name. They decide the architecture, mean and deviation of the pixels, and the head if
+    they have one; a new head is warmed up first (--optim.freeze-backbone)."""
+    init_head: Literal["auto", "new"] = "auto"
+    """auto takes the head of --init-from along if there is one; new trains a new one."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
@@ -57,3 +64,20 @@ class Preview:
     """Multi-crop."""
     pixels: PixelSettings = field(default_factory=PixelSettings)
     """Channels."""
+
+
+ALIASES = {"--channels": "pixels.channels"}
+
+
+def given(words: Sequence[str], config: PretrainConfig) -> dict[str, Any]:
+    """The settings that stand on a command line, by their names, with their values in `config`."""
+    flags = {word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    found = {}
+    for part in fields(config):
+        section = getattr(config, part.name)
+        for setting in fields(section):
+            name = f"{part.name}.{setting.name}"
+            alias = {flag for flag, meant in ALIASES.items() if meant == name}
+            if flags & {f"--{name.replace('_', '-')}", *alias}:
+                found[name] = getattr(section, setting.name)
+    return found

@@ -11,17 +11,48 @@ from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
 from dino.distillation.teacher import Network
 from dino.models.create import create
+from dino.models.features import Backbone
 from dino.models.head import Head
 from dino.runtime import Ranks, pick_precision
 from dino.train.config import PretrainConfig
+from dino.train.initial import Initial
 
 
 def build(
-    config: PretrainConfig, schedules: Schedules, device: torch.device, ranks: Ranks
+    config: PretrainConfig,
+    schedules: Schedules,
+    device: torch.device,
+    ranks: Ranks,
+    initial: Initial | None = None,
 ) -> Distillation:
-    """Student, teacher, loss and optimizer of a configuration, drawn from its seed."""
+    """Student, teacher, loss and optimizer of a configuration, drawn from its seed.
+
+    With `initial` the backbone is of its architecture; `Initial.fill` puts the weights in.
+    """
     torch.manual_seed(config.run.seed)
-    model, head = config.model, asdict(config.head)
+    head = asdict(config.head)
+    backbone = _backbone(config) if initial is None else initial.backbone()
+    return Distillation(
+        Network(backbone, Head(backbone.width, head.pop("prototypes"), **head)),
+        DINOLoss(
+            config.head.prototypes,
+            student_temperature=config.teacher.student_temperature,
+            center_momentum=config.teacher.center_momentum,
+        ),
+        schedules,
+        optimizer=config.optim.optimizer,
+        clip=config.optim.clip,
+        drop_path=config.model.drop_path,
+        micro_batch=config.execution.micro_batch,
+        seed=config.run.seed,
+        device=device,
+        precision=pick_precision(config.execution.precision, device),
+        ranks=ranks,
+    )
+
+
+def _backbone(config: PretrainConfig) -> Backbone:
+    model = config.model
     backbone = create(
         model.arch,
         image_size=config.views.global_size,
@@ -38,20 +69,4 @@ def build(
         std=config.pixels.std,
         pixels=config.pixels.format,
     )
-    return Distillation(
-        Network(backbone, Head(backbone.width, head.pop("prototypes"), **head)),
-        DINOLoss(
-            config.head.prototypes,
-            student_temperature=config.teacher.student_temperature,
-            center_momentum=config.teacher.center_momentum,
-        ),
-        schedules,
-        optimizer=config.optim.optimizer,
-        clip=config.optim.clip,
-        drop_path=model.drop_path,
-        micro_batch=config.execution.micro_batch,
-        seed=config.run.seed,
-        device=device,
-        precision=pick_precision(config.execution.precision, device),
-        ranks=ranks,
-    )
+    return backbone

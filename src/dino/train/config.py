@@ -106,18 +106,10 @@ class ViewSettings:
             local_size=self.local_size,
             local_scale=self.local_scale,
         )
-        common = (
-            "ratio",
-            "flip",
-            "jitter",
-            "brightness",
-            "contrast",
-            "saturation",
-            "hue",
-            "grey",
-            "blur_sigma",
-        )
-        shared: dict[str, Any] = {name: getattr(self, name) for name in common}
+        fields = dataclasses.fields
+        common = {f.name for f in fields(self)} & {f.name for f in fields(ViewSpec)}
+        own = {"blur", "solarize"}  # one value for each kind
+        shared: dict[str, Any] = {name: getattr(self, name) for name in common - own}
         return tuple(
             dataclasses.replace(kind, **shared, blur=blur, solarize=solarize)
             for kind, blur, solarize in zip(kinds, self.blur, self.solarize, strict=False)
@@ -203,6 +195,9 @@ class OptimSettings:
     """Largest l2 norm of each gradient tensor; 0 for no clipping."""
     freeze_last_layer: str = "1 epochs"
     """How long the prototypes stand still at the start; raise it if the loss does not go down."""
+    freeze_backbone: str = "0 epochs"
+    """How long the backbone stands still at the start, so that a new head comes to fit it first;
+    with --init-from a file without a head it is 1 epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,6 +354,13 @@ class PretrainConfig:
                     f"{name} {text!r} is longer than run.duration {self.run.duration!r}: "
                     "shorten the one or lengthen the other"
                 )
+        frozen = in_steps(self.optim.freeze_backbone, steps_per_epoch, total)
+        if frozen >= total:
+            raise UserError(
+                f"optim.freeze_backbone {self.optim.freeze_backbone!r} leaves no step of "
+                f"run.duration {self.run.duration!r} to the backbone: shorten the one or lengthen "
+                "the other"
+            )
         scale = self.run.batch / 256
         return Schedules(
             total=total,
@@ -374,6 +376,7 @@ class PretrainConfig:
             temperature=self.teacher.temperature,
             temperature_epochs=round(temperature / steps_per_epoch),
             freeze_steps=in_steps(self.optim.freeze_last_layer, steps_per_epoch, total),
+            backbone_freeze_steps=frozen,
         )
 
 

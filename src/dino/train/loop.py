@@ -7,14 +7,10 @@ newest), `best.safetensors` (by k-NN).
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +22,6 @@ from dino.data.loader import Batch, PretrainLoader
 from dino.data.photometric import augment
 from dino.data.sampler import EpochSampler
 from dino.data.sources import Source
-from dino.data.views import COLOUR_ONLY
 from dino.distillation.health import Monitor, effective_rank, feature_spread
 from dino.distillation.schedules import Schedules, in_steps
 from dino.distillation.step import StepReport
@@ -36,8 +31,12 @@ from dino.runtime import Ranks, barrier, process_group
 from dino.train.build import build
 from dino.train.checkpoint import Checkpoints
 from dino.train.config import PretrainConfig, differences
-from dino.train.record import Record, Window
+from dino.train.initial import Initial
+from dino.train.interrupt import stop_on_signals
+from dino.train.record import Window
 from dino.train.skipped import Skipped
+from dino.train.telling import Telling
+from dino.train.watch import Watch
 from dino.weights.load import save
 
 
@@ -75,6 +74,7 @@ def train(
     device: torch.device,
     about: dict[str, Any] | None = None,
     evaluations: Sequence[Evaluation] = (),
+    initial: Initial | None = None,
 ) -> Result:
     """Train until the end of the run, from its last checkpoint if it holds one.
 
@@ -85,6 +85,8 @@ def train(
         device: this process's device.
         about: what `config.json` and the weights say of the data and the recipe.
         evaluations: measured on the teacher every `execution.knn_every`, by the main rank.
+        initial: weights to start from instead of random numbers (`train.initial.begin`); they are
+            measured before the first step, and a fall below that is reported.
 
     Raises:
         UserError: for settings that cannot work, a folder that holds another run, a full disk, or
@@ -93,7 +95,7 @@ def train(
     """
     with process_group(device) as ranks:
         doubts = config.check(ranks.world)
-        loop = _Loop(config, source, Path(run), device, ranks, about or {}, evaluations)
+        loop = _Loop(config, source, Path(run), device, ranks, about or {}, evaluations, initial)
         return loop.run_to_end(doubts)
 
 
@@ -115,9 +117,10 @@ class _Loop:
         ranks: Ranks,
         about: dict[str, Any],
         evaluations: Sequence[Evaluation],
+        initial: Initial | None,
     ) -> None:
         self.config, self.source, self.run = config, source, run
-        self.device, self.ranks, self.about, self.evaluations = device, ranks, about, evaluations
+        self.device, self.ranks, self.about, self.initial = device, ranks, about, initial
         execution = config.execution
         self.steps_per_epoch = EpochSampler(
             len(source), config.run.batch, config.run.seed
@@ -127,44 +130,52 @@ class _Loop:
         self.save_every = self._every(execution.checkpoint_every)
         self.knn_every = self._every(execution.knn_every)
         self.checkpoints = Checkpoints(run / "checkpoints", execution.keep)
-        self._claim_folder()
+        self._compare_folder()
         self.skipped = Skipped(run, len(source), execution.max_skipped)
-        self.distillation = build(config, self.schedules, device, ranks)
-        self.refused = self.refused_in_row = self.start = self.told = 0
-        self.measured: dict[str, float] = {}
-        self.best = float("-inf")
+        self.distillation = build(config, self.schedules, device, ranks, initial)
+        self.refused = self.refused_in_row = self.start = 0
+        self.watch = Watch(evaluations)
         if (last := self.checkpoints.last()) is not None:
             state = self.checkpoints.restore(self.distillation, last)
             self.start, self.refused = state["step"], state["refused"]
-            self.measured = state["measured"]
-            self.best = state["best"] if self.measured else self.best
+            self.watch.restore(state)
+        elif initial is not None:
+            initial.fill(self.distillation)
+        self._claim_folder()
         self.monitor = Monitor(config.head.prototypes)
         self.window = Window()
 
     def _every(self, duration: str) -> int:
         return in_steps(duration, self.steps_per_epoch, self.schedules.total)
 
-    def _claim_folder(self) -> None:
-        """Write `config.json`, or refuse a folder that holds another configuration."""
+    def _defining(self) -> dict[str, Any]:
+        origin = self.initial.defining() if self.initial else {}
+        return {**self.config.defining(), **origin, "data.images": len(self.source)}
+
+    def _compare_folder(self) -> None:
+        """Refuse a folder that holds another configuration."""
         path = self.run / "config.json"
-        mine = {**self.config.defining(), "data.images": len(self.source)}
         if path.exists():
-            found = differences(read_json(path)["defining"], mine)
+            found = differences(read_json(path)["defining"], self._defining())
             if found:
                 raise UserError(
                     f"{self.run} holds a run with another configuration ({'; '.join(found)}): "
                     "choose another --out, or the same settings to resume"
                 )
+
+    def _claim_folder(self) -> None:
+        """Write `config.json`."""
         barrier()  # every rank has compared before the main rank writes
         if self.ranks.main:
             atomic_json(
-                path,
+                self.run / "config.json",
                 {
                     "about": self.about,
-                    "defining": mine,
+                    "defining": self._defining(),
                     "execution": asdict(self.config.execution),
                     "steps_per_epoch": self.steps_per_epoch,
                     "total_steps": self.schedules.total,
+                    **({"init": self.initial.record()} if self.initial else {}),
                 },
             )
 
@@ -174,8 +185,9 @@ class _Loop:
         step, total = self.start, self.schedules.total
         if step >= total:
             return self._result(step)
-        with self._record() as self.record, _stop_on_signals(self.ranks) as stop:
-            self._greet(doubts)
+        telling = Telling(self.run, self.config, self.ranks, total, step)
+        with telling as self.tell, stop_on_signals(self.ranks) as stop:
+            self._begin(doubts)
             loader = iter(self._loader())
             launched: deque[_Seen] = deque()
             while step < total:
@@ -196,21 +208,29 @@ class _Loop:
                 if boundary or stop.is_set() or step == total:
                     while launched:
                         self._look(launched.popleft())
-                if self.evaluations and self._due(step, self.knn_every):
+                if self.watch.evaluations and self._due(step, self.knn_every):
                     self._evaluate(step)
                 if self._due(step, self.save_every) or stop.is_set() or step == total:
                     self._save(step)
                 if stop.is_set() and step < total:
-                    self._say(
+                    self.tell.say(
                         f"stopped at step {step}: run the same command again to go on", "bold"
                     )
                     break
-            self._tell_skipped()
+            self.tell.skipped(self.skipped, last=True)
         return self._result(step)
+
+    def _begin(self, doubts: Sequence[str]) -> None:
+        self.tell.greet(self.distillation, len(self.source), self.device, doubts)
+        if self.initial is not None:
+            for note in self.initial.notes:
+                self.tell.say(note, "yellow" if note.startswith("warning") else "")
+            if self.start == 0 and self.knn_every and self.watch.evaluations:
+                self._evaluate(0)
 
     def _result(self, step: int) -> Result:
         total = self.schedules.total
-        return Result(self.run, step, total, self.refused, len(self.skipped), self.measured)
+        return Result(self.run, step, total, self.refused, len(self.skipped), self.watch.measured)
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.schedules.total)
@@ -274,12 +294,12 @@ class _Loop:
         self.window.add(loss, entropy, len(seen.batch.index) * self.ranks.world)
         if not self.ranks.main:
             return
-        self.record.advance(done)
+        self.tell.advance(done)
         if advice:
-            self._say(f"step {done}: {advice}", "bold red")
-            self.record.write({"step": done, "collapse": self.monitor.called})
+            self.tell.say(f"step {done}: {advice}", "bold red")
+            self.tell.write({"step": done, "collapse": self.monitor.called})
         if self._due(done, self.log_every):
-            self.record.write(self._metrics(seen))
+            self.tell.write(self._metrics(seen))
 
     def _metrics(self, seen: _Seen) -> dict[str, Any]:
         step, schedules = seen.step, self.schedules
@@ -300,36 +320,13 @@ class _Loop:
 
     def _share_skipped(self) -> None:
         self.skipped.share_and_check(self.ranks)
-        if not self.told:
-            self._tell_skipped()
-
-    def _tell_skipped(self) -> None:
-        """At the first of them, and at the end if there are more."""
-        if len(self.skipped) > self.told:
-            self.told = len(self.skipped)
-            self._say(
-                f"{len(self.skipped):,} images could not be used ({self.skipped.describe()}) and "
-                f"others took their place: see {self.skipped.path}",
-                "yellow",
-            )
+        self.tell.skipped(self.skipped)
 
     def _refuse(self, seen: _Seen, loss: float) -> None:
         self.refused += 1
         self.refused_in_row += 1
         paths = [self.source.path(int(index)) for index in seen.batch.index]
-        with (self.run / "refused.jsonl").open("a", encoding="utf-8") as file:
-            line = {
-                "step": seen.step + 1,
-                "rank": self.ranks.rank,
-                "loss": str(loss),
-                "images": paths,
-            }
-            file.write(json.dumps(line) + "\n")
-        self._say(
-            f"step {seen.step + 1} refused: loss or gradients were not finite (loss {loss}); "
-            f"nothing moved; its images are listed in {self.run / 'refused.jsonl'}",
-            "yellow",
-        )
+        self.tell.refused(seen.step + 1, loss, paths)
         if self.refused_in_row >= self.config.execution.max_refused:
             last = self.checkpoints.last()
             raise UserError(
@@ -342,27 +339,26 @@ class _Loop:
     def _evaluate(self, step: int) -> None:
         """Measure the teacher; all ranks share the work, the main rank writes."""
         started = time.perf_counter()
-        for evaluation in self.evaluations:
-            self.measured = evaluation.run(self.distillation.teacher.backbone)
-            if self.ranks.main:
-                self.record.write({"step": step, evaluation.name: self.measured})
-            words = "  ".join(f"{name} {value:.1f}" for name, value in self.measured.items())
-            self._say(f"step {step}: {evaluation.name} {words}", "green")
-        leading = max(self.measured.values(), default=float("-inf"))
-        if leading > self.best:
-            self.best = leading
-            if self.ranks.main:
-                self._write_teacher("best.safetensors", step)
+        for name, values in self.watch.measure(self.distillation.teacher.backbone).items():
+            self.tell.measured(step, name, values)
+        if step == 0:
+            self.watch.start = self.watch.leading
+        if fallen := self.watch.fall():
+            self.tell.write({"step": step, "below_start": fallen})
+            self.tell.say(
+                f"step {step}: {fallen:.1f} points below the start ({self.watch.start:.1f}): the "
+                "weights are being unlearned; try a lower --optim.lr (a tenth), a longer "
+                "--optim.freeze-backbone, a higher --teacher.momentum",
+                "bold red",
+            )
+        if self.watch.improved() and self.ranks.main:
+            self._write_teacher("best.safetensors", step)
         self.window.skip(time.perf_counter() - started)
 
     def _save(self, step: int) -> None:
         if self.ranks.main:
             started = time.perf_counter()
-            state = {
-                "refused": self.refused,
-                "measured": self.measured,
-                "best": self.best if self.measured else None,
-            }
+            state = {"refused": self.refused, **self.watch.state()}
             self.checkpoints.save(self.distillation, step, state)
             self._write_teacher("teacher.safetensors", step)
             self.window.skip(time.perf_counter() - started)
@@ -373,50 +369,6 @@ class _Loop:
             **self.about,
             "step": step,
             "steps": self.schedules.total,
-            "measured": self.measured,
+            "measured": self.watch.measured,
         }
         save(self.distillation.teacher.backbone, self.run / name, about)
-
-    # ------------------------------------------------------------------ words
-    def _record(self) -> Any:
-        if not self.ranks.main:
-            return nullcontext()
-        board = self.config.execution.tensorboard
-        return Record(self.run, self.schedules.total, self.start, tensorboard=board)
-
-    def _say(self, text: str, style: str = "") -> None:
-        if self.ranks.main:
-            self.record.say(text, style)
-
-    def _greet(self, doubts: Sequence[str]) -> None:
-        backbone = sum(p.numel() for p in self.distillation.student.backbone.parameters())
-        head = sum(p.numel() for p in self.distillation.student.head.parameters())
-        how = f"resuming at step {self.start}" if self.start else "starting"
-        self._say(
-            f"{how}: {len(self.source):,} images, {self.schedules.total:,} steps of "
-            f"{self.config.run.batch} images, {backbone / 1e6:.1f} M + {head / 1e6:.1f} M "
-            f"parameters (backbone + head), {self.device} x {self.ranks.world}, {self.run}"
-        )
-        if (channels := self.config.pixels.channels) != 3:
-            self._say(f"{channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB")
-        for doubt in doubts:
-            self._say(f"warning: {doubt}", "yellow")
-
-
-@contextmanager
-def _stop_on_signals(ranks: Ranks) -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the run saves before it stops.
-
-    One process only: several would not stop at the same step, so they resume from the last save.
-    """
-    stop = threading.Event()
-    if ranks.world > 1 or threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda *_: stop.set()) for name in names}
-    try:
-        yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -44,7 +44,7 @@ class Record:
     def __init__(self, run: Path, total: int, start: int = 0, *, tensorboard: bool = False) -> None:
         self.path, self.total = run / "metrics.jsonl", total
         self.console = Console(stderr=True)
-        _drop_lines_from(self.path, start)
+        _drop_lines_from(self.path, start if start else -1)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = _tensorboard(run) if tensorboard else None
         self._spoke = 0.0
@@ -159,6 +159,7 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 
 def _drop_lines_from(path: Path, start: int) -> None:
+    """Drop the lines of later steps; -1 drops all, those before the first step too."""
     lines = [line for line in read_metrics(path.parent) if line["step"] <= start]
     if path.exists():
         atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))

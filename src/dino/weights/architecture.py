@@ -75,7 +75,7 @@ def _heads(width: int) -> int:
     if width not in USUAL_HEADS:
         raise UserError(
             f"the number of attention heads of its width {width} cannot be told: give heads= to "
-            "dino.load, or --heads to `dino weights convert`"
+            "dino.load, or --model.heads beside --init-from"
         )
     return USUAL_HEADS[width]
 

@@ -241,6 +241,7 @@ def _training(came: Origin, words: Words) -> str:
     lines = [words.data or "No description of the training images was given."]
     facts = {
         "recipe": about.get("recipe"),
+        "begun with": about.get("init.from"),
         "images": f"{came.settings['data.images']:,}" if "data.images" in came.settings else None,
         "name of the images": _short(about["data"]) if about.get("data") else None,
         "step": f"{about['step']:,} of {about['steps']:,}" if "steps" in about else None,

@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dino.files import UserError, replacing
-from dino.models.convnet import Timm
 from dino.models.create import create
 from dino.models.features import Backbone
 from dino.models.position import Position
-from dino.weights.architecture import inflate, spread
+from dino.weights.architecture import spread
 from dino.weights.catalogue import CATALOGUE
 from dino.weights.containers import FORMAT, open_container
 from dino.weights.fetch import fetch
+from dino.weights.fit import fitted
 from dino.weights.parts import Part, Parts, WhichNetwork, read_parts
 
 __all__ = [
@@ -255,10 +255,8 @@ def _newest_teacher(run: Path) -> Path:
 
 def _with_channels(backbone: Backbone, channels: int) -> Backbone:
     """The same network for images of `channels` channels."""
-    first = _first_layer(backbone)
-    tensors = backbone.state_dict()
-    tensors[first] = inflate(tensors[first], channels)
     adapted = create(**{**backbone.spec, "channels": channels})
+    tensors = fitted(backbone.state_dict(), adapted, backbone.spec.get("position", "reference"))
     load_strictly(adapted, tensors, Path(str(backbone.spec["arch"])))
     given = backbone.preprocessing
     adapted.preprocessing = replace(
@@ -268,12 +266,3 @@ def _with_channels(backbone: Backbone, channels: int) -> Backbone:
         pixels=replace(given.pixels, channels=channels, low=None, high=None),
     )
     return adapted
-
-
-def _first_layer(backbone: Backbone) -> str:
-    """The name of the weights that images enter through."""
-    if isinstance(backbone, Timm):
-        settings: Any = backbone.network.pretrained_cfg
-        return f"network.{settings['first_conv']}.weight"
-    convnet = backbone.spec["arch"] == "resnet50"
-    return "network.conv1.weight" if convnet else "patch_embed.proj.weight"

@@ -15,6 +15,7 @@ import pickle
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,18 +70,33 @@ def load_pickle(path: Path) -> Any:
 
 
 def _allowed() -> list[Any]:
-    scalar = np.float64(0).__reduce__()[0]
+    """What PyTorch may build beside tensors, under the names that old and new files have for it."""
+    scalar: Any = np.float64(0).__reduce__()[0]
     kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
     return [
         argparse.Namespace,
-        (PurePosixPath, "pathlib.PosixPath"),
-        (PurePosixPath, "pathlib._local.PosixPath"),
-        (PurePosixPath, "pathlib.PurePosixPath"),
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
+        *(
+            type(name, (PurePosixPath,), {"__module__": module})
+            for module, name in (
+                ("pathlib", "PosixPath"),
+                ("pathlib._local", "PosixPath"),
+                ("pathlib", "PurePosixPath"),
+            )
+        ),
+        *(_called(scalar, f"numpy.{core}.multiarray") for core in ("core", "_core")),
         np.dtype,
         *(type(np.dtype(kind)) for kind in kinds),
     ]
+
+
+def _called(function: Callable[..., Any], module: str) -> Callable[..., Any]:
+    """`function` under its own name in another module."""
+
+    def same(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    same.__module__, same.__qualname__ = module, function.__name__
+    return same
 
 
 # ------------------------------------------------------------------------------------ containers
