@@ -20,7 +20,7 @@ from torch import Tensor
 import dino
 from dino.data.sources import open_source
 from dino.evaluate import linear, tuning
-from dino.evaluate.augment import Augmented, Pictures, Recipe, seeded
+from dino.evaluate.augment import Augmented, Pictures, Recipe, posterize, seeded
 from dino.evaluate.finetune import PRESETS, FineTune, run
 from dino.evaluate.linear import Linear
 from dino.evaluate.tuning import Tuned, keep_factors, learning_rate, parameter_groups
@@ -150,6 +150,17 @@ def test_pictures_are_keyed_and_repeated() -> None:
 def augmented(images: list[Any], batch: int = 4, **changes: Any) -> Augmented:
     recipe = replace(PLAIN, batch=batch, **changes)
     return Augmented(small(), open_source(images), recipe, classes=3, seed=0)
+
+
+def test_the_strongest_augmentations_are_taken() -> None:
+    """At the highest magnitudes timm asks for pictures of no bits at all, which Pillow refuses."""
+    strongest = replace(PLAIN, policy="rand-m10-n15-mstd0-inc1")
+    pictures = Pictures(open_source(noise(40)), small(), strongest, 0, 0)
+    assert {pictures[place].size for place in range(len(pictures))} == {(8, 8)}
+    image = Image.new("RGB", (4, 4), (255, 130, 3))
+    assert posterize(image, 0).getpixel((0, 0)) == (0, 0, 0)
+    assert posterize(image, 1).getpixel((0, 0)) == (128, 128, 0)
+    assert posterize(image, 8) is image
 
 
 def test_batches_of_an_epoch() -> None:

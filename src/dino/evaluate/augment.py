@@ -88,6 +88,17 @@ def random_crop(
     return ImageOps.mirror(crop) if view.flip else crop
 
 
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep so many bits of each channel; with none the picture is black.
+
+    timm's operation asks for none at the highest magnitudes, which Pillow used to take and now
+    refuses.
+    """
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
 @contextmanager
 def seeded(seed: int, epoch: int, index: int) -> Iterator[np.random.Generator]:
     """Python's, NumPy's and PyTorch's generators keyed for the body; what they were, after it."""
@@ -123,6 +134,9 @@ class Pictures:
         grey = tuple(round(255 * mean) for mean in how.mean)
         hints = {"translate_const": int(0.45 * how.crop), "img_mean": grey}
         self.policy = rand_augment_transform(recipe.policy, hints)
+        for operation in self.policy.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
         self.source, self.seed, self.epoch = source, seed, epoch
         self.spec = crop_spec(how.crop)
         order = epoch_order(len(source), seed, epoch)
