@@ -155,7 +155,7 @@ def augmented(images: list[Any], batch: int = 4, **changes: Any) -> Augmented:
 def test_the_strongest_augmentations_are_taken() -> None:
     """At the highest magnitudes timm asks for pictures of no bits at all, which Pillow refuses."""
     strongest = replace(PLAIN, policy="rand-m10-n15-mstd0-inc1")
-    pictures = Pictures(open_source(noise(40)), small(), strongest, 0, 0)
+    pictures = Pictures(open_source(noise(20)), small(), strongest, 0, 0)
     assert {pictures[place].size for place in range(len(pictures))} == {(8, 8)}
     image = Image.new("RGB", (4, 4), (255, 130, 3))
     assert posterize(image, 0).getpixel((0, 0)) == (0, 0, 0)
