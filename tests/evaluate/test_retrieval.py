@@ -314,7 +314,7 @@ def test_a_single_image_has_no_neighbours(weights: str, tmp_path: Path) -> None:
         ({"database": "b", "query": "box"}, "--query box needs a benchmark"),
         ({"database": "b", "k": 0}, "--k must be at least 1"),
         ({"database": "b"}, "b does not exist"),
-        ({"database": ".", "size": -1}, "--size must be a number of pixels"),
+        ({"database": ".", "size": 0}, "--size must be a number of pixels"),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(

@@ -164,10 +164,10 @@ class Retrieval(Measured):
             UserError: for a size that is none.
         """
         usual = PAPER["paris" if "paris" in name.lower() else "oxford"]
-        size, scales = self.size or usual[0], self.scales or usual[1]
+        size = usual[0] if self.size is None else self.size
         if size < 1:
             raise UserError(f"--size must be a number of pixels, not {size}")
-        return size, scales
+        return size, self.scales or usual[1]
 
 
 def run(settings: Retrieval) -> dict[str, Any]:
