@@ -47,7 +47,7 @@ test: $(READY) ## every test
 	$(BIN)/python $(TEST)
 
 shapes: $(READY) ## every test, with all tensor signatures of dino checked at run time
-	$(BIN)/python $(TEST) --jaxtyping-packages=dino,checked.check
+	$(BIN)/python $(TEST) --jaxtyping-packages=dino,helpers.checked.check
 
 lint: $(READY) ## format, lint, types, import floors
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ dependencies = ["jaxtyping", "numpy", "PIL", "rich", "safetensors", "torch", "to
 if importlib.util.find_spec("dino") is None:  # not installed: torch.hub has only fetched the files
     sys.path.append(str(Path(__file__).parent / "src"))
 
-from dino.weights.catalogue import CATALOGUE, Published  # noqa: E402
+from dino.weights.published import CATALOGUE, Published  # noqa: E402
 
 
 def _entry(published: Published) -> Callable[..., Any]:

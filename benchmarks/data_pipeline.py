@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import transforms as T
 
-from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.loader import PretrainLoader
-from dino.data.photometric import augment
 from dino.data.sampler import EpochSampler
-from dino.data.sources import open_source
-from dino.data.views import dino_views
+from dino.data.sources.open import open_source
+from dino.data.views.photometric import augment
+from dino.data.views.view_spec import dino_views
 from dino.runtime import keep_memory
 
 GLOBAL, LOCAL, LOCALS = 224, 96, 8

@@ -62,8 +62,8 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0, help="ms that each call waits")
     given = parser.parse_args()
     os.environ["DINO_CACHE"] = str(given.where / "cache")
-    from dino.data.scan import image_names
-    from dino.data.sources import Folder
+    from dino.data.sources.folder import image_names
+    from dino.data.sources.open import Folder
 
     roots = {folders: build(given.where, folders) for folders in (1000, 1)}
     if given.latency:

@@ -4,7 +4,8 @@
 
 10,000 queries, a bank of 50,000, 384 numbers each, 1,000 classes; in turn in one process, medians
 of `--repeats`, by the clock and in CPU seconds of all threads, which a busy machine disturbs less.
-Ours is `dino.evaluate.votes.knn`: features to accuracies. FAISS (pip install faiss-cpu; left out
+Ours is `dino.evaluate.classification.knn_classifier.knn`: features to accuracies. FAISS (pip
+install faiss-cpu; left out
 where it is missing) only searches: adding the bank and finding the neighbours of the largest k. The
 loop is the published one as its text tells it: 1 / 100 of the queries at a time, all similarities,
 the k largest, votes through a one-hot tensor, all classes sorted; once for each k. All start from
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dino.evaluate.votes import TEMPERATURE, knn
+from dino.evaluate.classification.knn_classifier import TEMPERATURE, knn
 from dino.runtime import keep_memory
 
 CHUNKS = 100

@@ -71,7 +71,7 @@ class PythonList:
         return len(self.paths)
 
     def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
-        from dino.data.decode import read_image
+        from dino.data.images.decode import read_image
 
         return read_image(self.paths[index])
 
@@ -94,8 +94,8 @@ def measure(who: str, where: Path, workers: int) -> dict[str, object]:
 
     from dino.data.loader import PretrainLoader
     from dino.data.sampler import EpochSampler
-    from dino.data.sources import open_source
-    from dino.data.views import dino_views
+    from dino.data.sources.open import open_source
+    from dino.data.views.view_spec import dino_views
 
     torch.set_num_threads(1)
     name = where / "folder" if who != "shards" else where / "shards" / "{000..999}.tar"

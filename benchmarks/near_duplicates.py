@@ -21,12 +21,12 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from rich.console import Console
 from torch import Tensor
 
-from dino.data.decode import as_picture
-from dino.data.sources import Samples, Source, open_source
-from dino.evaluate.copies import RIDGE, descriptor
-from dino.evaluate.results import table
-from dino.evaluate.store import described
-from dino.evaluate.whitening import Whitening
+from dino.data.images.decode import as_picture
+from dino.data.sources.open import Samples, Source, open_source
+from dino.evaluate.command import table
+from dino.evaluate.features.cache import described
+from dino.evaluate.retrieval.copies import RIDGE, descriptor
+from dino.evaluate.retrieval.whitening import Whitening
 from dino.weights.load import load
 
 EVERY = 10

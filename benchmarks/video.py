@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dino.evaluate.propagation import Neighbourhood, Propagator
+from dino.evaluate.video.propagation import Neighbourhood, Propagator
 from dino.runtime import keep_memory
 
 GRIDS = {16: (30, 52), 8: (60, 104)}

@@ -18,7 +18,7 @@ import numpy as np
 import webdataset
 
 import dino
-from dino.data.sources import Folder
+from dino.data.sources.open import Folder
 
 
 def pack(images: Folder, target: Path, per_shard: int) -> str:

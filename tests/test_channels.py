@@ -14,10 +14,10 @@ import torch
 
 import dino
 from dino import cli
-from dino.data.formats import PixelFormat
-from dino.data.sources import open_source
-from dino.data.stats import Stats, read_stats
-from dino.evaluate.features import pixels
+from dino.data.commands.stats import Stats, read_stats
+from dino.data.images.readers import PixelFormat
+from dino.data.sources.open import open_source
+from dino.evaluate.features.export import pixels
 from dino.files import UserError
 from dino.pretraining import measured
 from dino.train.recipes import demo

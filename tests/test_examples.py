@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from data.packing import pictures
-from small import TINY_RUN
+from helpers.packing import pictures
+from helpers.small import TINY_RUN
 
-from dino.data.shards import Shards
-from dino.data.sources import open_source
+from dino.data.sources.open import open_source
+from dino.data.sources.shards import Shards
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {**TINY_RUN, "run.duration": "4 steps", "execution.knn_every": "2 steps"}

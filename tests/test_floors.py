@@ -27,11 +27,11 @@ FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
 SIDEWAYS = {
     ("runtime", "files"),
     ("weights", "models"),
-    ("models", "data.decode"),
-    ("models", "data.preprocessing"),
-    ("weights", "data.decode"),
-    ("weights", "data.formats"),
-    ("weights", "data.preprocessing"),
+    ("models", "data.images.decode"),
+    ("models", "data.images.preprocessing"),
+    ("weights", "data.images.decode"),
+    ("weights", "data.images.readers"),
+    ("weights", "data.images.preprocessing"),
     ("train", "evaluate.protocol"),
     *(("", "pretraining"), ("cli", "pretraining"), ("cli", "")),
 }
@@ -120,12 +120,12 @@ SOUND = {
     "runtime.py": "import torch.distributed\nfrom dino.files import UserError\ntorch.cuda.Stream()",
     "files.py": "import json",
     "data/__init__.py": "",
-    "data/views.py": "from dino.data import decode",
-    "data/decode.py": "def photographs():\n    import skimage.data",
-    "models/vit.py": "import torch\nfrom dino.data.decode import read_image",
+    "data/sampler.py": "from dino.data.images import decode",
+    "data/images/decode.py": "def photographs():\n    import skimage.data",
+    "models/vit.py": "import torch\nfrom dino.data.images.decode import read_image",
     "weights/load.py": "from dino.models.vit import ViT",
     "distillation/loss.py": "import dino.runtime",
-    "train/loop.py": "from dino.data import views\nfrom dino.evaluate.protocol import Evaluation",
+    "train/loop.py": "from dino.data import sampler\nfrom dino.evaluate.protocol import Evaluation",
     "evaluate/protocol.py": "from dino import files",
     "evaluate/knn.py": "from dino.evaluate.protocol import Evaluation",
     "show/explorer.py": "",
@@ -135,7 +135,7 @@ SOUND = {
 
 def build(folder: Path, files: dict[str, str]) -> Path:
     for name, code in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(code)
     return folder
 
@@ -147,16 +147,16 @@ def test_a_sound_house_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "expected"),
     [
-        ("data/views.py", "import dino.train.loop", "data.views: imports up: train.loop"),
+        ("data/sampler.py", "import dino.train.loop", "data.sampler: imports up: train.loop"),
         ("files.py", "from dino import load", "files: imports up: dino"),
-        ("data/views.py", "def f():\n from dino.models.vit import ViT", "sideways: models.vit"),
+        ("data/sampler.py", "def f():\n from dino.models.vit import ViT", "sideways: models.vit"),
         (
             "models/vit.py",
-            "from dino.data import views",
-            "models.vit: imports sideways: data.views",
+            "from dino.data import sampler",
+            "models.vit: imports sideways: data.sampler",
         ),
         ("train/loop.py", "from dino.evaluate.knn import knn", "imports sideways: evaluate.knn"),
-        ("data/decode.py", "def f():\n import dino.data.views", "in a circle: data"),
+        ("data/images/decode.py", "def f():\n import dino.data.sampler", "in a circle: data"),
         ("__init__.py", "from dino.cli import main", "dino: imports cli, which is closed to it"),
         ("train/loop.py", "from dino import cli", "train.loop: imports up: cli"),
         (

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from weights.server import serving
+from helpers.server import serving
 
 import dino
-from dino.weights.catalogue import CATALOGUE
 from dino.weights.load import fingerprint
+from dino.weights.published import CATALOGUE
 
 REPOSITORY = Path(__file__).parents[1]
 TINY: dict[str, Any] = {"width": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dino.models.features import Backbone
+    from dino.models.backbone import Backbone
     from dino.train.config import PretrainConfig
     from dino.train.loop import Result
 

@@ -38,7 +38,7 @@ class Report:
 def _pretrain(arguments: Sequence[str]) -> None:
     import tyro
 
-    from dino.train.arguments import Pretrain, given
+    from dino.train.cli_arguments import Pretrain, given
     from dino.train.recipes import RECIPES, recipe
 
     named = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -79,20 +79,20 @@ def _data(arguments: Sequence[str]) -> None:
 
 
 def _data_check(arguments: Sequence[str]) -> None:
-    from dino.data.check import Check, run
+    from dino.data.commands.check import Check, run
 
     if run(_parse(Check, "dino data check", arguments)).bad:
         sys.exit(1)
 
 
 def _data_stats(arguments: Sequence[str]) -> None:
-    from dino.data.stats import StatsSettings, run
+    from dino.data.commands.stats import StatsSettings, run
 
     run(_parse(StatsSettings, "dino data stats", arguments))
 
 
 def _data_preview(arguments: Sequence[str]) -> None:
-    from dino.train.arguments import Preview
+    from dino.train.cli_arguments import Preview
     from dino.train.recipes import RECIPES, recipe
 
     words = list(arguments)
@@ -119,61 +119,61 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
 
 def _knn(arguments: Sequence[str]) -> None:
-    from dino.evaluate.knn import KNN, run
+    from dino.evaluate.classification.knn import KNN, run
 
     run(_parse(KNN, "dino evaluate knn", arguments))
 
 
 def _linear(arguments: Sequence[str]) -> None:
-    from dino.evaluate.linear import Linear, run
+    from dino.evaluate.classification.linear import Linear, run
 
     run(_parse(Linear, "dino evaluate linear", arguments))
 
 
 def _retrieval(arguments: Sequence[str]) -> None:
-    from dino.evaluate.retrieval import Retrieval, run
+    from dino.evaluate.retrieval.retrieval import Retrieval, run
 
     run(_parse(Retrieval, "dino evaluate retrieval", arguments))
 
 
 def _copies(arguments: Sequence[str]) -> None:
-    from dino.evaluate.copies import Copies, run
+    from dino.evaluate.retrieval.copies import Copies, run
 
     run(_parse(Copies, "dino evaluate copies", arguments))
 
 
 def _finetune(arguments: Sequence[str]) -> None:
-    from dino.evaluate.finetune import FineTune, run
+    from dino.evaluate.classification.finetune import FineTune, run
 
     run(_parse(FineTune, "dino evaluate finetune", arguments))
 
 
 def _logistic(arguments: Sequence[str]) -> None:
-    from dino.evaluate.logistic import Logistic, run
+    from dino.evaluate.classification.logistic import Logistic, run
 
     run(_parse(Logistic, "dino evaluate logistic", arguments))
 
 
 def _segmentation(arguments: Sequence[str]) -> None:
-    from dino.evaluate.segmentation import Segmentation, run
+    from dino.evaluate.segmentation.segmentation import Segmentation, run
 
     run(_parse(Segmentation, "dino evaluate segmentation", arguments))
 
 
 def _video(arguments: Sequence[str]) -> None:
-    from dino.evaluate.video import Video, run
+    from dino.evaluate.video.video import Video, run
 
     run(_parse(Video, "dino evaluate video", arguments))
 
 
 def _features(arguments: Sequence[str]) -> None:
-    from dino.evaluate.features import FeatureSettings, run
+    from dino.evaluate.features.export import FeatureSettings, run
 
     run(_parse(FeatureSettings, "dino features", arguments))
 
 
 def _export(arguments: Sequence[str]) -> None:
-    from dino.weights.export import Export, run
+    from dino.weights.export.command import Export, run
 
     run(_parse(Export, "dino export", arguments))
 

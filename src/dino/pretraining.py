@@ -14,19 +14,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from dino.data.preview import contact_sheet, make_rows
-from dino.data.sources import Source, open_source
-from dino.data.stats import read_stats
-from dino.evaluate.knn import KNN, KNNEvaluation, compare, spread
+from dino.data.commands.preview import contact_sheet, make_rows
+from dino.data.commands.stats import read_stats
+from dino.data.sources.open import Source, open_source
+from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError, atomic_json, read_json, replacing
 from dino.runtime import keep_memory, pick_device, ranks
 from dino.show.report import report
-from dino.train.arguments import Preview
+from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig
-from dino.train.initial import HeadChoice, begin
 from dino.train.loop import Result, train
 from dino.train.recipes import recipe as recipe_named
+from dino.train.warm_start import HeadChoice, begin
 from dino.weights.load import load
 
 WATCHED = 2_000
@@ -58,8 +58,8 @@ def pretrain(
     Args:
         recipe: name of a recipe or a configuration; by default `small_data`, for the demo `demo`.
         data: a folder, list, shards, array, `demo`, or any data set of images: whatever
-            `dino.data.sources.open_source` takes. A folder of `train` and `val` trains on the one
-            and measures on the other.
+            `dino.data.sources.open.open_source` takes. A folder of `train` and `val` trains on the
+            one and measures on the other.
         out: the run folder.
         val: labelled images to measure k-NN on; by default each training image is held against
             all others.

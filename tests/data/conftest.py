@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.data.demo import photographs
+from dino.data.sources.demo import photographs
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dino.data.decode import crop_resize, to_pil, to_tensor
+from dino.data.images.decode import crop_resize, to_pil, to_tensor
+from dino.data.images.preprocessing import Preprocessing
 from dino.data.loader import Batch, PretrainLoader, Whole, _Views, evaluation_loader
-from dino.data.preprocessing import Preprocessing
 from dino.data.sampler import EpochSampler
-from dino.data.sources import Folder, open_source
-from dino.data.views import dino_views, draw_views, expand, generator
+from dino.data.sources.open import Folder, open_source
+from dino.data.views.view_spec import dino_views, draw_views, expand, generator
 from dino.files import UserError
 
 SPECS = dino_views(global_size=24, local_count=3, local_size=16)

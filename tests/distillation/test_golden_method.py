@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from golden_set import assert_agree, manifest, part, read, tensors
+from helpers.golden_set import assert_agree, manifest, part, read, tensors
 from torch import Tensor
 
 from dino.distillation.loss import DINOLoss, match, pairs, prototype_cross_entropy

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.small import distillation, network, schedules
 from hypothesis import given
 from hypothesis import strategies as st
-from small import distillation, network, schedules
 from torch import nn
 
-from dino.distillation.health import Monitor, effective_rank, feature_spread
+from dino.distillation.collapse import Monitor, effective_rank, feature_spread
 from dino.distillation.optimizer import LARS, clip_per_tensor, parameter_groups, refusable_step
 from dino.distillation.schedules import cosine, in_steps, ramp
 from dino.distillation.teacher import follow

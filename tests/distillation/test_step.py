@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.small import assert_same, distillation, groups, network, schedules, state
 from oracle.dino import Oracle
-from small import assert_same, distillation, groups, network, schedules, state
 
 from dino.distillation.loss import DINOLoss
 from dino.distillation.step import Distillation

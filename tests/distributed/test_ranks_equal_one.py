@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run
-from small import TINY_RUN, assert_same, distillation, groups, images, schedules, state
+from helpers.ranks import run
+from helpers.small import TINY_RUN, assert_same, distillation, groups, images, schedules, state
 from torch import Tensor
 
 from dino import runtime

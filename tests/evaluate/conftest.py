@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from evaluate.fakes import COLORS, MeanColor
+from helpers.fakes import COLORS, MeanColor
 from PIL import Image
 
 

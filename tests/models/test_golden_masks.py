@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_set import manifest, part, tensors
+from helpers.golden_set import manifest, part, tensors
 
 from dino.models.attention import cls_attention, mass_mask
 

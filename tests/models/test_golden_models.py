@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_set import assert_agree, golden_vit, manifest, part, tensors
+from helpers.golden_set import assert_agree, golden_vit, manifest, part, tensors
 from torch import Tensor
 
 from dino.models.head import Head

@@ -16,7 +16,7 @@ from torch import nn
 from dino.files import UserError
 from dino.models.create import create
 from dino.models.head import Head
-from dino.models.position import resample
+from dino.models.position_embedding import resample
 from dino.models.vit import ViT
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from dino.files import UserError
 from dino.models.create import create
-from dino.show import gallery
-from dino.show.page import picture
+from dino.show import sections as gallery
+from dino.show.html import picture
 from dino.show.report import read_run, report
 from dino.weights.load import save
 

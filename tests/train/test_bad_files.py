@@ -6,13 +6,13 @@ import csv
 from pathlib import Path
 from typing import get_args
 
-import spoiled
-from small import TINY_RUN
+from helpers import spoiled
+from helpers.small import TINY_RUN
 
 import dino
-from dino.data.check import check
-from dino.data.defects import Defect
-from dino.data.formats import RGB
+from dino.data.commands.check import check
+from dino.data.images.image_errors import Defect
+from dino.data.images.readers import RGB
 
 FILES, EACH = 300, 3
 

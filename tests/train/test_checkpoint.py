@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import assert_same, distillation, groups, schedules, state
+from helpers.small import assert_same, distillation, groups, schedules, state
 
 from dino.files import UserError
 from dino.train import checkpoint as module

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.small import TINY_RUN as TINY
+from helpers.small import images
 from PIL import Image
 from safetensors.torch import load_file
-from small import TINY_RUN as TINY
-from small import images
 
 from dino import cli
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
-from dino.models.features import Backbone
+from dino.models.backbone import Backbone
 from dino.train import loop as module
 from dino.train.config import PretrainConfig
 from dino.train.loop import train
+from dino.train.metrics_log import read_metrics
 from dino.train.recipes import demo
-from dino.train.record import read_metrics
 
 CPU = torch.device("cpu")
 

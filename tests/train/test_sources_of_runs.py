@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.packing import pictures, shards
+from helpers.packing import pictures, shards
+from helpers.small import TINY_RUN
 from safetensors.torch import load_file
-from small import TINY_RUN
 
-from dino.data.sources import open_source
-from dino.data.views import WINDOW, epoch_order
+from dino.data.sources.open import open_source
+from dino.data.views.view_spec import WINDOW, epoch_order
 from dino.train import loop
 from dino.train.loop import train
 from dino.train.recipes import demo

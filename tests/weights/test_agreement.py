@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import dino
-from dino.weights import dialects
+from dino.weights import key_maps as dialects
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from weights.server import serving
+from helpers.server import serving
 
 import dino
 from dino import cli
-from dino.weights.catalogue import CATALOGUE
-from dino.weights.fetch import cached_path
+from dino.weights.download import cached_path
 from dino.weights.load import fingerprint
+from dino.weights.published import CATALOGUE
 
 # tyro hands over its MISSING in place of a string.
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dino
-from dino.data.preprocessing import Preprocessing
+from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.weights.load import fingerprint, load, save, untrained_like
 

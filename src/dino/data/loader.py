@@ -1,7 +1,7 @@
 """Batches of views for pretraining, batches of whole images for evaluation.
 
 Workers decode each image once and cut every crop from it, in uint8; the photometric parameters
-travel beside the crops, and `dino.data.photometric.augment` applies them on the device.
+travel beside the crops, and `dino.data.views.photometric.augment` applies them on the device.
 
 Shapes: V views, B images (this rank's share of a batch), C channels, S side, P parameters.
 """
@@ -21,12 +21,12 @@ from jaxtyping import Float32, Int64, Num, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino.data.decode import Reduce, Sample, as_picture, as_pixels, crop_resize
-from dino.data.defects import ImageError
-from dino.data.reduced import Box, reduced_box, reduction
+from dino.data.images.decode import Reduce, Sample, as_picture, as_pixels, crop_resize
+from dino.data.images.image_errors import ImageError
+from dino.data.images.jpeg_scale import Box, reduced_box, reduction
 from dino.data.sampler import EpochSampler
-from dino.data.sources import Source
-from dino.data.views import (
+from dino.data.sources.open import Source
+from dino.data.views.view_spec import (
     PHOTOMETRIC,
     ViewParams,
     ViewSpec,
@@ -55,7 +55,7 @@ class ViewGroup:
 
     Attributes:
         images: the crops.
-        params: one row of `dino.data.views.PHOTOMETRIC` for each crop.
+        params: one row of `dino.data.views.view_spec.PHOTOMETRIC` for each crop.
     """
 
     images: UInt8[Tensor, "V B C S S"]

@@ -25,7 +25,7 @@ from dino.distillation.optimizer import (
 from dino.distillation.schedules import Schedules
 from dino.distillation.teacher import Network, follow, make_teacher
 from dino.files import UserError
-from dino.models.features import has_batch_norm
+from dino.models.backbone import has_batch_norm
 from dino.runtime import (
     Precision,
     Ranks,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dino.distillation.loss import prototype_cross_entropy
-from dino.models.features import Backbone
+from dino.models.backbone import Backbone
 from dino.models.head import Head
 from dino.runtime import full_precision
 

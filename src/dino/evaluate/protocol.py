@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from dino.models.features import Backbone
+    from dino.models.backbone import Backbone
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dino.models.features import Backbone
+from dino.models.backbone import Backbone
 
 
 @torch.inference_mode()

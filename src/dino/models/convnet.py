@@ -8,9 +8,9 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dino.data.preprocessing import Preprocessing
+from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
-from dino.models.features import Backbone, Features
+from dino.models.backbone import Backbone, Features
 
 
 class ResNet50(Backbone):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dino.files import UserError
+from dino.models.backbone import Backbone
 from dino.models.convnet import ResNet50, Timm
-from dino.models.features import Backbone
 from dino.models.vit import SIZES, ViT
 
 

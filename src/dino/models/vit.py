@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dino.data.preprocessing import Preprocessing
+from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
-from dino.models.features import Backbone, Features
-from dino.models.linear import Linear
-from dino.models.position import Position, resample
+from dino.models.backbone import Backbone, Features
+from dino.models.cpu_linear import Linear
+from dino.models.position_embedding import Position, resample
 
 
 class PatchEmbed(nn.Module):

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from dino.files import UserError, atomic_write, read_json
-from dino.models.features import Backbone
-from dino.show.charts import Curve, Level, chart
-from dino.show.gallery import Pair, attention, component_maps, neighbours, photographs
-from dino.show.page import figure, page
+from dino.models.backbone import Backbone
+from dino.show.curves import Curve, Level, chart
+from dino.show.html import figure, page
+from dino.show.sections import Pair, attention, component_maps, neighbours, photographs
 from dino.weights.load import fingerprint, load, untrained_like
 
 

@@ -10,12 +10,12 @@ from dino.distillation.loss import DINOLoss
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
 from dino.distillation.teacher import Network
+from dino.models.backbone import Backbone
 from dino.models.create import create
-from dino.models.features import Backbone
 from dino.models.head import Head
 from dino.runtime import Ranks, pick_precision
 from dino.train.config import PretrainConfig
-from dino.train.initial import Initial
+from dino.train.warm_start import Initial
 
 
 def build(

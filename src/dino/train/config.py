@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dino.data.formats import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
-from dino.data.views import ViewSpec, dino_views
+from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
+from dino.data.views.view_spec import ViewSpec, dino_views
 from dino.distillation.schedules import Schedules, in_steps
 from dino.files import UserError
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from dino.data.loader import Batch, PretrainLoader
-from dino.data.photometric import augment
 from dino.data.sampler import EpochSampler
-from dino.data.sources import Source
-from dino.distillation.health import Monitor, effective_rank, feature_spread
+from dino.data.sources.open import Source
+from dino.data.views.photometric import augment
+from dino.distillation.collapse import Monitor, effective_rank, feature_spread
 from dino.distillation.schedules import Schedules, in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
@@ -31,12 +31,12 @@ from dino.runtime import Ranks, barrier, process_group
 from dino.train.build import build
 from dino.train.checkpoint import Checkpoints
 from dino.train.config import PretrainConfig, differences
-from dino.train.initial import Initial
-from dino.train.interrupt import stop_on_signals
-from dino.train.record import Window
-from dino.train.skipped import Skipped
-from dino.train.telling import Telling
-from dino.train.watch import Watch
+from dino.train.evaluation_tracker import Watch
+from dino.train.metrics_log import Window
+from dino.train.run_log import Telling
+from dino.train.signals import stop_on_signals
+from dino.train.skipped_images import Skipped
+from dino.train.warm_start import Initial
 from dino.weights.load import save
 
 

@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from dino.data.preprocessing import Preprocessing
+from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, atomic_json
 from dino.models.create import create
-from dino.models.position import Position
+from dino.models.position_embedding import Position
 from dino.models.vit import ViT
-from dino.weights.catalogue import CATALOGUE, LICENCE, LOADABLE, Kind, Published
-from dino.weights.containers import file_hash
-from dino.weights.export import Export, write
-from dino.weights.fetch import cached_path, fetch, source_url
+from dino.weights.checkpoint import Part, Parts, WhichNetwork
+from dino.weights.download import cached_path, fetch, source_url
+from dino.weights.export.command import Export, write
+from dino.weights.files import file_hash
 from dino.weights.load import load, misfits, read_checkpoint
-from dino.weights.parts import Part, Parts, WhichNetwork
+from dino.weights.published import CATALOGUE, LICENCE, LOADABLE, Kind, Published
 
 
 # ------------------------------------------------------------------------------------ list

@@ -21,15 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dino.files import UserError, replacing
+from dino.models.backbone import Backbone
 from dino.models.create import create
-from dino.models.features import Backbone
-from dino.models.position import Position
-from dino.weights.architecture import spread
-from dino.weights.catalogue import CATALOGUE
-from dino.weights.containers import FORMAT, open_container
-from dino.weights.fetch import fetch
-from dino.weights.fit import fitted
-from dino.weights.parts import Part, Parts, WhichNetwork, read_parts
+from dino.models.position_embedding import Position
+from dino.weights.adapt import fitted
+from dino.weights.checkpoint import Part, Parts, WhichNetwork, read_parts
+from dino.weights.download import fetch
+from dino.weights.files import FORMAT, open_container
+from dino.weights.infer_spec import spread
+from dino.weights.published import CATALOGUE
 
 __all__ = [
     "LinearClassifier",

@@ -1,0 +1,1 @@
+"""`dino data`: check, stats, preview."""

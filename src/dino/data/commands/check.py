@@ -1,0 +1,260 @@
+"""`dino data check`: every image is read beforehand, and what cannot be used is listed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageMode, UnidentifiedImageError
+from rich.console import Console
+from rich.table import Table
+
+from dino.data.commands.stats import read_stats
+from dino.data.images.decode import Sample, as_pixels, as_values, read_values
+from dino.data.images.image_errors import ImageError, write_list
+from dino.data.images.readers import PixelFormat
+from dino.data.loader import evaluation_loader
+from dino.data.sources.base import Images, is_file
+from dino.data.sources.open import Source, open_source
+from dino.files import UserError, atomic_json
+from dino.progress import bar
+from dino.runtime import cores
+
+SMALL = 224
+"""Pixels on the shorter side below which the global views of most recipes enlarge an image."""
+
+_HASH, _WORD = 12, 3  # bytes; a word is exact in single precision
+
+
+class Stored(NamedTuple):
+    """What an image is stored as.
+
+    Attributes:
+        channels: of a palette, those of its colours.
+        bits: of each value.
+        floating: whether values are floating-point numbers.
+    """
+
+    channels: int
+    bits: int
+    floating: bool
+
+    def __str__(self) -> str:
+        """Such as "3 channels of 8 bits"."""
+        plural = "s" * (self.channels != 1)
+        bits = f"{self.bits} bit{'s' * (self.bits != 1)}"
+        return f"{self.channels} channel{plural} of {bits}{' (floats)' * self.floating}"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the images of a source are like.
+
+    Attributes:
+        images: all of them.
+        bad: defect and reason of each that cannot be used, by its path.
+        sizes: (height, width) of each that can, upright.
+        stored: how many are stored as what, the most frequent first.
+        repeated: how many have the very pixels of an earlier one.
+    """
+
+    images: int
+    bad: dict[str, tuple[str, str]]
+    sizes: list[tuple[int, int]]
+    stored: dict[Stored, int]
+    repeated: int
+
+    @property
+    def defects(self) -> dict[str, int]:
+        """How many have which defect, the most frequent first."""
+        counts = Counter(defect for defect, _ in self.bad.values())
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def summary(self) -> dict[str, Any]:
+        """All of it but the list, as JSON."""
+        short = sorted(min(size) for size in self.sizes)
+        long = sorted(max(size) for size in self.sizes)
+        return {
+            "images": self.images,
+            "usable": len(self.sizes),
+            "defects": self.defects,
+            "short_side": _extremes(short),
+            "long_side": _extremes(long),
+            f"below_{SMALL}": sum(side < SMALL for side in short),
+            "stored": {str(kind): count for kind, count in self.stored.items()},
+            "repeated": self.repeated,
+        }
+
+
+def _extremes(ordered: Sequence[int]) -> list[int]:
+    """Smallest, median and largest."""
+    return [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else []
+
+
+def check(
+    source: Source, pixels: PixelFormat, *, workers: int = 0, progress: bool = True
+) -> Checked:
+    """Read every image of a source as training would, but never smaller than it is.
+
+    Args:
+        source: the images.
+        pixels: channels and range expected.
+        workers: processes that read.
+        progress: show a bar on a terminal.
+    """
+    bad: dict[str, tuple[str, str]] = {}
+    sizes: list[tuple[int, int]] = []
+    stored: Counter[Stored] = Counter()
+    seen: set[tuple[float, ...]] = set()
+    with bar("images", len(source), shown=progress) as advance:
+        for part in evaluation_loader(_Facts(source, pixels), torch.from_numpy, 16, workers):
+            advance(len(part.index) + len(part.skipped))
+            bad |= {error.path: (error.defect, error.reason) for error in part.skipped}
+            for height, width, channels, bits, floating, *words in part.images.flatten(1).tolist():
+                sizes.append((int(height), int(width)))
+                stored[Stored(int(channels), int(bits), floating > 0)] += 1
+                seen.add(tuple(words))
+    return Checked(len(source), bad, sizes, dict(stored.most_common()), len(sizes) - len(seen))
+
+
+class _Facts:
+    """Each image as a few numbers [9, 1, 1]: itself a `Source`.
+
+    Height, width, what it is stored as (`Stored`), and four words of a hash of its pixels.
+    """
+
+    labels: list[int] | None = None
+    classes: list[str] | None = None
+
+    def __init__(self, source: Source, pixels: PixelFormat) -> None:
+        self.source, self.pixels = source, pixels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def path(self, index: int) -> str:
+        return self.source.path(index)
+
+    def __getitem__(self, index: int) -> Any:
+        content: Any = None
+        if isinstance(self.source, Images):  # fetched once, since it may come from afar
+            content = self.source.content(index)
+            sample = self.source.decoded(content, index)
+        else:
+            sample = self.source[index]
+        image = as_pixels(sample).contiguous().numpy(force=True)
+        if len(image) != self.pixels.channels:
+            reason = f"it has {len(image)} channels, not {self.pixels.channels}"
+            raise ImageError(self.path(index), reason, "misfit")
+        digest = hashlib.blake2b(image.tobytes(), digest_size=_HASH, salt=b"%d" % image.shape[2])
+        words = np.frombuffer(digest.digest(), np.uint8).reshape(-1, _WORD) @ (1, 2**8, 2**16)
+        facts = (*image.shape[1:], *self._stored(content, sample, self.path(index)), *words)
+        return np.array(facts, np.float32)[:, None, None]
+
+    def _stored(self, content: Any, sample: Sample, name: str) -> Stored:
+        if isinstance(content, (tuple, list)):
+            content = content[0]
+        if isinstance(content, Image.Image):
+            return _of_picture(content)
+        values = as_pixels(sample).numpy(force=True)
+        with suppress(OSError):  # the file was there a moment ago
+            if is_file(content):
+                with suppress(UnidentifiedImageError), Image.open(content) as picture:
+                    if picture.format != "TIFF" or self.pixels.channels in (1, 3):
+                        return _of_picture(picture)
+                values = read_values(content, name, self.pixels)
+            elif content is not None:
+                values = as_values(content, name, self.pixels)
+        return _of_values(values)
+
+
+def _of_picture(picture: Image.Image) -> Stored:
+    kind = np.dtype(ImageMode.getmode(picture.mode).typestr)
+    channels = len(picture.getbands())
+    if picture.mode in ("P", "PA"):
+        channels = 4 if picture.has_transparency_data else 3
+    return Stored(channels, 1 if kind == np.bool_ else 8 * kind.itemsize, kind.kind == "f")
+
+
+def _of_values(values: np.ndarray) -> Stored:
+    kind = values.dtype
+    return Stored(len(values), 1 if kind == np.bool_ else 8 * kind.itemsize, kind.kind == "f")
+
+
+# ---------------------------------------------------------------------------------- command
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Read every image and list those that cannot be used; exit status 1 if there are any."""
+
+    data: tyro.conf.Positional[str]
+    """Images: whatever `dino pretrain --data` takes."""
+    channels: int | None = None
+    """C that they must have; by default 3."""
+    page: int | None = None
+    """Page of multi-page TIFFs, frame of DICOMs; by default 0, the first."""
+    stats: Path | None = None
+    """Channels, page and range of values from this file of `dino data stats` instead."""
+    workers: int | None = None
+    """Processes that read images; by default the cores there are, at most 16."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("check.csv")
+    """The list: path, defect and reason of each; a summary goes beside it as JSON."""
+
+
+def run(settings: Check) -> Checked:
+    """`dino data check`: tables of defects and of what was found, and the path of the list.
+
+    Raises:
+        UserError: for data that are not there, or settings that contradict one another.
+    """
+    if settings.out.suffix != ".csv":
+        raise UserError(f"the list goes into a .csv file, not {settings.out.name}: change --out")
+    pixels = _wanted(settings)
+    checked = check(
+        open_source(settings.data, pixels),
+        pixels,
+        workers=min(16, cores()) if settings.workers is None else settings.workers,
+    )
+    write_list(settings.out, checked.bad)
+    summary = checked.summary()
+    about = {"data": settings.data, "pixels": asdict(pixels)}
+    atomic_json(settings.out.with_suffix(".json"), {**summary, **about})
+    console = Console()
+    console.print(_table(checked, summary))
+    console.print(f"{settings.out}", highlight=False, soft_wrap=True)
+    return checked
+
+
+def _wanted(settings: Check) -> PixelFormat:
+    if settings.stats is None:
+        channels = 3 if settings.channels is None else settings.channels
+        return PixelFormat(channels, settings.page or 0)
+    if (settings.channels, settings.page) != (None, None):
+        raise UserError("--stats says channels and page: leave out --channels and --page")
+    return read_stats(settings.stats).format
+
+
+def _table(checked: Checked, summary: dict[str, Any]) -> Table:
+    table = Table(title="images", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("usable", f"{len(checked.sizes):,}")
+    for defect, count in checked.defects.items():
+        table.add_row(defect, f"{count:,}", style="red")
+    table.add_row("all", f"{checked.images:,}", end_section=True)
+    for kind, count in checked.stored.items():
+        table.add_row(f"stored as {kind}", f"{count:,}")
+    for side in ("short", "long"):
+        if extremes := summary[f"{side}_side"]:
+            words = " / ".join(f"{pixels:,}" for pixels in extremes)
+            table.add_row(f"{side} side in pixels: smallest / median / largest", words)
+    table.add_row(f"short side below {SMALL} pixels", f"{summary[f'below_{SMALL}']:,}")
+    table.add_row("same pixels as an earlier image", f"{checked.repeated:,}")
+    return table

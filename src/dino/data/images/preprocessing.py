@@ -1,0 +1,84 @@
+"""The fixed transform of evaluation, from an image to the network's input."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from dino.data.images.decode import Sample, as_picture, to_rgb
+from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD, RGB, PixelFormat
+from dino.files import UserError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The fixed transform that belongs to a set of weights (DINO, appendix F).
+
+    For RGB exactly torchvision's `Resize` and `CenterCrop` on PIL images, `ToTensor`, `Normalize`;
+    other channels are resized by the same filter as tensors.
+
+    Args:
+        resize: length of the shorter side after resizing, in pixels.
+        crop: side of the central square that remains; padded with black where it is larger.
+        mean: of each channel, for pixels in 0..1.
+        std: of each channel, for pixels in 0..1.
+        interpolation: of the resize; always antialiased.
+        squash: resize both sides to `resize`, whatever the aspect ratio (as transformers does),
+            instead of the shorter side.
+        pixels: channels and range of the images.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    squash: bool = False
+    pixels: PixelFormat = RGB
+
+    def __call__(self, image: Sample) -> Float[Tensor, "C {self.crop} {self.crop}"]:
+        """Turn a sample (a PIL image may have any mode) into the network's input."""
+        from torchvision.transforms import functional as F  # slow to import, idle in training
+
+        mode = F.InterpolationMode(self.interpolation)
+        sides = [self.resize] * (2 if self.squash else 1)  # one means: the shorter
+        if self.pixels.plain or isinstance(image, Image.Image):
+            image = to_rgb(as_picture(image))
+            pixels = F.to_tensor(F.center_crop(F.resize(image, sides, mode), [self.crop]))
+        else:
+            image = F.resize(image, sides, mode, antialias=True)
+            pixels = F.center_crop(image, [self.crop]) / 255
+        result: Tensor = F.normalize(pixels, list(self.mean), list(self.std))
+        return result
+
+    @classmethod
+    def for_size(cls, size: int) -> Preprocessing:
+        """The paper's transform for a network of `size` px: 256 / 224 of it, center-cropped."""
+        return cls(resize=round(size * 256 / 224), crop=size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`, also after a journey through JSON.
+
+        Raises:
+            UserError: if a name is unknown or `interpolation` is neither bicubic nor bilinear.
+        """
+        unknown = sorted(values.keys() - cls.__dataclass_fields__.keys())
+        if unknown:
+            raise UserError(f"unknown preprocessing settings: {', '.join(unknown)}")
+        if values.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
+            raise UserError(f"interpolation must be bicubic or bilinear: {values}")
+        settings: dict[str, Any] = dict(values)
+        for name in settings.keys() & {"mean", "std"}:
+            settings[name] = tuple(settings[name])
+        if "pixels" in settings:
+            settings["pixels"] = PixelFormat.from_dict(settings["pixels"])
+        return cls(**settings)

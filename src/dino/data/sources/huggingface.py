@@ -1,0 +1,139 @@
+"""Data sets of the package `datasets`: by name from the hub, or from a local folder.
+
+The folder is one that `save_to_disk` wrote, or one of pictures or Parquet files:
+
+    --data "hf:cifar100?split=train&label=fine_label"
+    --data hf:saved/
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dino.data.images.image_errors import ImageError
+from dino.data.sources.base import Images
+from dino.data.sources.lists import LABEL_COLUMNS
+from dino.data.sources.packed_strings import numbered
+from dino.data.sources.query import split as split_query
+from dino.files import UserError
+
+FORM = "hf:NAME?split=SPLIT&image=COLUMN&label=COLUMN&config=NAME"
+
+
+class HubImages(Images):
+    """The images of one column of a data set. Its tables stay on the disk, mapped into memory.
+
+    Args:
+        data: NAME and settings, as in `FORM` without its beginning. The split is "train" by
+            default, or the only one. The image's column is found by its type. Labels are the column
+            of classes, or the first of `dino.data.sources.lists.LABEL_COLUMNS`; "label=" for none.
+
+    Raises:
+        UserError: if `datasets` is not installed or cannot open the data set, or if the split or
+            the columns are not there or are not the only ones that they could be.
+    """
+
+    def __init__(self, data: str) -> None:
+        name, settings = split_query(data, FORM, "data sets of the hub")
+        try:
+            import datasets
+        except ImportError:
+            raise UserError(
+                f"hf:{name} needs the package datasets: pip install 'dino-ssl[hf]'"
+            ) from None
+        self.name = f"hf:{name}"
+        table = _opened(name, settings.get("config"), settings.get("split"))
+        if len(table) == 0:
+            raise UserError(f"{self.name} is empty: choose another split")
+        images = [key for key, kind in table.features.items() if isinstance(kind, datasets.Image)]
+        self._column = self._one(table, settings.get("image"), images, "image")
+        if self._column not in images:
+            raise UserError(
+                f"the column {self._column} of {self.name} holds no images: "
+                f"{f'take {images[0]}' if images else 'it must be of the type Image of datasets'}"
+            )
+        # Bytes as they are, for our own reader.
+        self._table = table.select_columns([self._column]).cast_column(
+            self._column, datasets.Image(decode=False)
+        )
+        self.classes: list[str] | None = None
+        self.labels: list[int] | None = None
+        label = settings.get("label")
+        if label != "" and (column := self._label_column(table, label)) is not None:
+            self.classes, self.labels = self._read_labels(table, column, asked=label is not None)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._table)
+
+    def content(self, index: int) -> str | BinaryIO:
+        """The image's bytes or its file; raises `ImageError` if there are none."""
+        item = self._table[index][self._column]
+        if item is None:
+            raise ImageError(self.path(index), "there is none in this row", "missing")
+        return item["path"] if item["bytes"] is None else io.BytesIO(item["bytes"])
+
+    def path(self, index: int) -> str:
+        """The image's row."""
+        return f"row {index} of {self.name}"
+
+    # ------------------------------------------------------------------ columns
+    def _one(self, table: Any, wanted: str | None, found: Sequence[str], what: str) -> str:
+        if wanted is not None and wanted not in table.column_names:
+            columns = ", ".join(table.column_names)
+            raise UserError(f"{self.name} has no column {wanted!r}: it has {columns}")
+        if wanted is None and len(found) != 1:
+            raise UserError(
+                f"{self.name} has {len(found)} columns of {what}s among "
+                f"{', '.join(found or table.column_names)}: name one, as in {what}=COLUMN"
+            )
+        return found[0] if wanted is None else wanted
+
+    def _label_column(self, table: Any, wanted: str | None) -> str | None:
+        import datasets
+
+        lower = {name.lower(): name for name in reversed(table.column_names)}
+        named = [lower[name] for name in LABEL_COLUMNS if name in lower and name != self._column]
+        kinds = table.features.items()
+        typed = [name for name, kind in kinds if isinstance(kind, datasets.ClassLabel)]
+        found = [name for name in named if name in typed][:1] or typed or named[:1]
+        return self._one(table, wanted, found, "label") if found or wanted else None
+
+    def _read_labels(
+        self, table: Any, column: str, *, asked: bool
+    ) -> tuple[list[str], list[int]] | tuple[None, None]:
+        values = table.select_columns([column])[:][column]
+        names = getattr(table.features[column], "names", None)
+        if not all(isinstance(value, (int, str)) and value not in (-1, "") for value in values):
+            if asked:
+                raise UserError(f"some rows of {self.name} have no class in {column}")
+            return None, None  # -1 stands for unknown, as in test parts whose answers are secret
+        if names is not None:
+            return list(names), values
+        return numbered([str(value) for value in values])
+
+
+def _opened(name: str, config: str | None, split: str | None) -> Any:
+    """The rows of one split."""
+    import datasets
+
+    wanted = split or "train"
+    try:
+        folder = Path(name)
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, config, split=split)
+        if not isinstance(found, datasets.DatasetDict):
+            return found
+        if split is None and len(found) == 1:
+            return next(iter(found.values()))
+        if wanted not in found:
+            raise ValueError(f"it has no split {wanted!r} but {', '.join(found)}")
+        return found[wanted]
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"hf:{name} cannot be opened: {reason}; write {FORM}") from error

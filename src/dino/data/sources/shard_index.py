@@ -1,0 +1,237 @@
+"""What lies where in tar shards: found once by reading the headers, then kept in the cache."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dino.data.images.readers import EXTENSIONS
+from dino.data.sources.array_cache import keep, recall
+from dino.data.sources.byte_ranges import examine, is_remote, reading
+from dino.data.sources.packed_strings import Names
+from dino.data.sources.tar import Member, TarDamage, members
+from dino.files import UserError
+from dino.progress import bar
+from dino.runtime import ranks
+
+LABELS = ("cls", "txt", "json")
+"""Members that may hold a sample's label: a class number, a class name, or the key "label"."""
+CAPTION = "\n"
+"""Stands in place of a text that is too long for a class name."""
+LONGEST_NAME = 80
+"""Of a class, in characters."""
+THREADS = 16
+"""Shards that are indexed at a time."""
+
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+@dataclass
+class Index:
+    """Where the images of a shard lie.
+
+    Attributes:
+        version: of the shard, for `read_range`.
+        names: of all members that are images.
+        places: offset, size and the number of the sample of each of them: int64 [n, 3].
+        labels: of each sample that has an image, by the kind of member; "" where it has none.
+        kinds: how often each kind of member occurs.
+        damage: what is wrong with the shard, "" for nothing.
+    """
+
+    version: str
+    names: Names
+    places: np.ndarray
+    labels: dict[str, Names]
+    kinds: Counter[str]
+    damage: str
+
+    def chosen(self, url: str, image: str | None) -> tuple[Names, np.ndarray]:
+        """Name, and offset and size [n, 2], of the image of each sample; labels follow suit."""
+        samples = self.places[:, 2]
+        if image is None and (len(samples) == 0 or samples[-1] + 1 == len(samples)):
+            return self.names, self.places[:, :2]
+        of_sample: dict[int, list[tuple[int, str]]] = {}
+        for row, (name, sample) in enumerate(zip(self.names, samples.tolist(), strict=True)):
+            of_sample.setdefault(sample, []).append((row, _parts(name)[1]))
+        kept, rows = [], []
+        for sample, found in of_sample.items():
+            wanted = [pair for pair in found if image in (None, pair[1])]
+            # The one without another dot; an array beside a picture is no image, as embeddings are.
+            for whole in (lambda kind: "." not in kind, lambda kind: kind != "npy"):
+                if len(wanted) > 1:
+                    wanted = [pair for pair in wanted if whole(pair[1])] or wanted
+            if len(wanted) > 1:
+                raise UserError(
+                    f"a sample of {url} holds several images ({self.names[wanted[0][0]]} and "
+                    f".{wanted[1][1]}): say which, as in '{url}?image={wanted[0][1]}'"
+                )
+            kept += [sample] * len(wanted)
+            rows += [row for row, _ in wanted]
+        self.labels = {
+            kind: Names(labels[sample] for sample in kept) for kind, labels in self.labels.items()
+        }
+        return Names(self.names[row] for row in rows), self.places[rows, :2].reshape(-1, 2)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Key and extension of a member, as webdataset divides them; two empty ones for neither."""
+    match = _KEY.fullmatch(name)
+    return (match[1], match[2].lower()) if match else ("", "")
+
+
+def index_shards(urls: Sequence[str]) -> list[Index]:
+    """The index of each shard; several are read at a time.
+
+    Raises:
+        UserError: for a shard that is missing or compressed, or where an image is a link.
+    """
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        bar("shards", len(urls), shown=len(urls) > 1 and ranks().main) as advance,
+    ):
+        found = []
+        try:
+            for index in pool.map(_index, urls):
+                found.append(index)
+                advance(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the rest is not worth the wait
+            raise
+    return found
+
+
+def _index(url: str) -> Index:
+    """The index of a shard, from the cache if the shard is as it was."""
+    size, version = examine(url)
+    key = f"1 {' '.join(EXTENSIONS)} {url if is_remote(url) else Path(url).absolute()}"
+    if version:
+        kept = _unpacked(recall("shards", key), size, version)
+        if kept is not None:
+            return kept
+    with reading(url, version) as read:
+        if size >= 2 and read(0, 2) == b"\x1f\x8b":
+            raise UserError(f"{url} is compressed by gzip, whatever its name: unpack it first")
+        index = _Indexer(url, version, read).index(size)
+    if version:
+        keep("shards", key, _packed(index, size))
+    return index
+
+
+class _Indexer:
+    """Goes through the members of one shard."""
+
+    def __init__(self, url: str, version: str, read: Callable[[int, int], bytes]) -> None:
+        self.url, self.version, self.read = url, version, read
+        self.kinds: Counter[str] = Counter()
+        self.names: list[str] = []
+        self.places: list[tuple[int, int, int]] = []
+        self.labels: dict[str, list[str]] = {kind: [] for kind in LABELS}
+        self._key, self._found = "", dict.fromkeys(LABELS, "")
+        self._sample, self._has_image = -1, False
+
+    def index(self, size: int) -> Index:
+        damage = ""
+        try:
+            for member in members(self.read, size):
+                self._take(member, size)
+        except TarDamage as error:
+            damage = f"{error.reason}, at byte {error.offset:,} of {size:,}"
+            self._drop_part(size)
+        self._close()
+        return Index(
+            self.version,
+            Names(self.names),
+            np.array(self.places, dtype=np.int64).reshape(-1, 3),
+            {kind: Names(labels) for kind, labels in self.labels.items()},
+            self.kinds,
+            damage,
+        )
+
+    def _take(self, member: Member, size: int) -> None:
+        key, extension = _parts(member.name)
+        if member.kind == "other" or not key or _META.match(member.name):
+            return
+        image = f".{extension.rpartition('.')[2]}" in EXTENSIONS
+        if member.kind != "file":
+            if image:
+                raise UserError(
+                    f"{member.name} in {self.url} is a {member.kind}, not a file of its own: pack "
+                    "it again, with tar --dereference --hard-dereference and without --sparse"
+                )
+            return
+        if key != self._key:
+            self._close()
+            self._key = key
+        self.kinds[f".{extension}"] += 1
+        if image:
+            self._sample += not self._has_image
+            self._has_image = True
+            self.names.append(member.name)
+            self.places.append((member.offset, member.size, self._sample))
+        elif extension in LABELS and member.offset + member.size <= size:
+            self._found[extension] = _label(extension, self.read(member.offset, member.size))
+
+    def _drop_part(self, size: int) -> None:
+        """Forget the last sample if the damage took a part of it: its image, or a label."""
+        mine = [place for place in self.places if place[2] == self._sample and self._has_image]
+        cut = any(offset + length > size for offset, length, _ in mine)
+        lacks = any(
+            labels and labels[-1] and not self._found[kind] for kind, labels in self.labels.items()
+        )
+        if mine and (cut or lacks):
+            del self.places[-len(mine) :], self.names[-len(mine) :]
+            self._sample -= 1
+            self._has_image = False
+
+    def _close(self) -> None:
+        """End a sample."""
+        for kind, label in self._found.items():
+            if self._has_image:
+                self.labels[kind].append(label)
+            self._found[kind] = ""
+        self._has_image = False
+
+
+def _label(kind: str, content: bytes) -> str:
+    text = content.decode("utf-8", "replace").strip()
+    if kind == "json":
+        try:
+            about = json.loads(text)
+        except ValueError:
+            return ""
+        label = about.get("label") if isinstance(about, dict) else None
+        text = str(label) if isinstance(label, (int, str)) else ""
+    return text if len(text) <= LONGEST_NAME and "\n" not in text else CAPTION
+
+
+def _packed(index: Index, size: int) -> dict[str, np.ndarray]:
+    about = [size, index.version, index.kinds, index.damage]
+    text = json.dumps(about).encode()
+    arrays = {"about": np.frombuffer(text, dtype=np.uint8), "places": index.places}
+    for name, strings in {"names": index.names, **index.labels}.items():
+        arrays |= {f"{name}.text": strings.text, f"{name}.ends": strings.ends}
+    return arrays
+
+
+def _unpacked(arrays: dict[str, np.ndarray], size: int, version: str) -> Index | None:
+    try:
+        told, told_version, kinds, damage = json.loads(arrays["about"].tobytes())
+        names, *labels = (
+            Names.of(arrays[f"{name}.text"], arrays[f"{name}.ends"]) for name in ("names", *LABELS)
+        )
+        places = arrays["places"]
+    except (KeyError, ValueError, TypeError):  # none, or not written here
+        return None
+    if (told, told_version) != (size, version):
+        return None
+    by_kind = dict(zip(LABELS, labels, strict=True))
+    return Index(version, names, places, by_kind, Counter(kinds), damage)

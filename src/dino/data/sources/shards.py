@@ -1,0 +1,204 @@
+"""Tar shards as webdataset writes them, each image by its index.
+
+A shard is an uncompressed tar. Members that follow one another and are called the same up to the
+first dot of their base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. Where the images lie
+is found once (`dino.data.sources.shard_index`); from then on an image is one read of its bytes. So
+any order is possible, and what holds for folders holds for shards: the views of an image, resuming,
+ranks and workers.
+
+    --data "shards/train-{000..127}.tar"
+    --data "s3://bucket/train-{000..127}.tar?label=json"
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+from dino.data.images.image_errors import ImageError
+from dino.data.sources.base import Images
+from dino.data.sources.byte_ranges import is_remote, read_range
+from dino.data.sources.folder import count_kinds
+from dino.data.sources.packed_strings import Names, numbered
+from dino.data.sources.query import known, parse
+from dino.data.sources.shard_index import CAPTION, LABELS, Index, index_shards
+from dino.files import UserError
+from dino.runtime import ranks
+
+FORM = "SHARDS.tar?image=EXTENSION&label=EXTENSION"
+
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_CACHES = ("simplecache", "filecache", "blockcache")  # of fsspec, in front of another protocol
+
+
+class Shards(Images):
+    """The images of tar shards, shard by shard in the order of their members.
+
+    Args:
+        urls: the shards; see `expand`.
+        image: which member of a sample is its image, such as "png" or "left.jpg"; by default the
+            only one with an extension of images (of several, the only one without another dot; a
+            .npy beside a picture is not taken for an image).
+        label: "cls", "txt" or "json"; by default the first of them that samples have, where texts
+            count only if they are short and repeat like names do; "" for none.
+
+    Attributes:
+        blocks: images in each shard, for the order of visits
+        (`dino.data.views.view_spec.epoch_order`).
+
+    Raises:
+        UserError: if a shard is missing or compressed, holds links or sparse files that are images,
+            if no shard holds an image, a sample holds several to choose from, or some samples lack
+            the label that others have. Of a damaged shard the samples before the damage are used,
+            and one sentence on stderr says from where on the rest is lost.
+    """
+
+    def __init__(self, urls: Sequence[str], *, image: str | None = None, label: str | None = None):
+        if label not in (None, "", *LABELS):
+            raise UserError(f"labels of shards are in {', '.join(LABELS)}, not in {label!r}")
+        indices = index_shards(urls)
+        chosen = [index.chosen(url, image) for url, index in zip(urls, indices, strict=True)]
+        self.urls = Names(urls)
+        self._versions = Names(index.version for index in indices)
+        self._names = Names.joined([names for names, _ in chosen])
+        self._places = np.concatenate([places for _, places in chosen])
+        self.blocks = np.array([len(places) for _, places in chosen], dtype=np.int64)
+        self._ends = np.cumsum(self.blocks)
+        if len(self) == 0:
+            found = count_kinds(sum((index.kinds for index in indices), Counter()))
+            raise UserError(
+                f"no sample of {urls[0]}{' and the others' if len(urls) > 1 else ''} holds an "
+                f"image{f' in .{image}' if image else ''}: found {found or 'nothing'}"
+            )
+        self.classes: list[str] | None = None
+        self.labels: list[int] | None = None
+        if (labels := self._labels(indices, label)) is not None:
+            self.classes, self.labels = numbered(labels)
+        _tell(urls, indices)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._places)
+
+    def content(self, index: int) -> io.BytesIO:
+        """The image's bytes; raises `ImageError` where they cannot be read."""
+        index, name = range(len(self))[index], self.path(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        offset, size = (int(number) for number in self._places[index])
+        try:
+            content = read_range(self.urls[shard], self._versions[shard], offset, size)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            reason = "there is no such shard" if missing else str(error)
+            raise ImageError(name, reason, "missing" if missing else "unreadable") from error
+        if len(content) < size:
+            raise ImageError(name, f"the shard ends after {len(content)} of its {size} bytes")
+        return io.BytesIO(content)
+
+    def path(self, index: int) -> str:
+        """The image's shard and name in it."""
+        shard = int(np.searchsorted(self._ends, range(len(self))[index], side="right"))
+        return f"{self.urls[shard]}/{self._names[index]}"
+
+    def _labels(self, indices: Sequence[Index], kind: str | None) -> list[str] | None:
+        """The label of each image by its member, if all have one."""
+        for name in LABELS if kind is None else [kind] if kind else []:
+            if kind is None and not any(len(index.labels[name].text) for index in indices):
+                continue
+            labels = [label for index in indices for label in index.labels[name]]
+            long = CAPTION in labels
+            if kind is None and (long or (name == "txt" and len(set(labels)) > len(labels) / 2)):
+                continue
+            count = len(labels) - labels.count("")
+            if long or count < len(labels):
+                what = "a text that is no class name" if long else "no label"
+                raise UserError(
+                    f"{self.path(labels.index(CAPTION if long else ''))} has {what} in .{name}"
+                    f"{', but others have' if count and not long else ''}: leave labels out with "
+                    "?label="
+                )
+            return labels
+        return None
+
+
+def _tell(urls: Sequence[str], indices: Sequence[Index]) -> None:
+    """Say on stderr which shards are not whole."""
+    bad = [(url, index) for url, index in zip(urls, indices, strict=True) if index.damage]
+    if bad and ranks().main:
+        url, index = bad[0]
+        others = f" (and {len(bad) - 1:,} more shards are damaged)" if len(bad) > 1 else ""
+        Console(stderr=True).print(
+            f"{url} is damaged: {index.damage}; the {len(index.places):,} images before are used, "
+            f"what follows is lost{others}",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+# ---------------------------------------------------------------------------------- names
+def expand(data: str) -> list[str]:
+    """The shards that `data` names.
+
+    As in webdataset, `{000..127}` and `{a,b}` stand for several, `::` stands between lists, and
+    `${NAME}` for the environment's `WDS_NAME`. A `::` behind one of fsspec's caches belongs to the
+    URL: `simplecache::s3://bucket/train-{000..127}.tar` keeps whole shards on the local disk.
+
+    Raises:
+        UserError: for braces that do not fit, or a variable that is not there.
+    """
+    urls: list[str] = []
+    chain = ""
+    for part in data.split("::"):
+        chain += part
+        if part in _CACHES:
+            chain += "::"
+        else:
+            urls += _expanded(chain)
+            chain = ""
+    return urls
+
+
+def _expanded(url: str) -> list[str]:
+    if not set("{$") & set(url) or os.path.exists(url):  # noqa: PTH110, Path's raises for long ones
+        return [url]
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError:
+        raise UserError(
+            f"{url} stands for several files, which needs webdataset: "
+            "pip install 'dino-ssl[shards]'"
+        ) from None
+    try:
+        # A cache's "::" is not for webdataset's eyes.
+        *caches, last = url.split("::")
+        return ["::".join([*caches, expanded]) for expanded in expand_urls(last)]
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{url} does not name shards: {error}") from None
+
+
+def split_shards(data: str) -> tuple[str, dict[str, str]] | None:
+    """Shards and settings, or None if `data` is not called like shards.
+
+    Raises:
+        UserError: for a compressed archive, or unknown settings of a local one.
+    """
+    name, mark, query = data.rpartition("?")
+    settings = {part.partition("=")[0] for part in query.split("&")}
+    if not mark or (is_remote(data) and not settings <= known(FORM)):
+        name, query = data, ""  # what follows the mark of another URL is its own, as a signature
+    bare = name.partition("?")[0] if is_remote(name) else name
+    if _COMPRESSED.search(bare):
+        raise UserError(
+            f"{bare} is compressed, so that no single image can be read from it: unpack it to .tar "
+            "(images gain next to nothing from compression)"
+        )
+    if not bare.lower().endswith(".tar"):
+        return None
+    return name, parse(query, FORM, "shards")

@@ -1,0 +1,1 @@
+"""Classification of features: k-NN, linear, logistic, fine-tuning."""

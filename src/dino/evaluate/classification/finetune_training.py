@@ -1,0 +1,222 @@
+"""Training a whole network on labels: the network with its classifier, its optimizer, its loop.
+
+Shapes: B images, C classes, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dino.data.images.image_errors import ImageError
+from dino.data.sources.open import Source
+from dino.data.views.view_spec import generator
+from dino.evaluate.classification.deit_augmentation import Augmented, Recipe
+from dino.evaluate.classification.linear_classifier import hits
+from dino.evaluate.classification.linear_training import Score
+from dino.evaluate.epoch_checkpoint import Unfinished
+from dino.evaluate.features.table import Pass, my_share, tell_skipped
+from dino.files import UserError
+from dino.models.backbone import Backbone
+from dino.models.vit import ViT
+from dino.progress import bar
+from dino.runtime import Precision, all_sum, autocast, data_parallel, gather_objects, ranks
+
+
+class Tuned(nn.Module):
+    """A network and a new classifier on its feature."""
+
+    def __init__(self, backbone: Backbone, classes: int, scale: float, seed: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.width, classes)
+        random = torch.Generator().manual_seed(seed)
+        nn.init.trunc_normal_(self.head.weight, std=0.02, generator=random)
+        nn.init.zeros_(self.head.bias)
+        self.head.weight.data.mul_(scale)
+        self.head.to(next(backbone.parameters()).device)
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], keep: Float[Tensor, "branches B"] | None = None
+    ) -> Float[Tensor, "B C"]:
+        """The scores of the classes."""
+        return self.head(self.backbone(images, keep))
+
+
+def parameter_groups(model: Tuned, recipe: Recipe) -> list[dict[str, Any]]:
+    """One group for each depth, decayed or not, with the factor of its learning rate.
+
+    As in DeiT, nothing with one axis is decayed, nor the CLS token and the position embedding. With
+    a layer decay d the tokens' layers get d ** (depth + 1), block i d ** (depth - i), the final
+    norm and the classifier 1.
+
+    Raises:
+        UserError: for a layer decay on a network without blocks.
+    """
+    depth = model.backbone.depth if isinstance(model.backbone, ViT) else 0
+    if recipe.layer_decay != 1 and not depth:
+        raise UserError("a layer decay needs a ViT of dino: leave --layer-decay at 1")
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        decayed = parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))
+        above = _blocks_above(name, depth)
+        if (above, decayed) not in groups:
+            groups[above, decayed] = {
+                "params": [],
+                "weight_decay": recipe.weight_decay if decayed else 0.0,
+                "scale": recipe.layer_decay**above,
+            }
+        groups[above, decayed]["params"].append(parameter)
+    return list(groups.values())
+
+
+def _blocks_above(name: str, depth: int) -> int:
+    """How many layers stand between a parameter and the classifier."""
+    parts = name.split(".")
+    if "blocks" in parts:
+        return depth - int(parts[parts.index("blocks") + 1])
+    return depth + 1 if any(p in ("patch_embed", "cls_token", "pos_embed") for p in parts) else 0
+
+
+def learning_rate(recipe: Recipe, epoch: int) -> float:
+    """Of an epoch: a straight warm-up, then a cosine that counts from the first epoch, as timm's.
+
+    `lr` is scaled by batch / 512 as in DeiT, the ends are not.
+    """
+    full = recipe.lr * recipe.batch / 512
+    if epoch < recipe.warmup:
+        return recipe.lr_start + (full - recipe.lr_start) * epoch / recipe.warmup
+    cosine = (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+    return recipe.lr_end + (full - recipe.lr_end) * cosine
+
+
+def keep_factors(
+    backbone: Backbone, recipe: Recipe, batch: int, seed: int, epoch: int, step: int
+) -> Float[Tensor, "branches B"] | None:
+    """Drop path's factors of this rank's share: 0, or 1 / (1 - rate)."""
+    branches = backbone.residual_branches
+    if not branches or not recipe.drop_path:
+        return None
+    rates = torch.linspace(0, recipe.drop_path, branches // 2).repeat_interleave(2)[:, None]
+    key = step * ranks().world + ranks().rank
+    draws = generator(seed, recipe.repeats * recipe.epochs + epoch, key).random((branches, batch))
+    factors = (torch.from_numpy(draws) >= rates) / (1 - rates)
+    return factors.to(next(backbone.parameters()).device, torch.float32, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch came to.
+
+    Attributes:
+        loss: mean over its steps and ranks.
+        score: on the test images, afterwards.
+    """
+
+    loss: float
+    score: Score
+
+
+def tune(
+    model: Tuned,
+    batches: Augmented,
+    evaluate: Callable[[], Score],
+    saved: Unfinished,
+    precision: Precision = "fp32",
+) -> list[Epoch]:
+    """Train every parameter of `model`; the loss and the score of each epoch.
+
+    Raises:
+        UserError: if the loss is no longer finite.
+    """
+    recipe, device = batches.recipe, model.head.weight.device
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=0.0)
+    state, before = saved.read()
+    if before:
+        _restore(model, optimizer, state)
+    history = [Epoch(loss, Score(*score)) for loss, score in before]
+    trained = data_parallel(model, device)
+    for epoch in range(len(history), recipe.epochs):
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, epoch) * group["scale"]
+        losses = []
+        title = f"epoch {epoch + 1} of {recipe.epochs}"
+        with bar(title, len(batches), shown=ranks().main) as advance:
+            for step, (images, targets) in enumerate(batches.epoch(epoch)):
+                keep = keep_factors(model.backbone, recipe, len(images), batches.seed, epoch, step)
+                with autocast(device, precision):
+                    logits = trained(images, keep)
+                loss = F.cross_entropy(logits.float(), targets)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+                advance(1)
+        mean = float(all_sum(torch.stack(losses).mean()) / len(gather_objects(None)))
+        if not math.isfinite(mean):
+            raise UserError(f"the loss was not finite in epoch {epoch + 1}: choose a smaller --lr")
+        model.eval()
+        history.append(Epoch(mean, evaluate()))
+        saved.keep(_state(model, optimizer), [(one.loss, one.score) for one in history])
+    model.eval()
+    return history
+
+
+def _state(model: Tuned, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for place, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{place}.{name}": tensor for name, tensor in moments.items()}
+    return tensors
+
+
+def _restore(model: Tuned, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    own = {}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        if part == "model":
+            own[rest] = tensor
+        else:
+            place, _, moment = rest.partition(".")
+            moments.setdefault(int(place), {})[moment] = tensor
+    model.load_state_dict(own, strict=True)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+@torch.inference_mode()
+def measure(
+    model: Tuned,
+    val: Source,
+    labels: Int[Tensor, " n"],
+    batch: int = 64,
+    workers: int = 0,
+    precision: Precision = "fp32",
+) -> Score:
+    """The accuracy on `val`, each image once over all ranks, through the network's transform."""
+    device = model.head.weight.device
+
+    def compute(images: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return cast(Tensor, model(images.to(device, non_blocking=True)))
+
+    run = Pass(model.backbone.preprocessing, compute, batch, workers, title="test images")
+    found = torch.zeros(3, dtype=torch.int64)
+    skipped: list[ImageError] = []
+    for rows in run.over(val, my_share(range(len(val)))):
+        skipped += rows.skipped.values()
+        if rows.indices:
+            (right,) = hits(rows.features[:, None], labels[rows.indices])
+            found += torch.tensor([*right.tolist(), len(rows.indices)])
+    first, fifth, count = torch.stack(gather_objects(found)).sum(dim=0).tolist()
+    tell_skipped([error for part in gather_objects(skipped) for error in part], len(val))
+    if count == 0:
+        raise UserError("none of the test images can be used")
+    return Score(100 * first / count, 100 * fifth / count)

@@ -1,0 +1,212 @@
+"""Votes of the nearest neighbours (paper section 3.2 and appendix F.1).
+
+No parameter is trained: the class of an image is voted by its k most similar images of a bank.
+
+Shapes: n images of the bank, q queries, D width, C classes, ks values of k, T temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dino.evaluate.features.search import nearest
+from dino.files import UserError
+
+K = (10, 20, 100, 200)
+"""The k of the paper; 20 is its best."""
+
+TEMPERATURE = 0.07
+"""The temperature of the votes in the paper."""
+
+PANEL = 2**15
+"""Queries whose neighbours are searched during one pass over the bank: each pass moves the whole
+bank to the device once, and holds k similarities and indices for each query."""
+
+
+class Accuracy(NamedTuple):
+    """Shares of rightly classified queries, in percent."""
+
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What the neighbours of every query say, for each temperature and each k.
+
+    Attributes:
+        temperatures: as asked for.
+        k: ascending, clipped to the bank.
+        classes: the labels that occur, ascending; what follows counts places in them.
+        hits: queries whose class is first, and among the first min(5, k).
+        predicted: the first class of each query.
+        truth: its own class.
+    """
+
+    temperatures: tuple[float, ...]
+    k: list[int]
+    classes: Int[Tensor, " C"]
+    hits: Int[Tensor, "T ks 2"]
+    predicted: Int[Tensor, "T ks q"]
+    truth: Int[Tensor, " q"]
+
+    def accuracies(self, temperature: float) -> dict[int, Accuracy]:
+        """By k."""
+        hits = self.hits[self.temperatures.index(temperature)]
+        percent = (100 * hits.double() / len(self.truth)).tolist()
+        return {k: Accuracy(*row) for k, row in zip(self.k, percent, strict=True)}
+
+    def confusion(self, k: int, temperature: float) -> Int[Tensor, "C C"]:
+        """How many queries of each class (row) are taken for each class (column)."""
+        size = len(self.classes)
+        predicted = self.predicted[self.temperatures.index(temperature), self.k.index(k)]
+        return torch.bincount(self.truth * size + predicted, minlength=size**2).view(size, size)
+
+
+def knn(
+    bank: Float[Tensor, "n D"],
+    bank_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "q D"],
+    query_labels: Int[Tensor, " q"],
+    k: Sequence[int] = K,
+    temperature: float = TEMPERATURE,
+    **how: Any,
+) -> dict[int, Accuracy]:
+    """Accuracies by k, ascending, at one temperature; see `vote`, which takes the same arguments.
+
+    A k beyond the (remaining) bank is clipped to it: the keys are the k really used.
+    """
+    votes = vote(bank, bank_labels, queries, query_labels, k, (temperature,), **how)
+    return votes.accuracies(temperature)
+
+
+@torch.inference_mode()
+def vote(
+    bank: Float[Tensor, "n D"],
+    bank_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "q D"],
+    query_labels: Int[Tensor, " q"],
+    k: Sequence[int] = K,
+    temperatures: Sequence[float] = (TEMPERATURE,),
+    *,
+    leave_one_out: bool = False,
+    chunk: int = 512,
+    tile: int = 2**16,
+    device: torch.device | str | None = None,
+) -> Votes:
+    """Weighted k-nearest-neighbour votes for every k and temperature in one pass (section 3.2).
+
+    The k bank images of highest cosine similarity vote for their class with weight
+    exp(similarity / temperature). Classes are ordered by their votes, equal ones (also those
+    without any vote) by their label; so does the published code wherever its sort is stable (up to
+    16 classes), beyond that its order of equal votes is arbitrary. Top-5 means the first
+    min(5, k).
+
+    Args:
+        bank: features of any length; float64 is computed in float64, all else in float32.
+        bank_labels: any integers, in any number.
+        queries: features to be classified.
+        query_labels: their labels; one that the bank lacks can only be found by the tie rule.
+        k: how many neighbours vote.
+        temperatures: positive; the smaller, the more the nearest counts.
+        leave_one_out: `queries` are the bank itself, and no image votes for itself.
+        chunk: queries at a time; chunk x tile similarities exist at once.
+        tile: bank images at a time.
+        device: where to compute; features may stay elsewhere. By default where `queries` are.
+
+    Raises:
+        UserError: for sizes that do not fit, features that are not finite, k < 1 or a
+            temperature <= 0.
+    """
+    _check(bank, bank_labels, queries, query_labels, leave_one_out)
+    used = usable_k(k, len(bank) - leave_one_out)
+    if not temperatures or not all(temperature > 0 for temperature in temperatures):
+        raise UserError(f"the temperature of k-NN must be positive, not {tuple(temperatures)}")
+    device = torch.device(device) if device is not None else queries.device
+    classes = torch.unique(torch.cat([bank_labels.cpu(), query_labels.cpu()]))
+    votes_for = torch.searchsorted(classes, bank_labels.cpu()).to(device)
+    truth = torch.searchsorted(classes, query_labels.cpu()).to(device)
+    hits = torch.zeros(len(temperatures), len(used), 2, dtype=torch.int64, device=device)
+    predicted = []
+    for start in range(0, len(queries), PANEL):
+        panel = slice(start, start + PANEL)
+        similarity, index = nearest(
+            queries[panel],
+            bank,
+            used[-1],
+            skip=start if leave_one_out else None,
+            chunk=chunk,
+            tile=tile,
+            device=device,
+        )
+        for near, voted, own in zip(
+            torch.split(similarity, chunk),
+            torch.split(votes_for[index], chunk),
+            torch.split(truth[panel], chunk),
+            strict=True,
+        ):
+            # Relative to the nearest neighbour: same order of classes, no overflow at small T.
+            weights = [((near - near[:, :1]) / t).exp_() for t in temperatures]
+            counted = [_count(one, voted, own, used, len(classes)) for one in weights]
+            hits += torch.stack([one for one, _ in counted])
+            predicted.append(torch.stack([one for _, one in counted]))
+    return Votes(
+        tuple(temperatures), used, classes, hits.cpu(), torch.cat(predicted, 2).cpu(), truth.cpu()
+    )
+
+
+def usable_k(k: Sequence[int], limit: int) -> list[int]:
+    """The different k, ascending, none larger than the `limit` images that can be neighbours.
+
+    Raises:
+        UserError: if there is no k, a k below 1, or no image to vote.
+    """
+    if not k or min(k) < 1:
+        raise UserError(f"k of k-NN must be one or more numbers from 1 on, not {tuple(k)}")
+    if limit < 1:
+        raise UserError("k-NN needs at least one image in the bank besides the query itself")
+    return sorted({min(n, limit) for n in k})
+
+
+def _check(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, loo: bool) -> None:
+    if len(queries) == 0:
+        raise UserError("k-NN got no query image")
+    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
+        shapes = f"{tuple(bank.shape)} and {tuple(queries.shape)}"
+        raise UserError(f"features of bank and queries must be [n, D] and [q, D], not {shapes}")
+    if len(bank_labels) != len(bank) or len(labels) != len(queries):
+        raise UserError("k-NN needs one label for each image of the bank and of the queries")
+    if loo and len(bank) != len(queries):
+        raise UserError("leave-one-out needs the bank itself as queries")
+    for features in (bank, queries):
+        if len(features) and not torch.stack(features.aminmax()).isfinite().all():
+            raise UserError("the features hold NaN or infinity: the network has diverged")
+
+
+def _count(
+    weights: Float[Tensor, "q k"],
+    voted: Int[Tensor, "q k"],
+    truth: Int[Tensor, " q"],
+    used: Sequence[int],
+    classes: int,
+) -> tuple[Int[Tensor, "ks 2"], Int[Tensor, "ks q"]]:
+    """For each k: queries with their class first and among the first min(5, k); all firsts."""
+    votes = weights.new_zeros(len(weights), classes)
+    number = torch.arange(classes, device=truth.device)
+    counts, firsts = [], []
+    for nearer, n in pairwise([0, *used]):  # each k adds its neighbours to the votes of the last
+        votes.scatter_add_(1, voted[:, nearer:n], weights[:, nearer:n])
+        own = votes.gather(1, truth[:, None])
+        before = (votes > own) | ((votes == own) & (number < truth[:, None]))
+        place = before.sum(dim=1)
+        counts.append(torch.stack([(place < 1).sum(), (place < min(5, n)).sum()]))
+        best = votes == votes.amax(dim=1, keepdim=True)
+        firsts.append(number.expand_as(votes).where(best, classes).amin(dim=1))
+    return torch.stack(counts), torch.stack(firsts)

@@ -1,0 +1,134 @@
+"""A few labelled images of many: shares and shots drawn by class, and published lists.
+
+What is drawn from a class depends on (seed, class) alone: smaller subsets of a seed lie within
+larger ones.
+
+Shapes: n images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dino.data.sources.open import Source
+from dino.data.views.view_spec import generator
+from dino.files import UserError
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a source.
+
+    Attributes:
+        name: such as "1 %", "5 shots" or the name of a list.
+        seed: of the draw; None for a list and for all images.
+        indices: of the images, ascending.
+    """
+
+    name: str
+    seed: int | None
+    indices: list[int]
+
+
+def fraction(labels: Int[Tensor, " n"], share: float, seed: int) -> list[int]:
+    """A share of each class, as in SimCLR's subsets: rounded, and at least one image.
+
+    Raises:
+        UserError: if `share` is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"a fraction of the images must be above 0 and at most 1, not {share}")
+    return sorted(
+        index
+        for members, order in _shuffled(labels, seed)
+        for index in members[order[: max(1, round(share * len(members)))]].tolist()
+    )
+
+
+def shots(labels: Int[Tensor, " n"], count: int, seed: int) -> list[int]:
+    """The same number of images of each class.
+
+    Raises:
+        UserError: if a class has fewer, or `count` is below 1.
+    """
+    if count < 1:
+        raise UserError(f"a class needs at least 1 image, not {count}")
+    chosen: list[int] = []
+    for members, order in _shuffled(labels, seed):
+        if len(members) < count:
+            raise UserError(
+                f"a class has {len(members)} images, which is fewer than {count}: ask for less"
+            )
+        chosen += members[order[:count]].tolist()
+    return sorted(chosen)
+
+
+def _shuffled(labels: Int[Tensor, " n"], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of each class, and an order for them."""
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().squeeze(1)
+        order = generator(seed, 0, label).permutation(len(members))
+        yield members, torch.from_numpy(order)
+
+
+def listed(source: Source, path: Path) -> list[int]:
+    """The images that a list names, one a line, such as the published 1 % and 10 % of ImageNet.
+
+    A line may be a bare file name or any number of folders before it: it must fit the end of just
+    one image's path.
+
+    Raises:
+        UserError: if there is no list, or a line fits no image, or several.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a list of images: {error}") from None
+    ends: dict[int, dict[str, list[int]]] = {}  # by the number of parts
+    chosen: set[int] = set()
+    for line in filter(None, lines):
+        parts = len(Path(line).parts)
+        if parts not in ends:
+            ends[parts] = _by_end(source, parts)
+        found = ends[parts].get(Path(line).as_posix(), [])
+        if len(found) != 1:
+            raise UserError(f"{line} in {path} names {len(found) or 'none'} of the images, not one")
+        chosen |= {*found}
+    if not chosen:
+        raise UserError(f"{path} names no image")
+    return sorted(chosen)
+
+
+def _by_end(source: Source, parts: int) -> dict[str, list[int]]:
+    ends: dict[str, list[int]] = {}
+    for index in range(len(source)):
+        end = "/".join(Path(source.path(index)).parts[-parts:])
+        ends.setdefault(end, []).append(index)
+    return ends
+
+
+def subsets(
+    source: Source,
+    labels: Int[Tensor, " n"],
+    *,
+    fractions: Sequence[float] = (),
+    shot_counts: Sequence[int] = (),
+    lists: Sequence[Path] = (),
+    seeds: int = 1,
+) -> list[Subset]:
+    """Every subset that was asked for; those that are drawn once for each of `seeds` seeds."""
+    found: list[Subset] = []
+    for share in fractions:
+        for seed in range(seeds) if share < 1 else (None,):
+            found.append(Subset(f"{100 * share:g} %", seed, fraction(labels, share, seed or 0)))
+    for count in shot_counts:
+        name = f"{count} shot" + "s" * (count > 1)
+        found += [Subset(name, seed, shots(labels, count, seed)) for seed in range(seeds)]
+    found += [Subset(path.name, None, listed(source, path)) for path in lists]
+    return found

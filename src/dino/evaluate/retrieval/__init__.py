@@ -1,0 +1,1 @@
+"""Image retrieval and copy detection (paper section 4.2.1)."""

@@ -1,0 +1,98 @@
+"""The benchmark Copydays on disk (Douze et al. 2009), and folders laid out like it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino.data.sources.open import Folder, Source
+from dino.files import UserError
+
+LETTERS = 4
+"""The first letters of a file's name say which original a strong copy was made from."""
+
+LAYOUT = "original/ and strong/, jpegqual/N/ or crops/N/"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Copies that were made in one way.
+
+    Attributes:
+        name: such as "strong" or "jpegqual/3".
+        copies: the images.
+        origins: for each, the indices of the originals it was made from.
+    """
+
+    name: str
+    copies: Source
+    origins: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Copydays:
+    """The originals and the blocks of copies, "strong" first, the originals themselves last."""
+
+    originals: Source
+    blocks: list[Block]
+
+
+def open_copydays(root: str | os.PathLike[str]) -> Copydays:
+    """Open a folder with originals and copies of them.
+
+    Strong copies belong to the originals whose names start with the same four letters. In all other
+    blocks the i-th copy belongs to the i-th original, in the order of their names.
+
+    Raises:
+        UserError: if a folder is missing, or copies do not fit the originals, naming the file.
+    """
+    root = Path(root)
+    if not (root / "original").is_dir():
+        raise UserError(f"{root} has no folder original/: Copydays consists of {LAYOUT}")
+    originals = Folder(root / "original")
+    blocks = [_strong(root / "strong", originals)] if (root / "strong").is_dir() else []
+    for kind in ("jpegqual", "crops"):
+        blocks += [_aligned(folder, root, originals) for folder in _numbered(root / kind)]
+    if not blocks:
+        raise UserError(f"{root} has no copies beside its originals: Copydays consists of {LAYOUT}")
+    return Copydays(originals, [*blocks, _aligned(root / "original", root, originals)])
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The sub-folders, by their number."""
+    if not folder.is_dir():
+        return []
+    inner = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    if strange := [path for path in inner if not path.name.isdecimal()]:
+        raise UserError(f"{strange[0]} is no number: Copydays consists of {LAYOUT}")
+    return sorted(inner, key=lambda path: int(path.name))
+
+
+def _strong(folder: Path, originals: Source) -> Block:
+    copies = Folder(folder)
+    known: dict[str, list[int]] = defaultdict(list)
+    for index in range(len(originals)):
+        known[Path(originals.path(index)).name[:LETTERS]].append(index)
+    origins = []
+    for index in range(len(copies)):
+        path = Path(copies.path(index))
+        if path.name[:LETTERS] not in known:
+            raise UserError(
+                f"{path} belongs to no original: its name must start with the first {LETTERS} "
+                "letters of one"
+            )
+        origins.append(known[path.name[:LETTERS]])
+    return Block("strong", copies, origins)
+
+
+def _aligned(folder: Path, root: Path, originals: Source) -> Block:
+    copies = Folder(folder)
+    if len(copies) != len(originals):
+        raise UserError(
+            f"{folder} holds {len(copies)} images but original/ {len(originals)}: "
+            "there must be one copy of each"
+        )
+    name = folder.relative_to(root).as_posix()
+    return Block(name, copies, [[index] for index in range(len(originals))])

@@ -1,0 +1,131 @@
+"""Mean average precision of rankings: what retrieval and copy detection are measured by.
+
+Shapes: q queries, n images of the database, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dino.evaluate.features.search import directions
+
+KAPPAS = (1, 5, 10)
+"""The k of mP@k."""
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """How well rankings put the right images first.
+
+    Attributes:
+        map: mean average precision of the queries that have positives; NaN without any.
+        at: mP@k by k, mean precision among the first k.
+        aps: average precision of each query, None for those without positives.
+    """
+
+    map: float
+    at: dict[int, float]
+    aps: list[float | None]
+
+    @property
+    def queries(self) -> int:
+        """How many queries have positives, and therefore count."""
+        return sum(ap is not None for ap in self.aps)
+
+
+def average_precision(ranks: Sequence[int], positives: int) -> float:
+    """The area below precision over recall, by trapezoids (Philbin et al. 2007).
+
+    The j-th positive found, at rank r, adds the mean of the precision just before it, j / r (1 at
+    rank 0), and with it, (j + 1) / (r + 1). Positives that were not found add nothing.
+
+    Args:
+        ranks: of the positives that were found, from 0, ascending.
+        positives: how many there are to be found, at least one.
+
+    Returns:
+        0 to 1.
+    """
+    total = 0.0
+    for found, rank in enumerate(ranks):
+        before = found / rank if rank else 1.0
+        total += (before + (found + 1) / (rank + 1)) / 2
+    return total / positives
+
+
+def precision_at(ranks: Sequence[int], k: int) -> float:
+    """Share of positives among the first k, or up to the last positive where that comes earlier.
+
+    Args:
+        ranks: of all positives, from 0, ascending, at least one.
+        k: at least 1.
+    """
+    depth = min(ranks[-1] + 1, k)
+    return sum(rank < depth for rank in ranks) / depth
+
+
+def positions(
+    ranking: Int[np.ndarray, " n"], positives: Collection[int], junk: Collection[int]
+) -> list[int]:
+    """Ranks of the positives, from 0, ascending, in a ranking from which the junk is removed.
+
+    Args:
+        ranking: images of the database, best first.
+        positives: images that should come first.
+        junk: images that count neither as right nor as wrong.
+    """
+    wanted = np.nonzero(np.isin(ranking, list(positives)))[0]
+    left_out = np.nonzero(np.isin(ranking, list(junk)))[0]
+    ranks: list[int] = (wanted - np.searchsorted(left_out, wanted)).tolist()
+    return ranks
+
+
+def summarize(ranks: Sequence[Sequence[int]], kappas: Sequence[int] = KAPPAS) -> Precisions:
+    """Means over the queries; those without positives do not count.
+
+    Args:
+        ranks: of all positives of each query, from 0, ascending.
+        kappas: the k of mP@k.
+    """
+    asked = [found for found in ranks if found]
+    aps = [average_precision(found, len(found)) if found else None for found in ranks]
+    at = {k: _mean([precision_at(found, k) for found in asked]) for k in kappas}
+    return Precisions(_mean([ap for ap in aps if ap is not None]), at, aps)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+@torch.inference_mode()
+def rankings(
+    queries: Float[Tensor, "q D"],
+    database: Float[Tensor, "n D"],
+    *,
+    room: int = 2**25,
+    tile: int = 2**16,
+    device: torch.device | str | None = None,
+) -> Iterator[Int[np.ndarray, " n"]]:
+    """For each query all images of the database by cosine similarity, best first.
+
+    Among equal similarities the lower index wins.
+
+    Args:
+        queries: features; float64 is computed in float64, all else in float32.
+        database: features; moved to `device` tile by tile.
+        room: about so many similarities exist at once, and at least those of one query.
+        tile: database images at a time.
+        device: where to compute; by default where `queries` are.
+    """
+    device = torch.device(device) if device is not None else queries.device
+    for part in torch.split(queries, max(1, room // max(1, len(database)))):
+        asked = directions(part, device)
+        scores = [asked @ directions(some, device).T for some in torch.split(database, tile)]
+        for row in torch.cat(scores, dim=1):
+            yield row.argsort(descending=True, stable=True).cpu().numpy()

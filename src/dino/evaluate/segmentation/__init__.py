@@ -1,0 +1,1 @@
+"""Segmentation from attention and patch features (paper section 4.2.2)."""

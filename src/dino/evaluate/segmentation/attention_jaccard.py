@@ -1,0 +1,121 @@
+"""Objects found by attention: Jaccard index of masks of the mass (section 4.2.2, Fig. 4, App. D).
+
+Each head's attention of the CLS token gives a mask, the patches that hold most of its mass. What
+is scored is how well the best mask fits, chosen with the ground truth: an upper bound, for an
+untrained network too.
+
+Shapes: O objects, M masks (one a head, and one of the mean over heads), h w patches, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dino.evaluate.features.table import my_share
+from dino.evaluate.masks import Ids, objects_in
+from dino.evaluate.segmentation.datasets import Scenes, patch_counts, prepared
+from dino.files import UserError
+from dino.models.attention import attention_maps, mass_mask
+from dino.models.backbone import Backbone
+from dino.progress import bar
+from dino.runtime import Precision, autocast, gather_objects, ranks
+
+
+def object_jaccards(masks: Bool[Tensor, "M h w"], ids: Ids) -> Float[Tensor, "O M"]:
+    """Intersection over union of each object with each mask, enlarged by nearest neighbours.
+
+    Void pixels count for nothing. Objects are in the order of their numbers.
+    """
+    grid = (masks.shape[1], masks.shape[2])
+    counts = patch_counts(ids, grid, objects_in(ids)).flatten(1).double()
+    inside = masks.flatten(1).double().cpu()
+    both = counts[:-1] @ inside.T
+    union = counts[:-1].sum(dim=1)[:, None] + inside @ counts.sum(dim=0) - both
+    return both / union
+
+
+def attention_jaccard(
+    backbone: Backbone,
+    scenes: Scenes,
+    masses: Sequence[float],
+    size: int,
+    keep_aspect: bool,
+    precision: Precision = "fp32",
+    title: str = "attention",
+) -> dict[str, Any]:
+    """Jaccard indices of a network's attention masks over pictures, in percent.
+
+    Pictures without any object are left out, and counted.
+
+    Args:
+        backbone: a network with attention, in evaluation mode.
+        scenes: the pictures, shared out among the ranks.
+        masses: shares of the attention that masks hold, each in (0, 1).
+        size: see `dino.evaluate.segmentation.datasets.prepared`.
+        keep_aspect: likewise.
+        precision: of the network.
+        title: what the progress bar says.
+
+    Returns:
+        Under "masses" the numbers of `summary` by mass; under "whole_picture" the Jaccard index of
+        the mask that is all of the picture, which needs no network; and how many "images" and
+        "objects" count and how many images are "empty".
+
+    Raises:
+        UserError: for networks without attention, or pictures without any object at all.
+    """
+    device = next(backbone.parameters()).device
+    found: list[list[Float[Tensor, "O M"]]] = []
+    whole: Bool[Tensor, "1 1 1"] = torch.ones(1, 1, 1, dtype=torch.bool)
+    mine = my_share(range(len(scenes)))
+    with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
+        for index in mine:
+            picture, ids = scenes.pixels_and_ids(index)
+            images = prepared(picture, backbone, size, keep_aspect)
+            with autocast(device, precision):
+                maps = attention_maps(backbone, images)[0]
+            maps = torch.cat([maps.float(), maps.float().mean(dim=0, keepdim=True)])
+            masks = [*(mass_mask(maps, mass) for mass in masses), whole]
+            found.append([object_jaccards(mask, ids) for mask in masks])
+            advance(1)
+    everything = [one for part in gather_objects(found) for one in part]
+    used = [one for one in everything if len(one[0])]
+    if not used:
+        raise UserError(f"none of the masks, such as {scenes.masks[0]}, holds an object")
+    scores = {
+        f"{mass:g}": summary([per_mass[place] for per_mass in used])
+        for place, mass in enumerate(masses)
+    }
+    objects = sum(len(one[0]) for one in used)
+    return {
+        "masses": scores,
+        "whole_picture": 100 * float(torch.stack([one[-1].mean() for one in used]).mean()),
+        "images": len(used),
+        "objects": objects,
+        "empty": len(everything) - len(used),
+    }
+
+
+def summary(jaccards: Sequence[Float[Tensor, "_ M"]]) -> dict[str, Any]:
+    """Means over the objects of an image, then over images, in percent, for each way to choose.
+
+    Returns:
+        "best_per_object": the best head of each object, as in the author's code; "best_per_image":
+        the head with the best mean of an image, as the caption of Fig. 4 has it; "mean_map": the
+        mask of the mean of all heads, which nobody has to choose; "heads": each head alone.
+    """
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return 100 * torch.stack(list(values)).mean(dim=0)
+
+    return {
+        "best_per_object": mean([one[:, :-1].amax(dim=1).mean() for one in jaccards]).item(),
+        "best_per_image": mean([one[:, :-1].mean(dim=0).amax() for one in jaccards]).item(),
+        "mean_map": mean([one[:, -1].mean() for one in jaccards]).item(),
+        "heads": mean([one[:, :-1].mean(dim=0) for one in jaccards]).tolist(),
+    }

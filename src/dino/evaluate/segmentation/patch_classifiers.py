@@ -1,0 +1,231 @@
+"""Every pixel classified from frozen patch tokens: a linear classifier, and nearest neighbours.
+
+The protocols by which the paper's successors judge local features. Both learn from the share of
+each class among the pixels of a patch, and answer with scores of classes for the patches of a
+picture, which are enlarged bilinearly to its own size.
+
+Shapes: n patches of the training pictures, q patches of others, D width, K classes, h w patches,
+H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dino.evaluate.features.search import nearest
+from dino.evaluate.features.table import my_share
+from dino.evaluate.masks import VOID, Ids
+from dino.evaluate.segmentation.datasets import Scenes, patch_counts, prepared
+from dino.files import UserError
+from dino.models.backbone import Backbone
+from dino.progress import bar
+from dino.runtime import Precision, autocast, gather_objects, ranks
+
+Scorer = Callable[[Float[Tensor, "q D"]], Float[Tensor, "q K"]]
+"""From the features of patches to a score for each class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How pictures become patches.
+
+    Attributes:
+        size: see `dino.evaluate.segmentation.datasets.prepared`.
+        keep_aspect: likewise.
+        precision: of the network.
+    """
+
+    size: int = 480
+    keep_aspect: bool = False
+    precision: Precision = "fp32"
+
+    @torch.inference_mode()
+    def features(self, backbone: Backbone, picture: Any) -> Float[Tensor, "D h w"]:
+        """Patch tokens of a picture after the final norm."""
+        images = prepared(picture, backbone, self.size, self.keep_aspect)
+        with autocast(images.device, self.precision):
+            return backbone.features(images).patches[-1, 0].float()
+
+
+class Bank(NamedTuple):
+    """Patches to learn from.
+
+    Attributes:
+        features: of each patch, on the CPU.
+        shares: of each class among the patch's pixels that are not void.
+        weights: how many pixels those are.
+        classes: the number that masks have for each class.
+    """
+
+    features: Float[Tensor, "n D"]
+    shares: Float[Tensor, "n K"]
+    weights: Float[Tensor, " n"]
+    classes: list[int]
+
+
+def learnable(
+    backbone: Backbone, scenes: Scenes, look: Look, limit: int, seed: int, title: str
+) -> Bank:
+    """The patches of training pictures, at most `limit`, drawn evenly from all pictures.
+
+    Patches of void alone are left out. The draw depends on the seed and the picture's place only.
+
+    Raises:
+        UserError: if there is only one class.
+    """
+    mine = my_share(range(len(scenes)))
+    most = max(1, limit // len(scenes))
+    rows: list[tuple[Tensor, Tensor]] = []
+    with bar(f"{title}, training images", len(mine), shown=ranks().main) as advance:
+        for index in mine:
+            picture, ids = scenes.pixels_and_ids(index)
+            features = look.features(backbone, picture)
+            grid = (features.shape[1], features.shape[2])
+            counts = patch_counts(ids, grid, range(VOID))[:-1].flatten(1).T
+            usable = counts.sum(dim=1).nonzero().squeeze(1)
+            drawn = np.random.default_rng((seed, index)).permutation(len(usable))[:most]
+            chosen = usable[torch.from_numpy(np.sort(drawn))]
+            rows.append((features.flatten(1).T.cpu()[chosen], counts[chosen].to(torch.int32)))
+            advance(1)
+    everything = [row for part in gather_objects(rows) for row in part]
+    counts = torch.cat([counts for _, counts in everything])
+    classes = counts.sum(dim=0).nonzero().squeeze(1).tolist()
+    if len(classes) < 2:
+        raise UserError(
+            f"the {len(scenes)} masks to learn from, such as {scenes.masks[0]}, hold one class only"
+        )
+    counts = counts[:, classes].float()
+    weights = counts.sum(dim=1)
+    features = torch.cat([features for features, _ in everything])
+    return Bank(features, counts / weights[:, None], weights, classes)
+
+
+# ---------------------------------------------------------------------------------- two scorers
+def linear(bank: Bank, penalty: float, steps: int, device: torch.device) -> Scorer:
+    """A linear classifier of standardised features, at the minimum of its objective.
+
+    The objective is the mean cross-entropy over pixels, each with the scores of its patch, and half
+    the penalty times the squared weights. It is convex; L-BFGS finds the minimum from zero, with no
+    learning rate and nothing random. (Successors take batch norm for the standardising, and many
+    steps of SGD or AdamW.)
+
+    Args:
+        bank: what to learn from; moved to `device`.
+        penalty: not negative.
+        steps: iterations at most.
+        device: where to compute.
+    """
+    x, shares = bank.features.to(device), bank.shares.to(device)
+    weights = (bank.weights / bank.weights.sum()).to(device)
+    mean = weights @ x
+    deviation = (weights @ (x - mean).square()).sqrt().clamp(min=1e-6)
+    x = (x - mean) / deviation
+    matrix = torch.zeros(x.shape[1], shares.shape[1], device=device, requires_grad=True)
+    offset = torch.zeros(shares.shape[1], device=device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [matrix, offset],
+        max_iter=steps,
+        history_size=20,
+        tolerance_grad=1e-6,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        logits = torch.addmm(offset, x, matrix)
+        loss = -(weights @ (shares * logits.log_softmax(dim=1)).sum(dim=1))
+        loss = loss + penalty / 2 * matrix.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    slope = (matrix / deviation[:, None]).detach()
+    shift = (offset - mean @ slope).detach()
+    return lambda features: torch.addmm(shift, features, slope)
+
+
+def neighbours(bank: Bank, k: int, temperature: float, device: torch.device) -> Scorer:
+    """Shares of classes of the k most similar patches, weighted exp(similarity / temperature).
+
+    The protocol of Balažević et al. 2023 (arXiv 2306.01667) without its augmentation.
+
+    Args:
+        bank: what to learn from.
+        k: at least 1; clipped to the bank.
+        temperature: positive.
+        device: where to compute; bank and shares are moved there.
+    """
+    features, shares = bank.features.to(device), bank.shares.to(device)
+
+    def score(queries: Float[Tensor, "q D"]) -> Float[Tensor, "q K"]:
+        similarity, index = nearest(queries, features, min(k, len(features)), device=device)
+        weights = (similarity / temperature).softmax(dim=1)
+        return torch.einsum("qk,qkc->qc", weights, shares[index])
+
+    return score
+
+
+# ------------------------------------------------------------------------------------- the score
+def confusions(
+    backbone: Backbone,
+    scenes: Scenes,
+    scorers: dict[str, Scorer],
+    classes: Sequence[int],
+    look: Look,
+    title: str,
+) -> dict[str, Int[np.ndarray, "256 256"]]:
+    """Pixels of all pictures by true and by found class, for each scorer; void is left out."""
+    totals = {name: np.zeros((256, 256), dtype=np.int64) for name in scorers}
+    mine = my_share(range(len(scenes)))
+    numbers = np.array(classes, dtype=np.uint8)
+    with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
+        for index in mine:
+            picture, ids = scenes.pixels_and_ids(index)
+            features = look.features(backbone, picture)
+            for name, score in scorers.items():
+                scores = score(features.flatten(1).T).T.unflatten(1, features.shape[1:])
+                found = numbers[enlarged(scores, ids.shape)]
+                totals[name] += confusion(found, ids)
+            advance(1)
+    parts = gather_objects(totals)
+    return {name: sum(part[name] for part in parts) for name in scorers}
+
+
+def enlarged(scores: Float[Tensor, "K h w"], size: Sequence[int]) -> Int[np.ndarray, "H W"]:
+    """The index of the class with the highest score at each pixel."""
+    large = F.interpolate(scores[None], tuple(size), mode="bilinear")[0]
+    winner: np.ndarray = large.argmax(dim=0).cpu().numpy()
+    return winner
+
+
+def confusion(found: Ids, truth: Ids) -> Int[np.ndarray, "256 256"]:
+    """Pixels by true (row) and found (column) class, without those whose truth is void."""
+    valid = truth != VOID
+    pairs = truth[valid].astype(np.int64) * 256 + found[valid]
+    return np.bincount(pairs, minlength=256 * 256).reshape(256, 256)
+
+
+def mean_iou(counts: Int[np.ndarray, "256 256"]) -> dict[str, Any]:
+    """Mean over classes of intersection over union, each summed over all pictures first.
+
+    Returns:
+        In percent "miou", "accuracy" of pixels, and "classes": the index of each class that occurs
+        in the truth or was found, the background included.
+    """
+    right, true, found = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    union = true + found - right
+    classes = {str(k): 100 * float(right[k] / union[k]) for k in np.flatnonzero(union)}
+    return {
+        "miou": float(np.mean(list(classes.values()))),
+        "accuracy": 100 * float(right.sum() / counts.sum()),
+        "classes": classes,
+    }

@@ -1,0 +1,1 @@
+"""Video object segmentation (paper section 4.2.2, Table 5)."""

@@ -1,0 +1,82 @@
+"""A video with the masks of its objects laid over it, as an animation.
+
+Shapes: H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dino.data.images.decode import read_picture
+from dino.evaluate.masks import Mask, read_mask
+from dino.evaluate.video.davis import Clip
+from dino.evaluate.video.davis_metrics import boundary
+from dino.files import replacing
+
+STRENGTH = 0.5
+"""Of the colour over an object, from 0 to 1; its boundary has the colour alone."""
+
+LONGEST = 480
+"""Longer side of an animation in pixels, at most."""
+
+MILLISECONDS = 80
+"""That each frame is shown."""
+
+
+def write_overlay(clip: Clip, masks: Path, path: Path) -> None:
+    """Write an animated GIF of a video and its masks, a frame in memory at a time.
+
+    Args:
+        clip: the video.
+        masks: the folder of its masks, named like the frames.
+        path: the file.
+    """
+    first, *others = clip.frames
+
+    def pictures() -> Iterator[Image.Image]:
+        for frame in others:
+            yield _picture(frame, masks)
+
+    with replacing(path) as temporary:
+        _picture(first, masks).save(
+            temporary,
+            "GIF",
+            save_all=True,
+            append_images=pictures(),
+            duration=MILLISECONDS,
+            loop=0,
+        )
+
+
+def _picture(frame: Path, masks: Path) -> Image.Image:
+    picture = overlaid(read_picture(frame), read_mask(masks / f"{frame.stem}.png"))
+    picture.thumbnail((LONGEST, LONGEST))
+    return picture.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+
+
+def overlaid(picture: Image.Image, mask: Mask) -> Image.Image:
+    """A picture with its objects in the colours of the mask's palette."""
+    pixels = np.array(picture.convert("RGB"), dtype=np.float32)
+    for number in mask.objects:
+        region, color = mask.ids == number, np.array(color_of(mask, number), dtype=np.float32)
+        pixels[region] += STRENGTH * (color - pixels[region])
+        pixels[boundary(region)] = color
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def color_of(mask: Mask, number: int) -> tuple[int, int, int]:
+    """An object's colour in the palette, or that of the palette of VOC and DAVIS."""
+    start = 3 * number
+    if mask.palette is not None and len(mask.palette) >= start + 3:
+        red, green, blue = mask.palette[start : start + 3]
+        return red, green, blue
+    # The three lowest bits of the number are the highest of red, green and blue, and so on.
+    channels = [
+        sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+        for channel in range(3)
+    ]
+    return channels[0], channels[1], channels[2]

@@ -1,0 +1,169 @@
+"""Objects of a video followed from the mask of its first frame (section 4.2.2, Table 5).
+
+Frames are resized, described by their patch tokens, labelled by `dino.evaluate.video.propagation`,
+and the labels turned into masks of the frames' own size, one frame after another.
+
+Shapes: C labels (the background first), D width, h w patches, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from dino.data.images.decode import read_picture, to_tensor
+from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.views.photometric import normalize
+from dino.evaluate.masks import Ids, Mask, like, read_mask, resized_ids
+from dino.evaluate.video.davis import Clip
+from dino.evaluate.video.propagation import PAPER, Neighbourhood, Propagator, stretched
+from dino.files import UserError
+from dino.models.backbone import Backbone
+from dino.runtime import Precision, autocast
+
+Normalization = Literal["reference", "weights"]
+
+REFERENCE_STD = (0.228, 0.224, 0.225)
+"""What the published script divides by; everywhere else the first value is .229."""
+
+AHEAD = 2
+"""Frames that are read while others are computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """How a video is followed; the defaults are the paper's.
+
+    Attributes:
+        size: shorter side of the frames in pixels.
+        last: how many frames before a frame give it labels, beside the first.
+        how: which patches give labels.
+        normalization: "reference" for the standard deviations of the published script wherever the
+            weights' own are ImageNet's, "weights" for the weights' own.
+        precision: of the network; labels are propagated in fp32 always.
+
+    Raises:
+        UserError: for a size below one pixel.
+    """
+
+    size: int = 480
+    last: int = 7
+    how: Neighbourhood = PAPER
+    normalization: Normalization = "reference"
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"--size must be a number of pixels, not {self.size}")
+
+
+@torch.inference_mode()
+def follow(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterator[Mask]:
+    """The masks of all frames of a video, in order; the first is the given one.
+
+    Every object of the first mask is followed, also one so small that no patch shows it: it is then
+    found nowhere. (The published code makes labels from 0 to the largest number that a patch shows;
+    labels that no patch has change nothing, so the masks are the same.)
+
+    Args:
+        backbone: any network with maps of features, in evaluation mode.
+        clip: the video.
+        how: the settings.
+
+    Raises:
+        UserError: naming the file that cannot be read or does not fit.
+    """
+    first = read_mask(clip.masks[0])
+    numbers = np.array([0, *first.objects], dtype=np.uint8)
+    device = next(backbone.parameters()).device
+    mean, std = statistics_of(backbone, how.normalization)
+    propagator = None
+    for pixels in _read_ahead(clip.frames, how.size, backbone.patch_size or 1):
+        images = normalize(pixels.to(device, non_blocking=True), mean, std)[None]
+        with autocast(device, how.precision):
+            features = backbone.features(images).patches[-1, 0]
+        features = features.float()
+        if propagator is None:
+            labels = one_hot(first.ids, numbers, features.shape[1:]).to(device)
+            propagator = Propagator(features, labels, how.last, how.how)
+            yield first
+        else:
+            labels = propagator.step(features)
+            yield like(first, decided(labels, pixels.shape[1:], numbers, first.ids.shape))
+
+
+def statistics_of(
+    backbone: Backbone, normalization: Normalization
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation by which a network's frames are normalised."""
+    own = backbone.preprocessing
+    imagenet = (tuple(own.mean), tuple(own.std)) == (IMAGENET_MEAN, IMAGENET_STD)
+    return own.mean, REFERENCE_STD if normalization == "reference" and imagenet else own.std
+
+
+def working_size(height: int, width: int, size: int, patch: int) -> tuple[int, int]:
+    """Height and width at which a frame is described, with `size` for the shorter side.
+
+    The longer side is the multiple of 64 below its due (480 x 854 becomes 480 x 832), as published,
+    but never less than the shorter. Where the network's patches do not divide a side, the rest is
+    left out.
+
+    Raises:
+        UserError: if no patch fits.
+    """
+    shorter, longer = sorted((height, width))
+    long = max(size, int(size * longer / shorter // 64 * 64))
+    sides = [side // patch * patch for side in (size, long)]
+    if sides[0] == 0:
+        raise UserError(f"--size {size} holds no patch of {patch} px")
+    return (sides[0], sides[1]) if height <= width else (sides[1], sides[0])
+
+
+def read_frame(path: Path, size: int, patch: int) -> Float[Tensor, "3 H W"]:
+    """A frame at its working size, in whole levels from 0 to 255.
+
+    Bilinear without antialiasing, like OpenCV's, with which the published script reads: on four
+    frames of DAVIS (854 to 832 pixels wide) 3 of 10,000 values differed, by one level.
+    """
+    pixels = to_tensor(read_picture(path))
+    height, width = working_size(pixels.shape[1], pixels.shape[2], size, patch)
+    return F.interpolate(pixels[None].float(), (height, width), mode="bilinear")[0].round()
+
+
+def _read_ahead(paths: Sequence[Path], size: int, patch: int) -> Iterator[Float[Tensor, "3 H W"]]:
+    with ThreadPoolExecutor(1) as reader:
+        waiting = deque(reader.submit(read_frame, path, size, patch) for path in paths[:AHEAD])
+        for index in range(len(paths)):
+            if index + AHEAD < len(paths):
+                waiting.append(reader.submit(read_frame, paths[index + AHEAD], size, patch))
+            yield waiting.popleft().result()
+
+
+def one_hot(ids: Ids, numbers: np.ndarray, grid: Sequence[int]) -> Float[Tensor, "C h w"]:
+    """Labels of patches: of the pixel in the middle of each; void is background."""
+    height, width = grid
+    small = resized_ids(ids, height, width)
+    known = np.where(np.isin(small, numbers), small, 0)
+    return torch.from_numpy((known == numbers[:, None, None]).astype(np.float32))
+
+
+def decided(
+    labels: Float[Tensor, "C h w"],
+    working: Sequence[int],
+    numbers: np.ndarray,
+    original: Sequence[int],
+) -> Ids:
+    """The object of each pixel: labels enlarged, stretched and compared, then the frame's size."""
+    large = F.interpolate(labels[None], tuple(working), mode="bilinear")[0]
+    winner = stretched(large).argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return resized_ids(numbers[winner], original[0], original[1])

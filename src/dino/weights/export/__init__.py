@@ -1,0 +1,1 @@
+"""`dino export`: weights for other programs, with a model card."""

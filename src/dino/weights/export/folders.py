@@ -1,0 +1,307 @@
+"""Folders as timm and transformers keep them: `config.json`, `model.safetensors`, their transform.
+
+Neither library is needed to write them. Values are those of our weights, bit for bit, unless
+another image size was asked for: then the position embedding is the one resampled for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dino.data.images.preprocessing import Preprocessing
+from dino.files import UserError, replacing, sync_file, sync_folder
+from dino.models.backbone import Backbone
+from dino.models.convnet import Timm
+from dino.models.vit import ViT
+from dino.weights.export.graph import fixed
+from dino.weights.export.model_card import Contents
+from dino.weights.key_maps import from_ours
+
+FILES = frozenset({"config.json", "model.safetensors", "preprocessor_config.json", "README.md"})
+"""All that an exported folder ever holds; a folder that holds anything else is not replaced."""
+
+TIMM_EPS = 1e-6
+"""Epsilon of the layer norms of timm's ViTs, which is no argument of theirs."""
+
+TIMM_USE = """
+import json
+from pathlib import Path
+
+import timm
+from PIL import Image
+
+folder = Path("{folder}")
+config = json.loads((folder / "config.json").read_text())
+backbone = timm.create_model(
+    config["architecture"],
+    num_classes=0,
+    checkpoint_path=str(folder / "model.safetensors"),
+    **config["model_args"],
+).eval()
+settings = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
+image = timm.data.create_transform(**settings)(Image.open("picture.jpg").convert("RGB"))
+feature = backbone(image[None])  # [1, {width}]
+"""
+
+TRANSFORMERS_USE = """
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+backbone = AutoModel.from_pretrained("{folder}").eval()
+processor = AutoImageProcessor.from_pretrained("{folder}", backend="pil")
+output = backbone(**processor(Image.open("picture.jpg"), return_tensors="pt"))
+feature = output.last_hidden_state[:, 0]  # [1, {width}], the CLS token
+patches = output.last_hidden_state[:, 1:]  # [1, patches, {width}]
+"""
+
+
+def sized(preprocessing: Preprocessing, size: int) -> Preprocessing:
+    """The same transform for squares of `size` px: resize and crop keep their proportion."""
+    return replace(
+        preprocessing, resize=round(size * preprocessing.resize / preprocessing.crop), crop=size
+    )
+
+
+# ------------------------------------------------------------------------------------ timm
+def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, Any]) -> Contents:
+    """Write a network as timm's hub folders are; `timm.create_model` builds and loads it.
+
+    Args:
+        folder: an empty folder to fill, under the name that it will have.
+        backbone: any network of ours.
+        size: side of the images in pixels.
+        about: JSON-able words for the metadata of the weights.
+
+    Raises:
+        UserError: for a ViT whose layer norms have another epsilon than all of timm's.
+    """
+    twin = fixed(backbone, (size, size))
+    if isinstance(twin, ViT) and twin.norm.eps != TIMM_EPS:
+        raise UserError(
+            f"timm's ViTs have the norm epsilon {TIMM_EPS}, this one has {twin.norm.eps}: use "
+            "--format transformers or onnx"
+        )
+    preprocessing = sized(backbone.preprocessing, size)
+    architecture, arguments = timm_arguments(twin, size)
+    config = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": twin.width,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [arguments["in_chans"], size, size],
+            "crop_pct": _crop_share(preprocessing),
+            "crop_mode": "squash" if preprocessing.squash else "center",
+            "interpolation": preprocessing.interpolation,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj" if isinstance(twin, ViT) else None,
+            "classifier": None,
+        },
+    }
+    _write(folder / "config.json", config)
+    save_tensors(
+        folder / "model.safetensors", from_ours(twin.state_dict(), "timm", twin.spec), about
+    )
+    usage = TIMM_USE.format(folder=folder.name, width=twin.width)
+    notes: tuple[str, ...] = (
+        f'Newer timm also takes `timm.create_model("local-dir:{folder.name}", pretrained=True)`.',
+    )
+    if isinstance(twin, ViT):
+        notes += (
+            f"Made for images of {size} x {size} px, where its features are those of the weights. "
+            "With `dynamic_img_size=True` timm takes other sizes too, but resamples the position "
+            "embedding in its own way (antialiased): export with `--size` for the exact features.",
+        )
+    return Contents("a folder for timm", usage, preprocessing, notes, library="timm")
+
+
+def timm_arguments(backbone: Backbone, size: int) -> tuple[str, dict[str, Any]]:
+    """Name and arguments with which `timm.create_model` builds the same network.
+
+    The arguments say all that could differ from what the name stands for.
+    """
+    channels = backbone.spec.get("channels", 3)
+    if isinstance(backbone, ViT):
+        arch = backbone.spec["arch"]
+        patch = 8 if backbone.patch_size == 8 and arch != "vit_tiny" else 16  # those timm has
+        return f"{arch}_patch{patch}_224", {
+            "img_size": size,
+            "patch_size": backbone.patch_size,
+            "in_chans": channels,
+            "embed_dim": backbone.width,
+            "depth": backbone.depth,
+            "num_heads": backbone.heads,
+            "mlp_ratio": backbone.spec.get("mlp_ratio", 4.0),
+        }
+    if isinstance(backbone, Timm):
+        sizes = {"img_size": backbone.spec.get("image_size", 224), "dynamic_img_size": True}
+        takes = hasattr(backbone.network, "dynamic_img_size")
+        return backbone.name, {"in_chans": channels, **(sizes if takes else {})}
+    return "resnet50", {"in_chans": channels}
+
+
+def _crop_share(preprocessing: Preprocessing) -> float:
+    """The `crop_pct` from which timm computes our resize: floor(crop / crop_pct)."""
+    share = preprocessing.crop / preprocessing.resize
+    while math.floor(preprocessing.crop / share) < preprocessing.resize:
+        share = math.nextafter(share, 0)
+    return share
+
+
+# ------------------------------------------------------------------------------------ transformers
+def transformers_folder(
+    folder: Path, backbone: Backbone, size: int, about: dict[str, Any]
+) -> Contents:
+    """Write a ViT as transformers does; `AutoModel` and `AutoImageProcessor` open it.
+
+    `AutoModel` adds a pooler to a ViT and would draw its weights at random. The file holds one
+    that changes nothing (identity, no bias, no activation), so `pooler_output` is the feature too.
+
+    Args:
+        folder: an empty folder to fill, under the name that it will have.
+        backbone: a ViT of ours.
+        size: side of the images in pixels.
+        about: JSON-able words for the metadata of the weights.
+
+    Raises:
+        UserError: for other networks.
+    """
+    if not isinstance(backbone, ViT):
+        raise UserError(
+            f"transformers has no layout for {backbone.spec['arch']}: use --format timm or onnx"
+        )
+    twin = fixed(backbone, (size, size))
+    assert isinstance(twin, ViT)
+    preprocessing = sized(backbone.preprocessing, size)
+    tensors = from_ours(twin.state_dict(), "transformers", twin.spec)
+    tensors["pooler.dense.weight"] = torch.eye(twin.width)
+    tensors["pooler.dense.bias"] = torch.zeros(twin.width)
+    _write(folder / "config.json", _vit_config(twin, size))
+    _write(folder / "preprocessor_config.json", _processor(preprocessing, twin))
+    about = {**about, "spec": twin.spec, "preprocessing": preprocessing.to_dict()}
+    save_tensors(folder / "model.safetensors", tensors, about)
+    notes = (
+        "`pooler_output` is the same feature from transformers 4.51 on (older ones apply a tanh).",
+        f"Made for images of {size} x {size} px. For others give `interpolate_pos_encoding=True`; "
+        'transformers then resamples like our `position="exact"`'
+        + (
+            ", while these weights were trained with `reference`: export with `--size` for the "
+            "exact features."
+            if twin.position == "reference"
+            else "."
+        ),
+        "The processor rounds the place of the central crop down, where torchvision rounds to the "
+        "even number: for one aspect ratio in four the crop lies one pixel beside. Without "
+        '`backend="pil"` transformers 5 resizes with torchvision, whose levels differ by one here '
+        "and there.",
+    )
+    usage = TRANSFORMERS_USE.format(folder=folder.name, width=twin.width)
+    title = "a folder for transformers"
+    return Contents(title, usage, preprocessing, notes, library="transformers")
+
+
+def _vit_config(backbone: ViT, size: int) -> dict[str, Any]:
+    return {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": backbone.width,
+        "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.heads,
+        "intermediate_size": int(backbone.width * backbone.spec.get("mlp_ratio", 4.0)),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": backbone.norm.eps,
+        "image_size": size,
+        "patch_size": backbone.patch_size,
+        "num_channels": backbone.spec.get("channels", 3),
+        "qkv_bias": True,
+        "pooler_output_size": backbone.width,
+        "pooler_act": "linear",
+        "torch_dtype": "float32",
+    }
+
+
+def _processor(preprocessing: Preprocessing, backbone: ViT) -> dict[str, Any]:
+    """BiT's processor is the plain one: shorter side, central crop, mean and deviation."""
+    side, crop = preprocessing.resize, preprocessing.crop
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": backbone.spec.get("channels", 3) == 3,
+        "do_resize": True,
+        "size": {"height": side, "width": side}
+        if preprocessing.squash
+        else {"shortest_edge": side},
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": crop, "width": crop},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+
+
+# ------------------------------------------------------------------------------------ files
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors in another library's layout, with what they alone do not tell.
+
+    The metadata `format` is what transformers asks for; `dino_export` holds the architecture
+    (heads, position) and the preprocessing for `dino.load`.
+    """
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt", "dino_export": json.dumps(about)})
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder of the same name elsewhere; on success it takes the place of `folder`.
+
+    Raises:
+        UserError: if `folder` exists and is not an export, or holds anything but one.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+        if held and not (held <= FILES and "README.md" in held):
+            raise UserError(f"{folder} exists and is no export of dino: choose another --out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    new, former = workspace / folder.name, workspace / f"former {folder.name}"
+    try:
+        new.mkdir()
+        yield new
+        for path in new.iterdir():
+            sync_file(path)
+        sync_folder(new)
+        if folder.exists():
+            folder.rename(former)
+        try:
+            new.rename(folder)
+        except OSError:
+            if former.exists():
+                former.rename(folder)
+            raise
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)

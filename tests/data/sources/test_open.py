@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+
+from dino.data.images.image_errors import ImageError
+from dino.data.sources.open import Folder, Source, open_source
+from dino.data.sources.packed_strings import Names, numbered
+from dino.files import UserError
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 4), (len(name), 0, 0)).save(path)
+    return root
+
+
+# ---------------------------------------------------------------------------------- folders
+def test_a_flat_folder_in_sorted_order(tmp_path: Path) -> None:
+    source = open_source(make(tmp_path, "b.png", "a.jpg", "C.PNG", "d.JPEG", "e.TIFF", "f.webp"))
+    names = [Path(source.path(index)).name for index in range(len(source))]
+    assert names == ["C.PNG", "a.jpg", "b.png", "d.JPEG", "e.TIFF", "f.webp"]
+    assert (source.labels, source.classes) == (None, None)
+    assert source[2].size == (6, 4)
+
+
+def test_sub_folders_of_the_first_level_are_the_classes(tmp_path: Path) -> None:
+    make(tmp_path, "dog/x/2.png", "dog/1.png", "cat/1.png", "emu/deep/er/1.png")
+    source = open_source(str(tmp_path))
+    assert source.classes == ["cat", "dog", "emu"]
+    assert source.labels == [0, 1, 1, 2]
+
+
+def test_one_image_outside_or_one_class_alone_gives_no_labels(tmp_path: Path) -> None:
+    assert open_source(make(tmp_path / "a", "dog/1.png", "cat/1.png", "1.png")).labels is None
+    assert open_source(make(tmp_path / "b", "images/1.png", "images/2.png")).labels is None
+
+
+def test_hidden_and_foreign_files_are_skipped(tmp_path: Path) -> None:
+    make(tmp_path, "a.png", "._a.png", ".cache/b.png")
+    (tmp_path / "labels.csv").write_text("x")
+    assert len(open_source(tmp_path)) == 1
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    make(tmp_path / "elsewhere", "1.png")
+    make(tmp_path / "data", "a/1.png")
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "a" / "up").symlink_to(tmp_path / "data")
+    assert len(open_source(tmp_path / "data")) == 2
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    try:
+        make(tmp_path, "ä/Ω 1.png", os.fsdecode(b"\xff.png"))
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    source = open_source(tmp_path)
+    assert [source[index].size for index in range(2)] == [(6, 4), (6, 4)]
+
+
+def test_a_folder_pickles_small(tmp_path: Path) -> None:
+    source = Folder(make(tmp_path, "a/1.png", "b/2.png"))
+    copy = pickle.loads(pickle.dumps(source))
+    assert (copy.path(1), copy.labels) == (source.path(1), [0, 1])
+
+
+def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere does not exist: give --data a folder"):
+        open_source(tmp_path / "nowhere")
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
+    with pytest.raises(UserError, match="empty is empty: give --data a folder"):
+        open_source(tmp_path / "empty")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in ("1.txt", "2.TXT", "3.txt", "a.csv", "README", ".hidden"):
+        (texts / name).write_text("x")
+    with pytest.raises(UserError, match=r"no images: found 3 \.txt, 1 \.csv, 1 without extension"):
+        open_source(texts)
+    with pytest.raises(UserError, match="README is a file: give --data a folder"):
+        open_source(texts / "README")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.png")
+    (tmp_path / "a").chmod(0)
+    try:
+        with pytest.raises(UserError, match="a cannot be read: Permission denied"):
+            open_source(tmp_path)
+    finally:
+        (tmp_path / "a").chmod(0o700)
+
+
+def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    source = open_source(make(tmp_path, "a.png", "b.png"))
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(ImageError, match=r"b\.png cannot be read as an image: there is no such"):
+        source[1]
+
+
+def test_names_are_a_sequence_of_strings() -> None:
+    strings = ["a", "", "ä/b.png", "c" * 300]
+    names = Names(strings)
+    assert list(names) == strings
+    assert (names[-1], names[1:3]) == (strings[-1], strings[1:3])
+    with pytest.raises(IndexError):
+        names[4]
+    assert list(Names([])) == []
+
+
+def test_names_are_joined_and_divided() -> None:
+    parts = [["a", "é"], [], ["", "c" * 300]]
+    joined = Names.joined([Names(part) for part in parts])
+    assert list(joined) == [name for part in parts for name in part]
+    assert list(Names.of(joined.text, joined.ends)) == list(joined)
+    assert list(Names.joined([])) == []
+
+
+def test_classes_are_numbered_in_their_order() -> None:
+    assert numbered(["b", "a", "b"]) == (["a", "b"], [1, 0, 1])
+    assert numbered(["10", "9", "-1"]) == (["-1", "9", "10"], [2, 1, 0])
+    assert numbered(["10", "9", "x"]) == (["10", "9", "x"], [0, 1, 2])
+
+
+# ---------------------------------------------------------------------------------- objects
+class Pictures(Dataset):
+    """A user's data set."""
+
+    def __init__(self, samples: list, **attributes: object) -> None:
+        self.samples = samples
+        self.__dict__.update(attributes)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> object:
+        return self.samples[index]
+
+
+GREY = Image.new("L", (6, 4), 9)
+
+
+def test_a_data_set_of_images_with_and_without_labels() -> None:
+    source = open_source(Pictures([GREY, (GREY, 1), np.zeros((4, 6, 3), dtype=np.uint8)]))
+    assert isinstance(source, Source)
+    assert len(source) == 3
+    assert (source[0].mode, source[1].size, tuple(source[2].shape)) == ("RGB", (6, 4), (3, 4, 6))
+    assert (source.labels, source.classes) == (None, None)
+    assert source.path(1) == "item 1 of the Pictures"
+
+
+def test_targets_are_labels_also_through_a_subset() -> None:
+    for targets in ([0, 1, 1, 0], np.array([0, 1, 1, 0]), torch.tensor([0, 1, 1, 0])):
+        data = Pictures([GREY] * 4, targets=targets, classes=["cat", "dog"])
+        source = open_source(data)
+        assert (source.labels, source.classes) == ([0, 1, 1, 0], ["cat", "dog"])
+        part = open_source(Subset(Subset(data, [3, 1, 0]), [1, 2]))
+        assert (part.labels, part.classes) == ([1, 0], ["cat", "dog"])
+    unnamed = open_source(Pictures([GREY] * 2, targets=[0, 2]))
+    assert unnamed.classes == ["0", "1", "2"]
+
+
+def test_targets_that_are_no_classes_are_ignored() -> None:
+    for targets in (["a", "b"], [0.5, 1.0], [[0], [1, 2]], [1], [-1, 0], None):
+        assert open_source(Pictures([GREY] * 2, targets=targets)).labels is None
+
+
+def test_a_list_of_pairs_has_labels_and_a_list_of_images_none() -> None:
+    assert open_source([(GREY, 1), (GREY, 0)]).labels == [1, 0]
+    assert open_source([(GREY, "cat"), (GREY, "dog")]).labels is None
+    assert open_source([GREY, GREY]).labels is None
+
+
+def test_a_tensor_of_images_is_a_data_set() -> None:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    for data in (images, TensorDataset(images)):
+        assert torch.equal(open_source(data)[1], images[1])
+
+
+def test_a_source_stays_what_it_is(tmp_path: Path) -> None:
+    source = open_source(make(tmp_path, "a.png"))
+    assert open_source(source) is source
+
+
+def test_what_is_no_data_set() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[Image.Image]:
+            return iter([GREY])
+
+    for data in (Stream(), 7, None):
+        with pytest.raises(UserError, match="cannot take images from a"):
+            open_source(data)
+    with pytest.raises(UserError, match="the list given as data is empty"):
+        open_source([])
+    with pytest.raises(ImageError, match="item 0 of the list"):
+        open_source([torch.rand(3, 4, 4)])[0]

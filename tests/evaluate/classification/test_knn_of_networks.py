@@ -1,0 +1,206 @@
+"""k-NN of whole networks: tables, the evaluation of the training loop, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.fakes import COLORS, MeanColor
+from PIL import Image
+
+from dino.data.sources.open import open_source
+from dino.evaluate.classification.knn import KNN, KNNEvaluation, accuracies, run, spread
+from dino.evaluate.features.table import FeatureTable, Part
+from dino.evaluate.protocol import Evaluation
+from dino.files import UserError
+from dino.models.create import create
+from dino.weights.load import save
+
+
+def table(labels: list[int], classes: list[str] | None) -> FeatureTable:
+    """Every image's feature is its class's own axis, as named by the first letter."""
+    names = classes or ["a", "b", "c", "d"]
+    axes = torch.eye(4)[["abcd".index(names[label][0]) for label in labels]]
+    return FeatureTable(axes, torch.tensor(labels), [""] * len(labels), classes)
+
+
+def test_classes_are_matched_by_name() -> None:
+    bank = table([0, 0, 1, 1, 2], ["a", "b", "c"])
+    queries = table([0, 1, 1], ["b", "c"])  # the folder of "a" is missing
+    assert accuracies(bank, queries, [1])[1].top1 == 100.0
+    strange = table([0, 1, 1, 1], ["b", "d"])  # "d" is not in the bank
+    assert accuracies(bank, strange, [1])[1].top1 == 25.0
+
+
+def test_without_names_the_numbers_count() -> None:
+    bank = table([0, 1, 2], None)
+    assert accuracies(bank, table([1, 2], None), [1])[1].top1 == 100.0
+
+
+def test_without_queries_it_is_leave_one_out() -> None:
+    bank = table([0, 0, 1, 1, 2], ["a", "b", "c"])
+    assert accuracies(bank, None, [1])[1].top1 == 80.0  # the only "c" has no fellow
+
+
+def test_unlabelled_tables_are_refused() -> None:
+    bank = table([0, 1], ["a", "b"])
+    bare = FeatureTable(bank.features, None, bank.paths, None)
+    for pair in ((bare, bank), (bank, bare), (bare, None)):
+        with pytest.raises(UserError, match="sub-folder"):
+            accuracies(*pair)
+
+
+def test_evaluation_in_training(mean_color: MeanColor, color_folder: Callable[..., Path]) -> None:
+    bank = open_source(color_folder("train", 4))
+    evaluation: Evaluation = KNNEvaluation(bank, open_source(color_folder("val", 2)), k=(1, 3))
+    assert evaluation.name == "knn"
+    assert evaluation.run(mean_color) == {"k1": 100.0, "k3": 100.0}
+    assert KNNEvaluation(bank, k=(1, 100)).run(mean_color).keys() == {"k1", "k11"}
+    assert mean_color.training
+    bank.labels = None
+    with pytest.raises(UserError, match="sub-folder"):
+        KNNEvaluation(bank)
+
+
+def test_a_limit_takes_images_of_all_classes(color_folder: Callable[..., Path]) -> None:
+    source = open_source(color_folder("train", 10))
+    assert spread(source, None) is source
+    assert spread(source, 30) is source
+    part = spread(source, 6)
+    assert isinstance(part, Part)
+    assert part.labels == [0, 0, 1, 1, 2, 2]
+    assert KNNEvaluation(source, source, limit=6).queries is not None
+    assert len(KNNEvaluation(source, source, limit=6).bank) == 6
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A run folder with a small network."""
+    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    save(vit, tmp_path / "run" / "teacher.safetensors")
+    return tmp_path / "run"
+
+
+def test_command_prints_one_table_and_writes_json(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank, queries = color_folder("train", 4), color_folder("val", 2)
+    settings = KNN(
+        weights=str(weights),
+        data=str(bank),
+        queries=str(queries),
+        k=(1, 50),
+        baseline=True,
+        workers=0,
+        device="cpu",
+    )
+    scores = run(settings)
+    assert scores.keys() == {"trained", "untrained", "pixels"}
+    assert scores["pixels"][1].top1 == 100.0
+    printed = capsys.readouterr().out
+    for word in ("trained", "untrained", "pixels", "k = 1", "k = 12", "0.07", "6 queries"):
+        assert word in printed
+    assert "clipped to 12" in printed
+    written = json.loads((weights / "knn.json").read_text())
+    assert written["knn"]["pixels"]["k1"] == {"top1": 100.0, "top5": 100.0}
+    assert (written["bank"], written["queries"]) == (12, 6)
+    assert not written["leave_one_out"]
+    assert written["settings"]["temperature"] == [0.07]
+    assert written["weights"]["architecture"]["arch"] == "vit_tiny"
+
+
+def test_several_banks_and_temperatures(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    banks = [str(color_folder("train", 4)), str(color_folder("other", 2))]
+    settings = KNN(
+        weights=str(weights),
+        data=banks[0],
+        banks=(banks[1],),
+        queries=str(color_folder("val", 2)),
+        k=(1, 3),
+        temperature=(0.07, 1.0),
+        workers=0,
+        device="cpu",
+    )
+    found = run(settings)
+    assert "T = 0.07, 1" in capsys.readouterr().out
+    for bank in banks:
+        for t in settings.temperature:
+            alone = replace(settings, data=bank, banks=(), temperature=(t,))
+            assert found[f"trained, {bank}, T = {t:g}"] == run(alone)["trained"]
+
+
+def test_what_is_taken_for_what(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries = color_folder("val", 2)
+    (queries / "red" / "0.png").rename(queries / "blue" / "9.png")  # one mistake
+    (queries / "white").mkdir()
+    Image.new("RGB", (9, 9), (255, 255, 255)).save(queries / "white" / "0.png")
+    settings = KNN(
+        weights=str(weights),
+        data=str(color_folder("train", 4)),
+        queries=str(queries),
+        k=(1,),
+        confusion=True,
+        workers=0,
+        device="cpu",
+    )
+    score = run(settings)["trained"][1].top1
+    assert "blue as red" in capsys.readouterr().out
+    with (weights / "knn.confusion.csv").open(newline="") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["blue", "green", "red", "white"]
+    assert rows["blue"]["images"] == "3"
+    assert rows["blue"]["taken for red"] == "1"
+    assert rows["blue"]["top1"] == "66.67"
+    right = sum(int(row[f"taken for {name}"]) for name, row in rows.items())
+    assert score == 100 * right / 7
+    by_class = json.loads((weights / "knn.json").read_text())["by_class"]
+    assert by_class["top1"]["green"] == 100
+    assert by_class["top1"]["white"] == 0
+
+
+def test_command_leaves_one_out_and_writes_where_it_is_told(
+    weights: Path, color_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    bank = color_folder("train", 3)
+    run(
+        KNN(
+            weights=str(weights / "teacher.safetensors"),
+            data=str(bank),
+            k=(1,),
+            workers=0,
+            device="cpu",
+            out=out,
+        )
+    )
+    written = json.loads(out.read_text())
+    assert written["leave_one_out"]
+    assert written["queries"] == written["bank"] == 9
+    assert written["knn"].keys() == {"trained"}
+
+
+def test_a_file_of_weights_has_its_result_beside_it(
+    weights: Path, color_folder: Callable[..., Path]
+) -> None:
+    file = weights / "teacher.safetensors"
+    run(KNN(weights=str(file), data=str(color_folder("t", 2)), k=(1,), workers=0, device="cpu"))
+    assert (weights / "teacher.safetensors.knn.json").exists()
+
+
+def test_command_refuses_in_one_sentence(weights: Path, color_folder: Callable[..., Path]) -> None:
+    flat = color_folder("flat", 2, {"red": COLORS["red"]}) / "red"
+    with pytest.raises(UserError, match="sub-folder"):
+        run(KNN(weights=str(weights), data=str(flat), device="cpu"))
+    with pytest.raises(UserError, match="from 1 on"):
+        run(KNN(weights="nowhere", data="nowhere", k=(0,), device="cpu"))
+    with pytest.raises(UserError, match="nowhere"):
+        run(KNN(weights="nowhere", data=str(flat), device="cpu"))

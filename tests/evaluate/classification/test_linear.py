@@ -1,0 +1,344 @@
+"""The linear probe: its features, its crops, its ranks, its interruptions, its command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import ranks
+from helpers.fakes import COLORS
+from oracle import linear as oracle
+from PIL import Image
+from torchvision.transforms import functional as F
+
+from dino.data.images.decode import to_tensor
+from dino.data.sources.open import Source, open_source
+from dino.data.views.view_spec import draw_views, generator
+from dino.evaluate.classification import linear
+from dino.evaluate.classification import linear_training as probe
+from dino.evaluate.classification.feature_batches import FromCrops, FromTables, RandomCrops
+from dino.evaluate.classification.linear import Linear, run
+from dino.evaluate.classification.linear_classifier import Sweep
+from dino.evaluate.classification.linear_training import Layers, Score, layers_of
+from dino.evaluate.epoch_checkpoint import Unfinished
+from dino.evaluate.features.table import FeatureTable
+from dino.files import UserError
+from dino.models.backbone import Backbone
+from dino.models.create import create
+from dino.runtime import Ranks
+from dino.weights.load import save
+
+
+def small(seed: int = 0, depth: int = 2) -> Backbone:
+    torch.manual_seed(seed)
+    size = {"width": 12, "depth": depth, "heads": 2, "patch_size": 4, "image_size": 8}
+    return create("vit_tiny", **size).eval()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    save(small(), tmp_path / "run" / "teacher.safetensors")
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
+def settings(weights: str, color_folder: Callable[..., Path]) -> Linear:
+    return Linear(
+        weights=weights,
+        data=str(color_folder("train", 5)),
+        val=str(color_folder("val", 3)),
+        mode="cached",
+        rates=(0.1, 10.0, 1e3),
+        epochs=4,
+        batch=4,
+        workers=0,
+        device="cpu",
+    )
+
+
+# ---------------------------------------------------------------------------------- features
+def test_the_paper_s_features_of_each_architecture() -> None:
+    shape = {"depth": 6, "image_size": 32}
+    assert layers_of(create("vit_small", **shape)) == Layers(4, False)
+    assert layers_of(create("vit_base", **shape)) == Layers(1, True)
+    assert layers_of(create("resnet50")) == Layers(1, False)
+    assert layers_of(small()) == Layers(2, False)  # it has no more
+    assert layers_of(create("vit_base", **shape), blocks=4) == Layers(4, False)
+    assert layers_of(create("vit_small", **shape), average=True) == Layers(1, True)
+    assert layers_of(create("vit_small", **shape), 3, True) == Layers(3, True)
+
+
+@torch.no_grad()
+def test_features_stand_one_after_the_other() -> None:
+    backbone, images = small(), torch.randn(3, 3, 8, 8)
+    found = Layers(2, True)(backbone, images)
+    parts = backbone.features(images, last=2)
+    assert found.shape == (3, 36)
+    torch.testing.assert_close(found[:, 12:24], backbone(images))
+    torch.testing.assert_close(found[:, :12], parts.cls[0])
+    torch.testing.assert_close(found[:, 24:], parts.patches[1].flatten(2).mean(dim=2))
+
+
+# ---------------------------------------------------------------------------------- batches
+def noise(count: int) -> list[tuple[Image.Image, int]]:
+    random = np.random.default_rng(0)
+    shapes = [(20 + 3 * i, 31 - i, 3) for i in range(count)]
+    pixels = [random.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    return [(Image.fromarray(one), i % 3) for i, one in enumerate(pixels)]
+
+
+def test_crops_are_those_of_torchvision() -> None:
+    images = noise(5)
+    for epoch in (0, 3):
+        crops = RandomCrops(open_source(images), 16, seed=7, epoch=epoch)
+        for index, (image, _) in enumerate(images):
+            random = generator(7, epoch, index)
+            (view,) = draw_views([crops.spec], image.height, image.width, random)
+            bilinear = F.InterpolationMode.BILINEAR
+            expected = F.resized_crop(image, *view.box, [16, 16], bilinear)
+            expected = F.hflip(expected) if view.flip else expected
+            difference = to_tensor(expected).int() - crops[index].int()
+            assert difference.abs().max() <= 1
+    assert crops.spec.scale == (0.08, 1.0)
+    assert crops.spec.flip == 0.5
+
+
+def from_crops(source: Source, batch: int = 4, **how: Any) -> FromCrops:
+    return FromCrops(small(), Layers(1, False), source, batch=batch, seed=0, **how)
+
+
+def flat(batches: FromCrops | FromTables, epoch: int) -> list[tuple[list[float], int]]:
+    steps = list(batches.epoch(epoch))
+    assert len(steps) == len(batches)
+    return [
+        (row.tolist(), int(label))
+        for features, labels in steps
+        for row, label in zip(features, labels, strict=True)
+    ]
+
+
+def test_every_image_once_an_epoch_and_an_odd_last_batch() -> None:
+    tables = [
+        FeatureTable(torch.arange(10.0)[:, None], torch.arange(10), [""] * 10, None),
+        FeatureTable(-torch.arange(10.0)[:, None], torch.arange(10), [""] * 10, None),
+    ]
+    cpu = torch.device("cpu")
+    one = FromTables(tables[:1], 4, 0, cpu)
+    assert [len(labels) for _, labels in one.epoch(0)] == [4, 4, 2]
+    for epoch in (0, 1):
+        rows = flat(one, epoch)
+        assert sorted(label for _, label in rows) == list(range(10))
+        assert all(row == [label] for row, label in rows)
+    assert flat(one, 0) != flat(one, 1)
+    assert flat(one, 0) == flat(one, 0)
+    either = flat(FromTables(tables, 4, 0, cpu), 0)
+    assert all(abs(row[0]) == label for row, label in either)
+    assert {row[0] > 0 for row, label in either if label} == {True, False}
+
+
+def test_crops_do_not_depend_on_how_they_are_computed() -> None:
+    source = open_source(noise(11))
+    whole = flat(from_crops(source, forward=64), 2)
+    assert len(whole) == 11
+    for how in ({"forward": 1}, {"forward": 3}, {"forward": 4, "workers": 2}):
+        for (row, label), (other, expected) in zip(
+            flat(from_crops(source, **how), 2), whole, strict=True
+        ):
+            assert label == expected
+            assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert flat(from_crops(source), 0) != flat(from_crops(source), 1)
+
+
+def test_an_unusable_image_is_left_out_of_its_step(capsys: pytest.CaptureFixture[str]) -> None:
+    images: list[Any] = noise(9)
+    images[4] = ("no picture", 1)
+    batches = from_crops(open_source(images), batch=2, forward=3)
+    labels = [label for _, label in flat(batches, 0)]
+    assert sorted(labels) == sorted(i % 3 for i in range(9) if i != 4)
+    assert "1 of 9 images could not be used" in " ".join(capsys.readouterr().err.split())
+
+
+def on_a_rank(here: Ranks, settings: Linear) -> list[Any]:
+    found = run(settings)
+    steps = list(from_crops(open_source(noise(11)), batch=5).epoch(1))
+    return [found["linear"], [(features.tolist(), labels.tolist()) for features, labels in steps]]
+
+
+def test_two_ranks_give_the_numbers_of_one(settings: Linear, tmp_path: Path) -> None:
+    Path(settings.data or "", "red", "0.png").unlink()  # steps of 4, 4, 4 and 2; 9 test images
+    settings = replace(settings, mode="augmented", forward=3, batch=5)
+    results = ranks.run(on_a_rank, 2, settings, joined=False)
+    alone = on_a_rank(Ranks(), replace(settings, out=tmp_path / "alone.json"))
+    for result in results:
+        for ours, theirs in zip(result[0]["trained"], alone[0]["trained"], strict=True):
+            assert ours["top1_by_epoch"] == pytest.approx(theirs["top1_by_epoch"])
+    assert (tmp_path / "run" / "linear.json").exists()
+
+
+# ---------------------------------------------------------------------------------- training
+def test_the_loop_is_the_published_one() -> None:
+    """Rates times batch / 256, one cosine step an epoch, scores after every epoch."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(50, 5, generator=generator, dtype=torch.float64)
+    table = FeatureTable(features, torch.arange(50) % 3, [""] * 50, None)
+    batches = FromTables([table], 16, 3, torch.device("cpu"))
+    sweep = Sweep(5, 3, (0.5, 20.0), dtype=torch.float64)
+    start = sweep.weight[0].clone()
+
+    def evaluate() -> list[Score]:
+        return probe.scores(sweep, features, table.labels)
+
+    history = probe.train(sweep, batches, evaluate, epochs=4, batch=16)
+    assert len(history) == 4
+    assert history[-1] == evaluate()
+    epochs = [list(batches.epoch(epoch)) for epoch in range(4)]
+    for place, rate in enumerate((0.5, 20.0)):
+        alone = oracle.train(start, epochs, rate * 16 / 256)
+        torch.testing.assert_close(sweep.weight[place], alone.weight.detach())
+        right = (alone(features).argmax(dim=1) == table.labels).double().mean()
+        assert history[-1][place].top1 == pytest.approx(100 * right.item())
+
+
+def test_stopped_and_gone_on_with_is_never_stopped(
+    settings: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(settings.weights) / "linear.safetensors"
+    whole = run(settings)
+    expected = path.read_bytes()
+    path.unlink()
+    trained: list[int] = []
+    epoch_of = FromTables.epoch
+
+    def watched(self: FromTables, epoch: int) -> Any:
+        if len(trained) == 2:
+            trained.append(-1)
+            raise KeyboardInterrupt
+        trained.append(epoch)
+        return epoch_of(self, epoch)
+
+    monkeypatch.setattr(FromTables, "epoch", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    again = run(settings)
+    assert trained == [0, 1, -1, 2, 3]
+    assert again["linear"] == whole["linear"]
+    assert path.read_bytes() == expected
+    assert not list(Path(settings.weights).glob("*unfinished*"))
+
+
+def test_another_training_does_not_go_on_with_it(
+    settings: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Unfinished, "forget", lambda self: None)
+    run(settings)
+    found: list[int] = []
+    read = Unfinished.read
+
+    def watched(self: Unfinished) -> Any:
+        tensors, history = read(self)
+        found.append(len(history))
+        return tensors, history
+
+    monkeypatch.setattr(Unfinished, "read", watched)
+    run(settings)
+    run(replace(settings, workers=1))
+    run(replace(settings, seed=1))
+    Image.new("RGB", (9, 9)).save(Path(settings.data or "") / "red" / "new.png")
+    run(replace(settings, seed=1))
+    assert found == [4, 4, 0, 0]
+
+
+# ---------------------------------------------------------------------------------- command
+def test_command_trains_saves_and_measures_again(
+    settings: Linear, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = run(replace(settings, baseline=True, mirror=True))
+    printed = capsys.readouterr().out
+    for word in ("trained, 0.1", "untrained", "last epoch", "best epoch", "9 images", "2 block(s)"):
+        assert word in printed
+    folder = Path(settings.weights)
+    written = json.loads((folder / "linear.json").read_text())
+    assert written["linear"] == json.loads(json.dumps(content["linear"]))
+    assert written["images"] == {"train": 15, "val": 9}
+    assert written["features"] == {"blocks": 2, "average": False}
+    assert written["settings"]["epochs"] == 4
+    rows = written["linear"]["trained"]
+    assert [row["rate"] for row in rows] == [0.1, 10.0, 1e3]
+    chosen = next(row for row in rows if row["rate"] == written["chosen"]["trained"])
+    assert chosen["last"]["top1"] == max(row["last"]["top1"] for row in rows) > 50
+    for row in rows:
+        assert row["best"]["top1"] == max(row["top1_by_epoch"])
+        assert row["top1_by_epoch"][row["best"]["epoch"] - 1] == row["best"]["top1"]
+        assert row["top1_by_epoch"][-1] == row["last"]["top1"]
+
+    classifier = folder / "linear.safetensors"
+    again = run(replace(settings, data=None, classifier=classifier, out=folder / "again.json"))
+    assert again["classifier"] == chosen["last"]
+    other = folder / "other" / "teacher.safetensors"
+    save(small(seed=1), other)
+    with pytest.raises(UserError, match="other weights"):
+        run(replace(settings, weights=str(other), data=None, classifier=classifier))
+
+
+def test_classes_are_matched_by_name(settings: Linear, color_folder: Callable[..., Path]) -> None:
+    run(replace(settings, epochs=60))
+    some = color_folder("some", 2, {"green": COLORS["green"], "red": COLORS["red"]})
+    strange = color_folder("odd", 2, {"red": COLORS["red"], "white": (255, 255, 255)})
+    classifier = Path(settings.weights) / "linear.safetensors"
+    measured = replace(settings, data=None, classifier=classifier)
+    assert run(replace(measured, val=str(some)))["classifier"]["top1"] == 100
+    assert run(replace(measured, val=str(strange)))["classifier"]["top1"] == 50
+
+
+def test_published_classifiers_are_measured(settings: Linear, tmp_path: Path) -> None:
+    tensors = {"module.linear.weight": torch.randn(3, 24), "module.linear.bias": torch.zeros(3)}
+    torch.save({"state_dict": tensors}, tmp_path / "l.pth")
+    measured = replace(settings, data=None, classifier=tmp_path / "l.pth", val=str(settings.data))
+    assert run(measured)["images"] == {"val": 15}
+    with pytest.raises(UserError, match="takes 24 numbers, the features have 12"):
+        run(replace(measured, blocks=1))
+    torch.save({"state_dict": {k: v[:2] for k, v in tensors.items()}}, tmp_path / "l.pth")
+    with pytest.raises(UserError, match=r"knows 2 classes and not their names, .* has 3"):
+        run(measured)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data": None}, "--data"),
+        ({"classifier": Path("c.safetensors")}, "--classifier"),
+        ({"data": None, "classifier": Path("c"), "baseline": True}, "--baseline"),
+        ({"rates": ()}, "--rates"),
+        ({"rates": (0.1, 0.0)}, "--rates"),
+        ({"epochs": 0}, "--epochs"),
+        ({"batch": 0}, "--batch"),
+        ({"mode": "augmented", "mirror": True}, "--mirror"),
+        ({"weights": "nowhere"}, "nowhere"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    settings: Linear, change: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        run(replace(settings, **change))
+
+
+def test_unlabelled_images_are_refused(settings: Linear, color_folder: Callable[..., Path]) -> None:
+    flat_folder = str(color_folder("flat", 2, {"red": COLORS["red"]}) / "red")
+    for change in ({"data": flat_folder}, {"val": flat_folder}):
+        with pytest.raises(UserError, match="a linear classifier needs classes"):
+            run(replace(settings, **change))
+
+
+def test_one_class_and_few_images(settings: Linear, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label\ntrain/red/0.png,red\ntrain/red/1.png,red\n")
+    listed = str(tmp_path / "list.csv")
+    found = run(replace(settings, data=listed, val=listed))["linear"]["trained"]
+    assert all(row["last"] == {"top1": 100.0, "top5": 100.0} for row in found)
+    assert linear.RATES[0] == 1e-4

@@ -1,0 +1,95 @@
+"""Groups of near duplicates: those of a full matrix, whatever the tiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dino.evaluate.retrieval.near_duplicates import equal_files, groups, similar_pairs
+
+
+def angles(*degrees: float) -> Tensor:
+    """Unit vectors of the plane at these angles, some longer than others."""
+    radians = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    lengths = 1 + torch.arange(len(degrees), dtype=torch.float64)[:, None]
+    return torch.stack([radians.cos(), radians.sin()], dim=1) * lengths
+
+
+COS_10 = 0.98
+
+
+def flooded(features: Tensor, threshold: float) -> list[set[int]]:
+    """The sets of two or more, by walking from image to image over the whole matrix."""
+    rows = torch.nn.functional.normalize(features, dim=1)
+    close = (rows @ rows.T >= threshold).tolist()
+    left, found = set(range(len(features))), []
+    while left:
+        waiting, reached = [min(left)], set()
+        while waiting:
+            image = waiting.pop()
+            if image not in reached:
+                reached.add(image)
+                waiting += [other for other in left if close[image][other]]
+        left -= reached
+        if len(reached) > 1:
+            found.append(reached)
+    return found
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 100])
+def test_pairs(tile: int) -> None:
+    features = angles(0, 90, 5, 100, 200)
+    pairs = torch.cat(list(similar_pairs(features, COS_10, tile=tile))).tolist()
+    assert sorted(pairs) == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 100])
+def test_a_chain_is_one_group_ordered_from_its_middle(tile: int) -> None:
+    first, second = groups(angles(20, 90, 0, 10, 99, 200), COS_10, tile=tile)
+    assert first.members[0] == 3  # 10 degrees, between the others
+    assert sorted(first.members) == [0, 2, 3]
+    assert first.similarity[0] == 1.0
+    assert first.similarity[1:] == pytest.approx([torch.tensor(10.0).deg2rad().cos().item()] * 2)
+    assert sorted(second.members) == [1, 4]
+
+
+@given(
+    degrees=st.lists(st.integers(0, 359), min_size=1, max_size=14),
+    tile=st.integers(1, 15),
+    threshold=st.sampled_from([0.9, 0.99, 0.999]),
+)
+def test_groups_equal_those_of_the_matrix(degrees: list[int], tile: int, threshold: float) -> None:
+    features = angles(*degrees)
+    found = groups(features, threshold, tile=tile)
+    assert sorted(map(sorted, (group.members for group in found))) == sorted(
+        map(sorted, flooded(features, threshold))
+    )
+    sizes = [len(group.members) for group in found]
+    assert sizes == sorted(sizes, reverse=True)
+    for group in found:
+        assert group.similarity == sorted(group.similarity, reverse=True)
+
+
+def test_known_pairs_are_joined_whatever_their_features() -> None:
+    (group,) = groups(angles(0, 90, 180), 0.999, known=[(0, 2)])
+    assert sorted(group.members) == [0, 2]
+    assert groups(angles(0, 90, 180), 0.999) == []
+
+
+def test_many_images_that_are_all_alike() -> None:
+    (group,) = groups(torch.ones(300, 2), 0.9, tile=64)
+    assert group.members == list(range(300))
+    assert group.similarity == pytest.approx([1.0] * 300)
+
+
+def test_equal_files(tmp_path: Path) -> None:
+    contents = {"a": b"one", "b": b"two", "c": b"one", "d": b"three", "e": b"one"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in contents]
+    assert equal_files([*paths, "item 3 of the list"]) == [(0, 2), (0, 4)]

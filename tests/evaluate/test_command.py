@@ -1,0 +1,61 @@
+"""What evaluation commands share: where results go, the untrained twin, the table."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from dino.evaluate.command import Measured, beside, networks, table, write
+from dino.files import UserError, cache_folder
+from dino.models.create import create
+from dino.weights.load import fingerprint
+
+
+def test_results_lie_beside_the_weights(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.touch()
+    assert beside(str(tmp_path), "knn") == tmp_path / "knn.json"
+    assert beside(str(file), "knn") == tmp_path / "weights.safetensors.knn.json"
+    assert beside("dino_vits16", "knn") == Path("knn.json")
+
+
+def test_the_twin_is_measured_only_if_asked_for() -> None:
+    torch.manual_seed(1)
+    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    assert list(networks(vit, Measured(weights="w"))) == ["trained"]
+    both = networks(vit, Measured(weights="w", baseline=True))
+    assert both["trained"] is vit
+    assert both["untrained"].spec == vit.spec
+    assert fingerprint(both["untrained"]) != fingerprint(vit)
+
+
+def test_features_are_kept_in_the_cache_unless_told_otherwise(tmp_path: Path) -> None:
+    assert Measured(weights="w").extraction()["store"] == cache_folder() / "features"
+    told = Measured(weights="w", store=tmp_path, workers=2, precision="bf16")
+    assert told.extraction() == {"store": tmp_path, "workers": 2, "precision": "bf16"}
+
+
+def test_a_table_shows_names_and_numbers() -> None:
+    text = io.StringIO()
+    shown = table("title", ["name", "mAP"], {"trained": ["12.5"], "untrained": ["3.0"]})
+    Console(file=text).print(shown)
+    for word in ("title", "name", "mAP", "trained", "12.5", "untrained", "3.0"):
+        assert word in text.getvalue()
+
+
+def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
+    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    settings = Measured(weights=str(tmp_path))
+    path = write("retrieval", {"map": 1.0}, vit, settings)
+    assert path == tmp_path / "retrieval.json"
+    content = json.loads(path.read_text())
+    assert content["map"] == 1.0
+    assert content["weights"]["architecture"]["arch"] == "vit_tiny"
+    other = Measured(weights="w", out=tmp_path / "x.csv")
+    with pytest.raises(UserError, match=r"x\.csv"):
+        write("retrieval", {}, vit, other)

@@ -1,0 +1,81 @@
+"""Curves as SVG: well-formed, inside their frame, with honest points and round ticks."""
+
+from __future__ import annotations
+
+import math
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dino.show.curves import HEIGHT, WIDTH, Curve, Level, chart, nice_ticks, thinned
+
+FINITE = st.floats(-1e9, 1e9, allow_subnormal=False)
+
+
+def points(svg: str) -> list[tuple[float, float]]:
+    (line,) = ElementTree.fromstring(svg).findall("polyline")
+    pairs = [pair.split(",") for pair in line.attrib["points"].split()]
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+@settings(deadline=None)
+@given(values=st.lists(FINITE, min_size=1, max_size=30), level=FINITE, zero=st.booleans())
+def test_everything_lies_inside_the_frame(values: list[float], level: float, zero: bool) -> None:
+    curve = Curve("loss", range(1, len(values) + 1), values)
+    svg = chart(curve, [Level("limit", level)], from_zero=zero)
+    for x, y in points(svg):
+        assert 0 <= x <= WIDTH
+        assert 0 <= y <= HEIGHT
+    for line in ElementTree.fromstring(svg).findall("line"):
+        assert 0 <= float(line.attrib["y1"]) <= HEIGHT
+
+
+def test_higher_values_are_drawn_higher_and_later_steps_further_right() -> None:
+    (x1, y1), (x2, y2), (x3, y3) = points(chart(Curve("k", [10, 20, 40], [1.0, 3.0, 2.0])))
+    assert y2 < y3 < y1
+    assert x3 - x2 == pytest.approx(2 * (x2 - x1), abs=0.2)
+
+
+def test_names_are_escaped() -> None:
+    svg = chart(Curve('<b>"', [1], [1.0]), [Level("a < b &", 2.0)])
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["aria-label"].startswith('<b>"')
+    assert any("a < b &" in (text.text or "") for text in root.findall("text"))
+
+
+@given(low=FINITE, length=st.floats(1e-6, 1e9))
+def test_ticks_are_round_few_and_inside(low: float, length: float) -> None:
+    high = low + length
+    ticks = nice_ticks(low, high)
+    assert 1 <= len(ticks) <= 11
+    assert ticks == sorted(set(ticks))
+    slack = 1e-6 * max(abs(low), abs(high), length)
+    if length > 1e-8 * abs(low):
+        assert ticks[0] >= low - slack
+        assert ticks[-1] <= high + slack
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 70, [0, 20, 40, 60]),
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 0.0005, [0, 0.0001, 0.0002, 0.0003, 0.0004, 0.0005]),
+        (-3, 3, [-2, 0, 2]),
+        (2, 2, [1, 1.5, 2, 2.5, 3]),
+        (0, 0, [-0.4, -0.2, 0, 0.2, 0.4]),
+    ],
+)
+def test_ticks_one_would_choose(low: float, high: float, ticks: list[float]) -> None:
+    assert nice_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_few_points_stay_and_many_are_averaged() -> None:
+    assert thinned([1, 2], [5.0, 6.0], 3) == ([1, 2], [5.0, 6.0])
+    steps, values = thinned(range(1000), [float(i % 2) for i in range(1000)], 101)
+    assert len(steps) == len(values) == 101
+    assert steps == sorted(steps)
+    assert (steps[-1], values[-1]) == (999, 1.0)
+    assert all(math.isclose(value, 0.5) for value in values[:-1])

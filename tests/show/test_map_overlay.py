@@ -1,0 +1,39 @@
+"""Pictures of maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dino.show.map_overlay import colored, overlay, whole_patches
+
+
+def test_colors_go_from_the_smallest_to_the_largest() -> None:
+    values = torch.tensor([[-3.0, 5.0], [1.0, -3.0]])
+    found = np.asarray(colored(values, (8, 6), "gray"))
+    assert found.shape == (6, 8, 3)
+    assert (found[:3, :4] == 0).all()
+    assert (found[:3, 4:] == 255).all()
+    assert (found[3:, :4] == found[3, 0]).all()
+    assert 120 <= found[3, 0, 0] <= 136
+
+
+def test_a_constant_map_is_one_color() -> None:
+    found = np.asarray(colored(torch.full((2, 2), 0.3), (4, 4), "viridis"))
+    assert (found == found[0, 0]).all()
+
+
+def test_overlay_blends_by_strength() -> None:
+    image = Image.new("RGB", (6, 4), (200, 100, 0))
+    values = torch.rand(2, 3)
+    heat = colored(values, (6, 4), "inferno")
+    assert overlay(image, values, strength=0.0).tobytes() == image.tobytes()
+    assert overlay(image, values, strength=1.0).tobytes() == heat.tobytes()
+    assert overlay(image, values).size == image.size
+
+
+def test_whole_patches_cuts_right_and_below() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (21, 35, 3), dtype=np.uint8)
+    cut = whole_patches(Image.fromarray(noise), 8)
+    assert np.array_equal(np.asarray(cut), noise[:16, :32])

@@ -1,0 +1,54 @@
+"""What counts as a fall below the start, and what is kept of the evaluations."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dino.models.backbone import Backbone
+from dino.train.evaluation_tracker import Watch
+
+
+class Told:
+    name = "knn"
+
+    def __init__(self, asked: int) -> None:
+        self.asked = asked
+
+    def run(self, backbone: Backbone) -> dict[str, float]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("asked", "now", "fall"),
+    [
+        (1_000_000, 50.0, 0.0),
+        (1_000_000, 49.1, 0.0),  # within a point, however many images
+        (1_000_000, 48.9, 1.1),
+        (2_500, 48.1, 0.0),  # two standard errors of one half among 2,500 are 2 points
+        (2_500, 47.9, 2.1),
+        (100, 41.0, 0.0),
+        (100, 39.0, 11.0),
+        (100, 90.0, 0.0),
+    ],
+)
+def test_a_fall_is_more_than_chance(asked: int, now: float, fall: float) -> None:
+    watch = Watch([Told(asked)], measured={"k10": now - 3, "k20": now}, start=50.0)
+    assert watch.fall() == pytest.approx(fall)
+    assert Watch([Told(asked)], measured={"k20": now}).fall() == 0.0  # did not begin with weights
+
+
+def test_the_best_is_kept_and_survives_a_checkpoint() -> None:
+    watch = Watch([Told(1)])
+    found = []
+    for value in (3.0, 2.0, 4.0):
+        watch.measured = {"k10": value}
+        found.append(watch.improved())
+    assert found == [True, False, True]
+    watch.start = 3.0
+    again = Watch([Told(1)])
+    again.restore(json.loads(json.dumps(watch.state())))
+    assert (again.measured, again.best, again.start) == ({"k10": 4.0}, 4.0, 3.0)
+    again.restore(json.loads(json.dumps(Watch([]).state())))
+    assert again.start is None

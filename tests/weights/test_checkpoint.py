@@ -1,0 +1,416 @@
+"""Checkpoints with student, teacher, heads and center, whoever wrote them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import small
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import dino
+from dino.data.images.preprocessing import Preprocessing
+from dino.files import UserError
+from dino.models.head import Head
+from dino.train.loop import train
+from dino.train.recipes import demo
+from dino.weights.infer_spec import head_of, inflate
+from dino.weights.key_maps import from_ours
+from dino.weights.load import (
+    fingerprint,
+    load,
+    load_strictly,
+    misfits,
+    read_checkpoint,
+    read_linear,
+    save,
+)
+
+TINY: dict[str, Any] = {"width": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 24}
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def network(seed: int, **head: Any) -> dict[str, Tensor]:
+    """Backbone and head under the published code's names in a full checkpoint."""
+    torch.manual_seed(seed)
+    backbone = dino.create("vit_tiny", **TINY).state_dict()
+    made = Head(24, 16, hidden=20, bottleneck=8, **head).state_dict()
+    return {**prefixed("backbone.", backbone), **prefixed("head.", made)}
+
+
+def full(path: Path, **head: Any) -> dict[str, Any]:
+    """A checkpoint as main_dino.py writes it."""
+    content = {
+        "student": prefixed("module.", network(1, **head)),
+        "teacher": network(2, **head),
+        "optimizer": {
+            "state": {0: {"exp_avg": torch.ones(3)}},
+            "param_groups": [{"lr": 0.1, "params": [0]}],
+        },
+        "epoch": 100,
+        "args": argparse.Namespace(arch="vit_tiny", norm_last_layer=False, output_dir=Path("/x")),
+        "dino_loss": {"center": torch.randn(1, 16)},
+        "fp16_scaler": None,
+    }
+    torch.save(content, path)
+    return content
+
+
+# ------------------------------------------------------------------------------------ official
+def test_a_full_checkpoint(tmp_path: Path) -> None:
+    content = full(tmp_path / "checkpoint.pth")
+    parts = read_checkpoint(tmp_path / "checkpoint.pth", heads=2)
+    assert parts.dialect == "official"
+    assert parts.spec["arch"] == "vit_small"
+    assert parts.spec["position"] == "reference"
+    assert parts.preprocessing == Preprocessing.for_size(24)
+    assert parts.center is not None
+    assert torch.equal(parts.center, content["dino_loss"]["center"][0])
+    shown = {"prototypes": 16, "hidden": 20, "bottleneck": 8, "layers": 3, "batch_norm": False}
+    assert parts.head_options == {**shown, "fixed_norm": False}
+    for which, prefix in (("student", "module."), ("teacher", "")):
+        part = parts.network(which)  # type: ignore[arg-type]
+        assert part.head is not None
+        head = Head(24, **parts.head_options)
+        load_strictly(head, part.head.tensors, parts.path)
+        for name, tensor in part.head.tensors.items():
+            assert torch.equal(tensor, content[which][f"{prefix}head.{name}"])
+        backbone = load(tmp_path / "checkpoint.pth", network=which, heads=2)  # type: ignore[arg-type]
+        assert backbone.origin is not None
+        assert backbone.origin["network"] == which
+        for name, tensor in backbone.state_dict().items():
+            assert torch.equal(tensor, content[which][f"{prefix}backbone.{name}"])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: t,
+        lambda t: prefixed("module.", t),
+        lambda t: prefixed("backbone.", t),
+        lambda t: prefixed("module.backbone.", t),
+        lambda t: prefixed("_orig_mod.", t),
+        lambda t: {"state_dict": t},
+        lambda t: {"model": prefixed("module.", t), "epoch": 3},
+        lambda t: {"teacher": prefixed("backbone.", t)},
+        lambda t: {**t, "head.weight": torch.zeros(5, 24), "head.bias": torch.zeros(5)},
+    ],
+)
+def test_prefixes_and_wrappers(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
+    original = dino.create("vit_tiny", **TINY)
+    torch.save(wrap(original.state_dict()), tmp_path / "w.pth")
+    assert fingerprint(load(tmp_path / "w.pth", heads=2)) == fingerprint(original)
+
+
+def test_a_prefix_in_the_middle_is_a_name(tmp_path: Path) -> None:
+    """The published loader removes `module.` wherever it stands, and then loads nothing."""
+    tensors = dino.create("vit_tiny", **TINY).state_dict()
+    tensors["blocks.0.module.norm1.weight"] = tensors.pop("blocks.0.norm1.weight")
+    torch.save(tensors, tmp_path / "w.pth")
+    words = "missing blocks.0.norm1.weight; unexpected blocks.0.module.norm1.weight"
+    with pytest.raises(UserError, match=words):
+        load(tmp_path / "w.pth", heads=2)
+
+
+def test_a_network_that_is_not_there(tmp_path: Path) -> None:
+    torch.save(dino.create("vit_tiny", **TINY).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="holds no student: ask for the teacher"):
+        load(tmp_path / "w.pth", network="student", heads=2)
+    full(tmp_path / "full.pth")
+    content = torch.load(tmp_path / "full.pth", weights_only=False)
+    del content["teacher"]
+    torch.save(content, tmp_path / "full.pth")
+    with pytest.raises(UserError, match="holds no teacher: ask for the student"):
+        load(tmp_path / "full.pth", heads=2)
+    assert load(tmp_path / "full.pth", network="student", heads=2).width == 24
+
+
+# ------------------------------------------------------------------------------------ heads
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layers": 1},
+        {"layers": 2, "batch_norm": True},
+        {"bottleneck": None, "layers": 1},
+        {"bottleneck": None, "layers": 3, "batch_norm": True},
+    ],
+)
+def test_heads_are_read_from_their_tensors(options: dict[str, Any]) -> None:
+    settings = {"hidden": 20, "bottleneck": 8, **options}
+    original = Head(24, 16, **settings)
+    found = head_of(original.state_dict())
+    again = Head(24, **found.options)
+    load_strictly(again, found.tensors, Path("head"))
+    rows = torch.randn(6, 24)
+    assert torch.equal(again.eval()(rows), original.eval()(rows))
+    assert found.notes == ()
+
+
+def test_heads_under_other_names() -> None:
+    original = Head(24, 16, bottleneck=8, layers=1).eval()
+    own = original.state_dict()
+    theirs = {
+        "mlp.weight": own["mlp.0.weight"],
+        "mlp.bias": own["mlp.0.bias"],
+        "last_layer.parametrizations.weight.original0": own["last_layer.weight_g"],
+        "last_layer.parametrizations.weight.original1": own["last_layer.weight_v"],
+    }
+    assert head_of(theirs).tensors.keys() == own.keys()
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(8, 16, bias=False))
+    modern = {f"last_layer.{name}": tensor for name, tensor in linear.state_dict().items()}
+    found = head_of({"mlp.weight": own["mlp.0.weight"], "mlp.bias": own["mlp.0.bias"], **modern})
+    load_strictly(original, found.tensors, Path("head"))
+    z = original.embed(torch.randn(5, 24))
+    assert torch.allclose(original.last_layer(z), linear(z), atol=1e-6)
+
+
+def test_the_head_of_the_released_resnet50(tmp_path: Path) -> None:
+    """Two layers, batch norm, 4096 wide in the original; its last layer has no weight norm."""
+    torch.manual_seed(0)
+    backbone = dino.create("resnet50")
+    theirs = nn.Sequential(nn.Linear(2048, 12), nn.BatchNorm1d(12), nn.GELU(), nn.Linear(12, 8))
+    last = nn.Linear(8, 16, bias=False)
+    published = from_ours(backbone.state_dict(), "official", backbone.spec)
+    tensors = {
+        **prefixed("module.backbone.", published),
+        **prefixed("module.head.mlp.", theirs.state_dict()),
+        "module.head.last_layer.weight": last.weight.detach(),
+    }
+    torch.save({"student": tensors, "teacher": tensors}, tmp_path / "full.pth")
+    parts = read_checkpoint(tmp_path / "full.pth")
+    assert parts.center is None
+    assert "not weight-normed" in " ".join(parts.notes)
+    assert parts.head_options is not None
+    assert parts.head_options["layers"] == 2
+    assert parts.head_options["batch_norm"]
+    part = parts.network("teacher")
+    head = Head(2048, 16, hidden=12, bottleneck=8, layers=2, batch_norm=True).eval()
+    assert part.head is not None
+    load_strictly(head, part.head.tensors, parts.path)
+    rows = torch.randn(4, 2048)
+    expected = last(nn.functional.normalize(theirs.eval()(rows), dim=1))
+    assert torch.allclose(head(rows), expected, atol=1e-6)
+    assert fingerprint(load(tmp_path / "full.pth")) == fingerprint(backbone)
+
+
+def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
+    backbone = dino.create("resnet50")
+    published = from_ours(backbone.state_dict(), "official", backbone.spec)
+    old = {n: t for n, t in published.items() if not n.endswith("num_batches_tracked")}
+    assert len(old) < len(published)
+    torch.save(old, tmp_path / "w.pth")
+    assert fingerprint(load(tmp_path / "w.pth")) == fingerprint(backbone)
+
+
+# ------------------------------------------------------------------------------------ our own runs
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = demo().changed({**small.TINY_RUN, "run.duration": "4 steps", "head.fixed_norm": False})
+    train(config, small.images(), folder, device=torch.device("cpu"), about={"recipe": "test"})
+    return folder
+
+
+def test_our_own_run(run: Path) -> None:
+    step = run / "checkpoints" / (run / "checkpoints" / "LAST").read_text().strip()
+    for path in (run, step, step / "teacher.safetensors"):
+        parts = read_checkpoint(path)
+        assert parts.dialect == "dino"
+        assert parts.about["recipe"] == "test"
+        assert parts.head_options == {
+            "prototypes": 16,
+            "hidden": 16,
+            "bottleneck": 8,
+            "layers": 3,
+            "batch_norm": False,
+            "fixed_norm": False,
+            "activation": "gelu",
+        }
+        assert parts.center is not None
+        assert torch.equal(parts.center, load_file(step / "loss.safetensors")["center"])
+        for which in ("teacher", "student"):
+            part = parts.network(which)  # type: ignore[arg-type]
+            there = load_file(step / f"{which}.safetensors")
+            assert part.head is not None
+            found = {**prefixed("backbone.", part.backbone), **prefixed("head.", part.head.tensors)}
+            small.assert_same(found, there)
+    teacher, student = load(run), load(run, network="student")
+    assert fingerprint(teacher) == fingerprint(load(run / "teacher.safetensors"))
+    assert fingerprint(teacher) == fingerprint(load(step))
+    assert fingerprint(student) != fingerprint(teacher)
+    assert student.spec == teacher.spec
+    assert student.preprocessing == teacher.preprocessing
+    assert student.origin is not None
+    assert student.origin["file"] == "student.safetensors"
+
+
+def test_an_incomplete_checkpoint_of_a_run(run: Path, tmp_path: Path) -> None:
+    step = tmp_path / "run" / "checkpoints" / "step_1"
+    step.mkdir(parents=True)
+    (step / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"teacher.safetensors is missing, which names"):
+        read_checkpoint(step)
+    (tmp_path / "run" / "teacher.safetensors").write_bytes(
+        (run / "teacher.safetensors").read_bytes()
+    )
+    with pytest.raises(UserError, match=r"no whole checkpoint of a run"):
+        read_checkpoint(step)
+    parts = read_checkpoint(tmp_path / "run")  # no LAST: the teacher is all there is
+    assert parts.student is None
+    assert parts.teacher is not None
+
+
+# ------------------------------------------------------------------------------------ other files
+def test_weights_of_other_networks_are_refused(tmp_path: Path) -> None:
+    backbone = dino.create("vit_tiny", **TINY)
+    tensors = backbone.state_dict()
+
+    def refused(changes: dict[str, Tensor | None], **options: Any) -> str:
+        changed = {**tensors, **changes}
+        kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+        torch.save(kept, tmp_path / "w.pth")
+        with pytest.raises(UserError) as caught:
+            load(tmp_path / "w.pth", **{"heads": 2, **options})
+        return str(caught.value)
+
+    gamma = torch.ones(24)
+    assert "unexpected blocks.0.ls1.gamma" in refused({"blocks.0.ls1.gamma": gamma})
+    assert "unexpected reg_token" in refused({"reg_token": torch.zeros(1, 4, 24)})
+    assert "missing norm.bias" in refused({"norm.bias": None})
+    assert "lacks patch_embed.proj.weight" in refused({"patch_embed.proj.weight": None})
+    assert "no square grid" in refused({"pos_embed": torch.zeros(1, 9, 24)})
+    assert "has the shape (10, 24)" in refused({"pos_embed": torch.zeros(10, 24)})
+    assert "cls_token is (1, 2, 24), not" in refused({"cls_token": torch.zeros(1, 2, 24)})
+    assert "heads of its width 24 cannot be told" in refused({}, heads=None)
+    assert "not a multiple of heads" in refused({}, heads=7)
+    assert "has no position embedding" in refused_of_resnet(tmp_path)
+    torch.save({"encoder.0.weight": gamma, "decoder.bias": gamma}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"its first keys are decoder.bias, encoder.0.weight"):
+        load(tmp_path / "other.pth")
+
+
+def refused_of_resnet(folder: Path) -> str:
+    save(dino.create("resnet50"), folder / "r.safetensors")
+    with pytest.raises(UserError) as caught:
+        load(folder / "r.safetensors", position="exact")
+    return str(caught.value)
+
+
+def test_misfits_are_all_listed() -> None:
+    backbone = dino.create("vit_tiny", **TINY)
+    tensors = dict(backbone.state_dict())
+    assert misfits(backbone, tensors) == {}
+    for index in range(2):
+        tensors[f"hat.{index}"] = tensors.pop(f"blocks.{index}.norm1.weight")
+    found = misfits(backbone, tensors)
+    assert found["missing"] == ["blocks.0.norm1.weight", "blocks.1.norm1.weight"]
+    assert found["unexpected"] == ["hat.0", "hat.1"]
+
+
+def test_metadata_of_our_files(tmp_path: Path) -> None:
+    tensors = {"cls_token": torch.zeros(1, 1, 4)}
+    for text, words in {
+        "{": "damaged metadata",
+        "{}": "damaged metadata",
+        json.dumps({"format": 9, "spec": {}, "preprocessing": {}, "about": {}}): "format 9",
+    }.items():
+        save_file(tensors, tmp_path / "w.safetensors", {"dino": text})
+        with pytest.raises(UserError, match=words):
+            load(tmp_path / "w.safetensors")
+
+
+def test_an_architecture_that_would_not_fit_into_memory(tmp_path: Path) -> None:
+    """The file names one; its tensors are compared before anything of that size is made."""
+    spec = {"arch": "vit_tiny", **TINY, "image_size": 8_000_000}
+    words = {"format": 1, "spec": spec, "preprocessing": Preprocessing().to_dict(), "about": {}}
+    tensors = dino.create("vit_tiny", **TINY).state_dict()
+    save_file(tensors, tmp_path / "w.safetensors", {"dino": json.dumps(words)})
+    with pytest.raises(
+        UserError, match=r"pos_embed is \(1, 10, 24\), not \(1, 1000000000001, 24\)"
+    ):
+        load(tmp_path / "w.safetensors")
+
+
+def test_what_an_export_notes_is_heeded(tmp_path: Path) -> None:
+    """Heads, position and preprocessing, which the published layout has no place for."""
+    original = dino.create("vit_tiny", position="exact", **TINY)
+    given = Preprocessing(40, 24, squash=True)
+    noted = {"spec": original.spec, "preprocessing": given.to_dict(), "about": {"step": 3}}
+    path = tmp_path / "w.safetensors"
+    save_file(original.state_dict(), path, {"dino_export": json.dumps(noted)})
+    found = load(path)
+    assert (found.heads, found.position, found.preprocessing) == (2, "exact", given)
+    assert read_checkpoint(path).about == {"step": 3}
+
+
+# ------------------------------------------------------------------------------------ linear
+def test_linear_classifiers(tmp_path: Path) -> None:
+    weight, bias = torch.randn(5, 7), torch.randn(5)
+    official = {"module.linear.weight": weight, "module.linear.bias": bias}
+    torch.save({"epoch": 3, "state_dict": official, "best_acc": 0.5}, tmp_path / "official.pth")
+    torch.save({"weight": weight, "bias": bias}, tmp_path / "plain.pth")
+    save_file({"linear.weight": weight, "linear.bias": bias}, tmp_path / "ours.safetensors")
+    for name in ("official.pth", "plain.pth", "ours.safetensors"):
+        found_weight, found_bias = read_linear(tmp_path / name)
+        assert torch.equal(found_weight, weight)
+        assert torch.equal(found_bias, bias)
+    with pytest.raises(UserError, match="is a linear classifier, not a network"):
+        load(tmp_path / "official.pth")
+    torch.save({"weight": weight, "bias": torch.zeros(4)}, tmp_path / "odd.pth")
+    torch.save(dino.create("vit_tiny", **TINY).state_dict(), tmp_path / "network.pth")
+    for name in ("odd.pth", "network.pth"):
+        with pytest.raises(UserError, match="is no linear classifier"):
+            read_linear(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------------ options
+@pytest.mark.parametrize(
+    ("arch", "channels"),
+    [("vit_tiny", 1), ("vit_tiny", 2), ("vit_tiny", 4), ("vit_tiny", 6), ("resnet50", 4)],
+)
+@torch.inference_mode()
+def test_a_grey_picture_in_any_number_of_channels(arch: str, channels: int, tmp_path: Path) -> None:
+    options = TINY if arch == "vit_tiny" else {}
+    save(dino.create(arch, **options), tmp_path / "w.safetensors")
+    grey = torch.randn(2, 1, 24, 32)
+    expected = load(tmp_path / "w.safetensors")(grey.expand(-1, 3, -1, -1))
+    adapted = load(tmp_path / "w.safetensors", channels=channels)
+    assert adapted.spec["channels"] == channels
+    assert len(adapted.preprocessing.mean) == len(adapted.preprocessing.std) == channels
+    found = adapted(grey.expand(-1, channels, -1, -1))
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (
+        load(tmp_path / "w.safetensors", channels=3).spec == load(tmp_path / "w.safetensors").spec
+    )
+
+
+def test_inflated_weights() -> None:
+    weight = torch.randn(5, 3, 2, 2)
+    total = weight.sum(dim=1)
+    assert torch.equal(inflate(weight, 1)[:, 0], total)
+    for channels in (2, 3, 4, 7):
+        assert torch.allclose(inflate(weight, channels).sum(dim=1), total, atol=1e-5)
+    six = inflate(weight, 6)
+    assert torch.allclose(six[:, :3], weight / 2, atol=1e-6)
+    assert torch.equal(six[:, :3], six[:, 3:])
+
+
+@torch.inference_mode()
+def test_positions_can_be_chosen(tmp_path: Path) -> None:
+    torch.save(dino.create("vit_tiny", **TINY).state_dict(), tmp_path / "w.pth")
+    default = load(tmp_path / "w.pth", heads=2)
+    exact = load(tmp_path / "w.pth", heads=2, position="exact")
+    assert (default.spec["position"], exact.spec["position"]) == ("reference", "exact")
+    native, other = torch.randn(1, 3, 24, 24), torch.randn(1, 3, 40, 40)
+    assert torch.equal(default(native), exact(native))
+    assert not torch.allclose(default(other), exact(other))

@@ -1,0 +1,235 @@
+"""Downloads from a server of this machine: whole, resumed, checked, or refused in one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.server import Files, serving
+
+import dino
+from dino.files import UserError
+from dino.weights import download as fetching
+from dino.weights.download import cached_path, fetch, offline, source_url
+from dino.weights.published import CATALOGUE, Published
+
+TINY: dict[str, Any] = {"width": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}
+
+
+def checkpoint(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    torch.manual_seed(seed)
+    torch.save(dino.create("vit_tiny", **TINY).state_dict(), buffer)
+    return buffer.getvalue()
+
+
+DATA = checkpoint()
+HASH = hashlib.sha256(DATA).hexdigest()
+PUBLISHED = Published("test_vit", "folder/vit.pth", "backbone", {"arch": "vit_tiny"}, 1)
+KNOWN = replace(PUBLISHED, sha256=HASH)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr(fetching, "BLOCK", 1000)
+    with serving() as (address, files):
+        monkeypatch.setenv("DINO_MIRROR", address + "/mirror/")
+        files.content["/mirror/folder/vit.pth"] = DATA
+        yield files
+
+
+def refusal(published: Published) -> str:
+    with pytest.raises(UserError) as caught:
+        fetch(published)
+    assert "\n" not in str(caught.value)
+    assert not cached_path(published).exists()
+    return str(caught.value)
+
+
+def beside(published: Published) -> set[str]:
+    folder = cached_path(published).parent
+    return {path.name.removeprefix("vit.pth") for path in folder.iterdir()}
+
+
+def test_a_download(server: Files, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = fetch(PUBLISHED)
+    assert path == cache / "weights" / "folder" / "vit.pth"
+    assert path.read_bytes() == DATA
+    record = json.loads(path.with_name("vit.pth.json").read_text())
+    assert record["sha256"] == HASH
+    assert record["url"] == source_url(PUBLISHED)
+    said = capsys.readouterr().err
+    assert HASH in said
+    assert "no hash is published" in said
+    assert beside(PUBLISHED) == {"", ".json", ".lock"}
+    assert fetch(PUBLISHED) == path
+    assert capsys.readouterr().err == ""  # said once
+    assert len(server.asked) == 1
+    assert fetch(KNOWN) == path
+
+
+def test_a_file_that_changed_since_is_noticed(server: Files) -> None:
+    path = fetch(PUBLISHED)
+    path.write_bytes(DATA[:-1] + b"?")
+    with pytest.raises(UserError, match="is not what was published or first downloaded"):
+        fetch(PUBLISHED)
+    path.unlink()
+    assert fetch(PUBLISHED).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
+def test_a_cut_connection_is_resumed(published: Published, server: Files) -> None:
+    server.cut = [1500, 2500]
+    assert fetch(published).read_bytes() == DATA
+    assert [span for _, span in server.asked] == [None, "bytes=1500-", "bytes=4000-"]
+    assert beside(published) == {"", ".json", ".lock"}
+
+
+@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
+def test_a_length_that_is_not_told(published: Published, server: Files) -> None:
+    """A cut is then found by the hash, or by the CRCs inside."""
+    server.length, server.cut = False, [4000]
+    assert "arrived damaged" in refusal(published)
+    assert fetch(published).read_bytes() == DATA
+
+
+def test_without_ranges_it_begins_again(server: Files) -> None:
+    server.cut, server.ranges = [1500], False
+    assert fetch(PUBLISHED).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("tag", [None, 'W/"weak"'])
+def test_without_a_mark_of_the_version_it_begins_again(tag: str | None, server: Files) -> None:
+    server.cut, server.tag = [1500], tag
+    assert fetch(PUBLISHED).read_bytes() == DATA
+    assert [span for _, span in server.asked] == [None, None]
+
+
+def test_another_version_is_not_stitched(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "TRIES", 1)
+    server.cut = [1500, 0]
+    assert "are kept" in refusal(KNOWN)
+    assert beside(KNOWN) == {".part", ".part.json", ".lock"}
+    other = b"x" * 1500 + DATA[1500:]
+    server.content["/mirror/folder/vit.pth"], server.tag = other, '"two"'
+    assert "arrived damaged" in refusal(KNOWN)  # the whole of the other version
+    assert server.asked[-1] == ("/mirror/folder/vit.pth", "bytes=1500-")
+    server.content["/mirror/folder/vit.pth"], server.tag = DATA, '"three"'
+    assert fetch(KNOWN).read_bytes() == DATA
+
+
+def test_a_part_of_another_place_is_not_continued(
+    server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "TRIES", 1)
+    server.cut = [1500, 0]
+    refusal(PUBLISHED)
+    monkeypatch.setenv("DINO_MIRROR", source_url(PUBLISHED).removesuffix("/mirror/folder/vit.pth"))
+    server.content["/folder/vit.pth"] = DATA
+    assert fetch(PUBLISHED).read_bytes() == DATA
+    assert server.asked[-1] == ("/folder/vit.pth", None)
+
+
+def test_a_shrunken_file(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server refuses the range: what is there begins anew."""
+    monkeypatch.setattr(fetching, "TRIES", 1)
+    server.cut = [len(DATA) - 10, 0]
+    refusal(PUBLISHED)
+    monkeypatch.setattr(fetching, "TRIES", 3)
+    server.content["/mirror/folder/vit.pth"] = DATA[: len(DATA) // 2]
+    assert "arrived damaged" in refusal(PUBLISHED)
+    assert [span for _, span in server.asked[-2:]] == [f"bytes={len(DATA) - 10}-", None]
+
+
+@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
+def test_a_corrupted_body_is_refused(published: Published, server: Files) -> None:
+    middle = len(DATA) // 2
+    flipped = bytes([DATA[middle] ^ 255])
+    server.content["/mirror/folder/vit.pth"] = DATA[:middle] + flipped + DATA[middle + 1 :]
+    assert "arrived damaged" in refusal(published)
+    assert beside(published) == {".lock"}
+    server.content["/mirror/folder/vit.pth"] = b"<html>please log in</html>"
+    assert "arrived damaged" in refusal(published)
+
+
+def test_a_sound_file_with_another_hash_is_refused(server: Files) -> None:
+    server.content["/mirror/folder/vit.pth"] = checkpoint(seed=1)
+    assert HASH not in refusal(KNOWN)
+    assert beside(KNOWN) == {".lock"}
+    assert fetch(PUBLISHED).exists()  # for which none is known
+
+
+def test_answers_of_the_server(server: Files) -> None:
+    server.answers = [503, 500]
+    assert fetch(PUBLISHED).read_bytes() == DATA
+    cached_path(PUBLISHED).unlink()
+    server.answers = [404]
+    text = refusal(PUBLISHED)
+    assert "404" in text
+    assert str(cached_path(PUBLISHED)) in text
+    server.answers = [503] * 20
+    assert "503" in refusal(PUBLISHED)
+    assert len(server.answers) == 20 - fetching.TRIES
+
+
+def test_no_server(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as (address, _):
+        pass
+    monkeypatch.setenv("DINO_MIRROR", address)
+    text = refusal(PUBLISHED)
+    assert "cannot be downloaded" in text
+    assert "DINO_MIRROR" in text
+    monkeypatch.setenv("DINO_MIRROR", "file:///etc")
+    assert "must begin with http" in refusal(PUBLISHED)
+
+
+def test_offline(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    for word, expected in {"1": True, "on": True, "TRUE": True, "0": False, "": False}.items():
+        monkeypatch.setenv("DINO_OFFLINE", word)
+        assert offline() is expected
+    monkeypatch.setenv("DINO_OFFLINE", "yes")
+    text = refusal(PUBLISHED)
+    assert "DINO_OFFLINE is set" in text
+    assert server.asked == []
+    cached_path(PUBLISHED).write_bytes(DATA)  # brought by hand, as the sentence says
+    assert fetch(PUBLISHED).read_bytes() == DATA
+    assert fetch(KNOWN).read_bytes() == DATA
+    with pytest.raises(UserError, match="is not what was published"):
+        fetch(replace(KNOWN, sha256="0" * 64))
+
+
+def test_a_cache_that_cannot_be_written(cache: Path, server: Files) -> None:
+    (cache / "weights").write_text("a file in the way")
+    with pytest.raises(UserError, match="DINO_CACHE to another folder"):
+        fetch(PUBLISHED)
+
+
+def test_one_download_for_all_who_ask_at_once(server: Files) -> None:
+    """Each opens the lock for itself, so threads stand for processes here."""
+    server.pause = 0.2
+    with ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(fetch, [PUBLISHED] * 3))
+    assert set(paths) == {cached_path(PUBLISHED)}
+    assert paths[0].read_bytes() == DATA
+    assert len(server.asked) == 1
+
+
+def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:
+    published = CATALOGUE["dino_vits16"]
+    server.content[f"/mirror/{published.file}"] = DATA
+    backbone = dino.load("dino_vits16")
+    assert backbone.spec["width"] == 192
+    assert backbone.origin is not None
+    assert backbone.origin["file_sha256"] == HASH
+    with pytest.raises(UserError, match="`dino weights list` shows"):
+        dino.load("dino_vits17")
