@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import transforms as T
 
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.loader import PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import open_source

@@ -15,7 +15,7 @@ import torch
 import dino
 from dino import cli
 from dino.data.commands.stats import Stats, read_stats
-from dino.data.images.readers import PixelFormat
+from dino.data.images.pixel_format import PixelFormat
 from dino.data.sources.open import open_source
 from dino.evaluate.features.export import pixels
 from dino.files import UserError

@@ -30,7 +30,7 @@ SIDEWAYS = {
     ("models", "data.images.decode"),
     ("models", "data.images.preprocessing"),
     ("weights", "data.images.decode"),
-    ("weights", "data.images.readers"),
+    ("weights", "data.images.pixel_format"),
     ("weights", "data.images.preprocessing"),
     ("train", "evaluate.protocol"),
     *(("", "pretraining"), ("cli", "pretraining"), ("cli", "")),

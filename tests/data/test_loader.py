@@ -14,7 +14,8 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.data.loader import Batch, PretrainLoader, Whole, _Views, evaluation_loader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Folder, open_source
-from dino.data.views.view_spec import dino_views, draw_views, expand, generator
+from dino.data.views.random_streams import draw_views, generator
+from dino.data.views.view_spec import dino_views, expand
 from dino.files import UserError
 
 SPECS = dino_views(global_size=24, local_count=3, local_size=16)

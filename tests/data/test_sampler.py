@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dino.data.sampler import EpochSampler, spread
-from dino.data.views.view_spec import WINDOW, epoch_order
+from dino.data.views.random_streams import WINDOW, epoch_order
 from dino.files import UserError
 
 

@@ -12,7 +12,7 @@ from helpers.small import TINY_RUN
 import dino
 from dino.data.commands.check import check
 from dino.data.images.image_errors import Defect
-from dino.data.images.readers import RGB
+from dino.data.images.pixel_format import RGB
 
 FILES, EACH = 300, 3
 

@@ -11,7 +11,7 @@ from helpers.small import TINY_RUN
 from safetensors.torch import load_file
 
 from dino.data.sources.open import open_source
-from dino.data.views.view_spec import WINDOW, epoch_order
+from dino.data.views.random_streams import WINDOW, epoch_order
 from dino.train import loop
 from dino.train.loop import train
 from dino.train.recipes import demo

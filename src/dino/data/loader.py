@@ -26,16 +26,8 @@ from dino.data.images.image_errors import ImageError
 from dino.data.images.jpeg_scale import Box, reduced_box, reduction
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Source
-from dino.data.views.view_spec import (
-    PHOTOMETRIC,
-    ViewParams,
-    ViewSpec,
-    draw_views,
-    expand,
-    generator,
-    substitutes,
-    view_groups,
-)
+from dino.data.views.random_streams import ViewParams, draw_views, generator, substitutes
+from dino.data.views.view_spec import PHOTOMETRIC, ViewSpec, expand, view_groups
 from dino.data.workers import watched
 from dino.files import UserError
 

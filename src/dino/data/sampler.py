@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dino.data.views.view_spec import epoch_order
+from dino.data.views.random_streams import epoch_order
 from dino.files import UserError
 
 
@@ -27,7 +27,7 @@ class EpochSampler:
         start_step: first step, counted from the start of training; a resumed run passes its own.
         stop_step: step before which to end; None never ends.
         blocks: lengths of the runs of images that lie together, see
-        `dino.data.views.view_spec.epoch_order`.
+        `dino.data.views.random_streams.epoch_order`.
 
     Raises:
         UserError: if the data set is smaller than a batch, or ranks cannot share one equally.

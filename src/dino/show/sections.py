@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dino.data.images.decode import Sample, as_picture, as_pixels
 from dino.data.images.image_errors import ImageError
-from dino.data.images.readers import RGB, PixelFormat
+from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sampler import spread
 from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dino.train.config import PixelSettings, PretrainConfig, ViewSettings
+from dino.data.views.view_spec import ViewSettings
+from dino.train.config import PixelSettings, PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
-from dino.data.views.view_spec import ViewSpec, dino_views
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
+from dino.data.views.view_spec import ViewSettings
 from dino.distillation.schedules import Schedules, in_steps
 from dino.files import UserError
 
@@ -57,63 +57,6 @@ class HeadSettings:
     """Keep the prototypes' norm at 1; only ViT-S is known to do well without."""
     activation: Literal["gelu", "relu"] = "gelu"
     """Of the MLP."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewSettings:
-    """Multi-crop and its augmentations (published code main_dino.py:419-464)."""
-
-    global_size: int = 224
-    """Pixels a side of the two global views."""
-    global_scale: tuple[float, float] = (0.25, 1.0)
-    """Share of the image's area that a global view covers, from and to."""
-    local_count: int = 10
-    """Local views an image."""
-    local_size: int = 96
-    """Pixels a side of a local view."""
-    local_scale: tuple[float, float] = (0.05, 0.25)
-    """Share of the image's area that a local view covers, from and to."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect ratio of a crop, from and to."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    jitter: float = 0.8
-    """Probability of the colour jitter."""
-    brightness: float = 0.4
-    """Largest relative change of the brightness."""
-    contrast: float = 0.4
-    """Largest relative change of the contrast."""
-    saturation: float = 0.2
-    """Largest relative change of the saturation."""
-    hue: float = 0.1
-    """Largest turn of the hue, in turns."""
-    grey: float = 0.2
-    """Probability of removing the colour."""
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    """Probability of a Gaussian blur for global view 1, global view 2, and each local view."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation of the blur in pixels of the view, from and to; the paper's suit 224
-    pixels, smaller views need less."""
-    solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
-    """Probability of solarizing global view 1, global view 2, and each local view."""
-
-    def specs(self) -> tuple[ViewSpec, ...]:
-        """One specification for each kind of view."""
-        kinds = dino_views(
-            global_size=self.global_size,
-            global_scale=self.global_scale,
-            local_count=self.local_count,
-            local_size=self.local_size,
-            local_scale=self.local_scale,
-        )
-        fields = dataclasses.fields
-        common = {f.name for f in fields(self)} & {f.name for f in fields(ViewSpec)}
-        own = {"blur", "solarize"}  # one value for each kind
-        shared: dict[str, Any] = {name: getattr(self, name) for name in common - own}
-        return tuple(
-            dataclasses.replace(kind, **shared, blur=blur, solarize=solarize)
-            for kind, blur, solarize in zip(kinds, self.blur, self.solarize, strict=False)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

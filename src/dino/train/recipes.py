@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from dino.data.views.view_spec import ViewSettings
 from dino.files import UserError
 from dino.train.config import (
     ExecutionSettings,
@@ -20,7 +21,6 @@ from dino.train.config import (
     PretrainConfig,
     RunSettings,
     TeacherSettings,
-    ViewSettings,
 )
 
 

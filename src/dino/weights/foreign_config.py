@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
 from dino.files import UserError
 from dino.models.vit import SIZES
 from dino.weights.files import Container

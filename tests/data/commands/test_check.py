@@ -18,7 +18,7 @@ from PIL import Image
 from dino import cli
 from dino.data.commands.check import Stored, check
 from dino.data.commands.stats import measure
-from dino.data.images.readers import RGB, PixelFormat
+from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.open import open_source
 from dino.files import UserError
 

@@ -16,9 +16,9 @@ from PIL import Image
 from dino import cli
 from dino.data.commands.stats import SIDE, Stats, measure, read_stats
 from dino.data.images.image_errors import ImageError
-from dino.data.images.readers import RGB, PixelFormat
+from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.open import open_source
-from dino.data.views.view_spec import generator
+from dino.data.views.random_streams import generator
 from dino.files import UserError
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # tyro hands over its MISSING for a string

@@ -15,8 +15,8 @@ from torchvision import transforms
 
 from dino.data.images.decode import as_image, crop_resize, read_image, to_pil, to_rgb, to_tensor
 from dino.data.images.image_errors import ImageError
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
 from dino.files import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dino.data.images.decode import read_image, read_values
 from dino.data.images.image_errors import ImageError
-from dino.data.images.readers import PixelFormat
+from dino.data.images.pixel_format import PixelFormat
 from dino.data.loader import evaluation_loader
 from dino.data.sources.open import open_source
 
@@ -249,7 +249,7 @@ import resource, sys, warnings
 from pathlib import Path
 from dino.data.images.decode import read_image
 from dino.data.images.image_errors import ImageError
-from dino.data.images.readers import PixelFormat
+from dino.data.images.pixel_format import PixelFormat
 import tifffile
 warnings.simplefilter("ignore")
 used = lambda: int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

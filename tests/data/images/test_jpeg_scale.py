@@ -20,7 +20,8 @@ from dino.data.loader import Batch, PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.demo import photographs
 from dino.data.sources.open import open_source
-from dino.data.views.view_spec import ViewSpec, dino_views, draw_views, expand, generator
+from dino.data.views.random_streams import draw_views, generator
+from dino.data.views.view_spec import ViewSpec, dino_views, expand
 
 RETINA = Path(skimage.data.__file__).parent / "retina.jpg"  # 1411 x 1411 pixels
 NAMES = ("china", "flower", "hubble", "rocket", "astronaut", "coffee", "ihc", "motorcycle")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dino.data.images.decode import as_picture, as_pixels, read_image, read_values
 from dino.data.images.image_errors import ImageError
-from dino.data.images.readers import PixelFormat
+from dino.data.images.pixel_format import PixelFormat
 from dino.files import UserError
 
 

@@ -25,7 +25,8 @@ from dino.data.sources import byte_ranges as blobs
 from dino.data.sources import shard_index
 from dino.data.sources.open import Source, open_source
 from dino.data.sources.shards import Shards, expand, split_shards
-from dino.data.views.view_spec import WINDOW, dino_views, epoch_order
+from dino.data.views.random_streams import WINDOW, epoch_order
+from dino.data.views.view_spec import dino_views
 from dino.files import UserError
 from dino.runtime import Ranks
 

@@ -18,17 +18,11 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from dino.data.images.decode import to_tensor
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.views import photometric
 from dino.data.views.photometric import augment, normalize
-from dino.data.views.view_spec import (
-    JITTER_OPERATIONS,
-    NEVER_SOLARIZE,
-    PHOTOMETRIC,
-    dino_views,
-    draw_views,
-    generator,
-)
+from dino.data.views.random_streams import draw_views, generator
+from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC, dino_views
 
 BOUND = 1.5  # levels of 255, mean absolute difference
 NEUTRAL = {

@@ -11,17 +11,13 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop
 
+from dino.data.views.random_streams import ViewParams, crop_box, draw_views, epoch_order, generator
 from dino.data.views.view_spec import (
     NEVER_SOLARIZE,
     PHOTOMETRIC,
-    ViewParams,
     ViewSpec,
-    crop_box,
     dino_views,
-    draw_views,
-    epoch_order,
     expand,
-    generator,
     view_groups,
 )
 from dino.files import UserError

@@ -19,7 +19,7 @@ from torchvision.transforms import functional as F
 
 from dino.data.images.decode import to_tensor
 from dino.data.sources.open import Source, open_source
-from dino.data.views.view_spec import draw_views, generator
+from dino.data.views.random_streams import draw_views, generator
 from dino.evaluate.classification import linear
 from dino.evaluate.classification import linear_training as probe
 from dino.evaluate.classification.feature_batches import FromCrops, FromTables, RandomCrops

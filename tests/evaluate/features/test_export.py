@@ -15,7 +15,7 @@ from helpers.fakes import MeanColor
 from PIL import Image
 from torch import Tensor
 
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.sources.open import open_source
 from dino.evaluate.features import table as tables
 from dino.evaluate.features.export import FeatureSettings, extract, pixels, run, save

@@ -11,8 +11,8 @@ import torch
 from helpers.fakes import PatchColors
 from helpers.videos import PALETTE, frame, picture, save_mask, write_davis
 
+from dino.data.images.pixel_format import IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
-from dino.data.images.readers import IMAGENET_STD
 from dino.evaluate.video.davis import open_davis
 from dino.evaluate.video.davis_metrics import jaccard
 from dino.evaluate.video.propagation import Neighbourhood, stretched

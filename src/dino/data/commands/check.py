@@ -20,7 +20,7 @@ from rich.table import Table
 from dino.data.commands.stats import read_stats
 from dino.data.images.decode import Sample, as_pixels, as_values, read_values
 from dino.data.images.image_errors import ImageError, write_list
-from dino.data.images.readers import PixelFormat
+from dino.data.images.pixel_format import PixelFormat
 from dino.data.loader import evaluation_loader
 from dino.data.sources.base import Images, is_file
 from dino.data.sources.open import Source, open_source

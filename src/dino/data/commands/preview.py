@@ -24,15 +24,8 @@ from dino.data.loader import PretrainLoader
 from dino.data.sampler import EpochSampler, spread
 from dino.data.sources.open import Source
 from dino.data.views.photometric import augment
-from dino.data.views.view_spec import (
-    JITTER_OPERATIONS,
-    NEVER_SOLARIZE,
-    ViewParams,
-    ViewSpec,
-    draw_views,
-    expand,
-    generator,
-)
+from dino.data.views.random_streams import ViewParams, draw_views, generator
+from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, ViewSpec, expand
 from dino.files import UserError
 
 MARGIN, TEXT, LINE = 14, 12, 16

@@ -21,12 +21,12 @@ from rich.table import Table
 
 from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError, count_defects
-from dino.data.images.readers import PixelFormat
+from dino.data.images.pixel_format import PixelFormat
 from dino.data.loader import evaluation_loader
 from dino.data.sampler import spread
 from dino.data.sources.base import Images
 from dino.data.sources.open import Source, open_source
-from dino.data.views.view_spec import generator
+from dino.data.views.random_streams import generator
 from dino.files import UserError, atomic_json, read_json
 from dino.progress import bar
 from dino.runtime import cores

@@ -18,16 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dino.data.images.image_errors import ImageError
-from dino.data.images.readers import (
-    RGB,
-    PixelFormat,
-    Stream,
-    beyond_pillow,
-    kind_of,
-    read_dicom,
-    read_npy,
-    read_tiff,
-)
+from dino.data.images.pixel_format import RGB, PixelFormat, Stream, kind_of
+from dino.data.images.readers import beyond_pillow, read_dicom, read_npy, read_tiff
 from dino.files import UserError
 
 Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]

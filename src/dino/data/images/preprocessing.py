@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dino.data.images.decode import Sample, as_picture, to_rgb
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD, RGB, PixelFormat
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, RGB, PixelFormat
 from dino.files import UserError
 
 

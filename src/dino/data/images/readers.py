@@ -1,9 +1,4 @@
-"""How the values in image files become 8-bit channels, and the files that Pillow does not read.
-
-Scientific images come with any number of channels and in 16 bits, integers or floats, of which they
-use a part: 12-bit microscopy, reflectances of a satellite from 0 to 10,000. A `PixelFormat` says
-which channels are expected and which range of values becomes 0 to 255. It belongs to the weights,
-like mean and standard deviation (`dino data stats` measures all of them).
+"""Image files that Pillow does not read, or not in full: .npy, TIFF and DICOM.
 
 Shapes: C channels, H height and W width.
 """
@@ -11,168 +6,23 @@ Shapes: C channels, H height and W width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from io import BytesIO
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 from PIL import Image
 
 from dino.data.images.image_errors import ImageError
+from dino.data.images.pixel_format import (
+    PixelFormat,
+    Stream,
+    channels_first,
+    check_kind,
+    check_size,
+)
 from dino.files import UserError
 
-EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".npy",
-    ".dcm",
-)
-"""Names of files that count as images, in any case."""
-
-Stream: TypeAlias = BinaryIO | BytesIO
-"""An open binary file that can seek (checkers of types at run time know `BytesIO` by name only)."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class PixelFormat:
-    """What is expected of an image, and how its values become levels from 0 to 255.
-
-    Args:
-        channels: C, 1 or more. With 3, images of one channel are repeated in all three, and what
-            is transparent becomes white. With 1, colour becomes grey. All others must have C.
-        page: of a multi-page TIFF or a DICOM of several frames, counted from 0.
-        low: value that becomes 0, for each channel or one for all; None takes what the type
-            offers: whole integers of 8 and 16 bits, of all else each image's own range.
-        high: value that becomes 255; given if and only if `low` is.
-
-    Raises:
-        UserError: if a value lies outside its range, naming it.
-    """
-
-    channels: int = 3
-    page: int = 0
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        if self.channels < 1:
-            raise UserError(f"channels must be 1 or more, not {self.channels}")
-        if self.page < 0:
-            raise UserError(f"page must be 0 or more, not {self.page}")
-        if (self.low is None) != (self.high is None):
-            raise UserError("a range of pixel values needs both low and high: give the other, too")
-        if self.low is not None and self.high is not None:
-            for bounds in (self.low, self.high):
-                if len(bounds) not in (1, self.channels):
-                    raise UserError(
-                        f"{len(bounds)} bounds of pixel values do not fit {self.channels} "
-                        "channels: give one for all, or one for each"
-                    )
-            if not all(low < high for low, high in np.broadcast(self.low, self.high)):
-                raise UserError(f"low must lie below high: {self.low} and {self.high}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PixelFormat:
-        """The inverse of `dataclasses.asdict`, also after a journey through JSON.
-
-        Raises:
-            UserError: if a name is unknown.
-        """
-        unknown = sorted(values.keys() - cls.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"unknown settings of a pixel format: {', '.join(unknown)}")
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**settings)
-
-    @property
-    def plain(self) -> bool:
-        """Whether Pillow's RGB is all that is wanted."""
-        return self == PixelFormat()
-
-    def levels(self, values: Shaped[np.ndarray, "C H W"]) -> UInt8[np.ndarray, "C H W"]:
-        """Values of any type as 8-bit levels.
-
-        With a range, what lies outside it becomes 0 or 255, and so do infinities; NaN becomes 0.
-        """
-        if self.low is not None and self.high is not None:
-            bounds = (np.reshape(np.array(b), (-1, 1, 1)) for b in (self.low, self.high))
-            return _scaled(values, *bounds)
-        if values.dtype == np.uint8:
-            return values
-        if values.dtype == np.bool_:
-            return np.where(values, np.uint8(255), np.uint8(0))
-        if values.dtype == np.uint16:
-            return (values // 257).astype(np.uint8)
-        if values.dtype == np.int16:
-            return ((values.astype(np.int32) + 2**15) // 257).astype(np.uint8)
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        if not low < high:
-            return np.zeros(values.shape, np.uint8)
-        return _scaled(values, np.array(low), np.array(high))
-
-    def fit(self, values: Shaped[np.ndarray, "own H W"], name: str) -> np.ndarray:
-        """The image with the channels expected.
-
-        Raises:
-            ImageError: if it has others.
-        """
-        own = len(values)
-        if own == self.channels:
-            return values
-        if own == 1 and self.channels == 3:
-            return np.broadcast_to(values, (3, *values.shape[1:]))
-        words = f"it has {own} channel{'s' * (own != 1)}, not {self.channels}"
-        raise ImageError(name, f"{words}: say --channels {own} if all have as many", "misfit")
-
-
-RGB = PixelFormat()
-"""Three channels of 8 bits, and of all other values what their type offers."""
-
-
-def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    # 16 bits are exact in float32; wider types keep what they have.
-    kind = np.float64 if values.dtype.itemsize > 2 else np.float32
-    with np.errstate(over="ignore", invalid="ignore"):
-        shares = (values.astype(kind) - low.astype(kind)) * (255 / (high - low)).astype(kind)
-    levels: np.ndarray = np.rint(np.nan_to_num(np.clip(shares, 0, 255), nan=0)).astype(np.uint8)
-    return levels
-
-
-# ---------------------------------------------------------------------------------- readers
 _TAGS = {277: 1, 284: 1, 322: 1, 323: 1}  # samples, planes, width and length of tiles: defaults
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
-    """What the first bytes say, for the formats that may be more than pictures.
-
-    Raises:
-        ImageError: if there are none.
-    """
-    stream.seek(0)
-    start = stream.read(132)
-    stream.seek(0)
-    if not start:
-        raise ImageError(name, "it is empty", "empty")
-    if start.startswith(b"\x93NUMPY"):
-        return "npy"
-    if start.startswith(_TIFF):
-        return "tiff"
-    return "dicom" if start[128:132] == b"DICM" else "picture"
 
 
 def read_npy(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
@@ -300,41 +150,3 @@ def _window(data: Any) -> tuple[float, float] | None:
         float(np.atleast_1d(data[key].value)[0]) for key in ("WindowCenter", "WindowWidth")
     )
     return (centre - width / 2, centre + width / 2) if width > 0 else None
-
-
-def channels_first(values: np.ndarray, name: str, wanted: PixelFormat) -> np.ndarray:
-    """An array [H, W], [H, W, C] or [C, H, W] as [C, H, W].
-
-    Raises:
-        ImageError: if it has neither two nor three axes, or no pixel, or holds no real numbers.
-    """
-    check_kind(name, values.dtype)
-    if values.ndim not in (2, 3) or 0 in values.shape:
-        raise ImageError(name, f"an array of shape {values.shape} is no image", "misfit")
-    if values.ndim == 2:
-        return values[None]
-    first, last = values.shape[0], values.shape[2]
-    if last != wanted.channels and (first == wanted.channels or first < last):
-        return values
-    return np.moveaxis(values, 2, 0)
-
-
-def check_kind(name: str, dtype: np.dtype) -> None:
-    """Refuse what is neither whole nor real numbers nor truth values.
-
-    Raises:
-        ImageError: naming the type.
-    """
-    if dtype.kind not in "buif":
-        raise ImageError(name, f"an array of {dtype} is no image", "misfit")
-
-
-def check_size(name: str, values: int) -> None:
-    """Refuse what Pillow refuses as a decompression bomb: more than 2 x `MAX_IMAGE_PIXELS`.
-
-    Raises:
-        ImageError: if there are so many values.
-    """
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and values > 2 * limit:
-        raise ImageError(name, f"it has {values:,} values, more than {2 * limit:,}", "too large")

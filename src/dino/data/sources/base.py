@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from dino.data.images.decode import Reduce, Sample, as_image, as_values, read_image, read_values
-from dino.data.images.readers import RGB, PixelFormat
+from dino.data.images.pixel_format import RGB, PixelFormat
 
 
 class Images:

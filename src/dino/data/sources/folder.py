@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dino.data.images.readers import EXTENSIONS
+from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.array_cache import keep, recall
 from dino.files import UserError
 from dino.progress import bar

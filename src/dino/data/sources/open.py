@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from dino.data.images.decode import Sample
-from dino.data.images.readers import RGB, PixelFormat
+from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.arrays import Arrays
 from dino.data.sources.base import Images
 from dino.data.sources.folder import KINDS, image_names

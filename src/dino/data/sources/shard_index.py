@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dino.data.images.readers import EXTENSIONS
+from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.array_cache import keep, recall
 from dino.data.sources.byte_ranges import examine, is_remote, reading
 from dino.data.sources.packed_strings import Names

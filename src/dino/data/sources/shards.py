@@ -50,7 +50,7 @@ class Shards(Images):
 
     Attributes:
         blocks: images in each shard, for the order of visits
-        (`dino.data.views.view_spec.epoch_order`).
+        (`dino.data.views.random_streams.epoch_order`).
 
     Raises:
         UserError: if a shard is missing or compressed, holds links or sparse files that are images,

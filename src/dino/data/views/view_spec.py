@@ -1,23 +1,16 @@
-"""What a view of an image is, and every random number it needs (DINO, section 3.2).
+"""The views of an image (DINO, section 3.2): how many, how large, how strongly altered.
 
-Nothing here touches a pixel. A `ViewSpec` says what kind of view is wanted, `draw_views` turns it
-into plain numbers (`ViewParams`), and those numbers travel with the crop: the box and the flip are
-used by the worker (`dino.data.images.decode.crop_resize`), the rest by the device, as one row of
+`dino.data.views.random_streams.draw_views` turns a `ViewSpec` into plain numbers. The worker uses
+the box and the flip (`dino.data.images.decode.crop_resize`), the device the rest, as one row of
 floats (`dino.data.views.photometric.augment`).
-
-All randomness of image `index` in `epoch` comes from `generator(seed, epoch, index)`, so the views
-are the same for any number of workers and ranks, any batch size, and after a resume.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import permutations
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
-
-import numpy as np
 
 from dino.files import UserError
 
@@ -43,23 +36,11 @@ PHOTOMETRIC = (
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 """What the numbers in the columns "first" to "fourth" stand for."""
 
-WINDOW = 16
-"""Blocks of images whose order is mixed (see `epoch_order`)."""
-
 NEVER_SOLARIZE = 256.0
 """A threshold that no pixel value reaches."""
 
 COLOUR_ONLY = ("saturation", "hue", "grey")
 """Fields of `ViewSpec` that mean something for RGB only."""
-
-_ORDERS = tuple(permutations(range(len(JITTER_OPERATIONS))))
-_TRIES = 10  # of a box, as in torchvision
-_BOX_DRAWS = 2 * _TRIES + 2  # area and aspect of each try, then the row and the column
-_DRAWS = _BOX_DRAWS + 11  # uniform numbers that one view takes; `_view` names the others
-
-# The second word of the Philox key keeps the views' stream apart from the sampler's.
-_VIEWS_STREAM, _ORDER_STREAM, _SUBSTITUTE_STREAM = 0, 1, 2
-_WORD = 2**64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,179 +170,57 @@ def view_groups(specs: Sequence[ViewSpec]) -> list[range]:
     ]
 
 
-# ---------------------------------------------------------------------------------- randomness
-def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The source of every random number of image `index` in `epoch`.
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Multi-crop and its augmentations (published code main_dino.py:419-464)."""
 
-    Philox is a cipher of its counter, so any two images have independent streams, and starting one
-    costs microseconds. Each stream is 2**128 numbers long before it meets the next image's.
-    """
-    return _philox(seed, _VIEWS_STREAM, index, epoch)
+    global_size: int = 224
+    """Pixels a side of the two global views."""
+    global_scale: tuple[float, float] = (0.25, 1.0)
+    """Share of the image's area that a global view covers, from and to."""
+    local_count: int = 10
+    """Local views an image."""
+    local_size: int = 96
+    """Pixels a side of a local view."""
+    local_scale: tuple[float, float] = (0.05, 0.25)
+    """Share of the image's area that a local view covers, from and to."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of a crop, from and to."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of the colour jitter."""
+    brightness: float = 0.4
+    """Largest relative change of the brightness."""
+    contrast: float = 0.4
+    """Largest relative change of the contrast."""
+    saturation: float = 0.2
+    """Largest relative change of the saturation."""
+    hue: float = 0.1
+    """Largest turn of the hue, in turns."""
+    grey: float = 0.2
+    """Probability of removing the colour."""
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Probability of a Gaussian blur for global view 1, global view 2, and each local view."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Standard deviation of the blur in pixels of the view, from and to; the paper's suit 224
+    pixels, smaller views need less."""
+    solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
+    """Probability of solarizing global view 1, global view 2, and each local view."""
 
-
-def epoch_order(
-    length: int, seed: int, epoch: int, blocks: Sequence[int] | np.ndarray | None = None
-) -> np.ndarray:
-    """The order in which `epoch` visits a data set: a permutation of `range(length)`, int64.
-
-    Args:
-        length: number of images.
-        seed: of the orders.
-        epoch: counted from 0.
-        blocks: lengths of the runs of images that lie together on a disk or server (the shards of
-            `dino.data.sources.shards`), which make up `length`. More than `WINDOW` of them are
-            shuffled,
-            dealt into equal windows of at most `WINDOW`, and the images are shuffled within each
-            window, so that few files are read at a time. Fewer make no difference.
-    """
-    rng = _philox(seed, _ORDER_STREAM, 0, epoch)
-    if blocks is None or len(blocks) <= WINDOW:
-        return rng.permutation(length)
-    stops = np.cumsum(blocks, dtype=np.int64)
-    starts = stops - np.asarray(blocks, dtype=np.int64)
-    windows = np.array_split(rng.permutation(len(blocks)), math.ceil(len(blocks) / WINDOW))
-    runs = [[np.arange(starts[block], stops[block]) for block in window] for window in windows]
-    return np.concatenate([rng.permutation(np.concatenate(window)) for window in runs])
-
-
-def substitutes(length: int, seed: int, epoch: int, index: int) -> Iterator[int]:
-    """Images to take, in this order, in place of image `index`, which cannot be used."""
-    rng = _philox(seed, _SUBSTITUTE_STREAM, index, epoch)
-    while True:
-        yield int(rng.integers(length))
-
-
-def _philox(seed: int, stream: int, high: int, highest: int) -> np.random.Generator:
-    counter = np.array([0, 0, high, highest], dtype=np.uint64)
-    key = np.array([seed % _WORD, stream], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(counter=counter, key=key))
-
-
-# ---------------------------------------------------------------------------------- drawing
-@dataclass(frozen=True)
-class ViewParams:
-    """Every number that makes one view of one image.
-
-    Attributes:
-        box: top, left, height, width of the crop in pixels of the image.
-        flip: mirror the crop horizontally.
-        jitter: whether the four factors are applied at all.
-        brightness: factor; 1 leaves the image as it is.
-        contrast: factor.
-        saturation: factor.
-        hue: shift in turns of the colour wheel.
-        order: the four operations as indices into `JITTER_OPERATIONS`, first to last.
-        grey: drop the colour.
-        sigma: of the blur in pixels of the view; 0 for none.
-        solarize: threshold from which values are inverted; 256 for none.
-    """
-
-    box: tuple[int, int, int, int]
-    flip: bool
-    jitter: bool
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    order: tuple[int, ...]
-    grey: bool
-    sigma: float
-    solarize: float
-
-    def row(self) -> tuple[float, ...]:
-        """What the device needs, one number for each name in `PHOTOMETRIC`."""
-        return (
-            float(self.jitter),
-            self.brightness,
-            self.contrast,
-            self.saturation,
-            self.hue,
-            *map(float, self.order),
-            float(self.grey),
-            self.sigma,
-            self.solarize,
+    def specs(self) -> tuple[ViewSpec, ...]:
+        """One specification for each kind of view."""
+        kinds = dino_views(
+            global_size=self.global_size,
+            global_scale=self.global_scale,
+            local_count=self.local_count,
+            local_size=self.local_size,
+            local_scale=self.local_scale,
         )
-
-
-def draw_views(
-    specs: Sequence[ViewSpec], height: int, width: int, rng: np.random.Generator
-) -> list[ViewParams]:
-    """Draw the parameters of every view of an image of `height` x `width` pixels.
-
-    Each view takes the same number of uniform numbers from `rng`, whether it uses them or not:
-    first the box (ten tries of area and aspect, then the place), then flip, jitter, order, the
-    four factors, grey, blur, sigma, solarise. So views do not disturb one another: view v of an
-    image stays what it is when later views are added or probabilities change.
-
-    Returns:
-        One `ViewParams` per view, in the order of `expand(specs)`.
-    """
-    views = expand(specs)
-    uniform = rng.random((len(views), _DRAWS)).tolist()
-    return [_view(spec, height, width, row) for spec, row in zip(views, uniform, strict=True)]
-
-
-def _view(spec: ViewSpec, height: int, width: int, uniform: list[float]) -> ViewParams:
-    flip, jitter, order, brightness, contrast, saturation, hue, grey, blur, sigma, solarize = (
-        uniform[_BOX_DRAWS:]
-    )
-    return ViewParams(
-        box=crop_box(spec, height, width, uniform[:_BOX_DRAWS]),
-        flip=flip < spec.flip,
-        jitter=jitter < spec.jitter,
-        brightness=_factor(spec.brightness, brightness),
-        contrast=_factor(spec.contrast, contrast),
-        saturation=_factor(spec.saturation, saturation),
-        hue=_between(-spec.hue, spec.hue, hue),
-        order=_ORDERS[int(order * len(_ORDERS))],
-        grey=grey < spec.grey,
-        sigma=_between(*spec.blur_sigma, sigma) if blur < spec.blur else 0.0,
-        solarize=spec.solarize_threshold if solarize < spec.solarize else NEVER_SOLARIZE,
-    )
-
-
-def crop_box(
-    spec: ViewSpec, height: int, width: int, uniform: Sequence[float]
-) -> tuple[int, int, int, int]:
-    """A random box by the law of torchvision's `RandomResizedCrop`.
-
-    The area is uniform in `spec.scale`, the logarithm of the aspect in `spec.ratio`, the place
-    uniform. After ten boxes that do not fit, the largest centred one of an allowed aspect is taken.
-
-    Args:
-        spec: the kind of view.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        uniform: 22 numbers from [0, 1): area and aspect of each try, then the row, the column.
-
-    Returns:
-        Top, left, height and width in pixels.
-    """
-    low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
-    for attempt in range(_TRIES):
-        area = height * width * _between(*spec.scale, uniform[2 * attempt])
-        aspect = math.exp(_between(low, high, uniform[2 * attempt + 1]))
-        box_width = round(math.sqrt(area * aspect))
-        box_height = round(math.sqrt(area / aspect))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(uniform[-2] * (height - box_height + 1))
-            left = int(uniform[-1] * (width - box_width + 1))
-            return top, left, box_height, box_width
-    return _centre_box(spec.ratio, height, width)
-
-
-def _centre_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
-    box_height, box_width = height, width
-    if width / height < ratio[0]:
-        box_height = max(1, round(width / ratio[0]))
-    elif width / height > ratio[1]:
-        box_width = max(1, round(height * ratio[1]))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-def _between(low: float, high: float, uniform: float) -> float:
-    return low + (high - low) * uniform
-
-
-def _factor(strength: float, uniform: float) -> float:
-    return _between(max(0.0, 1.0 - strength), 1.0 + strength, uniform)
+        common = {f.name for f in fields(self)} & {f.name for f in fields(ViewSpec)}
+        own = {"blur", "solarize"}  # one value for each kind
+        shared: dict[str, Any] = {name: getattr(self, name) for name in common - own}
+        return tuple(
+            replace(kind, **shared, blur=blur, solarize=solarize)
+            for kind, blur, solarize in zip(kinds, self.blur, self.solarize, strict=False)
+        )

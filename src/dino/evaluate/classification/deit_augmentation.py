@@ -27,7 +27,8 @@ from dino.data.images.image_errors import ImageError
 from dino.data.loader import evaluation_loader
 from dino.data.sources.open import Source
 from dino.data.views.photometric import normalize
-from dino.data.views.view_spec import ViewSpec, draw_views, epoch_order, generator
+from dino.data.views.random_streams import draw_views, epoch_order, generator
+from dino.data.views.view_spec import ViewSpec
 from dino.evaluate.classification.feature_batches import TASK, crop_spec
 from dino.evaluate.features.table import Part, labels_of, place_among_ranks, share_of, tell_skipped
 from dino.files import UserError

@@ -22,7 +22,8 @@ from dino.data.images.decode import as_pixels, crop_resize
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.open import Source
 from dino.data.views.photometric import normalize
-from dino.data.views.view_spec import ViewSpec, draw_views, epoch_order, generator
+from dino.data.views.random_streams import draw_views, epoch_order, generator
+from dino.data.views.view_spec import ViewSpec
 from dino.evaluate.features.table import (
     FeatureTable,
     Pass,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.open import Source
-from dino.data.views.view_spec import generator
+from dino.data.views.random_streams import generator
 from dino.evaluate.classification.deit_augmentation import Augmented, Recipe
 from dino.evaluate.classification.linear_classifier import hits
 from dino.evaluate.classification.linear_training import Score

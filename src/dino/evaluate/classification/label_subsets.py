@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dino.data.sources.open import Source
-from dino.data.views.view_spec import generator
+from dino.data.views.random_streams import generator
 from dino.files import UserError
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dino.data.images.decode import as_pixels, crop_resize
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
 from dino.evaluate.features.cache import LIBRARIES, class_token, described, installed, kept_features

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dino.data.images.decode import Sample, as_picture
-from dino.data.images.readers import EXTENSIONS
+from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.packed_strings import Files
 from dino.files import UserError, read_json
 

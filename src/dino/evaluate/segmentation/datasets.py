@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dino.data.images.decode import read_picture, to_tensor
 from dino.data.images.image_errors import ImageError
-from dino.data.images.readers import EXTENSIONS
+from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.views.photometric import normalize
 from dino.evaluate.masks import VOID, Ids, read_mask
 from dino.files import UserError

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from dino.data.images.readers import EXTENSIONS
+from dino.data.images.pixel_format import EXTENSIONS
 from dino.files import UserError
 
 

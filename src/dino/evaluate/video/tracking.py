@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dino.data.images.decode import read_picture, to_tensor
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.views.photometric import normalize
 from dino.evaluate.masks import Ids, Mask, like, read_mask, resized_ids
 from dino.evaluate.video.davis import Clip
