@@ -60,7 +60,7 @@ def main() -> None:
     print(f"{result.step} steps, k-NN {result.measured or 'not measured'}, {result.run}")
 
     backbone = dino.load(given.out)
-    print(f"the feature of an image: {backbone.width} numbers")
+    print(f"the feature of an image: {backbone.embed_dim} numbers")
 
 
 if __name__ == "__main__":

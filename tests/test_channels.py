@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")  # tyro hands over its MISSING
 
 CHANNELS = 5
 TINY: dict[str, Any] = {
-    "model.width": 24,
+    "model.embed_dim": 24,
     "model.depth": 1,
     "model.heads": 2,
     "model.patch_size": 8,

@@ -31,7 +31,7 @@ def folder(path: Path, count: int = 12, classes: int = 3) -> Path:
 
 
 TINY: dict[str, Any] = {
-    "model.width": 24,
+    "model.embed_dim": 24,
     "model.depth": 1,
     "model.heads": 2,
     "model.patch_size": 8,
@@ -230,7 +230,7 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
     result = dino.pretrain("demo", data=images, out=tmp_path / "run", device="cpu", settings=TINY)
     assert result.finished
     backbone = dino.load(tmp_path / "run")
-    assert backbone.spec["width"] == 24
+    assert backbone.spec["embed_dim"] == 24
     assert not (tmp_path / "run" / "results.json").exists()  # no labels, no k-NN
     assert (tmp_path / "run" / "report.html").exists()
 

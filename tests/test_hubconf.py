@@ -18,7 +18,7 @@ from dino.weights.load import fingerprint
 from dino.weights.published import CATALOGUE
 
 REPOSITORY = Path(__file__).parents[1]
-TINY: dict[str, Any] = {"width": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}
+TINY: dict[str, Any] = {"embed_dim": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}
 
 
 def test_entry_points() -> None:
@@ -45,7 +45,7 @@ def test_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_untrained() -> None:
     options: dict[str, Any] = {"source": "local", "pretrained": False}
     found = torch.hub.load(str(REPOSITORY), "dino_vits16", depth=1, **options)
-    assert (found.width, found.patch_size, found.depth) == (384, 16, 1)
+    assert (found.embed_dim, found.patch_size, found.depth) == (384, 16, 1)
 
 
 def test_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def golden_distillation(golden: dict[str, Tensor], micro_batch: int | None, stre
     state = part(golden, "init.")
     backbone = ViT(
         patch_size=CONFIG["patch_size"],
-        width=CONFIG["width"],
+        embed_dim=CONFIG["width"],
         depth=CONFIG["depth"],
         heads=CONFIG["heads"],
         image_size=CONFIG["image_size"],

@@ -26,7 +26,7 @@ def test_results_lie_beside_the_weights(tmp_path: Path) -> None:
 
 def test_the_twin_is_measured_only_if_asked_for() -> None:
     torch.manual_seed(1)
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
     assert list(networks(vit, Measured(weights="w"))) == ["trained"]
     both = networks(vit, Measured(weights="w", baseline=True))
     assert both["trained"] is vit
@@ -49,7 +49,7 @@ def test_a_table_shows_names_and_numbers() -> None:
 
 
 def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
     settings = Measured(weights=str(tmp_path))
     path = write("retrieval", {"map": 1.0}, vit, settings)
     assert path == tmp_path / "retrieval.json"

@@ -16,7 +16,7 @@ from dino.models.backbone import Backbone
 from dino.weights.export.command import Export, Format, run
 from dino.weights.load import save
 
-TINY: dict[str, Any] = {"width": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32}
+TINY: dict[str, Any] = {"embed_dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32}
 ABOUT = {"recipe": "test", "data": "/home/someone/scans/train", "step": 7, "steps": 9}
 
 

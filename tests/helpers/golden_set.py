@@ -40,8 +40,8 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def golden_vit(state: dict[str, Tensor]) -> ViT:
     """The network of these weights, in float64."""
     config = manifest()["config"]
-    sizes = {name: config[name] for name in ("patch_size", "width", "depth", "heads", "image_size")}
-    network = ViT(**sizes, position="reference").double()
+    sizes = {name: config[name] for name in ("patch_size", "depth", "heads", "image_size")}
+    network = ViT(**sizes, embed_dim=config["width"], position="reference").double()
     network.load_state_dict(state, strict=True)
     return network
 

@@ -39,7 +39,7 @@ def schedules(**changes: Any) -> Schedules:
 
 def network(seed: int = 0, *, dtype: torch.dtype = torch.float64, **head: Any) -> Network:
     torch.manual_seed(seed)
-    vit = ViT(patch_size=8, width=24, depth=2, heads=2, image_size=16)
+    vit = ViT(patch_size=8, embed_dim=24, depth=2, heads=2, image_size=16)
     options = {"hidden": 32, "bottleneck": 12, **head}
     return Network(vit, Head(24, PROTOTYPES, **options)).to(dtype)
 
@@ -96,7 +96,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: f
 
 
 TINY_RUN: dict[str, Any] = {
-    "model.width": 24,
+    "model.embed_dim": 24,
     "model.depth": 2,
     "model.heads": 2,
     "model.patch_size": 8,

@@ -13,7 +13,7 @@ from dino.models.create import create
 
 
 def test_maps_are_the_cls_row_of_the_last_block() -> None:
-    vit = create("vit_tiny", width=12, depth=2, heads=3, patch_size=4, image_size=8).eval()
+    vit = create("vit_tiny", embed_dim=12, depth=2, heads=3, patch_size=4, image_size=8).eval()
     images = torch.randn(2, 3, 13, 22)  # no multiple of the patch, and not square
     maps = attention_maps(vit, images)
     full = vit.features(images, attention=True).attention

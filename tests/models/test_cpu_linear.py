@@ -116,7 +116,7 @@ def test_elsewhere_it_is_linear_itself(
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_graphs_that_leave_stay_plain(two_threads: None, convolutions: list[Tensor]) -> None:
-    network = ViT(patch_size=8, width=16, depth=2, heads=2, image_size=32).eval()
+    network = ViT(patch_size=8, embed_dim=16, depth=2, heads=2, image_size=32).eval()
     images = torch.randn(64, 3, 32, 32)
     assert ENOUGH_ROWS <= 64 * 17
     with torch.no_grad():

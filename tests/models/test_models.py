@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+import dino
 from dino.files import UserError
 from dino.models.create import create
 from dino.models.head import Head
@@ -23,7 +26,7 @@ from dino.models.vit import ViT
 def small_vit(**options: Any) -> ViT:
     torch.manual_seed(0)
     return ViT(
-        **{"patch_size": 8, "width": 24, "depth": 3, "heads": 2, "image_size": 32, **options}
+        **{"patch_size": 8, "embed_dim": 24, "depth": 3, "heads": 2, "image_size": 32, **options}
     )
 
 
@@ -264,7 +267,7 @@ def test_timm_networks_take_any_size(name: str, width: int, grid: tuple[int, int
     net, images = create(f"timm:{name}", image_size=64).eval(), torch.randn(2, 3, 32, 48)
     with torch.inference_mode():
         features = net.features(images)
-        assert net.width == width
+        assert net.embed_dim == width
         torch.testing.assert_close(net(images), features.cls[0])
         assert features.patches.shape == (1, 2, width, *grid)
         assert net(torch.randn(2, 3, 64, 64)).shape == (2, width)
@@ -275,8 +278,8 @@ def test_timm_networks_take_any_size(name: str, width: int, grid: tuple[int, int
     [
         ("vit_huge", {}, r"unknown architecture 'vit_huge': known are vit_tiny, .*timm:NAME"),
         ("timm:nonsense_net", {}, "timm has no model 'nonsense_net'"),
-        ("vit_tiny", {"hat": 1}, "vit_tiny cannot be built"),
-        ("resnet50", {"patch_size": 8}, "resnet50 cannot be built"),
+        ("vit_tiny", {"hat": 1}, "vit_tiny has no option hat: it takes patch_size"),
+        ("resnet50", {"patch_size": 8}, "resnet50 has no option patch_size"),
         ("vit_tiny", {"heads": 5}, "not a multiple of heads"),
         ("vit_tiny", {"image_size": 8}, "holds no patch"),
     ],
@@ -312,3 +315,20 @@ def test_embed_reads_pictures_in_order_in_evaluation_mode(tmp_path: Any) -> None
         third = net.eval()(net.preprocess(Image.open(paths[3]))[None])
     np.testing.assert_allclose(table[3], third[0].numpy(), rtol=1e-4, atol=1e-3)  # of up to 20
     assert net.embed([]).shape == (0, 2048)
+
+
+def test_other_rooms_ask_the_backbone_and_not_its_class() -> None:
+    source = Path(dino.__file__).parent
+    classes = re.compile(r"import.*\b(ViT|Timm|ResNet50)\b|startswith\(\"vit_")
+    assert [
+        path.relative_to(source)
+        for path in source.rglob("*.py")
+        if path.parent != source / "models" and classes.search(path.read_text())
+    ] == []
+
+
+def test_layers_are_counted_from_the_images_on() -> None:
+    vit = small_vit()
+    names = ("patch_embed.proj.bias", "cls_token", "blocks.0.norm1.bias", "blocks.2.mlp.fc1.weight")
+    assert [vit.layer_index(name) for name in (*names, "norm.bias")] == [0, 0, 1, 3, 4]
+    assert create("resnet50").layer_index("network.conv1.weight") == 1

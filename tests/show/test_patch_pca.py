@@ -76,7 +76,7 @@ def test_fewer_directions_than_colors() -> None:
 
 
 def test_features_of_images_of_different_size() -> None:
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8).eval()
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8).eval()
     images = [torch.randn(3, 8, 12), torch.randn(3, 17, 5)]
     found = patch_features(vit, images)
     assert [part.shape for part in found] == [(12, 2, 3), (12, 4, 1)]

@@ -132,7 +132,14 @@ def photos(tmp_path: Path) -> Callable[[str, bool], Path]:
     return make
 
 
-VIT = {"arch": "vit_tiny", "width": 12, "depth": 1, "heads": 2, "patch_size": 4, "image_size": 8}
+VIT = {
+    "arch": "vit_tiny",
+    "embed_dim": 12,
+    "depth": 1,
+    "heads": 2,
+    "patch_size": 4,
+    "image_size": 8,
+}
 KNN = {"trained": 70.6, "untrained": 58.6, "pixels": 37.0, "k": 20, "bank": 1728, "queries": 576}
 PICTURES = ["Nearest neighbours", "Attention", "Components of the patch features"]
 

@@ -37,7 +37,7 @@ from dino.train.warm_start import HeadChoice, Initial, begin
 from dino.weights.load import save
 
 CPU = torch.device("cpu")
-SIZES = ("width", "depth", "heads", "patch_size", "drop_path")
+SIZES = ("embed_dim", "depth", "heads", "patch_size", "drop_path")
 RUN = {k: v for k, v in TINY_RUN.items() if not k.startswith(("model.", "head."))}
 """How the tests' runs go, without a word on networks: those come from the weights."""
 
@@ -79,7 +79,7 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------- what is taken
 def test_a_run_folder_gives_student_teacher_head_and_center(earlier: Path, tmp_path: Path) -> None:
     config, initial = start(earlier, tmp_path)
-    assert (config.model.width, config.model.depth, config.model.heads) == (24, 2, 2)
+    assert (config.model.embed_dim, config.model.depth, config.model.heads) == (24, 2, 2)
     assert (config.model.patch_size, config.model.position) == (8, "exact")
     assert (config.head.prototypes, config.head.hidden, config.head.bottleneck) == (16, 16, 8)
     assert config.optim.freeze_backbone == "0 epochs"
@@ -212,7 +212,7 @@ def test_a_network_of_timm_keeps_its_grid(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"model__patch_size": 16}, r"patch_size 8 and cannot become one with 16: leave out --mod"),
-        ({"model__width": 48}, r"width 24 and cannot become one with 48: leave out --model.width"),
+        ({"model__embed_dim": 48}, r"embed_dim 24 and cannot .* leave out --model.embed-dim"),
         ({"model__arch": "vit_base"}, r"arch vit_tiny and cannot become one with vit_base"),
         ({"model__depth": None}, r"depth 2 and cannot become one with 12"),
         ({"head__prototypes": 99}, r"prototypes 16, not 99: .*--head.prototypes.*--init-head new"),
@@ -372,8 +372,8 @@ def test_stopped_in_and_after_the_warm_up_and_resumed_without_the_weights(
     interrupted(monkeypatch, 6, lambda: go(stopped))
     with pytest.raises(UserError, match=r"optim.lr is 0.0005 there and 0.1 here"):
         go(stopped, optim__lr=0.1)
-    with pytest.raises(UserError, match=r"model.width is 24 there and 48 here"):
-        go(stopped, model__width=48)
+    with pytest.raises(UserError, match=r"model.embed_dim is 24 there and 48 here"):
+        go(stopped, model__embed_dim=48)
     assert go(stopped).finished
     assert_equal(final(stopped), final(straight))
     moved = part(part(final(straight), "student."), "backbone.")

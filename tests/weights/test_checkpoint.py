@@ -32,7 +32,7 @@ from dino.weights.load import (
     save,
 )
 
-TINY: dict[str, Any] = {"width": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 24}
+TINY: dict[str, Any] = {"embed_dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 24}
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ def test_a_network_that_is_not_there(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "full.pth")
     with pytest.raises(UserError, match="holds no teacher: ask for the student"):
         load(tmp_path / "full.pth", heads=2)
-    assert load(tmp_path / "full.pth", network="student", heads=2).width == 24
+    assert load(tmp_path / "full.pth", network="student", heads=2).embed_dim == 24
 
 
 # ------------------------------------------------------------------------------------ heads

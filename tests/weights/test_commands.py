@@ -19,7 +19,7 @@ from dino.weights.published import CATALOGUE
 # tyro hands over its MISSING in place of a string.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-TINY: dict[str, Any] = {"width": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 24}
+TINY: dict[str, Any] = {"embed_dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 24}
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -21,7 +21,7 @@ from dino.weights import download as fetching
 from dino.weights.download import cached_path, fetch, offline, source_url
 from dino.weights.published import CATALOGUE, Published
 
-TINY: dict[str, Any] = {"width": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}
+TINY: dict[str, Any] = {"embed_dim": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}
 
 
 def checkpoint(seed: int = 0) -> bytes:
@@ -228,7 +228,7 @@ def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:
     published = CATALOGUE["dino_vits16"]
     server.content[f"/mirror/{published.file}"] = DATA
     backbone = dino.load("dino_vits16")
-    assert backbone.spec["width"] == 192
+    assert backbone.spec["embed_dim"] == 192
     assert backbone.origin is not None
     assert backbone.origin["file_sha256"] == HASH
     with pytest.raises(UserError, match="`dino weights list` shows"):

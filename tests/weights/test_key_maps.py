@@ -45,7 +45,11 @@ def written(folder: Path, dialect: str, backbone: Backbone) -> Path:
     config: dict[str, Any] = {"model_type": "vit", "layer_norm_eps": 1e-6}
     config["num_attention_heads"] = backbone.heads
     if dialect == "timm":
-        sizes = {"embed_dim": backbone.width, "depth": backbone.depth, "num_heads": backbone.heads}
+        sizes = {
+            "embed_dim": backbone.embed_dim,
+            "depth": backbone.depth,
+            "num_heads": backbone.heads,
+        }
         sizes |= {"patch_size": backbone.patch_size, "img_size": backbone.spec["image_size"]}
         config = {"architecture": "vit_small_patch16_224", "model_args": sizes}
     (folder / "config.json").write_text(json.dumps(config))
@@ -72,7 +76,7 @@ def test_round_trips_are_exact(
     assert fingerprint(found) == fingerprint(original)
     assert found.origin is not None
     assert found.origin["dialect"] == dialect
-    for name in ("width", "depth", "heads", "patch_size", "grid"):
+    for name in ("embed_dim", "depth", "heads", "patch_size", "grid"):
         assert getattr(found, name) == getattr(original, name)
     images = torch.randn(2, 3, patch * side, patch * side)  # at the native size: any `position`
     assert torch.equal(found(images), original(images))
@@ -132,7 +136,7 @@ def test_rows_are_joined_and_split() -> None:
 
 def test_an_incomplete_group_stays_as_it_is() -> None:
     """So that a strict load names what is there and what is not."""
-    backbone = dino.create("vit_tiny", width=24, depth=1, heads=2)
+    backbone = dino.create("vit_tiny", embed_dim=24, depth=1, heads=2)
     theirs = from_ours(backbone.state_dict(), "transformers", backbone.spec)
     key = "encoder.layer.0.attention.attention.key.bias"
     del theirs[key]

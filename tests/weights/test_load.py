@@ -16,7 +16,7 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.weights.load import fingerprint, load, save, untrained_like
 
-TINY: dict[str, Any] = {"width": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32}
+TINY: dict[str, Any] = {"embed_dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32}
 
 
 def written(path: Path, arch: str = "vit_tiny", **options: Any) -> Path:

@@ -26,7 +26,7 @@ from dino.weights import safe_pickle as pickles
 from dino.weights.load import save
 from dino.weights.safe_pickle import load_pickle
 
-TINY: dict[str, Any] = {"width": 24, "depth": 1, "heads": 2, "patch_size": 8, "image_size": 16}
+TINY: dict[str, Any] = {"embed_dim": 24, "depth": 1, "heads": 2, "patch_size": 8, "image_size": 16}
 
 
 def refusal(path: Path) -> str:

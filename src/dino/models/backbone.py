@@ -1,6 +1,6 @@
-"""What every network offers: one vector an image, named intermediate features, its own transform.
+"""What every network offers: one vector an image, named features, its transform, what it is.
 
-Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D width.
+Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D embed_dim.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from dino.data.images.decode import Sample, read_image
 from dino.data.images.preprocessing import Preprocessing
+from dino.files import UserError
+from dino.models.position_embedding import Position
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Features:
     Attributes:
         cls: [last, B, D], the CLS token (convnets: the pooled feature).
         patches: [last, B, D, h, w], the patch tokens on their grid.
-        attention: [B, heads, T, T] of one block, after the softmax; None unless asked for.
+        attention: [B, heads, T, T] of one block, after the softmax; None unless requested.
     """
 
     cls: Float[Tensor, "last B D"]
@@ -38,32 +40,129 @@ class Features:
 class Backbone(nn.Module):
     """A network `f` without its projection head (paper section 3.1).
 
+    Other modules ask the network what they must know of it; none looks at its class or name.
+
     Attributes:
-        width: D, the length of a feature.
+        has_drop_path: whether `forward` takes `drop_path_scale`.
+        channels: C, of the images.
+        embed_dim: D, the length of a feature.
         patch_size: pixels a side of a patch; None for networks without patches.
+        depth: transformer blocks whose features and attention can be read; 0 for none.
+        heads: attention heads of each of these blocks.
+        position: how the learned position embedding is resampled to other sizes; None for
+            networks without one.
+        first_layer: name, in the state dict, of the weights that images enter through.
         preprocessing: the transform that belongs to the weights.
         spec: the arguments of `dino.create` that build this architecture again.
-        residual_branches: how many residual branches drop path can act on (0: none).
         origin: the file that the weights were loaded from: its dialect, name and SHA-256; None for
             an untrained network.
     """
 
-    width: int
+    has_drop_path: ClassVar[bool] = False
+    channels: int = 3
+    embed_dim: int
     patch_size: int | None = None
+    depth: int = 0
+    heads: int = 0
+    position: Position | None = None
+    first_layer: str
     preprocessing: Preprocessing
     spec: dict[str, Any]
-    residual_branches: int = 0
     origin: dict[str, str] | None = None
 
+    @property
+    def residual_branches(self) -> int:
+        """How many residual branches drop path acts on; 0 for none."""
+        return 2 * self.depth if self.has_drop_path else 0
+
+    @torch.no_grad()
+    def feature_of_zeros(self, size: int) -> Float[Tensor, "1 D"]:
+        """The feature of one image of zeros; mode, statistics and random state do not change."""
+        device, training = next(self.parameters()).device, self.training
+        try:
+            with torch.random.fork_rng(devices=[]):
+                feature: Tensor = self.eval()(
+                    torch.zeros(1, self.channels, size, size, device=device)
+                )
+        finally:
+            self.train(training)
+        return feature
+
+    def check_size(self, size: int) -> None:
+        """Try an image of `size` px.
+
+        Raises:
+            UserError: if the network takes no such images.
+        """
+        try:
+            self.feature_of_zeros(size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"{self.spec['arch']} takes no images of {size} px ({reason}): change the size, or "
+                "take a network for any size: a convnet, or a transformer of timm that knows "
+                "dynamic_img_size"
+            ) from None
+
+    def describe(self) -> dict[str, str]:
+        """What a feature is, and the sizes of the architecture, for tables and model cards."""
+        return {"feature": f"{self.embed_dim} numbers, pooled from the last layer"}
+
+    def layer_index(self, name: str) -> int:
+        """Which layer a parameter belongs to, for a layer-wise decay of the learning rate.
+
+        Returns:
+            0 for what comes before the blocks, 1 to `depth` for a block, `depth` + 1 after them.
+        """
+        return self.depth + 1
+
+    def resize_positions(self, tensors: dict[str, Tensor], position: Position) -> dict[str, Tensor]:
+        """A state dict of the same architecture with the position embedding of this one's size.
+
+        Args:
+            tensors: the state dict; its other tensors stay as they are.
+            position: how the network that the tensors come from resamples.
+        """
+        return tensors
+
+    def fix_size(self, height: int, width: int) -> None:
+        """Resample the position embedding once and for all for images of this size.
+
+        Raises:
+            UserError: if such images hold no patch.
+        """
+
+    def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
+        """Name and arguments with which `timm.create_model` builds this network for `size` px.
+
+        The arguments say all that could differ from what the name stands for.
+
+        Raises:
+            UserError: if timm has no such network.
+        """
+        raise UserError(f"timm has no layout for {self.spec['arch']}: use --format onnx")
+
+    def transformers_config(self, size: int) -> dict[str, Any]:
+        """The `config.json` with which transformers builds this network for `size` px.
+
+        Raises:
+            UserError: if transformers has no such network.
+        """
+        raise UserError(
+            f"transformers has no layout for {self.spec['arch']}: use --format timm or onnx"
+        )
+
     def forward(
-        self, images: Float[Tensor, "B C H W"], keep: Float[Tensor, "branches B"] | None = None
+        self,
+        images: Float[Tensor, "B C H W"],
+        drop_path_scale: Float[Tensor, "branches B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         """The feature of the paper: the CLS token after the final norm (convnets: pooled).
 
         Args:
             images: normalised images of any height and width that holds at least one patch.
-            keep: drop path: the factor, 0 or 1 / (1 - rate), by which each sample's residual
-                branch is multiplied; None keeps all. Only where `residual_branches` is not 0.
+            drop_path_scale: the factor, 0 or 1 / (1 - rate), by which drop path multiplies each
+                sample's residual branch; None for no drop path. Only if `has_drop_path`.
         """
         raise NotImplementedError
 
@@ -97,7 +196,7 @@ class Backbone(nn.Module):
             ]
         finally:
             self.train(training)
-        table = torch.cat(rows) if rows else torch.empty(0, self.width)
+        table = torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
         return table.float().cpu().numpy()
 
 

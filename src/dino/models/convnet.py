@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -16,7 +15,8 @@ from dino.models.backbone import Backbone, Features
 class ResNet50(Backbone):
     """torchvision's ResNet-50; the feature is the pooled 2048-vector (paper section 3.1)."""
 
-    width = 2048
+    embed_dim = 2048
+    first_layer = "network.conv1.weight"
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class ResNet50(Backbone):
         from torchvision.models import resnet50
 
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
+        self.channels = channels
         self.network = resnet50()
         self.network.fc = nn.Identity()
         if channels != 3:
@@ -36,7 +37,7 @@ class ResNet50(Backbone):
             nn.init.kaiming_normal_(self.network.conv1.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], keep: Tensor | None = None
+        self, images: Float[Tensor, "B C H W"], drop_path_scale: Tensor | None = None
     ) -> Float[Tensor, "B D"]:
         """The pooled feature; see `Backbone.forward`."""
         pooled: Tensor = self.network(images)
@@ -52,9 +53,26 @@ class ResNet50(Backbone):
         x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
         return Features(x.mean(dim=(2, 3))[None], x[None])
 
+    def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
+        """See `Backbone.timm_arguments`."""
+        return "resnet50", {"in_chans": self.channels}
+
 
 class Timm(Backbone):
-    """A network of timm by its name, `timm:NAME`, without classifier and at any input size."""
+    """A network of timm by its name, `timm:NAME`, without its classifier.
+
+    Most take images of any size. The remainder of an image that fills no patch is cropped, as our
+    ViT does. Some are made for one size only: they refuse others (`Backbone.check_size`).
+
+    Args:
+        name: timm's name.
+        image_size: pixels a side of the images that a ViT's position embedding is learned for.
+        channels: C.
+        preprocessing: the transform of the weights; by default the paper's for `image_size`.
+
+    Raises:
+        UserError: if timm is not installed, or has no such network.
+    """
 
     def __init__(
         self,
@@ -72,16 +90,22 @@ class Timm(Backbone):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "none is similar"
             raise UserError(f"timm has no model {name!r}; near it: {near}")
-        self.name = name
+        self.name, self.channels = name, channels
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
-        self.network = _any_size(timm.create_model, name, image_size, channels)
-        self.width = cast(int, self.network.num_features)
+        self.network, self.sizes = _create(name, image_size, channels)
+        settings = cast(dict[str, Any], self.network.pretrained_cfg)
+        self.first_layer = f"network.{settings['first_conv']}.weight"
+        self.patch = _patch_of(self.network)
+        try:
+            self.embed_dim = self.feature_of_zeros(image_size).shape[1]
+        except (AssertionError, RuntimeError):  # made for one other size
+            self.embed_dim = self.feature_of_zeros(settings["input_size"][-1]).shape[1]
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], keep: Tensor | None = None
+        self, images: Float[Tensor, "B C H W"], drop_path_scale: Tensor | None = None
     ) -> Float[Tensor, "B D"]:
         """Timm's own pooled feature, before any classifier; see `Backbone.forward`."""
-        pooled: Tensor = self.network(images)
+        pooled: Tensor = self.network(self._crop(images))
         return pooled
 
     def features(
@@ -89,9 +113,19 @@ class Timm(Backbone):
     ) -> Features:
         """The pooled feature and the last map or patch tokens; see `Backbone.features`."""
         _refuse(f"timm:{self.name}", last, attention)
+        images = self._crop(images)
         x: Tensor = self.network.forward_features(images)  # type: ignore[operator]
-        pooled: Tensor = self.network.forward_head(x, pre_logits=True)  # type: ignore[operator]
+        pooled: Tensor = self.network.forward_head(x)  # type: ignore[operator]
         return Features(pooled[None], self._map(x, images)[None])
+
+    def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
+        """See `Backbone.timm_arguments`."""
+        return self.name, {"in_chans": self.channels, **self.sizes}
+
+    def _crop(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        rows, columns = self.patch
+        return images[..., : height - height % rows, : width - width % columns]
 
     def _map(self, x: Tensor, images: Tensor) -> Float[Tensor, "B D h w"]:
         if x.ndim == 4:
@@ -104,15 +138,24 @@ class Timm(Backbone):
         return x[:, prefix:].transpose(1, 2).unflatten(2, (count // columns, columns))
 
 
-def _any_size(
-    create: Callable[..., nn.Module], name: str, image_size: int, channels: int
-) -> nn.Module:
-    """Build a timm network that takes crops of any size; ViTs there must be told so."""
+def _create(name: str, image_size: int, channels: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of timm that takes images of any size if it can, and the arguments for that."""
+    import timm
+
     options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
+    sizes: dict[str, Any] = {"img_size": image_size, "dynamic_img_size": True}
     try:
-        return create(name, **options, img_size=image_size, dynamic_img_size=True)
-    except TypeError:  # only timm's ViTs know these arguments
-        return create(name, **options)
+        return timm.create_model(name, **options, **sizes), sizes
+    except TypeError:  # only transformers know these arguments
+        return timm.create_model(name, **options), {}
+
+
+def _patch_of(network: nn.Module) -> tuple[int, int]:
+    """Height and width of timm's patches, which must divide the image's; (1, 1) for others."""
+    from timm.layers.patch_embed import PatchEmbed
+
+    embed = getattr(network, "patch_embed", None)
+    return embed.patch_size if isinstance(embed, PatchEmbed) else (1, 1)
 
 
 def _refuse(name: str, last: int, attention: bool | int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from dino.files import UserError
@@ -16,28 +17,43 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
     Args:
         arch: vit_tiny, vit_small, vit_base, resnet50, or timm:NAME.
         **options: `image_size`, `channels` and `preprocessing` for all; for ViTs also
-            `patch_size`, `position`, `width`, `depth`, `heads`, `mlp_ratio`, `norm_eps` (see
+            `patch_size`, `position`, `embed_dim`, `depth`, `heads`, `mlp_ratio`, `norm_eps` (see
             `ViT`).
 
     Raises:
         UserError: for an unknown name or option, listing the known ones.
     """
     spec = {key: value for key, value in options.items() if value is not None}
-    try:
-        backbone = _build(arch, spec)
-    except TypeError as error:
-        raise UserError(f"{arch} cannot be built: {error}") from None
+    network, named = architecture(arch)
+    if unknown := sorted(spec.keys() - defaults(arch).keys()):
+        known = ", ".join(defaults(arch))
+        raise UserError(f"{arch} has no option {', '.join(unknown)}: it takes {known}")
+    backbone = network(**{**named, **spec})
     spec.pop("preprocessing", None)
     backbone.spec = {"arch": arch, **spec}
     return backbone
 
 
-def _build(arch: str, options: dict[str, Any]) -> Backbone:
+def architecture(arch: str) -> tuple[type[Backbone], dict[str, Any]]:
+    """The class of a network, and the arguments that its name stands for.
+
+    Raises:
+        UserError: for an unknown name.
+    """
     if arch in SIZES:
-        return ViT(**{**SIZES[arch], **options})
+        return ViT, SIZES[arch]
     if arch == "resnet50":
-        return ResNet50(**options)
+        return ResNet50, {}
     if arch.startswith("timm:"):
-        return Timm(arch.removeprefix("timm:"), **options)
+        return Timm, {"name": arch.removeprefix("timm:")}
     known = ", ".join([*SIZES, "resnet50", "timm:NAME"])
     raise UserError(f"unknown architecture {arch!r}: known are {known}")
+
+
+def defaults(arch: str) -> dict[str, Any]:
+    """Every option that `create` takes for an architecture, with its default."""
+    network, named = architecture(arch)
+    options = inspect.signature(network).parameters
+    return {
+        name: named.get(name, option.default) for name, option in options.items() if name != "name"
+    }

@@ -1,12 +1,12 @@
 """Learned position embeddings, resampled to any grid of patches (paper section 3.1; quirks below).
 
-The reference asks `interpolate` for a *scale factor* of (grid + 0.1) / training grid. The 0.1 was
+The reference calls `interpolate` with a *scale factor* of (grid + 0.1) / training grid. The 0.1 was
 added so that rounding never yields one patch too few, but PyTorch samples with the scale it is
 given, so the sampled coordinates shift: output i of 14 -> 6 reads .6475, 2.9426, ... instead of
 .6667, 3, ... The released weights were trained with that shift, hence two flavours:
 
 - ``reference``: keeps the offset, equal to the published code to the last digits;
-- ``exact``: asks for the size itself; aligned, and the better choice for a network of your own.
+- ``exact``: requests the size itself; aligned, and the better choice for a new network.
 
 Both are bicubic with a = -0.75 and no antialiasing.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -54,3 +55,14 @@ def resample(
             f"resampling {trained} positions gave {tuple(image.shape[-2:])}, not {grid}"
         )
     return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def resample_with_cls(
+    positions: Float[Tensor, "1 N D"],
+    trained: tuple[int, int],
+    grid: tuple[int, int],
+    flavour: Position,
+) -> Float[Tensor, "1 M D"]:
+    """`resample` for embeddings that begin with that of the CLS token, which stays as it is."""
+    patches = resample(positions[:, 1:], trained, grid, flavour)
+    return torch.cat([positions[:, :1], patches], dim=1)

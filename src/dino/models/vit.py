@@ -3,13 +3,14 @@
 State-dict keys are the published ones. Two things are computed differently, with equal results:
 only the CLS token of the last block is ever read, so that block computes one query, one projection
 and one MLP row an image, and neither keys nor values; and attention is PyTorch's fused kernel
-except in the one block whose matrix was asked for.
+except in the one block whose matrix is requested.
 
-Shapes: B batch, T tokens (CLS first), D width, h w the grid of patches.
+Shapes: B batch, T tokens (CLS first), D embed_dim, h w the grid of patches.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -21,17 +22,17 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.backbone import Backbone, Features
 from dino.models.cpu_linear import Linear
-from dino.models.position_embedding import Position, resample
+from dino.models.position_embedding import Position, resample, resample_with_cls
 
 
 class PatchEmbed(nn.Module):
     """Non-overlapping patches, each through one linear map (a convolution with stride p)."""
 
-    def __init__(self, patch_size: int, channels: int, width: int) -> None:
+    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
         # The published init leaves this layer at PyTorch's default, and so do we.
-        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
         """Patch tokens on their grid; rows and columns that fill no patch are left out."""
@@ -41,11 +42,11 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, scale (D / heads) ** -0.5."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         # [B, T, 3 D] -> queries, keys, values [B, heads, T, D / heads]. Chunks: their gradients are
@@ -69,8 +70,8 @@ class Attention(nn.Module):
         weights = self.qkv.weight.unflatten(0, (3, self.heads, -1))  # [3, heads, d, D]
         bias = self.qkv.bias.unflatten(0, (3, self.heads, 1, -1))  # [3, heads, 1, d]
         q = x[:, 0] @ weights[0].transpose(1, 2) + bias[0]  # [heads, B, d]
-        asked = (q @ weights[1] * q.shape[-1] ** -0.5).transpose(0, 1)  # [B, heads, D]
-        attention = (asked @ x.transpose(1, 2)).softmax(dim=-1)  # [B, heads, T]
+        query = (q @ weights[1] * q.shape[-1] ** -0.5).transpose(0, 1)  # [B, heads, D]
+        attention = (query @ x.transpose(1, 2)).softmax(dim=-1)  # [B, heads, T]
         mean = (attention @ x).transpose(0, 1)  # [heads, B, D]
         mixed = mean @ weights[2].transpose(1, 2) + bias[2]  # [heads, B, d]
         return self.proj(mixed.transpose(0, 1).flatten(1)[:, None])
@@ -85,10 +86,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Linear, exact GELU, Linear."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Each token alone."""
@@ -98,22 +99,22 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, norm_eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, keep: Float[Tensor, "2 B"] | None = None) -> Tensor:
-        """All tokens; `keep` holds this block's two rows of drop-path factors."""
-        x = _residual(x, self.attn(self.norm1(x)), keep, 0)
-        return _residual(x, self.mlp(self.norm2(x)), keep, 1)
+    def forward(self, x: Tensor, scale: Float[Tensor, "2 B"] | None = None) -> Tensor:
+        """All tokens; `scale` holds this block's two rows of drop-path factors."""
+        x = _residual(x, self.attn(self.norm1(x)), scale, 0)
+        return _residual(x, self.mlp(self.norm2(x)), scale, 1)
 
-    def first(self, x: Tensor, keep: Float[Tensor, "2 B"] | None = None) -> Tensor:
+    def first(self, x: Tensor, scale: Float[Tensor, "2 B"] | None = None) -> Tensor:
         """Token 0 of `forward`, [B, 1, D]."""
-        x = _residual(x[:, :1], self.attn.first(self.norm1(x)), keep, 0)
-        return _residual(x, self.mlp(self.norm2(x)), keep, 1)
+        x = _residual(x[:, :1], self.attn.first(self.norm1(x)), scale, 0)
+        return _residual(x, self.mlp(self.norm2(x)), scale, 1)
 
     def explicit(self, x: Tensor) -> tuple[Tensor, Float[Tensor, "B heads T T"]]:
         """All tokens, and the attention matrix."""
@@ -122,9 +123,9 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x)), attention
 
 
-def _residual(x: Tensor, branch: Tensor, keep: Tensor | None, row: int) -> Tensor:
+def _residual(x: Tensor, branch: Tensor, scale: Tensor | None, row: int) -> Tensor:
     """Residual sum; drop path is one fused multiply-add on it."""
-    return x + branch if keep is None else torch.addcmul(x, branch, keep[row, :, None, None])
+    return x + branch if scale is None else torch.addcmul(x, branch, scale[row, :, None, None])
 
 
 class ViT(Backbone):
@@ -132,26 +133,31 @@ class ViT(Backbone):
 
     Args:
         patch_size: pixels a side of a patch.
-        width: D.
+        embed_dim: D.
         depth: number of blocks.
-        heads: attention heads; must divide `width`.
-        mlp_ratio: hidden width of the MLP over D.
+        heads: attention heads; must divide `embed_dim`.
+        mlp_ratio: hidden size of the MLP over D.
         image_size: pixels a side of the images whose grid the position embedding is learned for.
         channels: C.
-        position: how the position embedding is resampled to other grids, see `models.position`.
+        position: how the position embedding is resampled to other grids, see `position_embedding`.
         norm_eps: epsilon of every layer norm; the published 1e-6, unless weights come from a
             library that says otherwise (transformers: 1e-12).
         preprocessing: the transform of the weights; by default the paper's for `image_size`.
 
     Raises:
-        UserError: if `heads` does not divide `width` or no patch fits into the image.
+        UserError: if `heads` does not divide `embed_dim` or no patch fits into the image.
     """
+
+    has_drop_path = True
+    first_layer = "patch_embed.proj.weight"
+    patch_size: int
+    position: Position
 
     def __init__(
         self,
         *,
         patch_size: int = 16,
-        width: int = 384,
+        embed_dim: int = 384,
         depth: int = 12,
         heads: int = 6,
         mlp_ratio: float = 4.0,
@@ -162,21 +168,24 @@ class ViT(Backbone):
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise UserError(f"width {width} is not a multiple of heads {heads}: change one of them")
+        if embed_dim % heads:
+            raise UserError(
+                f"embed_dim {embed_dim} is not a multiple of heads {heads}: change one of them"
+            )
         if image_size < patch_size:
             raise UserError(f"an image of {image_size} px holds no patch of {patch_size} px")
         side = image_size // patch_size
-        self.width, self.patch_size, self.position = width, patch_size, position
-        self.heads, self.depth = heads, depth
-        self.grid = (side, side)
-        self.residual_branches = 2 * depth
+        self.embed_dim, self.patch_size, self.position = embed_dim, patch_size, position
+        self.heads, self.depth, self.mlp_ratio = heads, depth, mlp_ratio
+        self.grid, self.channels = (side, side), channels
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
-        self.patch_embed = PatchEmbed(patch_size, channels, width)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, width))
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, norm_eps) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, heads, mlp_ratio, norm_eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -191,7 +200,7 @@ class ViT(Backbone):
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [B, 1 + h*w, D] that enter the first block, and the grid (h, w)."""
-        if min(images.shape[-2:]) < self.patch_size:  # type: ignore[operator]
+        if min(images.shape[-2:]) < self.patch_size:
             size = f"{images.shape[-2]}x{images.shape[-1]}"
             raise UserError(f"images of {size} px hold no patch of {self.patch_size} px")
         patches = self.patch_embed(images)
@@ -201,15 +210,19 @@ class ViT(Backbone):
         return torch.cat([first, patches.flatten(1, 2) + positions], dim=1), grid
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], keep: Float[Tensor, "branches B"] | None = None
+        self,
+        images: Float[Tensor, "B C H W"],
+        drop_path_scale: Float[Tensor, "branches B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         """The CLS token after the final norm; see `Backbone.forward`."""
         x, _ = self.tokens(images)
-        rows = [None] * self.depth if keep is None else list(keep.unflatten(0, (-1, 2)))
+        scales: list[Tensor | None] = [None] * self.depth
+        if drop_path_scale is not None:
+            scales = list(drop_path_scale.unflatten(0, (-1, 2)))
         *earlier, last = cast(list[Block], list(self.blocks))
-        for block, row in zip(earlier, rows[:-1], strict=True):
-            x = block(x, row)
-        cls: Tensor = self.norm(last.first(x, rows[-1])).squeeze(1)
+        for block, scale in zip(earlier, scales[:-1], strict=True):
+            x = block(x, scale)
+        cls: Tensor = self.norm(last.first(x, scales[-1])).squeeze(1)
         return cls
 
     def features(
@@ -218,11 +231,11 @@ class ViT(Backbone):
         """Tokens of the last blocks through the final norm; see `Backbone.features`."""
         if not 1 <= last <= self.depth:
             raise UserError(f"last must lie between 1 and the {self.depth} blocks, not {last}")
-        asked = _block_index(attention, self.depth)
+        explicit = _block_index(attention, self.depth)
         x, grid = self.tokens(images)
         matrix, outputs = None, []
         for index, block in enumerate(cast(list[Block], list(self.blocks))):
-            if index == asked:
+            if index == explicit:
                 x, matrix = block.explicit(x)
             else:
                 x = block(x)
@@ -231,6 +244,88 @@ class ViT(Backbone):
         stacked = torch.stack(outputs)  # [last, B, T, D]
         patches = stacked[:, :, 1:].transpose(2, 3).unflatten(3, grid)
         return Features(stacked[:, :, 0], patches, matrix)
+
+    def describe(self) -> dict[str, str]:
+        """See `Backbone.describe`."""
+        return {
+            "feature": f"{self.embed_dim} numbers, the CLS token after the final norm",
+            "patch": f"{self.patch_size} px",
+            "grid": f"{self.grid[0]} x {self.grid[1]} patches",
+            "blocks": f"{self.depth}, of {self.heads} heads",
+        }
+
+    def layer_index(self, name: str) -> int:
+        """See `Backbone.layer_index`."""
+        first, _, rest = name.partition(".")
+        if first == "blocks":
+            return 1 + int(rest.partition(".")[0])
+        return self.depth + 1 if first == "norm" else 0
+
+    def resize_positions(self, tensors: dict[str, Tensor], position: Position) -> dict[str, Tensor]:
+        """See `Backbone.resize_positions`; embeddings of no square grid stay as they are."""
+        old = tensors.get("pos_embed")
+        if old is None or old.ndim != 3:
+            return tensors
+        side = math.isqrt(old.shape[1] - 1)
+        if side * side != old.shape[1] - 1 or (side, side) == self.grid:
+            return tensors
+        resized = resample_with_cls(old.float(), (side, side), self.grid, position)
+        return {**tensors, "pos_embed": resized}
+
+    def fix_size(self, height: int, width: int) -> None:
+        """See `Backbone.fix_size`."""
+        grid = (height // self.patch_size, width // self.patch_size)
+        if min(grid) == 0:
+            raise UserError(
+                f"images of {height}x{width} px hold no patch of {self.patch_size} px: give a "
+                "larger --size"
+            )
+        positions = resample_with_cls(self.pos_embed, self.grid, grid, self.position)
+        self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
+        self.grid = grid
+        if grid[0] == grid[1]:  # the sizes that `dino.create` can build
+            self.spec = {**self.spec, "image_size": height}
+
+    def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
+        """See `Backbone.timm_arguments`; the norms must have timm's epsilon."""
+        if self.norm.eps != TIMM_EPS:
+            raise UserError(
+                f"timm's ViTs have the norm epsilon {TIMM_EPS}, this one has {self.norm.eps}: use "
+                "--format transformers or onnx"
+            )
+        arch = self.spec["arch"]
+        patch = 8 if self.patch_size == 8 and arch != "vit_tiny" else 16  # those timm has
+        return f"{arch}_patch{patch}_224", {
+            "img_size": size,
+            "patch_size": self.patch_size,
+            "in_chans": self.channels,
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "mlp_ratio": self.mlp_ratio,
+        }
+
+    def transformers_config(self, size: int) -> dict[str, Any]:
+        """See `Backbone.transformers_config`."""
+        return {
+            "architectures": ["ViTModel"],
+            "model_type": "vit",
+            "hidden_size": self.embed_dim,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.heads,
+            "intermediate_size": int(self.embed_dim * self.mlp_ratio),
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "layer_norm_eps": self.norm.eps,
+            "image_size": size,
+            "patch_size": self.patch_size,
+            "num_channels": self.channels,
+            "qkv_bias": True,
+            "pooler_output_size": self.embed_dim,
+            "pooler_act": "linear",
+            "torch_dtype": "float32",
+        }
 
 
 def _block_index(attention: bool | int, depth: int) -> int | None:
@@ -250,8 +345,11 @@ def init_linear(layer: nn.Linear) -> None:
 
 
 SIZES: dict[str, dict[str, Any]] = {
-    "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
-    "vit_small": {"width": 384, "depth": 12, "heads": 6},
-    "vit_base": {"width": 768, "depth": 12, "heads": 12},
+    "vit_tiny": {"embed_dim": 192, "depth": 12, "heads": 3},
+    "vit_small": {"embed_dim": 384, "depth": 12, "heads": 6},
+    "vit_base": {"embed_dim": 768, "depth": 12, "heads": 12},
 }
 """Table 1, and the code's own ViT-Ti."""
+
+TIMM_EPS = 1e-6
+"""Epsilon of every layer norm in timm's ViTs."""

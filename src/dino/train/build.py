@@ -33,7 +33,7 @@ def build(
     head = asdict(config.head)
     backbone = _backbone(config) if initial is None else initial.backbone()
     return Distillation(
-        Network(backbone, Head(backbone.width, head.pop("prototypes"), **head)),
+        Network(backbone, Head(backbone.embed_dim, head.pop("prototypes"), **head)),
         DINOLoss(
             config.head.prototypes,
             student_temperature=config.teacher.student_temperature,
@@ -59,7 +59,7 @@ def _backbone(config: PretrainConfig) -> Backbone:
         channels=config.pixels.channels,
         patch_size=model.patch_size,
         position=model.position,
-        width=model.width,
+        embed_dim=model.embed_dim,
         depth=model.depth,
         heads=model.heads,
     )

@@ -29,8 +29,8 @@ class ModelSettings:
     """Pixels a side of a patch (ViTs only)."""
     position: Literal["reference", "exact"] | None = "reference"
     """How position embeddings are resampled: as the published code does, or exactly (ViTs only)."""
-    width: int | None = None
-    """Another width than the architecture's (ViTs only)."""
+    embed_dim: int | None = None
+    """Another embedding dimension than the architecture's (ViTs only)."""
     depth: int | None = None
     """Another number of blocks than the architecture's (ViTs only)."""
     heads: int | None = None

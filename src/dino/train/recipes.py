@@ -160,7 +160,7 @@ def demo() -> PretrainConfig:
     """
     return PretrainConfig(
         model=ModelSettings(
-            arch="vit_tiny", width=128, depth=4, heads=4, position="exact", drop_path=0.0
+            arch="vit_tiny", embed_dim=128, depth=4, heads=4, position="exact", drop_path=0.0
         ),
         head=HeadSettings(prototypes=512, hidden=512, bottleneck=128),
         views=ViewSettings(

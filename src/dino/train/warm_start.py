@@ -17,9 +17,8 @@ from dino.distillation.schedules import in_steps
 from dino.distillation.step import Distillation
 from dino.files import UserError, read_json
 from dino.models.backbone import Backbone
-from dino.models.create import create
+from dino.models.create import architecture, create, defaults
 from dino.models.position_embedding import Position
-from dino.models.vit import SIZES
 from dino.train.config import OptimSettings, PretrainConfig
 from dino.weights.adapt import fitted
 from dino.weights.checkpoint import Parts
@@ -29,7 +28,7 @@ from dino.weights.load import load_strictly, read_checkpoint
 
 HeadChoice = Literal["auto", "new"]
 
-SIZES_OF_A_NETWORK = ("arch", "patch_size", "width", "depth", "heads")
+SIZES_OF_A_NETWORK = ("arch", "patch_size", "embed_dim", "depth", "heads")
 WARM_UP = "1 epochs"
 """How long the backbone waits for a new head, unless the user says it."""
 
@@ -186,14 +185,12 @@ def _read(
 # ------------------------------------------------------------------------------------ what is taken
 def _whole(spec: dict[str, Any]) -> dict[str, Any]:
     """A spec with what the architecture's name implies."""
-    arch = spec["arch"]
-    implied = {"patch_size": 16, "position": "reference", **SIZES[arch]} if arch in SIZES else {}
-    return {**implied, **spec}
+    return {**defaults(spec["arch"]), **spec}
 
 
 def _model_settings(config: PretrainConfig, parts: Parts, given: frozenset[str]) -> dict[str, Any]:
     """The architecture, which nothing can change."""
-    own, implied = _whole(parts.spec), SIZES.get(parts.spec["arch"], {})
+    own, implied = _whole(parts.spec), architecture(parts.spec["arch"])[1]
     for name in (*SIZES_OF_A_NETWORK, *(() if "position" in own else ("position",))):
         asked = getattr(config.model, name) or implied.get(name)
         if f"model.{name}" in given and asked != own.get(name):
@@ -204,7 +201,7 @@ def _model_settings(config: PretrainConfig, parts: Parts, given: frozenset[str])
             )
     taken = {name: parts.spec.get(name) for name in SIZES_OF_A_NETWORK}
     taken |= {"patch_size": own.get("patch_size"), "position": own.get("position")}
-    if own["arch"] not in SIZES:
+    if not architecture(own["arch"])[0].has_drop_path:
         taken["drop_path"] = 0.0
     return {f"model.{name}": value for name, value in taken.items()}
 
@@ -247,10 +244,8 @@ def _warm_up(config: PretrainConfig) -> dict[str, Any]:
 
 def _spec(config: PretrainConfig, own: dict[str, Any]) -> dict[str, Any]:
     spec = {**own, "channels": config.pixels.channels}
-    if own["arch"] in SIZES:
-        spec["position"] = config.model.position
-    if not own["arch"].startswith("timm:"):  # those keep their grid and resample it themselves
-        spec["image_size"] = config.views.global_size
+    if "position" in defaults(own["arch"]):  # others keep their size
+        spec |= {"position": config.model.position, "image_size": config.views.global_size}
     return spec
 
 

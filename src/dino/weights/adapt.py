@@ -1,21 +1,16 @@
 """Weights for a network of another input: its number of channels, its grid of patches.
 
-Nothing else can be converted: patch size, width and depth must agree.
+Nothing else can be converted: patch size, embed_dim and depth must agree.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dino.models.backbone import Backbone
-from dino.models.convnet import Timm
-from dino.models.position_embedding import Position, resample
+from dino.models.position_embedding import Position
 from dino.weights.infer_spec import inflate
 
 
@@ -34,32 +29,9 @@ def fitted(
         The tensors, to be loaded strictly.
     """
     fit, own = dict(tensors), backbone.state_dict()
-    first = first_layer(backbone)
+    first = backbone.first_layer
     if first in fit and fit[first].ndim == own[first].ndim == 4:
         channels = own[first].shape[1]
         if fit[first].shape[1] != channels:
             fit[first] = inflate(fit[first], channels)
-    grid = getattr(backbone, "grid", None)
-    if grid is not None and "pos_embed" in fit and fit["pos_embed"].ndim == 3:
-        fit["pos_embed"] = regrid(fit["pos_embed"], grid, position)
-    return fit
-
-
-def regrid(
-    positions: Float[Tensor, "1 N D"], grid: tuple[int, int], position: Position
-) -> Float[Tensor, "1 M D"]:
-    """A position embedding, CLS first, of a square grid for another grid of patches."""
-    side = math.isqrt(positions.shape[1] - 1)
-    if side * side != positions.shape[1] - 1 or (side, side) == grid:
-        return positions
-    patches = resample(positions[:, 1:].float(), (side, side), grid, position)
-    return torch.cat([positions[:, :1].float(), patches], dim=1)
-
-
-def first_layer(backbone: Backbone) -> str:
-    """The name of the weights that images enter through."""
-    if isinstance(backbone, Timm):
-        settings: Any = backbone.network.pretrained_cfg
-        return f"network.{settings['first_conv']}.weight"
-    convnet = backbone.spec["arch"] == "resnet50"
-    return "network.conv1.weight" if convnet else "patch_embed.proj.weight"
+    return backbone.resize_positions(fit, position)

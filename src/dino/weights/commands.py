@@ -16,7 +16,6 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, atomic_json
 from dino.models.create import create
 from dino.models.position_embedding import Position
-from dino.models.vit import ViT
 from dino.weights.checkpoint import Part, Parts, WhichNetwork
 from dino.weights.download import cached_path, fetch, source_url
 from dino.weights.export.command import Export, write
@@ -188,14 +187,8 @@ def inspect(parts: Parts) -> dict[str, Any]:
         "networks": list(present),
         "architecture": parts.spec,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-        "width": backbone.width,
+        **backbone.describe(),
     }
-    if isinstance(backbone, ViT):
-        described |= {
-            "patch": f"{backbone.patch_size} px",
-            "grid": f"{backbone.grid[0]} x {backbone.grid[1]} patches",
-            "blocks": f"{backbone.depth}, of {backbone.heads} heads",
-        }
     return {
         **described,
         "head": parts.head_options or "none",

@@ -145,6 +145,8 @@ def own_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | No
         raise UserError(f"{path} has damaged metadata ({error!r}): copy it anew") from None
     if version != FORMAT:
         raise UserError(f"{path} is of format {version}: a newer dino wrote it, upgrade")
+    if "width" in known["spec"]:  # as 0.1.0 wrote it
+        known["spec"]["embed_dim"] = known["spec"].pop("width")
     return known
 
 

@@ -54,7 +54,7 @@ def _vit(tensors: Mapping[str, Tensor], hints: Mapping[str, Any]) -> dict[str, A
     if patch[2] != patch[3]:
         raise UserError(f"its patches of {patch[2]} x {patch[3]} px are not square")
     heads = hints.get("heads") or _heads(width)
-    sizes = {"width": width, "depth": depth, "heads": heads}
+    sizes = {"embed_dim": width, "depth": depth, "heads": heads}
     arch = next((name for name, known in SIZES.items() if known == sizes), None)
     spec = {
         "arch": arch or "vit_small",

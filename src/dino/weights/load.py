@@ -105,15 +105,14 @@ def load(
         path = _newest_teacher(path)
     parts = read_parts(path, heads)
     spec = dict(parts.spec)
+    tensors = parts.network(network).backbone
+    with torch.device("meta"):  # what does not fit is refused before it costs memory
+        empty = create(**spec)
+    refuse_misfits(empty, tensors, parts.path)
     if position is not None:
-        if not spec["arch"].startswith("vit_"):
+        if empty.position is None:
             raise UserError(f"{spec['arch']} has no position embedding: leave out position=")
         spec["position"] = position
-    tensors = parts.network(network).backbone
-    with torch.device(
-        "meta"
-    ):  # a specification that does not fit is refused before it costs memory
-        refuse_misfits(create(**spec), tensors, parts.path)
     backbone = create(**spec)
     backbone.preprocessing = parts.preprocessing
     load_strictly(backbone, tensors, parts.path)
@@ -256,7 +255,7 @@ def _newest_teacher(run: Path) -> Path:
 def _with_channels(backbone: Backbone, channels: int) -> Backbone:
     """The same network for images of `channels` channels."""
     adapted = create(**{**backbone.spec, "channels": channels})
-    tensors = fitted(backbone.state_dict(), adapted, backbone.spec.get("position", "reference"))
+    tensors = fitted(backbone.state_dict(), adapted, backbone.position or "reference")
     load_strictly(adapted, tensors, Path(str(backbone.spec["arch"])))
     given = backbone.preprocessing
     adapted.preprocessing = replace(

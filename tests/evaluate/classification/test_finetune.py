@@ -49,7 +49,7 @@ PLAIN = Recipe(lr=1e-3, epochs=4, batch=4, mixup=0, cutmix=0, erase=0, repeats=1
 
 def small() -> Backbone:
     torch.manual_seed(0)
-    size = {"width": 12, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 8}
+    size = {"embed_dim": 12, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 8}
     return create("vit_tiny", **size).eval()
 
 

@@ -81,7 +81,7 @@ def test_a_limit_takes_images_of_all_classes(color_folder: Callable[..., Path]) 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A run folder with a small network."""
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
     save(vit, tmp_path / "run" / "teacher.safetensors")
     return tmp_path / "run"
 

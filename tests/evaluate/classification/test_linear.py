@@ -37,7 +37,7 @@ from dino.weights.load import save
 
 def small(seed: int = 0, depth: int = 2) -> Backbone:
     torch.manual_seed(seed)
-    size = {"width": 12, "depth": depth, "heads": 2, "patch_size": 4, "image_size": 8}
+    size = {"embed_dim": 12, "depth": depth, "heads": 2, "patch_size": 4, "image_size": 8}
     return create("vit_tiny", **size).eval()
 
 

@@ -95,7 +95,7 @@ def test_penalties_are_chosen_by_images_that_no_fit_has_seen() -> None:
 @pytest.fixture
 def settings(tmp_path: Path, color_folder: Callable[..., Path]) -> Logistic:
     torch.manual_seed(0)
-    vit = create("vit_tiny", width=12, depth=2, heads=2, patch_size=4, image_size=8)
+    vit = create("vit_tiny", embed_dim=12, depth=2, heads=2, patch_size=4, image_size=8)
     save(vit, tmp_path / "run" / "teacher.safetensors")
     return Logistic(
         weights=str(tmp_path / "run"),

@@ -219,7 +219,7 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
 def test_command_writes_what_the_library_gives(
     tmp_path: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8).eval()
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8).eval()
     save_weights(vit, tmp_path / "vit.safetensors")
     folder, out = color_folder("photos", 2), tmp_path / "out" / "f.npy"
     settings = FeatureSettings(

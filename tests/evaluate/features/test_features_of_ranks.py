@@ -25,7 +25,7 @@ WORLD = 2
 def measure(path: Path) -> None:
     """What every process does; alone, without a launcher's variables, too."""
     torch.manual_seed(0)
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
     items: list[Any] = [(Image.new("RGB", (9, 8), (i, 255 - i, 3 * i)), i % 2) for i in range(7)]
     items[3] = ("no image", 1)
     source = open_source(items)

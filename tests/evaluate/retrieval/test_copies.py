@@ -90,7 +90,7 @@ def copydays(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def weights(tmp_path: Path) -> str:
     torch.manual_seed(1)
-    vit = create("vit_tiny", width=24, depth=2, heads=2, patch_size=8, image_size=32)
+    vit = create("vit_tiny", embed_dim=24, depth=2, heads=2, patch_size=8, image_size=32)
     save(vit, tmp_path / "run" / "teacher.safetensors")
     return str(tmp_path / "run")
 
@@ -104,7 +104,7 @@ def test_the_descriptor_of_a_vit_and_of_a_convnet() -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 64, 64)
     for network in (
-        create("vit_tiny", width=24, depth=2, heads=2, patch_size=8),
+        create("vit_tiny", embed_dim=24, depth=2, heads=2, patch_size=8),
         create("resnet50"),
     ):
         network.eval()
@@ -113,13 +113,13 @@ def test_the_descriptor_of_a_vit_and_of_a_convnet() -> None:
             feature, maps = network(images), network.features(images).patches[0]
         above = maps.flatten(2).double().clamp(min=1e-6)
         expected = ((above**4).sum(dim=2) / above.shape[2]) ** 0.25
-        torch.testing.assert_close(row[:, : network.width], feature)
-        torch.testing.assert_close(row[:, network.width :], expected.float())
+        torch.testing.assert_close(row[:, : network.embed_dim], feature)
+        torch.testing.assert_close(row[:, network.embed_dim :], expected.float())
 
 
 def test_images_are_squeezed_and_the_size_is_that_of_table_4() -> None:
-    base = create("vit_tiny", width=24, depth=1, heads=2, patch_size=16)
-    fine = create("vit_tiny", width=24, depth=1, heads=2, patch_size=8)
+    base = create("vit_tiny", embed_dim=24, depth=1, heads=2, patch_size=16)
+    fine = create("vit_tiny", embed_dim=24, depth=1, heads=2, patch_size=8)
     image = Image.new("RGB", (50, 20), (10, 20, 30))
     assert descriptor(base).transform(image).shape == (3, 224, 224)
     assert descriptor(fine).transform(image).shape == (3, 320, 320)

@@ -36,7 +36,7 @@ HUES = {
 
 @pytest.fixture
 def weights(tmp_path: Path) -> str:
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
     save(vit, tmp_path / "run" / "teacher.safetensors")
     return str(tmp_path / "run")
 
@@ -109,7 +109,7 @@ def test_the_smallest_scale_of_a_thin_image_holds_a_patch(weights: str) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_several_scales_are_averaged_image_by_image(batch: int) -> None:
     torch.manual_seed(0)
-    network = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8).eval()
+    network = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8).eval()
     images = torch.randn(batch, 3, 24, 16)
     ours = multiscale(network, images, SCALES["multi"])
     for image, row in zip(images, ours, strict=True):
@@ -233,7 +233,7 @@ def test_every_image_of_a_ground_truth_is_needed(weights: str, benchmark: Path) 
 
 
 def test_features_that_are_not_finite_are_refused(benchmark: Path, tmp_path: Path) -> None:
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
     with torch.no_grad():
         vit.cls_token.fill_(torch.nan)  # type: ignore[operator, union-attr]
     save(vit, tmp_path / "bad.safetensors")

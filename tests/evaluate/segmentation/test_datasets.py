@@ -68,7 +68,7 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_pictures_are_squares_or_keep_their_ratio() -> None:
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=8, image_size=16)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=8, image_size=16)
     wide = Image.new("RGB", (100, 60), (255, 0, 0))
     assert prepared(wide, vit, 40, False).shape == (1, 3, 40, 40)
     assert prepared(wide, vit, 45, False).shape == (1, 3, 48, 48)  # whole patches

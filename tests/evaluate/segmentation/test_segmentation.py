@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 def vit(patch_size: int = 4) -> Any:
     torch.manual_seed(0)
     return create(
-        "vit_tiny", width=12, depth=2, heads=3, patch_size=patch_size, image_size=16
+        "vit_tiny", embed_dim=12, depth=2, heads=3, patch_size=patch_size, image_size=16
     ).eval()
 
 

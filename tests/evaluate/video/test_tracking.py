@@ -67,7 +67,7 @@ def test_an_object_that_no_patch_shows_is_found_nowhere(tmp_path: Path) -> None:
 
 def test_any_patch_size_and_convnets_work(tmp_path: Path) -> None:
     clip = open_davis(write_davis(tmp_path, {"one": [1]}, frames=3))[0]
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=7, image_size=14)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=7, image_size=14)
     for network in (vit, create("resnet50")):
         found = list(follow(network.eval(), clip, Tracking(size=64)))
         assert [mask.ids.shape for mask in found] == 3 * [(32, 40)]

@@ -131,7 +131,7 @@ def test_the_mean_is_over_objects_not_over_videos() -> None:
 @pytest.fixture
 def weights(tmp_path: Path) -> str:
     torch.manual_seed(1)
-    vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=16)
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=16)
     save(vit, tmp_path / "vit.safetensors")
     return str(tmp_path / "vit.safetensors")
 
@@ -179,7 +179,7 @@ def test_the_command(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture
 
 
 def test_other_weights_stand_beside(tmp_path: Path, weights: str) -> None:
-    other = create("vit_tiny", width=16, depth=1, heads=2, patch_size=8, image_size=16)
+    other = create("vit_tiny", embed_dim=16, depth=1, heads=2, patch_size=8, image_size=16)
     save(other, tmp_path / "other.safetensors")
     beside = str(tmp_path / "other.safetensors")
     root = write_davis(tmp_path / "davis", {"one": [1]}, frames=3)

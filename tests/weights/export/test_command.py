@@ -55,7 +55,7 @@ class Official(nn.Module):
 
     def __init__(self, made: Backbone) -> None:
         super().__init__()
-        width, patch = made.width, made.patch_size
+        width, patch = made.embed_dim, made.patch_size
         count = 1 + made.grid[0] ** 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, count, width))
@@ -189,7 +189,7 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
     assert text.startswith("---\nlicense: cc-by-4.0\nlibrary_name: timm\n")
     for said in (
         "pipeline_tag: image-feature-extraction",
-        "2 blocks, 2 heads, patches of 8 px",
+        "patch: 8 px; grid: 4 x 4 patches; blocks: 2, of 2 heads",
         "12,345 scans of one hospital, 2019 to 2024.",
         "* recipe: small_data",
         "* images: 12,345",

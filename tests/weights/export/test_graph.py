@@ -24,7 +24,7 @@ from dino.weights.export.graph import Graph, fixed, pickles, write_exported_prog
 # Exporters hand symbolic sizes through our functions, which no check of shapes may look at.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-TINY: dict[str, Any] = {"width": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32}
+TINY: dict[str, Any] = {"embed_dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32}
 ABOUT = {"spec": {"arch": "vit_tiny"}, "sha256": "0" * 64}
 
 

@@ -25,7 +25,6 @@ from dino.evaluate.epoch_checkpoint import Unfinished
 from dino.evaluate.features.table import Pass, my_share, tell_skipped
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.models.vit import ViT
 from dino.progress import bar
 from dino.runtime import Precision, all_sum, autocast, data_parallel, gather_objects, ranks
 
@@ -36,7 +35,7 @@ class Tuned(nn.Module):
     def __init__(self, backbone: Backbone, classes: int, scale: float, seed: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.width, classes)
+        self.head = nn.Linear(backbone.embed_dim, classes)
         random = torch.Generator().manual_seed(seed)
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=random)
         nn.init.zeros_(self.head.bias)
@@ -60,13 +59,14 @@ def parameter_groups(model: Tuned, recipe: Recipe) -> list[dict[str, Any]]:
     Raises:
         UserError: for a layer decay on a network without blocks.
     """
-    depth = model.backbone.depth if isinstance(model.backbone, ViT) else 0
-    if recipe.layer_decay != 1 and not depth:
+    backbone = model.backbone
+    if recipe.layer_decay != 1 and not backbone.depth:
         raise UserError("a layer decay needs a ViT of dino: leave --layer-decay at 1")
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         decayed = parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))
-        above = _blocks_above(name, depth)
+        _, inside, own = name.partition("backbone.")
+        above = backbone.depth + 1 - backbone.layer_index(own) if inside else 0
         if (above, decayed) not in groups:
             groups[above, decayed] = {
                 "params": [],
@@ -75,14 +75,6 @@ def parameter_groups(model: Tuned, recipe: Recipe) -> list[dict[str, Any]]:
             }
         groups[above, decayed]["params"].append(parameter)
     return list(groups.values())
-
-
-def _blocks_above(name: str, depth: int) -> int:
-    """How many layers stand between a parameter and the classifier."""
-    parts = name.split(".")
-    if "blocks" in parts:
-        return depth - int(parts[parts.index("blocks") + 1])
-    return depth + 1 if any(p in ("patch_embed", "cls_token", "pos_embed") for p in parts) else 0
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:

@@ -21,7 +21,6 @@ from dino.evaluate.classification.linear_classifier import Classifier, Sweep, co
 from dino.evaluate.epoch_checkpoint import Unfinished
 from dino.evaluate.features.cache import Descriptor
 from dino.models.backbone import Backbone
-from dino.models.vit import ViT
 from dino.progress import bar
 from dino.runtime import ranks
 
@@ -61,11 +60,11 @@ def layers_of(backbone: Backbone, blocks: int | None = None, average: bool | Non
     ViT-S and smaller: the last 4 blocks. ViT-B: the last one and the average of its patch tokens.
     Convnets: what they pool.
     """
-    wide = isinstance(backbone, ViT) and backbone.width >= 768
+    wide = backbone.depth > 0 and backbone.embed_dim >= 768
     if average is None:
         average = wide and blocks in (None, 1)
     if blocks is None:
-        blocks = min(4, backbone.depth) if isinstance(backbone, ViT) and not average else 1
+        blocks = 1 if average else max(1, min(4, backbone.depth))
     return Layers(blocks, average)
 
 

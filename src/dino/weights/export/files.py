@@ -65,7 +65,7 @@ found = backbone(images)  # a dictionary: {names}
 def own_file(path: Path, backbone: Backbone, about: dict[str, Any]) -> Contents:
     """Write our own safetensors file, from which `dino.load` builds the same network."""
     save(backbone, path, about["about"])
-    usage = OWN_USE.format(file=path.name, width=backbone.width)
+    usage = OWN_USE.format(file=path.name, width=backbone.embed_dim)
     return Contents("a file of dino's", usage, backbone.preprocessing)
 
 
@@ -77,7 +77,7 @@ def official_file(path: Path, backbone: Backbone, about: dict[str, Any]) -> Cont
     """
     named = from_ours(backbone.state_dict(), "official", backbone.spec)
     save_tensors(path, named, about)
-    usage = OFFICIAL_USE.format(file=path.name, width=backbone.width)
+    usage = OFFICIAL_USE.format(file=path.name, width=backbone.embed_dim)
     notes = (
         "The published code keeps its weights in `.pth` files, which are pickles. This is "
         "safetensors with the same names, because reading it runs no code.",

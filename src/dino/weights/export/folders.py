@@ -23,17 +23,12 @@ from torch import Tensor
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, replacing, sync_file, sync_folder
 from dino.models.backbone import Backbone
-from dino.models.convnet import Timm
-from dino.models.vit import ViT
 from dino.weights.export.graph import fixed
 from dino.weights.export.model_card import Contents
 from dino.weights.key_maps import from_ours
 
 FILES = frozenset({"config.json", "model.safetensors", "preprocessor_config.json", "README.md"})
 """All that an exported folder ever holds; a folder that holds anything else is not replaced."""
-
-TIMM_EPS = 1e-6
-"""Epsilon of the layer norms of timm's ViTs, which is no argument of theirs."""
 
 TIMM_USE = """
 import json
@@ -88,17 +83,12 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
         UserError: for a ViT whose layer norms have another epsilon than all of timm's.
     """
     twin = fixed(backbone, (size, size))
-    if isinstance(twin, ViT) and twin.norm.eps != TIMM_EPS:
-        raise UserError(
-            f"timm's ViTs have the norm epsilon {TIMM_EPS}, this one has {twin.norm.eps}: use "
-            "--format transformers or onnx"
-        )
     preprocessing = sized(backbone.preprocessing, size)
-    architecture, arguments = timm_arguments(twin, size)
+    architecture, arguments = twin.timm_arguments(size)
     config = {
         "architecture": architecture,
         "num_classes": 0,
-        "num_features": twin.width,
+        "num_features": twin.embed_dim,
         "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [arguments["in_chans"], size, size],
@@ -108,7 +98,7 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "num_classes": 0,
-            "first_conv": "patch_embed.proj" if isinstance(twin, ViT) else None,
+            "first_conv": twin.first_layer.removeprefix("network.").removesuffix(".weight"),
             "classifier": None,
         },
     }
@@ -116,42 +106,17 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
     save_tensors(
         folder / "model.safetensors", from_ours(twin.state_dict(), "timm", twin.spec), about
     )
-    usage = TIMM_USE.format(folder=folder.name, width=twin.width)
+    usage = TIMM_USE.format(folder=folder.name, width=twin.embed_dim)
     notes: tuple[str, ...] = (
         f'Newer timm also takes `timm.create_model("local-dir:{folder.name}", pretrained=True)`.',
     )
-    if isinstance(twin, ViT):
+    if twin.position is not None:
         notes += (
             f"Made for images of {size} x {size} px, where its features are those of the weights. "
             "With `dynamic_img_size=True` timm takes other sizes too, but resamples the position "
             "embedding in its own way (antialiased): export with `--size` for the exact features.",
         )
     return Contents("a folder for timm", usage, preprocessing, notes, library="timm")
-
-
-def timm_arguments(backbone: Backbone, size: int) -> tuple[str, dict[str, Any]]:
-    """Name and arguments with which `timm.create_model` builds the same network.
-
-    The arguments say all that could differ from what the name stands for.
-    """
-    channels = backbone.spec.get("channels", 3)
-    if isinstance(backbone, ViT):
-        arch = backbone.spec["arch"]
-        patch = 8 if backbone.patch_size == 8 and arch != "vit_tiny" else 16  # those timm has
-        return f"{arch}_patch{patch}_224", {
-            "img_size": size,
-            "patch_size": backbone.patch_size,
-            "in_chans": channels,
-            "embed_dim": backbone.width,
-            "depth": backbone.depth,
-            "num_heads": backbone.heads,
-            "mlp_ratio": backbone.spec.get("mlp_ratio", 4.0),
-        }
-    if isinstance(backbone, Timm):
-        sizes = {"img_size": backbone.spec.get("image_size", 224), "dynamic_img_size": True}
-        takes = hasattr(backbone.network, "dynamic_img_size")
-        return backbone.name, {"in_chans": channels, **(sizes if takes else {})}
-    return "resnet50", {"in_chans": channels}
 
 
 def _crop_share(preprocessing: Preprocessing) -> float:
@@ -180,17 +145,13 @@ def transformers_folder(
     Raises:
         UserError: for other networks.
     """
-    if not isinstance(backbone, ViT):
-        raise UserError(
-            f"transformers has no layout for {backbone.spec['arch']}: use --format timm or onnx"
-        )
     twin = fixed(backbone, (size, size))
-    assert isinstance(twin, ViT)
+    config = twin.transformers_config(size)
     preprocessing = sized(backbone.preprocessing, size)
     tensors = from_ours(twin.state_dict(), "transformers", twin.spec)
-    tensors["pooler.dense.weight"] = torch.eye(twin.width)
-    tensors["pooler.dense.bias"] = torch.zeros(twin.width)
-    _write(folder / "config.json", _vit_config(twin, size))
+    tensors["pooler.dense.weight"] = torch.eye(twin.embed_dim)
+    tensors["pooler.dense.bias"] = torch.zeros(twin.embed_dim)
+    _write(folder / "config.json", config)
     _write(folder / "preprocessor_config.json", _processor(preprocessing, twin))
     about = {**about, "spec": twin.spec, "preprocessing": preprocessing.to_dict()}
     save_tensors(folder / "model.safetensors", tensors, about)
@@ -209,39 +170,17 @@ def transformers_folder(
         '`backend="pil"` transformers 5 resizes with torchvision, whose levels differ by one here '
         "and there.",
     )
-    usage = TRANSFORMERS_USE.format(folder=folder.name, width=twin.width)
+    usage = TRANSFORMERS_USE.format(folder=folder.name, width=twin.embed_dim)
     title = "a folder for transformers"
     return Contents(title, usage, preprocessing, notes, library="transformers")
 
 
-def _vit_config(backbone: ViT, size: int) -> dict[str, Any]:
-    return {
-        "architectures": ["ViTModel"],
-        "model_type": "vit",
-        "hidden_size": backbone.width,
-        "num_hidden_layers": backbone.depth,
-        "num_attention_heads": backbone.heads,
-        "intermediate_size": int(backbone.width * backbone.spec.get("mlp_ratio", 4.0)),
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": backbone.norm.eps,
-        "image_size": size,
-        "patch_size": backbone.patch_size,
-        "num_channels": backbone.spec.get("channels", 3),
-        "qkv_bias": True,
-        "pooler_output_size": backbone.width,
-        "pooler_act": "linear",
-        "torch_dtype": "float32",
-    }
-
-
-def _processor(preprocessing: Preprocessing, backbone: ViT) -> dict[str, Any]:
+def _processor(preprocessing: Preprocessing, backbone: Backbone) -> dict[str, Any]:
     """BiT's processor is the plain one: shorter side, central crop, mean and deviation."""
     side, crop = preprocessing.resize, preprocessing.crop
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": backbone.spec.get("channels", 3) == 3,
+        "do_convert_rgb": backbone.channels == 3,
         "do_resize": True,
         "size": {"height": side, "width": side}
         if preprocessing.squash

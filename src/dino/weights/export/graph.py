@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from dino.files import UserError, replacing
 from dino.models.backbone import Backbone
-from dino.models.position_embedding import resample
-from dino.models.vit import ViT
 
 OPSET = 18
 """The ONNX operators that PyTorch's exporter writes natively; older ones are not offered."""
@@ -47,19 +45,7 @@ def fixed(backbone: Backbone, size: tuple[int, int]) -> Backbone:
         size: height and width of the images in pixels.
     """
     twin = copy.deepcopy(backbone).cpu().float().eval().requires_grad_(False)
-    if isinstance(twin, ViT):
-        rows, columns = (side // twin.patch_size for side in size)  # type: ignore[operator]
-        if min(rows, columns) == 0:
-            raise UserError(
-                f"images of {size[0]}x{size[1]} px hold no patch of {twin.patch_size} px: give a "
-                "larger --size"
-            )
-        first, patches = twin.pos_embed[:, :1], twin.pos_embed[:, 1:]
-        patches = resample(patches, twin.grid, (rows, columns), twin.position)
-        twin.pos_embed = nn.Parameter(torch.cat([first, patches], dim=1), requires_grad=False)
-        twin.grid = (rows, columns)
-        if rows == columns:  # what `dino.create` can build; there are no others for files
-            twin.spec = {**twin.spec, "image_size": size[0]}
+    twin.fix_size(*size)
     return twin
 
 
@@ -90,12 +76,12 @@ class Graph(nn.Module):
         normalizes: bool = False,
     ) -> None:
         super().__init__()
-        if attention and not isinstance(backbone, ViT):
+        if attention and not backbone.heads:
             arch = backbone.spec["arch"]
             raise UserError(f"{arch} has no CLS attention to export: leave out --attention")
         self.backbone = fixed(backbone, size)
         self.attention, self.normalizes = attention, normalizes
-        self.shape = (backbone.spec.get("channels", 3), *size)
+        self.shape = (backbone.channels, *size)
         mean, std = (
             torch.tensor(values)[:, None, None]
             for values in (backbone.preprocessing.mean, backbone.preprocessing.std)

@@ -17,7 +17,6 @@ from typing import Any
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.models.backbone import Backbone
-from dino.models.vit import ViT
 from dino.weights.files import TENSOR_FILES, is_safetensors, own_metadata, read_header
 from dino.weights.load import fingerprint
 from dino.weights.published import CATALOGUE, LICENCE, Published
@@ -223,16 +222,10 @@ def _title(backbone: Backbone) -> str:
 
 def _what(backbone: Backbone) -> str:
     count = sum(parameter.numel() for parameter in backbone.parameters())
-    shape = f"{count / 1e6:.1f} million parameters, features of {backbone.width} numbers"
-    if isinstance(backbone, ViT):
-        shape += (
-            f", {backbone.depth} blocks, {backbone.heads} heads, patches of {backbone.patch_size} "
-            f"px, position embedding learned for {backbone.grid[0]} x {backbone.grid[1]} patches"
-        )
+    described = "; ".join(f"{name}: {value}" for name, value in backbone.describe().items())
     return (
         "An image backbone trained without labels by self-distillation (DINO, arXiv 2104.14294): "
-        f"{shape}. It has no classifier; the feature is "
-        f"{'the CLS token after the final norm' if isinstance(backbone, ViT) else 'pooled'}."
+        f"{count / 1e6:.1f} million parameters; {described}. It has no classifier."
     )
 
 
