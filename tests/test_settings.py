@@ -66,13 +66,13 @@ def nested(**changes: Any) -> Outer:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Outer(count="8"), r"count is '8': it must be a whole number at least 1"),  # type: ignore[arg-type]
+        (Outer(count="8"), r"count is '8': it must be a whole number of at least 1"),  # type: ignore[arg-type]
         (Outer(count=8.0), r"count is 8.0: it must be a whole number"),  # type: ignore[arg-type]
         (Outer(count=True), r"count is True"),
         (Outer(count=0), r"count is 0"),
-        (Outer(maybe=-1), r"maybe is -1: it must be a whole number at least 1 or None"),
+        (Outer(maybe=-1), r"maybe is -1: it must be a whole number of at least 1 or None"),
         (Outer(flag=1), r"flag is 1: it must be True or False"),  # type: ignore[arg-type]
-        (Outer(pair=(0.1,)), r"pair is \(0.1,\): it must be 2 numbers above 0 and at most 1"),  # type: ignore[arg-type]
+        (Outer(pair=(0.1,)), r"pair is \(0.1,\): it must be 2 numbers above 0 and of at most 1"),  # type: ignore[arg-type]
         (Outer(pair=(0, 1)), r"pair is \(0, 1\)"),
         (Outer(pair="ab"), r"pair is 'ab'"),  # type: ignore[arg-type]
         (Outer(pair=(float("nan"), 1)), r"pair is \(nan, 1\)"),
@@ -82,7 +82,7 @@ def nested(**changes: Any) -> Outer:
         (Outer(scores={"k": float("inf")}), r"scores is"),
         (Outer(inner=3), r"inner is 3: it must be Inner"),  # type: ignore[arg-type]
         (nested(name="SGD"), r"inner.name is 'SGD': it must be 'adamw' or 'sgd'"),
-        (nested(rate=1.5), r"inner.rate is 1.5: it must be a number at least 0 and at most 1"),
+        (nested(rate=1.5), r"inner.rate is 1.5: it must be a number from 0 to 1"),
         (nested(rate=float("nan")), r"inner.rate is nan"),
         (nested(rate=float("inf")), r"inner.rate is inf"),
         (nested(rate=10**400), r"inner.rate is 1000.*\[...\]|inner.rate is \[...\]"),

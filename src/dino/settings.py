@@ -51,10 +51,12 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """Such as "above 0 and at most 1"."""
-        ends = {"at least": self.low, "above": self.above, "at most": self.high}
+        """Such as "from 0 to 1" or "above 0"."""
+        if self.low is not None and self.high is not None:
+            return f"from {self.low:,} to {self.high:,}"
+        ends = {"of at least": self.low, "above": self.above, "of at most": self.high}
         ends["below"] = self.below
-        return " and ".join(f"{words} {end}" for words, end in ends.items() if end is not None)
+        return " and ".join(f"{words} {end:,}" for words, end in ends.items() if end is not None)
 
 
 @dataclass(frozen=True)
