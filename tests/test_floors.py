@@ -17,7 +17,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "dino"
 
 # Room (a folder or a file of the package, "" is its __init__.py) -> floor.
-FLOORS = dict.fromkeys(("files", "progress", "runtime"), 1)
+FLOORS = dict.fromkeys(("files", "progress", "runtime", "settings"), 1)
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation",), 3)
 FLOORS |= dict.fromkeys(("train", "evaluate", "show"), 4)
@@ -26,6 +26,7 @@ FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
 # (Room, the module or room of the same floor that it may import).
 SIDEWAYS = {
     ("runtime", "files"),
+    ("settings", "files"),
     ("weights", "models"),
     ("models", "data.images.decode"),
     ("models", "data.images.preprocessing"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from dino.data.commands.preview import contact_sheet, make_rows
@@ -20,6 +19,7 @@ from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError, atomic_json, read_json, replacing
+from dino.progress import Console
 from dino.runtime import keep_memory, pick_device, ranks
 from dino.show.report import report
 from dino.train.cli_arguments import Preview

@@ -108,6 +108,21 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def default_workers() -> int:
+    """Processes that read images unless the user says how many: this rank's cores, less one."""
+    return min(16, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of memory that the device has in all; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 # ---------------------------------------------------------------------------------- ranks
 @dataclass(frozen=True)
 class Ranks:
@@ -139,7 +154,7 @@ def process_group(device: torch.device, timeout_minutes: float = 30.0) -> Iterat
     NCCL for CUDA devices, gloo for all others.
     """
     current = ranks()
-    if current.world == 1:
+    if current.world == 1 or _grouped():
         yield current
         return
     cuda = device.type == "cuda"

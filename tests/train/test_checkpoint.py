@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.small import assert_same, distillation, groups, schedules, state
+from safetensors.torch import save_file
 
 from dino.files import UserError
 from dino.train import checkpoint as module
-from dino.train.checkpoint import Checkpoints
+from dino.train.checkpoint import Checkpoints, RunState
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
@@ -29,12 +31,13 @@ def test_restored_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, at: int) -
     for step in range(at):
         first.step(groups(step), step)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(first, at, {"refused": 7})
+    saved = RunState(at, refused=7, measured={"k10": 1.5}, best=2.5)
+    checkpoints.save(first, saved)
     second = distillation(seed=99, **options)
     second.seed = first.seed
     last = checkpoints.last()
     assert last is not None
-    assert checkpoints.restore(second, last) == {"format": 1, "step": at, "refused": 7}
+    assert checkpoints.restore(second, last) == saved
     assert_same(state(second), state(first))
     for step in range(at, 6):
         second.step(groups(step), step)
@@ -42,7 +45,7 @@ def test_restored_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, at: int) -
 
 
 def test_only_plain_files_are_written(tmp_path: Path) -> None:
-    path = Checkpoints(tmp_path).save(distillation(), 3, {})
+    path = Checkpoints(tmp_path).save(distillation(), RunState(3))
     assert sorted(p.name for p in path.iterdir()) == [
         "loss.safetensors",
         "optimizer.safetensors",
@@ -57,10 +60,10 @@ def test_old_ones_go_and_leftovers_of_a_crash_too(tmp_path: Path) -> None:
     checkpoints, ours = Checkpoints(tmp_path, keep=2), distillation()
     (tmp_path / ".step_00000001.tmp").mkdir()
     for step in (1, 2, 3, 10):
-        checkpoints.save(ours, step, {})
+        checkpoints.save(ours, RunState(step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["LAST", "step_00000003", "step_00000010"]
     assert checkpoints.last() == tmp_path / "step_00000010"
-    checkpoints.save(ours, 2, {})  # LAST was set back by hand: the newest written wins
+    checkpoints.save(ours, RunState(2))  # LAST was set back by hand: the newest written wins
     assert checkpoints.last() == tmp_path / "step_00000002"
 
 
@@ -69,7 +72,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     checkpoints, ours = Checkpoints(tmp_path), distillation()
-    checkpoints.save(ours, 1, {})
+    checkpoints.save(ours, RunState(1))
     before = {p: p.read_bytes() for p in (tmp_path / "step_00000001").iterdir()}
 
     def full(*_: Any, **__: Any) -> None:
@@ -88,19 +91,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         monkeypatch.setattr(module, "atomic_write", full)
     else:
         monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(UserError, match=r"no space is left on the disk; step_00000001 is whole"):
-        checkpoints.save(ours, 2, {})
+    with pytest.raises(UserError, match=r"no space is left on the disk; step_00000001 is complete"):
+        checkpoints.save(ours, RunState(2))
     monkeypatch.undo()
     assert checkpoints.last() == tmp_path / "step_00000001"
     assert {p: p.read_bytes() for p in (tmp_path / "step_00000001").iterdir()} == before
     assert not list(tmp_path.glob(".*"))
-    checkpoints.save(ours, 2, {})
+    checkpoints.save(ours, RunState(2))
     assert checkpoints.last() == tmp_path / "step_00000002"
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    path = checkpoints.save(distillation(), 1, {})
+    path = checkpoints.save(distillation(), RunState(1))
     whole = tmp_path / "whole"
     shutil.copytree(path, whole)
 
@@ -119,9 +122,51 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="format 99"):
         checkpoints.restore(distillation(), whole)
 
-    (tmp_path / "LAST").write_text("step_00000077\n")
-    with pytest.raises(UserError, match="step_00000077, which is not there"):
+
+@pytest.mark.parametrize(
+    "name", ["step_00000077", "{other}", "../other", ".", "", "step_00000001/../../other", "\xff"]
+)
+def test_last_names_nothing_but_a_checkpoint_beside_it(tmp_path: Path, name: str) -> None:
+    other = Checkpoints(tmp_path / "other").save(distillation(), RunState(1))
+    other.rename(tmp_path / "other" / "x")
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(distillation(), RunState(1))
+    content = name.format(other=tmp_path / "other" / "x")
+    (tmp_path / "run" / "LAST").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"LAST holds .*: write step_00000001 into it"):
         checkpoints.last()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"null",
+        b"\xff",
+        b"{",
+        b'{"format": 1}',
+        b'{"format": 1, "step": "x"}',
+        b'{"format": 1, "step": -1}',
+        b'{"format": 1, "step": 1, "measured": []}',
+        b'{"format": 1, "step": 1, "measured": {"k10": "x"}}',
+        b'{"format": 1, "step": 1, "best": []}',
+        b'{"format": 1, "step": 1, "refused": null}',
+        b'{"format": 1, "step": 1, "other": 2}',
+    ],
+)
+def test_other_content_of_state_json_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = Checkpoints(tmp_path).save(distillation(), RunState(1))
+    (path / "state.json").write_bytes(content)
+    with pytest.raises(UserError, match=str(path)):
+        Checkpoints(tmp_path).restore(distillation(), path)
+
+
+def test_moments_of_unknown_parameters_are_refused(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path).save(distillation(), RunState(1))
+    for name in ("unknown|exp_avg", "head.mlp.0.bias"):
+        save_file({name: torch.zeros(1)}, path / "optimizer.safetensors")
+        with pytest.raises(UserError, match=r"optimizer.safetensors holds moments of no parameter"):
+            Checkpoints(tmp_path).restore(distillation(), path)
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:

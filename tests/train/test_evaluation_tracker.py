@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from dino.models.backbone import Backbone
-from dino.train.evaluation_tracker import Watch
+from dino.train.evaluation_tracker import EvaluationTracker
 
 
-class Told:
+class Fixed:
     name = "knn"
 
     def __init__(self, asked: int) -> None:
@@ -34,21 +32,35 @@ class Told:
     ],
 )
 def test_a_fall_is_more_than_chance(asked: int, now: float, fall: float) -> None:
-    watch = Watch([Told(asked)], measured={"k10": now - 3, "k20": now}, start=50.0)
-    assert watch.fall() == pytest.approx(fall)
-    assert Watch([Told(asked)], measured={"k20": now}).fall() == 0.0  # did not begin with weights
+    tracker = EvaluationTracker([Fixed(asked)], measured={"k10": now - 3, "k20": now}, start=50.0)
+    assert tracker.fall() == pytest.approx(fall)
+    assert (
+        EvaluationTracker([Fixed(asked)], measured={"k20": now}).fall() == 0.0
+    )  # did not begin with weights
 
 
 def test_the_best_is_kept_and_survives_a_checkpoint() -> None:
-    watch = Watch([Told(1)])
+    tracker = EvaluationTracker([Fixed(1)])
     found = []
     for value in (3.0, 2.0, 4.0):
-        watch.measured = {"k10": value}
-        found.append(watch.improved())
+        tracker.measured = {"k10": value}
+        found.append(tracker.improved())
     assert found == [True, False, True]
-    watch.start = 3.0
-    again = Watch([Told(1)])
-    again.restore(json.loads(json.dumps(watch.state())))
+    tracker.start = 3.0
+    again = EvaluationTracker([Fixed(1)])
+    again.restore(tracker.state(step=7, refused=2))
     assert (again.measured, again.best, again.start) == ({"k10": 4.0}, 4.0, 3.0)
-    again.restore(json.loads(json.dumps(Watch([]).state())))
+    assert tracker.state(7, 2) == again.state(7, 2)
+    again.restore(EvaluationTracker([]).state(0, 0))
     assert again.start is None
+    assert again.improved() is False
+
+
+def test_measures_that_are_not_finite_are_left_out() -> None:
+    class Broken(Fixed):
+        def run(self, backbone: Backbone) -> dict[str, float]:
+            return {"k10": float("nan"), "k20": 3.0}
+
+    tracker = EvaluationTracker([Broken(1)])
+    tracker.measure(backbone=None)  # type: ignore[arg-type]
+    assert tracker.measured == {"k20": 3.0}

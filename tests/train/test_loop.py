@@ -26,8 +26,8 @@ from dino.models.backbone import Backbone
 from dino.train import loop as module
 from dino.train.config import PretrainConfig
 from dino.train.loop import train
-from dino.train.metrics_log import read_metrics
 from dino.train.recipes import demo
+from dino.train.run_log import read_metrics
 
 CPU = torch.device("cpu")
 
@@ -72,6 +72,7 @@ def test_a_run_folder_is_whole(tmp_path: Path) -> None:
     assert (result.step, result.refused, result.measured) == (8, 0, {"k10": 20.0})
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {
+        ".lock",
         "best.safetensors",
         "checkpoints",
         "config.json",
@@ -110,14 +111,14 @@ def test_stopped_by_a_signal_and_resumed_equals_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(config(), images(), tmp_path / "straight", device=CPU)
-    looks = module._Loop._look
+    read = module._Loop._read_report
 
-    def interrupt(self: Any, seen: Any) -> None:
-        looks(self, seen)
-        if seen.step == 3:  # in mid-epoch
+    def interrupt(self: Any, launched: Any) -> None:
+        read(self, launched)
+        if launched.step == 3:  # in mid-epoch
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(module._Loop, "_look", interrupt)
+    monkeypatch.setattr(module._Loop, "_read_report", interrupt)
     stopped = train(config(), images(), tmp_path / "stopped", device=CPU)
     assert (stopped.step, stopped.finished) == (4, False)
     monkeypatch.undo()
@@ -207,7 +208,7 @@ def test_batches_that_are_not_finite_are_refused_listed_and_stop_the_run(
         execution__max_refused=3, run__duration="30 steps", execution__checkpoint_every="1 steps"
     )
     with pytest.raises(
-        UserError, match=r"3 steps in a row were not finite, the last at step 8.*is whole"
+        UserError, match=r"3 steps in a row were not finite, the last at step 8.*is complete"
     ):
         train(tame, images(), tmp_path, device=CPU)
     lines = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]

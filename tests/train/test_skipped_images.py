@@ -18,9 +18,9 @@ from dino.files import UserError
 from dino.runtime import Ranks
 from dino.train import loop
 from dino.train.loop import Result, train
-from dino.train.metrics_log import read_metrics
 from dino.train.recipes import demo
-from dino.train.skipped_images import Skipped
+from dino.train.run_log import read_metrics
+from dino.train.skipped_images import SkippedImages
 
 CPU = torch.device("cpu")
 COUNT, BATCH = 100, 10
@@ -123,19 +123,19 @@ def test_more_than_the_limit_of_one_kind_stops_the_run(
 def test_names_that_are_not_text_are_kept(tmp_path: Path) -> None:
     name = b"caf\xe9,\n1.jpg".decode("utf-8", "surrogateescape")
     for _ in range(2):
-        skipped = Skipped(tmp_path, 10, 1.0)
-        skipped.note([ImageError(name, "it is empty", "empty")])
+        skipped = SkippedImages(tmp_path, 10, 1.0)
+        skipped.add([ImageError(name, "it is empty", "empty")])
         skipped.share_and_check(Ranks())
         assert len(skipped) == 1
 
 
 def _of_rank(here: Ranks, run: Path) -> tuple[int, str, bool]:
-    skipped = Skipped(run, 100, 0.02)
-    skipped.note([ImageError(f"{here.rank}.jpg", "it is empty", "empty")])
-    skipped.note([ImageError("both.jpg", "cut", "damaged")])
+    skipped = SkippedImages(run, 100, 0.02)
+    skipped.add([ImageError(f"{here.rank}.jpg", "it is empty", "empty")])
+    skipped.add([ImageError("both.jpg", "cut", "damaged")])
     skipped.share_and_check(here)
     new = len(skipped)
-    skipped.note([ImageError(f"more {here.rank}.jpg", "it is empty", "empty")])
+    skipped.add([ImageError(f"more {here.rank}.jpg", "it is empty", "empty")])
     try:
         skipped.share_and_check(here)
     except UserError as error:

@@ -31,8 +31,8 @@ from dino.train.build import build
 from dino.train.cli_arguments import given
 from dino.train.config import PretrainConfig
 from dino.train.loop import train
-from dino.train.metrics_log import read_metrics
 from dino.train.recipes import demo, small_data
+from dino.train.run_log import read_metrics
 from dino.train.warm_start import HeadChoice, Initial, begin
 from dino.weights.load import save
 
@@ -336,15 +336,15 @@ def final(run: Path) -> dict[str, Tensor]:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], Any]) -> None:
     """`run` with a signal after so many steps."""
-    looks = module._Loop._look
+    read = module._Loop._read_report
 
-    def interrupt(self: Any, seen: Any) -> None:
-        looks(self, seen)
-        if seen.step + 1 == step:
+    def interrupt(self: Any, launched: Any) -> None:
+        read(self, launched)
+        if launched.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as changed:
-        changed.setattr(module._Loop, "_look", interrupt)
+        changed.setattr(module._Loop, "_read_report", interrupt)
         assert run().step == step
 
 

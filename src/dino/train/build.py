@@ -10,10 +10,11 @@ from dino.distillation.loss import DINOLoss
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
 from dino.distillation.teacher import Network
+from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.models.create import create
 from dino.models.head import Head
-from dino.runtime import Ranks, pick_precision
+from dino.runtime import Ranks, pick_precision, total_memory
 from dino.train.config import PretrainConfig
 from dino.train.warm_start import Initial
 
@@ -30,10 +31,8 @@ def build(
     With `initial` the backbone is of its architecture; `Initial.fill` puts the weights in.
     """
     torch.manual_seed(config.run.seed)
-    head = asdict(config.head)
-    backbone = _backbone(config) if initial is None else initial.backbone()
     return Distillation(
-        Network(backbone, Head(backbone.embed_dim, head.pop("prototypes"), **head)),
+        _network(config, initial),
         DINOLoss(
             config.head.prototypes,
             student_temperature=config.teacher.student_temperature,
@@ -49,6 +48,46 @@ def build(
         precision=pick_precision(config.execution.precision, device),
         ranks=ranks,
     )
+
+
+def check_memory(
+    config: PretrainConfig, device: torch.device, ranks: Ranks, initial: Initial | None = None
+) -> None:
+    """Refuse sizes that the memory of the device cannot hold, before any of it is taken.
+
+    Counted are student, gradients, moments and teacher in fp32, and the views of one step;
+    activations come on top of that.
+
+    Raises:
+        UserError: saying how much is needed and how much there is.
+    """
+    available = total_memory(device)
+    arch = config.model.arch if initial is None else initial.spec["arch"]
+    if available is None or arch.startswith("timm:"):  # timm fills its networks with numbers
+        return
+    try:
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in _network(config, initial).parameters())
+    except RuntimeError as error:  # more elements than 64 bits count
+        raise UserError(f"no memory holds this model ({error}): lower model.* or head.*") from None
+    moments = 2 if config.optim.optimizer == "adamw" else 1
+    pixels = sum(spec.count * spec.size**2 for spec in config.views.specs())
+    views = config.run.batch // ranks.world * pixels * config.pixels.channels
+    for name, count, advice in (
+        ("the parameters", parameters * (3 + moments), "sizes of model.* and head.*"),
+        ("the views of one step", views, "run.batch, views.local_count or the sizes of the views"),
+    ):
+        if 4 * count > available:
+            raise UserError(
+                f"{name} take {4 * count / 2**30:,.1f} GiB, and {device} has "
+                f"{available / 2**30:,.1f} GiB: lower {advice}"
+            )
+
+
+def _network(config: PretrainConfig, initial: Initial | None) -> Network:
+    backbone = _backbone(config) if initial is None else initial.backbone()
+    head = asdict(config.head)
+    return Network(backbone, Head(backbone.embed_dim, head.pop("prototypes"), **head))
 
 
 def _backbone(config: PretrainConfig) -> Backbone:

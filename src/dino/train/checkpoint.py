@@ -1,11 +1,11 @@
-"""Checkpoints: plain files, no pickle, and always one that is whole.
+"""Checkpoints: plain files, no pickle, and always one that is complete.
 
     checkpoints/step_00001200/   student, teacher, optimizer, loss (.safetensors), state.json
-    checkpoints/LAST             the name of the newest whole checkpoint
+    checkpoints/LAST             the name of the newest complete checkpoint
 
-A checkpoint is written into a hidden sibling folder, flushed, and renamed; then LAST is swapped.
-A process that dies at any moment leaves LAST pointing at a whole checkpoint; leftovers of the
-death are removed by the next save.
+A checkpoint is written into a hidden sibling folder, flushed, and renamed; then LAST is replaced.
+A process that dies at any moment leaves LAST naming a complete checkpoint; what it left half
+written is removed by the next run in the folder (`RunFolder.locked`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 from safetensors import SafetensorError
@@ -24,9 +24,30 @@ from torch import Tensor
 
 from dino.distillation.step import Distillation
 from dino.files import UserError, atomic_write, read_json, sync_file, sync_folder
+from dino.settings import Range, parsed
+from dino.weights.checkpoint import last_step
 from dino.weights.load import load_strictly
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The counters of a run that a checkpoint holds.
+
+    Attributes:
+        step: steps done.
+        refused: steps that were not finite and therefore not taken.
+        measured: the newest evaluation of the teacher, in percent.
+        best: the best evaluation so far; None before the first.
+        start: what was measured before the first step of a run that starts from weights.
+    """
+
+    step: Annotated[int, Range(low=0)]
+    refused: Annotated[int, Range(low=0)] = 0
+    measured: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    start: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,41 +63,28 @@ class Checkpoints:
     keep: int = 2
 
     def last(self) -> Path | None:
-        """The newest whole checkpoint, or None.
+        """The newest complete checkpoint, or None; raises `UserError` as `last_step` does."""
+        return last_step(self.folder)
 
-        Raises:
-            UserError: if LAST names a checkpoint that is not there.
-        """
-        pointer = self.folder / "LAST"
-        if not pointer.exists():
-            return None
-        path = self.folder / pointer.read_text().strip()
-        if not (path / "state.json").exists():
-            raise UserError(
-                f"{pointer} names {path.name}, which is not there: restore it, or write the name "
-                "of another checkpoint folder into LAST"
-            )
-        return path
-
-    def save(self, distillation: Distillation, step: int, state: dict[str, Any]) -> Path:
-        """Save everything that evolves, after `step` steps.
+    def save(self, distillation: Distillation, state: RunState) -> Path:
+        """Save everything that evolves.
 
         Args:
             distillation: its student, teacher, center and optimizer.
-            step: steps done so far.
-            state: JSON-able counters of the loop.
+            state: the counters of the run after `state.step` steps.
 
         Raises:
             UserError: if the disk is full or refuses; the last checkpoint is then untouched.
         """
-        final, temporary = self.folder / f"step_{step:08d}", self.folder / f".step_{step:08d}.tmp"
+        final = self.folder / f"step_{state.step:08d}"
+        temporary = self.folder / f".{final.name}.tmp"
         try:
-            self._remove_leftovers()
+            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             for name, tensors in _tensors(distillation).items():
                 save_file(tensors, temporary / f"{name}.safetensors")
                 sync_file(temporary / f"{name}.safetensors")
-            text = json.dumps({"format": FORMAT, "step": step, **state}, indent=2)
+            text = json.dumps({"format": FORMAT, **asdict(state)}, indent=2)
             (temporary / "state.json").write_text(text + "\n")
             sync_file(temporary / "state.json")
             sync_folder(temporary)
@@ -90,15 +98,17 @@ class Checkpoints:
         self._prune(final)
         return final
 
-    def restore(self, distillation: Distillation, path: Path) -> dict[str, Any]:
-        """Put a checkpoint into `distillation`; returns the loop's counters.
+    def restore(self, distillation: Distillation, path: Path) -> RunState:
+        """Put a checkpoint into `distillation`; returns the counters of the run.
 
         Raises:
             UserError: if a file is damaged or does not fit.
         """
-        state: dict[str, Any] = read_json(path / "state.json")
-        if state.get("format") != FORMAT:
-            raise UserError(f"{path} has checkpoint format {state.get('format')}, not {FORMAT}")
+        content = read_json(path / "state.json")
+        found = content.pop("format", None) if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{path} has checkpoint format {found}, not {FORMAT}")
+        state = parsed(RunState, content, path / "state.json")
         try:
             files = {
                 name: load_file(path / f"{name}.safetensors")
@@ -110,16 +120,12 @@ class Checkpoints:
             ) from None
         for name in ("student", "teacher", "loss"):
             load_strictly(getattr(distillation, name), files[name], path / f"{name}.safetensors")
-        _restore_optimizer(distillation, files["optimizer"])
+        _restore_optimizer(distillation, files["optimizer"], path / "optimizer.safetensors")
         return state
 
     def _prune(self, newest: Path) -> None:
         others = sorted(path for path in self.folder.glob("step_*") if path != newest)
         for path in others[: max(0, len(others) - (self.keep - 1))]:
-            shutil.rmtree(path)
-
-    def _remove_leftovers(self) -> None:
-        for path in self.folder.glob(".step_*.tmp"):
             shutil.rmtree(path)
 
 
@@ -147,11 +153,13 @@ def _optimizer_state(distillation: Distillation) -> dict[str, Tensor]:
     }
 
 
-def _restore_optimizer(distillation: Distillation, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(distillation: Distillation, tensors: dict[str, Tensor], path: Path) -> None:
     parameters = dict(distillation.student.named_parameters())
-    unknown = sorted({key.split("|")[0] for key in tensors} - parameters.keys())
+    unknown = sorted(
+        key for key in tensors if key.count("|") != 1 or key.split("|")[0] not in parameters
+    )
     if unknown:
-        raise UserError(f"the optimizer's file names parameters that do not exist: {unknown[:3]}")
+        raise UserError(f"{path} holds moments of no parameter: {unknown[:3]}")
     distillation.optimizer.state.clear()
     for key, tensor in tensors.items():
         name, moment = key.split("|")
@@ -162,5 +170,7 @@ def _restore_optimizer(distillation: Distillation, tensors: dict[str, Tensor]) -
 def _disk_trouble(error: Exception, folder: Path, last: Path | None) -> str:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
     reason = "no space is left on the disk" if full else str(error)
-    kept = f"{last.name} is whole" if last else "no earlier one exists"
-    return f"could not save a checkpoint into {folder}: {reason}; {kept}, free some space and rerun"
+    earlier = f"{last.name} is complete" if last else "no earlier one exists"
+    return (
+        f"could not save a checkpoint into {folder}: {reason}; {earlier}: free some space and rerun"
+    )

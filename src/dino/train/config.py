@@ -17,6 +17,23 @@ from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelForm
 from dino.data.views.view_spec import ViewSettings
 from dino.distillation.schedules import Schedules, in_steps
 from dino.files import UserError
+from dino.models.create import defaults
+from dino.settings import Form, Range, validated
+
+Size = Annotated[int, Range(low=1, high=10**9)]
+"""A count or a side in pixels."""
+Number = Annotated[int, Range(low=1, high=1000)]
+"""A count of modules or files."""
+Share = Annotated[float, Range(low=0, high=1)]
+Rate = Annotated[float, Range(low=0, high=1000)]
+Temperature = Annotated[float, Range(above=0)]
+Duration = Annotated[
+    str,
+    Form(
+        r"\s*[0-9]{0,12}\.?[0-9]{1,12}\s*(steps?|epochs?|%|percent)\s*",
+        "a duration: a number of epochs, steps or %, such as '10 epochs'",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +42,17 @@ class ModelSettings:
 
     arch: str = "vit_small"
     """vit_tiny, vit_small, vit_base, resnet50 or timm:NAME."""
-    patch_size: int | None = 16
+    patch_size: Size | None = 16
     """Pixels a side of a patch (ViTs only)."""
     position: Literal["reference", "exact"] | None = "reference"
     """How position embeddings are resampled: as the published code does, or exactly (ViTs only)."""
-    embed_dim: int | None = None
+    embed_dim: Size | None = None
     """Another embedding dimension than the architecture's (ViTs only)."""
-    depth: int | None = None
+    depth: Number | None = None
     """Another number of blocks than the architecture's (ViTs only)."""
-    heads: int | None = None
+    heads: Size | None = None
     """Another number of attention heads than the architecture's (ViTs only)."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Range(low=0, below=1)] = 0.1
     """Drop-path rate of the student's last block (ViTs only)."""
 
 
@@ -43,13 +60,13 @@ class ModelSettings:
 class HeadSettings:
     """The projection head (paper section 3.1, appendix C)."""
 
-    prototypes: int = 65536
+    prototypes: Size = 65536
     """K, the output dimension."""
-    hidden: int = 2048
+    hidden: Size = 2048
     """Width of the MLP's hidden layers."""
-    bottleneck: int | None = 256
+    bottleneck: Size | None = 256
     """Width of the l2-normalised bottleneck; None for none."""
-    layers: int = 3
+    layers: Number = 3
     """Linear layers before the prototypes."""
     batch_norm: bool = False
     """Batch norm in the MLP (the paper's ResNet-50 only)."""
@@ -63,9 +80,9 @@ class HeadSettings:
 class PixelSettings:
     """What the images hold (`dino data stats` measures all of it: --stats FILE)."""
 
-    channels: Annotated[int, tyro.conf.arg(aliases=["--channels"])] = 3
+    channels: Annotated[Size, tyro.conf.arg(aliases=["--channels"])] = 3
     """C; with others than 3, saturation, hue and grey are switched off."""
-    page: int = 0
+    page: Annotated[int, Range(low=0)] = 0
     """Page of multi-page TIFFs, frame of DICOMs, from 0."""
     low: tuple[float, ...] | None = None
     """Value that becomes 0, for each channel or one for all; None for what the type offers."""
@@ -73,7 +90,7 @@ class PixelSettings:
     """Value that becomes 255."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, of pixels in [0, 1]."""
-    std: tuple[float, ...] = IMAGENET_STD
+    std: Annotated[tuple[float, ...], Range(above=0)] = IMAGENET_STD
     """Standard deviation of each channel."""
 
     @property
@@ -93,8 +110,6 @@ class PixelSettings:
                 f"'dino data stats PATH --channels {self.channels} --out stats.json' and "
                 "give --stats stats.json"
             )
-        if not all(deviation > 0 for deviation in self.std):
-            raise UserError(f"standard deviations must be above 0: pixels.std is {self.std}")
         _ = self.format
 
 
@@ -102,19 +117,19 @@ class PixelSettings:
 class TeacherSettings:
     """Targets and the momentum teacher (paper section 3.1)."""
 
-    momentum: float = 0.996
+    momentum: Share = 0.996
     """EMA momentum at the start; higher (.9995) for small batches, lower (.99) for few steps."""
-    momentum_end: float = 1.0
+    momentum_end: Share = 1.0
     """EMA momentum at the end (cosine)."""
-    center_momentum: float = 0.9
+    center_momentum: Share = 0.9
     """m of equation 4."""
-    student_temperature: float = 0.1
+    student_temperature: Temperature = 0.1
     """tau_s."""
-    temperature: float = 0.07
+    temperature: Temperature = 0.07
     """tau_t after its warm-up; lower is sharper and safer, above .07 is unstable."""
-    temperature_start: float = 0.04
+    temperature_start: Temperature = 0.04
     """tau_t of the first epoch."""
-    temperature_warmup: str = "30 epochs"
+    temperature_warmup: Duration = "30 epochs"
     """How long tau_t takes to get there."""
 
 
@@ -124,21 +139,21 @@ class OptimSettings:
 
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     """AdamW for ViTs; SGD or LARS for convnets."""
-    lr: float = 5e-4
+    lr: Rate = 5e-4
     """Peak learning rate for 256 images a batch; scaled linearly with the batch."""
-    lr_end: float = 1e-6
+    lr_end: Rate = 1e-6
     """Learning rate at the end (cosine); used as it is, not scaled."""
-    warmup: str = "10 epochs"
+    warmup: Duration = "10 epochs"
     """Linear warm-up of the learning rate from 0."""
-    weight_decay: float = 0.04
+    weight_decay: Rate = 0.04
     """Weight decay at the start."""
-    weight_decay_end: float = 0.4
+    weight_decay_end: Rate = 0.4
     """Weight decay at the end (cosine)."""
-    clip: float = 3.0
+    clip: Annotated[float, Range(low=0)] = 3.0
     """Largest l2 norm of each gradient tensor; 0 for no clipping."""
-    freeze_last_layer: str = "1 epochs"
+    freeze_last_layer: Duration = "1 epochs"
     """How long the prototypes stand still at the start; raise it if the loss does not go down."""
-    freeze_backbone: str = "0 epochs"
+    freeze_backbone: Duration = "0 epochs"
     """How long the backbone stands still at the start, so that a new head comes to fit it first;
     with --init-from a file without a head it is 1 epoch."""
 
@@ -147,11 +162,11 @@ class OptimSettings:
 class RunSettings:
     """How long, on how many images at a time, with which random numbers."""
 
-    duration: str = "100 epochs"
+    duration: Duration = "100 epochs"
     """In epochs or steps."""
-    batch: int = 512
+    batch: Size = 512
     """Images a step, over all processes."""
-    seed: int = 0
+    seed: Annotated[int, Range(low=0, below=2**63)] = 0
     """Of everything that is drawn."""
 
 
@@ -159,23 +174,23 @@ class RunSettings:
 class ExecutionSettings:
     """How the training is carried out: none of it defines the result, all may change later."""
 
-    micro_batch: int | None = None
+    micro_batch: Size | None = None
     """Images of one process that go through the networks at a time: less memory, same result."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast (head, loss and center stay in fp32) or fp32; auto: bf16 where a GPU has it."""
-    workers: int | None = None
+    workers: Annotated[int, Range(low=0, high=1000)] | None = None
     """Processes that read and crop images; by default the cores there are, less one, at most 16."""
-    log_every: str = "10 steps"
+    log_every: Duration = "10 steps"
     """How often a line of metrics is written."""
-    checkpoint_every: str = "1 epochs"
+    checkpoint_every: Duration = "1 epochs"
     """How often everything is saved."""
-    keep: int = 2
+    keep: Number = 2
     """How many of the latest checkpoints are kept."""
-    knn_every: str = "10%"
+    knn_every: Duration = "10%"
     """How often k-NN is measured, if there are labels; "0 steps" for never."""
-    max_refused: int = 20
+    max_refused: Size = 20
     """Stop after that many steps in a row whose loss or gradients were not finite."""
-    max_skipped: float = 0.01
+    max_skipped: Share = 0.01
     """Stop if a larger share of the images cannot be used for one and the same kind of reason."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
@@ -247,35 +262,40 @@ class PretrainConfig:
         Raises:
             UserError: in one sentence that says what to change.
         """
+        validated(self)
         batch, model = self.run.batch, self.model
         self.pixels.check()
-        if batch < 1 or batch % world:
+        self.views.specs()
+        if batch % world:
             raise UserError(f"run.batch {batch} cannot be shared by {world} processes: change it")
-        if model.patch_size is not None and model.arch.startswith("vit_"):
+        if model.patch_size is not None and "patch_size" in defaults(model.arch):
             for name in ("global_size", "local_size"):
                 _check_size(name, getattr(self.views, name), model.patch_size)
-        if not 0 <= model.drop_path < 1:
-            raise UserError(f"model.drop_path is {model.drop_path}: it must lie in [0, 1)")
-        if self.teacher.temperature <= 0 or self.teacher.temperature_start <= 0:
-            raise UserError("teacher temperatures must be above 0")
-        return self._doubts()
+        lr = max(self.optim.lr * batch / 256, self.optim.lr_end)
+        shrinking = lr * max(self.optim.weight_decay, self.optim.weight_decay_end)
+        if self.optim.optimizer != "lars" and shrinking >= 1:
+            raise UserError(
+                f"a learning rate of {lr:g} (optim.lr scaled to the batch) times "
+                f"optim.weight_decay is {shrinking:g}, which overshoots 0 at 1: lower one of them"
+            )
+        return self._warnings()
 
-    def _doubts(self) -> list[str]:
-        doubts = []
+    def _warnings(self) -> list[str]:
+        warnings = []
         hottest = max(self.teacher.temperature, self.teacher.temperature_start)
         if hottest > 0.07:
-            doubts.append(
+            warnings.append(
                 f"a teacher temperature of {hottest} is above .07, where training is known to end "
                 "in uniform collapse: to sharpen the targets, lower it"
             )
         if self.optim.optimizer == "adamw" and self.optim.lr > 5e-3:
-            doubts.append(
+            warnings.append(
                 f"optim.lr {self.optim.lr} per 256 images is far above what AdamW trains with "
                 "(about 5e-4)"
             )
         if not self.head.fixed_norm and self.model.arch != "vit_small":
-            doubts.append("head.fixed_norm off is only known to be safe for vit_small")
-        return doubts
+            warnings.append("head.fixed_norm off is only known to be safe for vit_small")
+        return warnings
 
     def schedules(self, steps_per_epoch: int) -> Schedules:
         """Every schedule, resolved to steps.

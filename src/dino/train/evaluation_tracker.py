@@ -1,8 +1,8 @@
-"""Evaluations on the way: what the teacher reached, its best, and whether it fell below its start.
+"""Evaluations during training: the newest, the best, and whether one fell below the start.
 
 Users who continued from released weights saw their accuracy go down and found out at the end
 (facebookresearch/dino#207). A run that starts from weights is therefore measured before its first
-step, and every later measure is held against that one.
+step, and every later measure is compared with that one.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from dino.evaluate.protocol import Evaluation
 from dino.models.backbone import Backbone
+from dino.train.checkpoint import RunState
 
 LEAST = 1.0
 """Points below the start that are never called a fall."""
 
 
 @dataclass
-class Watch:
+class EvaluationTracker:
     """The evaluations of a run.
 
     Attributes:
         evaluations: what is measured.
         measured: the newest measures, in percent.
-        best: the best there was; of several measures the largest counts.
+        best: the best so far; of several measures the largest counts.
         start: what the network had before the first step of a run that starts from weights.
     """
 
@@ -35,20 +35,21 @@ class Watch:
     best: float = -math.inf
     start: float | None = None
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        best = self.best if self.measured else None
-        return {"measured": self.measured, "best": best, "start": self.start}
+    def state(self, step: int, refused: int) -> RunState:
+        """The counters of a checkpoint."""
+        best = self.best if math.isfinite(self.best) else None
+        return RunState(step, refused, self.measured, best, self.start)
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: RunState) -> None:
         """The inverse of `state`."""
-        self.measured, self.start = state["measured"], state.get("start")
-        self.best = state["best"] if self.measured else self.best
+        self.measured, self.start = state.measured, state.start
+        self.best = -math.inf if state.best is None else state.best
 
     def measure(self, backbone: Backbone) -> dict[str, dict[str, float]]:
         """The measures of every evaluation, by its name."""
         found = {evaluation.name: evaluation.run(backbone) for evaluation in self.evaluations}
-        self.measured = list(found.values())[-1] if found else {}
+        newest = list(found.values())[-1] if found else {}
+        self.measured = {name: value for name, value in newest.items() if math.isfinite(value)}
         return found
 
     @property
@@ -65,13 +66,13 @@ class Watch:
     def fall(self) -> float:
         """Points by which the newest measure lies below the start; 0 if that may be chance.
 
-        More than chance are one point and two standard errors of a share among the images asked,
-        100 sqrt(p (1 - p) / n). The same images are asked every time, so that the difference of
+        More than chance are one point and two standard errors of a share among the queries,
+        100 sqrt(p (1 - p) / n). The queries are the same every time, so that the difference of
         two measures varies less than one of them does between samples.
         """
         if self.start is None or not self.measured:
             return 0.0
-        share, asked = self.start / 100, self.evaluations[-1].asked
-        noise = 200 * math.sqrt(max(share * (1 - share), 0.0) / max(asked, 1))
+        share, queries = self.start / 100, self.evaluations[-1].asked
+        noise = 200 * math.sqrt(max(share * (1 - share), 0.0) / max(queries, 1))
         fallen = self.start - self.leading
         return fallen if fallen > max(LEAST, noise) else 0.0

@@ -1,16 +1,12 @@
-"""The training loop: views -> student and teacher -> step -> record, as Algorithm 1 reads.
+"""The training loop: views -> student and teacher -> step, as Algorithm 1 of the paper reads.
 
-The run folder is plain files: `config.json`, `metrics.jsonl`, `checkpoints/`, `refused.jsonl`
-(if a step was refused), `skipped.csv` (if images could not be used), `teacher.safetensors` (the
-newest), `best.safetensors` (by k-NN).
+Everything is put together and checked before the run folder (`train.run_folder`) is written to.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,20 +18,23 @@ from dino.data.loader import Batch, PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Source
 from dino.data.views.photometric import augment
-from dino.distillation.collapse import Monitor, effective_rank, feature_spread
-from dino.distillation.schedules import Schedules, in_steps
+from dino.distillation.collapse import Monitor
+from dino.distillation.schedules import in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
-from dino.files import UserError, atomic_json, read_json
-from dino.runtime import Ranks, barrier, process_group
-from dino.train.build import build
+from dino.files import UserError
+from dino.models.backbone import Backbone
+from dino.runtime import barrier, default_workers, process_group
+from dino.settings import validated
+from dino.train.build import build, check_memory
 from dino.train.checkpoint import Checkpoints
-from dino.train.config import PretrainConfig, differences
-from dino.train.evaluation_tracker import Watch
-from dino.train.metrics_log import Window
-from dino.train.run_log import Telling
+from dino.train.config import PretrainConfig
+from dino.train.evaluation_tracker import EvaluationTracker
+from dino.train.run_folder import RunFolder, describe_images
+from dino.train.run_log import RunLog
 from dino.train.signals import stop_on_signals
-from dino.train.skipped_images import Skipped
+from dino.train.skipped_images import SkippedImages
+from dino.train.step_metrics import StepMetrics
 from dino.train.warm_start import Initial
 from dino.weights.load import save
 
@@ -84,188 +83,169 @@ def train(
         run: the run folder; made if there is none.
         device: this process's device.
         about: what `config.json` and the weights say of the data and the recipe.
-        evaluations: measured on the teacher every `execution.knn_every`, by the main rank.
-        initial: weights to start from instead of random numbers (`train.initial.begin`); they are
-            measured before the first step, and a fall below that is reported.
+        evaluations: measured on the teacher every `execution.knn_every`, by all ranks.
+        initial: weights to start from instead of random numbers (`train.warm_start.begin`); they
+            are measured before the first step, and a fall below that is reported.
 
     Raises:
-        UserError: for settings that cannot work, a folder that holds another run, a full disk, or
-            `execution.max_refused` refused steps in a row, or more images than
-            `execution.max_skipped` that cannot be used.
+        UserError: for settings that cannot work, a folder that holds another run or in which
+            another process trains, a full disk, `execution.max_refused` refused steps in a row, or
+            more images than `execution.max_skipped` that cannot be used.
     """
+    config = validated(config)
     with process_group(device) as ranks:
-        doubts = config.check(ranks.world)
-        loop = _Loop(config, source, Path(run), device, ranks, about or {}, evaluations, initial)
-        return loop.run_to_end(doubts)
+        warnings = config.check(ranks.world)
+        loop = _Loop(config, source, RunFolder(run, ranks), device, evaluations, initial)
+        with loop.folder.locked() as unlocked:
+            loop.open_folder(about or {}, [*warnings, *unlocked])
+            return loop.run()
 
 
-class _Seen(NamedTuple):
-    """A step that was launched, and the batch it was launched on."""
+class LaunchedStep(NamedTuple):
+    """A step whose report is not read yet, and the indices of this rank's images."""
 
     step: int
-    batch: Batch
+    images: Tensor
     report: StepReport
 
 
 class _Loop:
+    """What a run consists of; `run` is the loop itself."""
+
+    log: RunLog
+
     def __init__(
         self,
         config: PretrainConfig,
         source: Source,
-        run: Path,
+        folder: RunFolder,
         device: torch.device,
-        ranks: Ranks,
-        about: dict[str, Any],
         evaluations: Sequence[Evaluation],
         initial: Initial | None,
     ) -> None:
-        self.config, self.source, self.run = config, source, run
-        self.device, self.ranks, self.about, self.initial = device, ranks, about, initial
+        self.config, self.source, self.folder, self.device = config, source, folder, device
+        self.ranks, self.initial = folder.ranks, initial
+        self.sampler = EpochSampler(
+            len(source),
+            config.run.batch,
+            config.run.seed,
+            self.ranks.rank,
+            self.ranks.world,
+            blocks=getattr(source, "blocks", None),
+        )
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.schedules = config.schedules(self.steps_per_epoch)
+        self.sampler.stop_step = self.total = self.schedules.total
         execution = config.execution
-        self.steps_per_epoch = EpochSampler(
-            len(source), config.run.batch, config.run.seed
-        ).steps_per_epoch
-        self.schedules: Schedules = config.schedules(self.steps_per_epoch)
-        self.log_every = self._every(execution.log_every)
-        self.save_every = self._every(execution.checkpoint_every)
-        self.knn_every = self._every(execution.knn_every)
-        self.checkpoints = Checkpoints(run / "checkpoints", execution.keep)
-        self._compare_folder()
-        self.skipped = Skipped(run, len(source), execution.max_skipped)
-        self.distillation = build(config, self.schedules, device, ranks, initial)
-        self.refused = self.refused_in_row = self.start = 0
-        self.watch = Watch(evaluations)
+        self.log_every = self._steps(execution.log_every)
+        self.save_every = self._steps(execution.checkpoint_every)
+        self.knn_every = self._steps(execution.knn_every)
+        self.defining = {
+            **config.defining(),
+            **(initial.defining() if initial else {}),
+            "data.images": len(source),
+        }
+        self.images = describe_images(source)
+        self.warnings = folder.compare(self.defining, self.images)
+        check_memory(config, device, self.ranks, initial)
+        self.distillation = build(config, self.schedules, device, self.ranks, initial)
+        _check_view_sizes(self.distillation.teacher.backbone, config)
+        self.loader = PretrainLoader(
+            source,
+            config.views.specs(),
+            self.sampler,
+            seed=config.run.seed,
+            channels=config.pixels.channels,
+            workers=default_workers() if execution.workers is None else execution.workers,
+            pin=device.type == "cuda",
+        )
+        self.checkpoints = Checkpoints(folder.checkpoints, execution.keep)
+        if initial is not None and self.checkpoints.last() is None:
+            initial.fill(self.distillation)
+        self.tracker = EvaluationTracker(evaluations)
+        self.monitor = Monitor(config.head.prototypes)
+        self.refused = self.refused_in_row = 0
+
+    def _steps(self, duration: str) -> int:
+        return in_steps(duration, self.steps_per_epoch, self.total)
+
+    def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:
+        """Read the last checkpoint if there is one, and write `config.json`; under the lock."""
+        config, self.about = self.config, about
+        self.warnings = [*warnings, *self.warnings]
+        self.skipped = SkippedImages(
+            self.folder.path, len(self.source), config.execution.max_skipped
+        )
         if (last := self.checkpoints.last()) is not None:
             state = self.checkpoints.restore(self.distillation, last)
-            self.start, self.refused = state["step"], state["refused"]
-            self.watch.restore(state)
-        elif initial is not None:
-            initial.fill(self.distillation)
-        self._claim_folder()
-        self.monitor = Monitor(config.head.prototypes)
-        self.window = Window()
-
-    def _every(self, duration: str) -> int:
-        return in_steps(duration, self.steps_per_epoch, self.schedules.total)
-
-    def _defining(self) -> dict[str, Any]:
-        origin = self.initial.defining() if self.initial else {}
-        return {**self.config.defining(), **origin, "data.images": len(self.source)}
-
-    def _compare_folder(self) -> None:
-        """Refuse a folder that holds another configuration."""
-        path = self.run / "config.json"
-        if path.exists():
-            found = differences(read_json(path)["defining"], self._defining())
-            if found:
-                raise UserError(
-                    f"{self.run} holds a run with another configuration ({'; '.join(found)}): "
-                    "choose another --out, or the same settings to resume"
-                )
-
-    def _claim_folder(self) -> None:
-        """Write `config.json`."""
-        barrier()  # every rank has compared before the main rank writes
-        if self.ranks.main:
-            atomic_json(
-                self.run / "config.json",
-                {
-                    "about": self.about,
-                    "defining": self._defining(),
-                    "execution": asdict(self.config.execution),
-                    "steps_per_epoch": self.steps_per_epoch,
-                    "total_steps": self.schedules.total,
-                    **({"init": self.initial.record()} if self.initial else {}),
-                },
-            )
+            self.sampler.start_step, self.refused = state.step, state.refused
+            self.tracker.restore(state)
+        barrier()  # every rank has compared and read before the main rank writes
+        self.folder.write_config(
+            {
+                "about": about,
+                "defining": self.defining,
+                "images": self.images,
+                "execution": asdict(config.execution),
+                "steps_per_epoch": self.steps_per_epoch,
+                "total_steps": self.total,
+                **({"init": self.initial.record()} if self.initial else {}),
+            }
+        )
 
     # ------------------------------------------------------------------ the loop
-    def run_to_end(self, doubts: Sequence[str]) -> Result:
+    def run(self) -> Result:
         """Algorithm 1, from the first step that is not done."""
-        step, total = self.start, self.schedules.total
-        if step >= total:
+        step = self.sampler.start_step
+        if step >= self.total:
             return self._result(step)
-        telling = Telling(self.run, self.config, self.ranks, total, step)
-        with telling as self.tell, stop_on_signals(self.ranks) as stop:
-            self._begin(doubts)
-            loader = iter(self._loader())
-            launched: deque[_Seen] = deque()
-            while step < total:
-                waiting = time.perf_counter()
-                batch = next(loader)
-                self.window.waited += time.perf_counter() - waiting
-                self.skipped.note(batch.skipped)
-
+        board = self.config.execution.tensorboard
+        self.log = RunLog(self.folder.path, self.ranks, self.total, step, tensorboard=board)
+        with self.log, stop_on_signals(self.ranks) as signalled:
+            self.metrics = StepMetrics(self.schedules, self.config.run.batch)
+            self._begin()
+            batches = iter(self.loader)
+            launched: deque[LaunchedStep] = deque()
+            stop = False
+            while step < self.total and not stop:
+                with self.metrics.waiting():
+                    batch = next(batches)
                 report = self.distillation.step(self._views(batch), step)
-                launched.append(_Seen(step, batch, report))
+                launched.append(LaunchedStep(step, batch.index, report))
+                self.skipped.add(batch.skipped)
                 step += 1
-                if self._due(step, self.log_every) or stop.is_set() or step == total:
+
+                if self._due(step, self.log_every):
                     self._share_skipped()
-                # A GPU is asked for the step before, so that it never waits for the host.
-                while len(launched) > (1 if self.device.type == "cuda" else 0):
-                    self._look(launched.popleft())
-                boundary = self._due(step, self.save_every) or self._due(step, self.knn_every)
-                if boundary or stop.is_set() or step == total:
-                    while launched:
-                        self._look(launched.popleft())
-                if self.watch.evaluations and self._due(step, self.knn_every):
+                # A GPU's report is read one step later, so that it never waits for the host.
+                self._read(launched, keep=1 if self.device.type == "cuda" else 0)
+                stop = signalled.is_set()
+                save, evaluate = self._due(step, self.save_every), self._due(step, self.knn_every)
+                if save or evaluate or stop:
+                    self._read(launched)
+                if stop:
+                    self._share_skipped()
+                if evaluate:
                     self._evaluate(step)
-                if self._due(step, self.save_every) or stop.is_set() or step == total:
+                if save or stop:
                     self._save(step)
-                if stop.is_set() and step < total:
-                    self.tell.say(
-                        f"stopped at step {step}: run the same command again to go on", "bold"
-                    )
-                    break
-            self.tell.skipped(self.skipped, last=True)
+            if step < self.total:
+                self.log.say(f"stopped at step {step}: the same command resumes the run", "bold")
+            self.log.skipped(self.skipped, last=True)
         return self._result(step)
 
-    def _begin(self, doubts: Sequence[str]) -> None:
-        self.tell.greet(self.distillation, len(self.source), self.device, doubts)
+    def _begin(self) -> None:
+        self.log.begin(self.config, self.distillation, len(self.source), self.device)
+        for warning in self.warnings:
+            self.log.warn(f"warning: {warning}")
         if self.initial is not None:
             for note in self.initial.notes:
-                self.tell.say(note, "yellow" if note.startswith("warning") else "")
-            if self.start == 0 and self.knn_every and self.watch.evaluations:
+                self.log.say(note, "yellow" if note.startswith("warning") else "")
+            if self.sampler.start_step == 0 and self.knn_every:
                 self._evaluate(0)
 
-    def _result(self, step: int) -> Result:
-        total = self.schedules.total
-        return Result(self.run, step, total, self.refused, len(self.skipped), self.watch.measured)
-
     def _due(self, step: int, every: int) -> bool:
-        return every > 0 and (step % every == 0 or step == self.schedules.total)
-
-    def _loader(self) -> Iterator[Batch]:
-        run = self.config.run
-        workers = self.config.execution.workers
-        if workers is None:
-            workers = min(16, max(1, (os.cpu_count() or 1) // self._local_world() - 1))
-        sampler = EpochSampler(
-            len(self.source),
-            run.batch,
-            run.seed,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
-            start_step=self.start,
-            stop_step=self.schedules.total,
-            blocks=getattr(self.source, "blocks", None),
-        )
-        loader: Iterator[Batch] = iter(
-            PretrainLoader(
-                self.source,
-                self.config.views.specs(),
-                sampler,
-                seed=run.seed,
-                channels=self.config.pixels.channels,
-                workers=workers,
-                pin=self.device.type == "cuda",
-            )
-        )
-        return loader
-
-    @staticmethod
-    def _local_world() -> int:
-        return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return every > 0 and (step % every == 0 or step == self.total)
 
     def _views(self, batch: Batch) -> list[Tensor]:
         """Normalised float views on the device, group by group."""
@@ -281,94 +261,104 @@ class _Loop:
             views.append(flat.unflatten(0, group.images.shape[:2]))
         return views
 
-    # ------------------------------------------------------------------ what a step showed
-    def _look(self, seen: _Seen) -> None:
-        """Read a step's report: refusals, collapse, metrics."""
-        report, done = seen.report, seen.step + 1
+    # ------------------------------------------------------------------ what a step reports
+    def _read(self, launched: deque[LaunchedStep], keep: int = 0) -> None:
+        """Read the reports of all launched steps but the newest `keep`."""
+        while len(launched) > keep:
+            self._read_report(launched.popleft())
+
+    def _read_report(self, launched: LaunchedStep) -> None:
+        """Refusal, collapse and metrics of one step."""
+        report, done = launched.report, launched.step + 1
         loss, entropy = report.loss.item(), report.teacher_entropy.item()
         if bool(report.refused.item()):
-            self._refuse(seen, loss)
+            self._refuse(launched, loss)
             return
         self.refused_in_row = 0
         advice = self.monitor.watch(entropy, loss - entropy)
-        self.window.add(loss, entropy, len(seen.batch.index) * self.ranks.world)
+        self.metrics.add(loss, entropy)
         if not self.ranks.main:
             return
-        self.tell.advance(done)
+        self.log.advance(done)
         if advice:
-            self.tell.say(f"step {done}: {advice}", "bold red")
-            self.tell.write({"step": done, "collapse": self.monitor.called})
+            self.log.say(f"step {done}: {advice}", "bold red")
+            self.log.write({"step": done, "collapse": self.monitor.called})
         if self._due(done, self.log_every):
-            self.tell.write(self._metrics(seen))
+            line = self.metrics.line(launched.step, report)
+            self.log.write({**line, "refused": self.refused, "skipped": len(self.skipped)})
 
-    def _metrics(self, seen: _Seen) -> dict[str, Any]:
-        step, schedules = seen.step, self.schedules
-        line = {
-            "step": step + 1,
-            "epoch": (step + 1) / self.steps_per_epoch,
-            **self.window.close(),
-            "feature_std": feature_spread(seen.report.features).item(),
-            "effective_rank": effective_rank(seen.report.features).item(),
-            "lr": schedules.lr_at(step),
-            "weight_decay": schedules.weight_decay_at(step),
-            "momentum": schedules.momentum_at(step),
-            "teacher_temp": schedules.temperature_at(step),
-            "refused": self.refused,
-            "skipped": len(self.skipped),
-        }
-        return line
-
-    def _share_skipped(self) -> None:
-        self.skipped.share_and_check(self.ranks)
-        self.tell.skipped(self.skipped)
-
-    def _refuse(self, seen: _Seen, loss: float) -> None:
+    def _refuse(self, launched: LaunchedStep, loss: float) -> None:
         self.refused += 1
         self.refused_in_row += 1
-        paths = [self.source.path(int(index)) for index in seen.batch.index]
-        self.tell.refused(seen.step + 1, loss, paths)
+        paths = [self.source.path(int(index)) for index in launched.images]
+        self.log.refused(launched.step + 1, loss, paths)
         if self.refused_in_row >= self.config.execution.max_refused:
             last = self.checkpoints.last()
             raise UserError(
                 f"{self.refused_in_row} steps in a row were not finite, the last at step "
-                f"{seen.step + 1}: lower optim.lr or set execution.precision fp32; "
-                f"{f'{last.name} is whole' if last else 'no checkpoint was saved yet'}"
+                f"{launched.step + 1}: lower optim.lr or set execution.precision fp32; "
+                f"{f'{last.name} is complete' if last else 'no checkpoint was saved yet'}"
             )
 
-    # ------------------------------------------------------------------ what is kept
+    def _share_skipped(self) -> None:
+        self.skipped.share_and_check(self.ranks)
+        self.log.skipped(self.skipped)
+
+    # ------------------------------------------------------------------ evaluations and files
     def _evaluate(self, step: int) -> None:
         """Measure the teacher; all ranks share the work, the main rank writes."""
-        started = time.perf_counter()
-        for name, values in self.watch.measure(self.distillation.teacher.backbone).items():
-            self.tell.measured(step, name, values)
-        if step == 0:
-            self.watch.start = self.watch.leading
-        if fallen := self.watch.fall():
-            self.tell.write({"step": step, "below_start": fallen})
-            self.tell.say(
-                f"step {step}: {fallen:.1f} points below the start ({self.watch.start:.1f}): the "
-                "weights are being unlearned; try a lower --optim.lr (a tenth), a longer "
-                "--optim.freeze-backbone, a higher --teacher.momentum",
-                "bold red",
-            )
-        if self.watch.improved() and self.ranks.main:
-            self._write_teacher("best.safetensors", step)
-        self.window.skip(time.perf_counter() - started)
+        if not self.tracker.evaluations:
+            return
+        with self.metrics.paused():
+            measured = self.tracker.measure(self.distillation.teacher.backbone)
+            for name, values in measured.items():
+                self.log.evaluation(step, name, values)
+            if step == 0:
+                self.tracker.start = self.tracker.leading
+            if fallen := self.tracker.fall():
+                self.log.write({"step": step, "below_start": fallen})
+                self.log.say(
+                    f"step {step}: {fallen:.1f} points below the start "
+                    f"({self.tracker.start:.1f}): the weights are being unlearned; try a lower "
+                    "--optim.lr (a tenth), a longer --optim.freeze-backbone, a higher "
+                    "--teacher.momentum",
+                    "bold red",
+                )
+            if self.tracker.improved():
+                self._write_teacher(self.folder.best, step)
 
     def _save(self, step: int) -> None:
-        if self.ranks.main:
-            started = time.perf_counter()
-            state = {"refused": self.refused, **self.watch.state()}
-            self.checkpoints.save(self.distillation, step, state)
-            self._write_teacher("teacher.safetensors", step)
-            self.window.skip(time.perf_counter() - started)
+        with self.metrics.paused():
+            if self.ranks.main:
+                self.checkpoints.save(self.distillation, self.tracker.state(step, self.refused))
+            self._write_teacher(self.folder.teacher, step)
         barrier()
 
-    def _write_teacher(self, name: str, step: int) -> None:
-        about = {
-            **self.about,
-            "step": step,
-            "steps": self.schedules.total,
-            "measured": self.watch.measured,
-        }
-        save(self.distillation.teacher.backbone, self.run / name, about)
+    def _write_teacher(self, path: Path, step: int) -> None:
+        if self.ranks.main:
+            measured = self.tracker.measured
+            about = {**self.about, "step": step, "steps": self.total, "measured": measured}
+            save(self.distillation.teacher.backbone, path, about)
+
+    def _result(self, step: int) -> Result:
+        skipped, measured = len(self.skipped), self.tracker.measured
+        return Result(self.folder.path, step, self.total, self.refused, skipped, measured)
+
+
+def _check_view_sizes(backbone: Backbone, config: PretrainConfig) -> None:
+    """Refuse views that the network does not take, by one forward pass of each size."""
+    training, device = backbone.training, next(backbone.parameters()).device
+    backbone.eval()
+    for size in sorted({spec.size for spec in config.views.specs()}):
+        try:
+            with torch.no_grad():
+                backbone(torch.zeros(1, config.pixels.channels, size, size, device=device))
+        except UserError:
+            raise
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"{config.model.arch} does not take views of {size} px ({reason}): change "
+                "views.global_size and views.local_size, or the network"
+            ) from None
+    backbone.train(training)

@@ -1,101 +1,145 @@
-"""What a run tells: sentences on the terminal, lines of `metrics.jsonl`, lists in its folder."""
+"""The log of a run: sentences and a progress bar on the terminal, `metrics.jsonl`, TensorBoard."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TimeRemainingColumn,
+)
 
 from dino.data.views.view_spec import COLOUR_ONLY
 from dino.distillation.step import Distillation
+from dino.files import UserError, atomic_write, finite_json
+from dino.progress import Console, PlainTextColumn
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
-from dino.train.metrics_log import Record
-from dino.train.skipped_images import Skipped
+from dino.train.skipped_images import SkippedImages
+
+LINE_SECONDS = 30.0
+"""How often a line is printed where no progress bar can be drawn."""
 
 
-class Telling:
-    """The voice of a run: only the main rank speaks, and all ranks list what they refused.
+class RunLog:
+    """What the user sees of a run, and its lines of metrics.
+
+    Only the main rank prints and writes metrics; every rank lists the steps that it refused. Lines
+    of `metrics.jsonl` are flushed as they are written.
 
     Args:
         run: the run folder.
-        config: all settings.
         ranks: which process this is.
         total: steps of the run.
-        start: steps already done.
+        start: steps already done; later lines of an interrupted run are dropped, so that no step
+            is logged twice.
+        tensorboard: also write TensorBoard events.
+
+    Raises:
+        UserError: if TensorBoard is requested and not installed.
     """
 
     def __init__(
-        self, run: Path, config: PretrainConfig, ranks: Ranks, total: int, start: int
+        self, run: Path, ranks: Ranks, total: int, start: int = 0, *, tensorboard: bool = False
     ) -> None:
-        self.run, self.config, self.ranks = run, config, ranks
-        self.total, self.start = total, start
-        board = config.execution.tensorboard
-        self._record = Record(run, total, start, tensorboard=board) if ranks.main else None
-        self._skipped = 0
+        self.run, self.ranks, self.total, self.start = run, ranks, total, start
+        self.console = Console(stderr=True, quiet=not ranks.main)
+        self._board = _tensorboard(run) if tensorboard and ranks.main else None
+        self._file = None
+        if ranks.main:
+            if unreadable := _drop_lines_from(run / "metrics.jsonl", start if start else -1):
+                self.say(f"{run / 'metrics.jsonl'}: left out {unreadable} unreadable lines")
+            self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
+        self._skipped, self._printed = 0, 0.0
+        self._progress = Progress(
+            SpinnerColumn(),
+            PlainTextColumn(),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            PlainTextColumn("task.fields[measures]", style="dim"),
+            console=self.console,
+            disable=not (ranks.main and self.console.is_terminal),
+        )
+        self._task = self._progress.add_task("training", total=total, completed=start, measures="")
+        self._started = time.monotonic()
 
-    def __enter__(self) -> Telling:
-        if self._record is not None:
-            self._record.__enter__()
+    def __enter__(self) -> RunLog:
+        self._progress.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._record is not None:
-            self._record.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        for output in (self._file, self._board):
+            if output is not None:
+                output.close()
 
+    # -------------------------------------------------------------------------- the terminal
     def say(self, text: str, style: str = "") -> None:
-        """A sentence for the user."""
-        if self._record is not None:
-            self._record.say(text, style)
+        """Print a sentence above the progress bar."""
+        self.console.print(text, style=style, soft_wrap=True)
 
-    def write(self, line: dict[str, Any]) -> None:
-        """A line of metrics; `line["step"]` counts the steps done."""
-        if self._record is not None:
-            self._record.write(line)
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.say(text, "yellow")
 
     def advance(self, step: int) -> None:
-        """So many steps are done."""
-        if self._record is not None:
-            self._record.advance(step)
+        """Move the bar to `step` steps done."""
+        self._progress.update(self._task, completed=step)
 
-    def greet(
-        self, distillation: Distillation, images: int, device: torch.device, doubts: Sequence[str]
+    def begin(
+        self, config: PretrainConfig, distillation: Distillation, images: int, device: torch.device
     ) -> None:
-        """What is about to be trained on what, and the doubts about it."""
+        """What is about to be trained on what."""
         backbone, head = (
             sum(parameter.numel() for parameter in part.parameters()) / 1e6
             for part in (distillation.student.backbone, distillation.student.head)
         )
         how = f"resuming at step {self.start}" if self.start else "starting"
         self.say(
-            f"{how}: {images:,} images, {self.total:,} steps of {self.config.run.batch} images, "
+            f"{how}: {images:,} images, {self.total:,} steps of {config.run.batch} images, "
             f"{backbone:.1f} M + {head:.1f} M parameters (backbone + head), "
             f"{device} x {self.ranks.world}, {self.run}"
         )
-        if (channels := self.config.pixels.channels) != 3:
+        if (channels := config.pixels.channels) != 3:
             self.say(f"{channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB")
-        for doubt in doubts:
-            self.say(f"warning: {doubt}", "yellow")
 
-    def measured(self, step: int, name: str, values: dict[str, float]) -> None:
-        """An evaluation of the teacher."""
+    def skipped(self, skipped: SkippedImages, *, last: bool = False) -> None:
+        """Images that could not be used: at the first of them, and at last if there are more."""
+        if len(skipped) > self._skipped and (last or not self._skipped):
+            self._skipped = len(skipped)
+            self.warn(
+                f"{len(skipped):,} images could not be used ({skipped.describe()}) and "
+                f"others took their place: see {skipped.path}"
+            )
+
+    # -------------------------------------------------------------------------- files
+    def write(self, line: dict[str, Any]) -> None:
+        """One line of metrics; `line["step"]` counts the steps done."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in _scalars(line):
+                self._board.add_scalar(name, value, line["step"])
+        if "loss" in line:
+            self._show(line)
+
+    def evaluation(self, step: int, name: str, values: dict[str, float]) -> None:
+        """An evaluation of the teacher after `step` steps."""
         self.write({"step": step, name: values})
         words = "  ".join(f"{key} {value:.1f}" for key, value in values.items())
         when = f"step {step}" if step else "before the first step"
         self.say(f"{when}: {name} {words}", "green")
-
-    def skipped(self, skipped: Skipped, *, last: bool = False) -> None:
-        """Images that could not be used: at the first of them, and at last if there are more."""
-        if len(skipped) > self._skipped and (last or not self._skipped):
-            self._skipped = len(skipped)
-            self.say(
-                f"{len(skipped):,} images could not be used ({skipped.describe()}) and "
-                f"others took their place: see {skipped.path}",
-                "yellow",
-            )
 
     def refused(self, step: int, loss: float, images: Sequence[str]) -> None:
         """A step that was not finite, and this rank's images of it."""
@@ -103,8 +147,73 @@ class Telling:
         line = {"step": step, "rank": self.ranks.rank, "loss": str(loss), "images": list(images)}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self.say(
+        self.warn(
             f"step {step} refused: loss or gradients were not finite (loss {loss}); "
-            f"nothing moved; its images are listed in {path}",
-            "yellow",
+            f"no weight was changed; its images are listed in {path}"
         )
+
+    def _show(self, line: dict[str, Any]) -> None:
+        measures = (
+            f"loss {line['loss']:.3f}  {line['images_per_s']:.0f} images/s"
+            f"  data-wait {line['data_wait']:.0%}  entropy {line['teacher_entropy']:.2f}"
+            f"  KL {line['kl']:.2f}  spread {line['feature_std']:.2f}"
+            f"  rank {line['effective_rank']:.0f}"
+        )
+        self._progress.update(self._task, measures=measures, completed=line["step"])
+        now, last = time.monotonic(), line["step"] >= self.total
+        if not self.console.is_terminal and (last or now - self._printed >= LINE_SECONDS):
+            done = line["step"] - self.start
+            left = (now - self._started) / max(done, 1) * (self.total - line["step"])
+            self.say(f"step {line['step']}/{self.total}  {measures}  left {_clock(left)}")
+            self._printed = now
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` in order, without those that cannot be read.
+
+    A process that is killed leaves half a line.
+    """
+    path = Path(run) / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [line for line in map(_parse, lines) if line is not None]
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
+
+
+def _drop_lines_from(path: Path, start: int) -> int:
+    """Drop the lines of later steps (-1: all) and unreadable ones; returns how many those are."""
+    if not path.exists():
+        return 0
+    lines = read_metrics(path.parent)
+    unreadable = len(path.read_bytes().splitlines()) - len(lines)
+    earlier = (line for line in lines if line["step"] <= start)
+    atomic_write(path, "".join(json.dumps(line) + "\n" for line in earlier))
+    return unreadable
+
+
+def _scalars(line: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    for name, value in line.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name != "step":
+            yield prefix + name, value
+
+
+def _tensorboard(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("TensorBoard is not installed: pip install dino-ssl[tensorboard]") from None
+    return SummaryWriter(str(run / "tensorboard"))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +12,8 @@ from dino.files import UserError
 from dino.runtime import Ranks, gather_objects
 
 
-class Skipped:
-    """What is wrong with each image that was skipped, over all ranks and all calls of a run.
+class SkippedImages:
+    """The defect of each image that was skipped, over all ranks and all calls of a run.
 
     `RUN/skipped.csv` holds one line for each, sorted by path; there is none if nothing was skipped.
 
@@ -20,27 +21,35 @@ class Skipped:
         run: the run folder.
         images: number of images of the data set.
         share: of the images; if more than that have one and the same defect, the run stops.
+
+    Raises:
+        UserError: if `skipped.csv` holds something else.
     """
 
     def __init__(self, run: Path, images: int, share: float) -> None:
         self.path, self.images, self.share = run / "skipped.csv", images, share
         self._known: dict[str, tuple[str, str]] = {}  # path: defect, reason
-        self._new: dict[str, tuple[str, str]] = {}  # of this rank, not told yet
+        self._new: dict[str, tuple[str, str]] = {}  # of this rank, not shared yet
         if self.path.exists():
-            self._known = read_list(self.path)
+            try:
+                self._known = read_list(self.path)
+                if any(None in (name, *what) for name, what in self._known.items()):
+                    raise KeyError("a line is too short")
+            except (KeyError, csv.Error) as error:
+                raise UserError(f"{self.path} is damaged ({error}): delete it") from None
 
     def __len__(self) -> int:
         """Number of different images."""
         return len(self._known)
 
-    def note(self, errors: Iterable[ImageError]) -> None:
-        """Remember what a batch of this rank met."""
+    def add(self, errors: Iterable[ImageError]) -> None:
+        """Add what this rank skipped in a batch."""
         for error in errors:
             if error.path not in self._known:
                 self._new[error.path] = (error.defect, error.reason)
 
     def share_and_check(self, ranks: Ranks) -> None:
-        """Bring all ranks to the same knowledge, and write it down; called by all at one step.
+        """Exchange the new ones among all ranks and write the list; called by all at one step.
 
         Raises:
             UserError: if too many images have one and the same defect (on every rank).
@@ -65,6 +74,6 @@ class Skipped:
                 )
                 raise UserError(
                     f"{count:,} of {self.images:,} images are {defect}, more than "
-                    f"{self.share:.2%} (the first: {path}: {reason}): mend or remove those listed "
-                    f"in {self.path}, or raise --execution.max-skipped"
+                    f"{self.share:.2%} (the first: {path}: {reason}): repair or remove those "
+                    f"listed in {self.path}, or raise --execution.max-skipped"
                 )

@@ -122,9 +122,7 @@ def read_parts(path: Path, heads: int | None = None) -> Parts:
     if (folder / "state.json").exists():
         return _own_step(folder, folder.parent.parent / "teacher.safetensors")
     if path.is_dir() and (path / "teacher.safetensors").exists():
-        last = path / "checkpoints" / "LAST"
-        if last.exists():
-            step = path / "checkpoints" / last.read_text(encoding="utf-8").strip()
+        if (step := last_step(path / "checkpoints")) is not None:
             return _own_step(step, path / "teacher.safetensors")
         path = path / "teacher.safetensors"
     container = open_container(path)
@@ -142,6 +140,25 @@ def read_parts(path: Path, heads: int | None = None) -> Parts:
 
 
 # ------------------------------------------------------------------------------------ our own
+def last_step(checkpoints: Path) -> Path | None:
+    """The checkpoint that the file LAST of a run's folder `checkpoints` names; None without LAST.
+
+    Raises:
+        UserError: if LAST does not hold the name of a complete checkpoint beside it.
+    """
+    pointer = checkpoints / "LAST"
+    if not pointer.exists():
+        return None
+    name = pointer.read_bytes()[:100].decode(errors="replace").strip()
+    complete = sorted(path.parent.name for path in checkpoints.glob("step_*/state.json"))
+    if name not in complete:
+        raise UserError(
+            f"{pointer} holds {name!r}, which is no checkpoint beside it: write "
+            f"{complete[-1] if complete else 'the name of a step_... folder'} into it"
+        )
+    return checkpoints / name
+
+
 def _own_step(step: Path, teacher: Path) -> Parts:
     """A checkpoint of a run; the architecture stands in the run's `teacher.safetensors`."""
     if not teacher.exists():

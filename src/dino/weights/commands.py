@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -16,6 +15,7 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, atomic_json
 from dino.models.create import create
 from dino.models.position_embedding import Position
+from dino.progress import Console
 from dino.weights.checkpoint import Part, Parts, WhichNetwork
 from dino.weights.download import cached_path, fetch, source_url
 from dino.weights.export.command import Export, write

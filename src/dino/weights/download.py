@@ -20,10 +20,10 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from dino.files import UserError, atomic_json, cache_folder, read_json, sync_file, sync_folder
+from dino.progress import Console, PlainTextColumn
 from dino.runtime import ranks
 from dino.weights.files import file_hash
 from dino.weights.published import BASE, Published
@@ -241,7 +241,7 @@ def _beside(path: Path, ending: str) -> Path:
 def _bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on stderr, nothing where that is no terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (PlainTextColumn(), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     hidden = not (ranks().main and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(title, total=None)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageMode, UnidentifiedImageError
-from rich.console import Console
 from rich.table import Table
 
 from dino.data.commands.stats import read_stats
@@ -25,7 +24,7 @@ from dino.data.loader import evaluation_loader
 from dino.data.sources.base import Images, is_file
 from dino.data.sources.open import Source, open_source
 from dino.files import UserError, atomic_json
-from dino.progress import bar
+from dino.progress import Console, bar
 from dino.runtime import cores
 
 SMALL = 224

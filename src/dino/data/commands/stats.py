@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import tyro
 from jaxtyping import Float64, UInt8
-from rich.console import Console
 from rich.table import Table
 
 from dino.data.images.decode import as_pixels
@@ -28,7 +27,7 @@ from dino.data.sources.base import Images
 from dino.data.sources.open import Source, open_source
 from dino.data.views.random_streams import generator
 from dino.files import UserError, atomic_json, read_json
-from dino.progress import bar
+from dino.progress import Console, bar
 from dino.runtime import cores
 
 SIDE = 32

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
 
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.base import Images
@@ -29,6 +28,7 @@ from dino.data.sources.packed_strings import Names, numbered
 from dino.data.sources.query import known, parse
 from dino.data.sources.shard_index import CAPTION, LABELS, Index, index_shards
 from dino.files import UserError
+from dino.progress import Console
 from dino.runtime import ranks
 
 FORM = "SHARDS.tar?image=EXTENSION&label=EXTENSION"

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from dino.data.sources.open import Source, open_source
@@ -22,6 +21,7 @@ from dino.evaluate.features.cache import files_digest
 from dino.evaluate.features.table import labels_of, matched_labels
 from dino.files import UserError
 from dino.models.backbone import Backbone
+from dino.progress import Console
 from dino.runtime import pick_device, process_group, ranks
 from dino.weights import load as weights
 from dino.weights.load import fingerprint

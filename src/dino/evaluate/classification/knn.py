@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from dino.data.sources.open import Source, open_source
@@ -28,6 +27,7 @@ from dino.evaluate.features.export import extract, pixels
 from dino.evaluate.features.table import FeatureTable, Part, labels_of, matched_labels
 from dino.files import atomic_write
 from dino.models.backbone import Backbone
+from dino.progress import Console
 from dino.runtime import Precision, pick_device, process_group
 from dino.weights.load import load
 

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -44,7 +43,7 @@ from dino.evaluate.features.cache import class_token, described
 from dino.evaluate.features.table import FeatureTable, Part, labels_of, matched_labels, my_share
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.progress import bar
+from dino.progress import Console, bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
 from dino.weights.load import load
 

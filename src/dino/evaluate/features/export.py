@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from dino.data.images.decode import as_pixels, crop_resize
@@ -24,6 +23,7 @@ from dino.evaluate.features.cache import LIBRARIES, class_token, described, inst
 from dino.evaluate.features.table import FeatureTable, Pass, in_memory
 from dino.files import UserError, atomic_csv, atomic_json, replacing
 from dino.models.backbone import Backbone
+from dino.progress import Console
 from dino.runtime import Precision, describe, pick_device, process_group
 from dino.weights.load import fingerprint, load
 

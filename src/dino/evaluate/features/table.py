@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int, Num
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from dino.data.images.image_errors import ImageError, count_defects
 from dino.data.loader import evaluation_loader
 from dino.data.sources.open import Source
 from dino.files import UserError
-from dino.progress import bar
+from dino.progress import Console, bar
 from dino.runtime import gather_objects, ranks
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.console import Console
 from torch import Tensor
 
 from dino.data.sources.open import Source, open_source
@@ -32,6 +31,7 @@ from dino.evaluate.retrieval.ranking_metrics import average_precision
 from dino.evaluate.retrieval.whitening import Covariance, Whitening
 from dino.files import UserError, atomic_csv
 from dino.models.backbone import Backbone
+from dino.progress import Console
 from dino.runtime import pick_device, process_group
 
 POWER = 4.0

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from dino.data.images.contact_sheet import Cell
@@ -34,6 +33,7 @@ from dino.evaluate.retrieval.ranking_metrics import Precisions, positions, ranki
 from dino.evaluate.retrieval.revisited import Benchmark, Truth, open_benchmark
 from dino.files import UserError, atomic_csv
 from dino.models.backbone import Backbone
+from dino.progress import Console
 from dino.runtime import pick_device, process_group
 
 Scales = Literal["single", "multi"]

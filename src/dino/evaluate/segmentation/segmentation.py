@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from dino.evaluate.command import TRAINED, destination, table, write
@@ -23,6 +22,7 @@ from dino.evaluate.segmentation.attention_jaccard import attention_jaccard
 from dino.evaluate.segmentation.datasets import Objects, Scenes, is_voc, open_scenes
 from dino.files import UserError
 from dino.models.backbone import Backbone
+from dino.progress import Console
 from dino.runtime import pick_device, process_group
 
 Method = Literal["attention", "linear", "knn"]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from dino.evaluate.command import TRAINED, destination, table, write
@@ -27,7 +26,7 @@ from dino.evaluate.video.scoring import MEASURES, Scores, measure, summary
 from dino.evaluate.video.tracking import Normalization, Tracking
 from dino.files import atomic_csv
 from dino.models.backbone import Backbone
-from dino.progress import bar
+from dino.progress import Console, bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
 from dino.weights.load import fingerprint
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from rich.console import Console
-
 from dino.files import UserError, atomic_write
 from dino.models.backbone import Backbone
+from dino.progress import Console
 from dino.weights.export.files import (
     exported_program_file,
     official_file,

@@ -1,0 +1,219 @@
+"""Settings as dataclasses, whose values are held to their annotations before any work.
+
+    @dataclass(frozen=True)
+    class Settings:
+        optimizer: Literal["adamw", "sgd"] = "adamw"
+        lr: Annotated[float, Range(above=0)] = 5e-4
+
+`validated(Settings(lr=-1))` is refused with "lr is -1: it must be a number above 0".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import textwrap
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dino.files import UserError
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, or of each number of a tuple (an annotation).
+
+    Attributes:
+        low: the smallest value; or `above`: all values lie above it.
+        high: the largest value; or `below`: all values lie below it.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def allows(self, value: Any) -> bool:
+        """Whether a number lies in the range."""
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """Such as "from 0 to 1" or "above 0"."""
+        if self.low is not None and self.high is not None:
+            return f"from {self.low:,} to {self.high:,}"
+        ends = {"of at least": self.low, "above": self.above, "of at most": self.high}
+        ends["below"] = self.below
+        return " and ".join(f"{words} {end:,}" for words, end in ends.items() if end is not None)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a text must look like (an annotation).
+
+    Attributes:
+        pattern: regular expression of all of it.
+        words: the same for the user, such as "a number of steps".
+    """
+
+    pattern: str
+    words: str
+
+    def allows(self, value: Any) -> bool:
+        """Whether a text has this form."""
+        return re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        """The form in words."""
+        return self.words
+
+
+class _Misfit(Exception):
+    """A value that its annotation does not allow."""
+
+
+def validated(settings: Settings, prefix: str = "") -> Settings:
+    """A copy of a dataclass whose values agree with their annotations.
+
+    Whole numbers stand for floats, lists for tuples, texts for paths, scalars of numpy and torch
+    for numbers; they are converted. A bool is no number, and NaN and infinity are never allowed.
+
+    Args:
+        settings: nested dataclasses are validated as well.
+        prefix: what its fields' names begin with in messages, such as "optim.".
+
+    Raises:
+        UserError: naming the first value that does not fit, and what fits.
+    """
+    hints = get_type_hints(type(settings), include_extras=True)
+    values = {
+        field.name: conform(getattr(settings, field.name), hints[field.name], prefix + field.name)
+        for field in dataclasses.fields(settings)  # type: ignore[arg-type]
+        if field.init
+    }
+    return dataclasses.replace(settings, **values)  # type: ignore[type-var]
+
+
+def conform(value: Any, hint: Any, name: str) -> Any:
+    """`value` as its annotation `hint` has it; `name` is for the message.
+
+    Raises:
+        UserError: if it does not fit.
+    """
+    try:
+        return _converted(value, hint, (), name)
+    except _Misfit:
+        shown = textwrap.shorten(repr(value), 80)
+        raise UserError(f"{name} is {shown}: it must be {_words(hint, ())}") from None
+
+
+def parsed(kind: type[Settings], content: Any, path: str | Path) -> Settings:
+    """The dataclass `kind` from the content of a JSON file.
+
+    Raises:
+        UserError: naming the file, if a key is missing or unknown or a value does not fit.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    try:
+        if not isinstance(content, dict) or not content.keys() <= names:
+            raise TypeError(f"an object with the keys {', '.join(sorted(names))} is expected")
+        return validated(kind(**content))
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it from a copy") from None
+
+
+def _converted(value: Any, hint: Any, limits: tuple[Any, ...], name: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _converted(value, arguments[0], (*limits, *arguments[1:]), name)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a scalar of numpy or torch
+    if origin in (Union, UnionType):
+        for choice in arguments:
+            with suppress(_Misfit):
+                return _converted(value, choice, limits, name)
+        raise _Misfit
+    if origin is tuple:
+        return _tuple(value, arguments, limits, name)
+    if origin is dict:
+        return _dict(value, arguments, limits, name)
+    if origin is Literal:
+        return _held(value, any(type(value) is type(one) and value == one for one in arguments))
+    if dataclasses.is_dataclass(hint):
+        return validated(_held(value, isinstance(value, hint)), f"{name}.")  # type: ignore[arg-type]
+    return _plain(value, hint, limits)
+
+
+def _plain(value: Any, hint: Any, limits: tuple[Any, ...]) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number:
+        with suppress(OverflowError):
+            value = float(value)
+        _held(value, isinstance(value, float) and math.isfinite(value))
+    elif hint is int:
+        _held(value, number and isinstance(value, int))
+    elif hint is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hint is Path and isinstance(value, str):
+        value = Path(value)
+    elif isinstance(hint, type) and hint is not Any:
+        _held(value, isinstance(value, hint))
+    return _held(value, all(one.allows(value) for one in limits if isinstance(one, (Range, Form))))
+
+
+def _tuple(value: Any, items: tuple[Any, ...], limits: tuple[Any, ...], name: str) -> Any:
+    _held(value, isinstance(value, (list, tuple)))
+    hints = items[:1] * len(value) if items[-1] is ... else items
+    _held(value, len(value) == len(hints))
+    return tuple(
+        _converted(item, hint, limits, name) for item, hint in zip(value, hints, strict=True)
+    )
+
+
+def _dict(value: Any, items: tuple[Any, ...], limits: tuple[Any, ...], name: str) -> Any:
+    _held(value, isinstance(value, Mapping))
+    return {
+        _converted(key, items[0], (), name): _converted(item, items[1], limits, name)
+        for key, item in value.items()
+    }
+
+
+def _held(value: Any, fits: bool) -> Any:
+    if not fits:
+        raise _Misfit
+    return value
+
+
+ONE = {int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path"}
+MANY = {int: "whole numbers", float: "numbers", str: "texts", bool: "True or False", Path: "paths"}
+
+
+def _words(hint: Any, limits: tuple[Any, ...], names: Mapping[Any, str] = ONE) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _words(arguments[0], (*limits, *arguments[1:]), names)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(choice, limits, names) for choice in arguments)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is tuple:
+        count = "" if arguments[-1] is ... else f"{len(arguments)} "
+        return count + _words(arguments[0], limits, MANY)
+    if hint is NoneType:
+        return "None"
+    text = names.get(hint, getattr(hint, "__name__", str(hint)))
+    forms = [str(one) for one in limits if isinstance(one, Form)]
+    ranges = [str(one) for one in limits if isinstance(one, Range)]
+    return " ".join(forms or [text, *ranges])

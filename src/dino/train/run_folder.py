@@ -1,0 +1,221 @@
+"""The folder of a run: its files, who may write to it, and which run it holds.
+
+config.json        the settings, what they were applied to, and a format number
+checkpoints/       `train.checkpoint`
+metrics.jsonl      `train.run_log`
+refused.jsonl      steps that were refused, with their images
+skipped.csv        images that could not be used
+teacher.safetensors, best.safetensors    the newest teacher, and the best by k-NN
+results.json, report.html                written at the end of the run
+.lock              locked by the process that trains
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dino.data.sampler import spread
+from dino.data.sources.open import Source
+from dino.files import UserError, atomic_json, read_json
+from dino.runtime import Ranks, gather_objects
+from dino.train.config import differences
+
+FORMAT = 1
+"""Of `config.json`."""
+EXAMPLES = 64
+"""Images whose names `config.json` holds."""
+
+
+class RunFolder:
+    """A folder that holds one run.
+
+    Args:
+        path: of the folder; it need not exist.
+        ranks: which process this is; the main rank writes, and holds the lock for all.
+
+    Attributes:
+        path: of the folder, and below it `config`, `checkpoints`, `teacher`, `best`, `results`.
+    """
+
+    def __init__(self, path: str | Path, ranks: Ranks) -> None:
+        self.path, self.ranks = Path(path), ranks
+        self.config = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.teacher, self.best = self.path / "teacher.safetensors", self.path / "best.safetensors"
+        self.results = self.path / "results.json"
+
+    # -------------------------------------------------------------------------- which run
+    def compare(self, defining: dict[str, Any], images: dict[str, Any]) -> list[str]:
+        """Refuse a folder that holds another run.
+
+        Args:
+            defining: the settings that define the run.
+            images: of `describe_images`.
+
+        Returns:
+            Warnings: sentences about what could not be compared.
+
+        Raises:
+            UserError: naming the settings or images that differ.
+        """
+        if not self.config.exists():
+            return []
+        there = read_config(self.config)
+        found = differences(there["defining"], defining)
+        known = there.get("images", {})
+        if not found and known and known.get("digest") != images["digest"]:
+            found = [_changed_images(known.get("examples"), images["examples"])]
+        if found:
+            raise UserError(
+                f"{self.path} holds a run with another configuration ({'; '.join(found)}): "
+                "choose another --out, or the same settings to resume"
+            )
+        missing = f"{self.config} is of an older version and has no digest of the images"
+        return [] if known else [f"{missing}: only their number was compared"]
+
+    def write_config(self, content: dict[str, Any]) -> None:
+        """Write `config.json` (main rank)."""
+        if self.ranks.main:
+            atomic_json(self.config, {"format": FORMAT, **content})
+
+    # -------------------------------------------------------------------------- who writes
+    @contextmanager
+    def locked(self) -> Iterator[list[str]]:
+        """Keep other runs out of the folder during the body, on every rank at once.
+
+        The folder is made if there is none. What an earlier process left half written is removed.
+
+        Yields:
+            Warnings: a sentence if the file system knows no locks.
+
+        Raises:
+            UserError: if a process that is alive holds the lock (on every rank).
+        """
+        file, warning, error = None, "", ""
+        if self.ranks.main:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                file, warning = _lock(self.path / ".lock")
+                self._remove_leftovers()
+            except UserError as found:
+                error = str(found)
+            except OSError as found:
+                error = f"{self.path} cannot be written ({found.strerror}): choose another --out"
+        try:
+            for refused in filter(None, gather_objects(error)):
+                raise UserError(refused)
+            yield [warning] if warning else []
+        finally:
+            if file is not None:
+                file.close()
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob(".*.tmp"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a `config.json`.
+
+    Raises:
+        UserError: if it is none, or that of a newer version.
+    """
+    content = read_json(path)
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{path} has format {content['format']}, and this version writes {FORMAT}: "
+            "update dino-ssl, or choose another --out"
+        )
+    expected = {"defining": dict, "images": dict, "init": dict}
+    if (
+        not isinstance(content, dict)
+        or "defining" not in content
+        or not all(isinstance(content.get(key, {}), kind) for key, kind in expected.items())
+    ):
+        raise UserError(f"{path} is not the configuration of a run: choose another --out")
+    return content
+
+
+# ---------------------------------------------------------------------------------- images
+def describe_images(source: Source) -> dict[str, Any]:
+    """What `config.json` holds of the images: a digest, and names of some of them.
+
+    Raises:
+        UserError: if another rank has other images.
+    """
+    content = {
+        "digest": _digest(source),
+        "examples": [source.path(index) for index in spread(len(source), EXAMPLES)],
+    }
+    for rank, other in enumerate(gather_objects(content)):
+        if other["digest"] != content["digest"]:
+            raise UserError(
+                f"rank {rank} has other images than this rank "
+                f"({_changed_images(content['examples'], other['examples'])})"
+            )
+    return content
+
+
+def _digest(source: Source) -> str:
+    own: Callable[[], str] | None = getattr(source, "digest", None)
+    if own is not None:
+        return own()
+    content, root = hashlib.sha256(), str(getattr(source, "root", ""))
+    for index in range(len(source)):
+        content.update(os.fsencode(source.path(index).removeprefix(root)) + b"\n")
+    content.update(repr((len(source), source.labels, source.classes)).encode(errors="replace"))
+    return content.hexdigest()
+
+
+def _changed_images(before: Any, now: list[str]) -> str:
+    for old, new in zip(before if isinstance(before, list) else [], now, strict=False):
+        if old != new:
+            return f"the images are others: for example {old} was there, and {new} is here"
+    return "the images are others: the same number, but other names, labels or files"
+
+
+# ---------------------------------------------------------------------------------- lock
+def _lock(path: Path) -> tuple[BinaryIO, str]:
+    """The locked file, and a warning where the file system knows no locks.
+
+    The system releases the lock when this process dies, and worker processes do not inherit it.
+    """
+    file = path.open("a+b")
+    try:
+        _lock_exclusively(file)
+    except (BlockingIOError, PermissionError):
+        owner = path.read_bytes()[:200].decode(errors="replace").strip()
+        file.close()
+        raise UserError(
+            f"{path.parent} is in use by another process ({owner or 'unknown'}): wait until it "
+            "ends, or choose another --out"
+        ) from None
+    except OSError as error:
+        return file, (
+            f"{path.parent} cannot be locked ({error.strerror}): take care that no other process "
+            "trains in it"
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    file.flush()
+    return file, ""
+
+
+def _lock_exclusively(file: BinaryIO) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(2**30)  # beyond the text, which others read
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
