@@ -1,6 +1,7 @@
-"""What holds for every test: one thread, its own seed, no network, and checked shapes.
+"""Fixtures of every test: one thread, a fixed seed, no network, no launcher.
 
-Beside this file, pytest-randomly shuffles the tests (`-p no:randomly` to keep them in order).
+pytest-randomly shuffles the tests (`-p no:randomly` keeps them in order), and pytest-timeout ends
+those that hang (`timeout` in pyproject.toml).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Sums over several threads depend on their number, and small tensors gain nothing from them. In
-# the environment, so that the processes that tests start keep to it too; before torch is imported.
+# Sums over several threads depend on their number, and small tensors gain nothing from them. The
+# environment applies to child processes too; it is set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import jaxtyping
@@ -30,17 +31,21 @@ settings.register_profile("search", TIMELESS, max_examples=500)
 settings.load_profile("dino")
 
 LOOPBACK = ("127.", "::1", "localhost")
+LAUNCHER = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT", "DINO_TIMEOUT"),
+)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Torch's own generator starts anew (pytest-randomly does so for random and numpy)."""
+    """Seed torch's generator (pytest-randomly seeds those of random and numpy)."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that reaches for the network fails; this machine's own addresses stay open."""
+    """A test that uses the network fails; addresses of this machine are allowed."""
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: Any) -> None:
@@ -53,14 +58,14 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No launcher's variables leak in: a test starts as the only process, rank 0 of 1."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    """No variable of a launcher is set: a test starts as the only process, rank 0 of 1."""
+    for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Downloads and indices of a test go into a folder of its own."""
+    """An empty cache folder for each test."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DINO_CACHE", str(folder))
     for name in ("DINO_MIRROR", "DINO_OFFLINE"):
@@ -70,7 +75,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """For tests that hand over wrong shapes on purpose: `make shapes` leaves their calls alone."""
+    """For tests that pass wrong shapes on purpose: `make shapes` does not check their calls."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -275,7 +275,7 @@ def _help(prog: str, commands: dict[str, Command]) -> str:
 
 def _fail(message: str) -> NoReturn:
     print(f"dino: {message}", file=sys.stderr, flush=True)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         os._exit(2)  # the other ranks may be waiting for this one: let the launcher end them
     sys.exit(2)
 

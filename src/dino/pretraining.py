@@ -20,7 +20,14 @@ from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError, atomic_json, read_json, replacing
 from dino.progress import Console
-from dino.runtime import keep_memory, pick_device, ranks
+from dino.runtime import (
+    default_workers,
+    gather_objects,
+    keep_memory,
+    pick_device,
+    process_group,
+    ranks,
+)
 from dino.show.report import report
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig
@@ -104,18 +111,19 @@ def pretrain(
         **({} if initial is None else initial.defining()),
     }
     chosen = pick_device(device)
-    result = train(
-        config,
-        source,
-        out,
-        device=chosen,
-        about=about,
-        evaluations=_evaluations(source, queries),
-        initial=initial,
-    )
+    with process_group(chosen):
+        result = train(
+            config,
+            source,
+            out,
+            device=chosen,
+            about=about,
+            evaluations=_evaluations(source, queries),
+            initial=initial,
+        )
+        if result.finished and source.labels is not None:
+            _compare(result.run, source, queries, str(chosen), config.execution.workers)
     if ranks().main and result.finished:
-        if source.labels is not None:
-            _compare(result.run, source, queries, str(chosen))
         report(result.run, device=chosen)
     return result
 
@@ -158,15 +166,21 @@ def _evaluations(source: Source, queries: Source | None) -> list[Evaluation]:
     return [KNNEvaluation(source, queries, k=(10, K), limit=WATCHED)]
 
 
-def _compare(run: Path, source: Source, queries: Source | None, device: str) -> None:
-    """k-NN of the trained network, the untrained one and raw pixels into `results.json`."""
+def _compare(
+    run: Path, source: Source, queries: Source | None, device: str, workers: int | None
+) -> None:
+    """k-NN of the trained network, the untrained one and raw pixels into `results.json`.
+
+    All ranks share the images; the main rank writes.
+    """
     path = run / "results.json"
     step = (run / "checkpoints" / "LAST").read_text().strip()
-    if path.exists() and read_json(path).get("checkpoint") == step:
+    if gather_objects(path.exists() and read_json(path).get("checkpoint") == step)[0]:
         return
     bank = spread(source, COMPARED)
     asked = None if queries is None else spread(queries, COMPARED)
-    settings = KNN(weights=str(run), data="", k=(K,), baseline=True, device=device, workers=0)
+    workers = default_workers() if workers is None else workers
+    settings = KNN(weights=str(run), data="", k=(K,), baseline=True, device=device, workers=workers)
     scores, counted = compare(load(run, device), bank, asked, settings=settings)
     rows = {name: next(iter(by_k.values())).top1 for name, by_k in scores.items()}
     sizes = {
@@ -174,7 +188,8 @@ def _compare(run: Path, source: Source, queries: Source | None, device: str) -> 
         **counted,
         "leave_one_out": asked is None,
     }
-    atomic_json(path, {"checkpoint": step, "knn": {**rows, **sizes}})
+    if ranks().main:
+        atomic_json(path, {"checkpoint": step, "knn": {**rows, **sizes}})
 
 
 def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path:

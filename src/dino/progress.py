@@ -41,15 +41,15 @@ class PlainTextColumn(TextColumn):
 
 @contextmanager
 def bar(title: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int], object]]:
-    """A progress bar with the time left on stderr, nothing where that is no terminal.
+    """A progress bar on stderr with an estimate of the time left; none unless it is a terminal.
 
     Args:
-        title: what the bar says.
-        total: how many there are to do; None where nobody knows.
-        shown: False for none at all.
+        title: the text before the bar.
+        total: the number of items; None if it is unknown.
+        shown: False for no bar.
 
     Yields:
-        A function that is told how many more are done.
+        A function that adds a number of finished items.
     """
     console = Console(stderr=True)
     columns = (PlainTextColumn(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

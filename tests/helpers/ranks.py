@@ -1,23 +1,24 @@
-"""Run a function in several gloo processes; the first error comes back with its traceback."""
+"""Run a function in several gloo processes; an error is raised here with its traceback."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import socket
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from itertools import count
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dino.runtime import Ranks, process_group
+from dino.runtime import process_group, ranks
 
-_PORTS = count(os.getpid())
+LIMIT = 300.0
+"""Seconds for all processes together."""
 
 
 def run(
@@ -25,70 +26,57 @@ def run(
 ) -> list[Any]:
     """`function(ranks, *arguments)` of every rank, in order.
 
-    With `joined` false only the launcher's environment is set, as torchrun does, and the function
-    joins the process group by itself.
+    As under torchrun, the parent serves the store on a port that it holds from the beginning, so
+    nobody else can take the port.
+
+    Args:
+        function: of a module that a new process can import.
+        world: the number of processes.
+        arguments: for the function.
+        joined: whether the processes join the process group first; otherwise only the launcher's
+            environment is set.
+
+    Raises:
+        AssertionError: if they need more than `LIMIT` seconds.
+        ProcessRaisedException: with the traceback of the rank that failed.
     """
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    port = _free_port()
-    processes = [
-        context.Process(target=_one, args=(rank, world, port, joined, queue, function, arguments))
-        for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    results: dict[int, Any] = {}
-    try:
-        while len(results) < world:
-            rank, result, error = _next(queue, processes)
-            if error:
-                raise AssertionError(f"rank {rank} failed:\n{error}")
-            results[rank] = pickle.loads(result)
-    finally:
-        for process in processes:
-            if len(results) < world:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "DINO_TIMEOUT": str(LIMIT / 60),
+        }
+        options = (environment, joined, Path(folder), function, arguments)
+        mp.get_context("forkserver").set_forkserver_preload(["dino.pretraining"])
+        started = mp.start_processes(_one, options, world, join=False, start_method="forkserver")
+        try:
+            deadline = time.monotonic() + LIMIT
+            while not started.join(timeout=1):
+                assert time.monotonic() < deadline, f"the ranks took more than {LIMIT:g} s"
+        finally:
+            for process in started.processes:
                 process.kill()
-            process.join()
-    return [results[rank] for rank in range(world)]
-
-
-def _free_port() -> int:
-    """A port that nobody else takes before the ranks do.
-
-    Not the system's choice: that is free again for any other connection, and for the tests that run
-    beside this one. Each of pytest's workers has ports of its own, below those of the system.
-    """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    while True:
-        port = 20_000 + worker % 10 * 1_000 + next(_PORTS) % 1_000
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-def _next(queue: Any, processes: list[Any]) -> Any:
-    while queue.empty():
-        if not any(process.is_alive() for process in processes) and queue.empty():
-            raise AssertionError(f"exit codes {[process.exitcode for process in processes]}")
-        time.sleep(0.02)
-    return queue.get()
+                process.join(timeout=10)
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world)]
 
 
 def _one(
-    rank: int, world: int, port: int, joined: bool, queue: Any, function: Any, arguments: Any
+    rank: int,
+    environment: dict[str, str],
+    joined: bool,
+    folder: Path,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    try:
-        with process_group(torch.device("cpu")) if joined else nullcontext(Ranks(rank, world)):
-            # Pickled by value: shared storage would be gone with this process.
-            answer = pickle.dumps(function(Ranks(rank, world, rank), *arguments))
-        queue.put((rank, answer, None))
-    except BaseException:
-        queue.put((rank, None, traceback.format_exc()))
+    os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    with process_group(torch.device("cpu")) if joined else nullcontext(ranks()) as here:
+        # Pickled by value: shared storage would be gone with this process.
+        answer = pickle.dumps(function(here, *arguments))
+    (folder / str(rank)).write_bytes(answer)

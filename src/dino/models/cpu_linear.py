@@ -1,9 +1,10 @@
-"""Linear layers that are faster on a CPU: the product of many rows through oneDNN's convolution.
+"""Linear layers that are faster on a CPU: the product of many rows by oneDNN's convolution.
 
 On a CPU with several threads `F.linear` in fp32 copies the bias into the result, multiplies with
 MKL and adds. A convolution with a 1x1 kernel over channels-last rows is the same sum of products,
-goes to oneDNN, adds the bias on the way, and shares the rows out better between the threads
-(`benchmarks/linear.py`). Everywhere else the layer is `nn.Linear`.
+uses oneDNN, adds the bias in the same pass, and balances the threads better. The gain and the
+switch are `dino.runtime.ONEDNN_LINEAR`; `benchmarks/linear.py` measures single layers. Elsewhere
+the layer is `nn.Linear`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dino import runtime
+
 ENOUGH_ROWS = 512
-"""From here on the convolution is as fast or faster (128 to 1536 columns, two threads)."""
+"""From this number on the convolution is as fast or faster (128 to 1536 columns, 2 threads)."""
 
 
 class Linear(nn.Linear):
@@ -30,7 +33,7 @@ class Linear(nn.Linear):
 def linear(
     x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"], bias: Tensor | None
 ) -> Float[Tensor, "*rows out"]:
-    """`F.linear`, by the faster way where there is one."""
+    """`F.linear`, by oneDNN's convolution where that is faster."""
     if not _convolution_is_faster(x, weight):
         return F.linear(x, weight, bias)
     product: Tensor = _Product.apply(x.flatten(0, -2), weight, bias)
@@ -38,11 +41,12 @@ def linear(
 
 
 def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
-    # First of all, so that a graph with a free batch size gains no condition on the rows.
+    # Before any other condition, so that a graph with a free batch size gets none on the rows.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False  # compiled, exported and traced graphs stay plain
     return (
-        x.device.type == "cpu"
+        runtime.ONEDNN_LINEAR
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() >= ENOUGH_ROWS * x.shape[-1]
         and torch.get_num_threads() > 1  # with one, PyTorch convolves by its own slower code
@@ -52,7 +56,7 @@ def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """In a form that `torch.func` takes; its backward can be differentiated again."""
+    """The product in the form that `torch.func` requires; it is twice differentiable."""
 
     generate_vmap_rule = True
 
@@ -72,7 +76,7 @@ class _Product(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad
         return (
             _convolve(grad, weight.t().contiguous(), None) if need_x else None,
-            grad.t() @ x if need_weight else None,  # here MKL is as fast
+            grad.t() @ x if need_weight else None,  # MKL is as fast here
             grad.sum(dim=0) if need_bias else None,
         )
 

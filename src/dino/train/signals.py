@@ -1,29 +1,64 @@
-"""Ctrl-C and SIGTERM let a run save before it stops."""
+"""Ctrl-C and the signals of schedulers: the run saves before it stops."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from dino.runtime import Ranks
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 @contextmanager
 def stop_on_signals(ranks: Ranks) -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the run saves before it stops.
+    """An event that `NAMES` set; the first signal prints a message, the next Ctrl-C interrupts.
 
-    One process only: several would not stop at the same step, so they resume from the last save.
+    Signals that the process ignores (`nohup`) stay ignored. Only a run of one process saves:
+    several would not stop at the same step, so signals end them and they resume from the last save.
+
+    Raises:
+        KeyboardInterrupt: at Ctrl-C after any signal.
     """
     stop = threading.Event()
     if ranks.world > 1 or threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda *_: stop.set()) for name in names}
+    process = os.getpid()
+
+    def handle(number: int, _: Any) -> None:
+        if os.getpid() != process:  # a forked worker, which ends with the run
+            return
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        if not stop.is_set():
+            stop.set()
+            _print(
+                f"{signal.Signals(number).name}: the run saves after this step and stops; "
+                "Ctrl-C stops it at once, without saving"
+            )
+
+    before = {
+        number: signal.signal(number, handle)
+        for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name))
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield stop
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print(text: str) -> None:
+    """Write to stderr from a signal handler, which must not use Python's buffers."""
+    try:
+        os.write(2, f"\n{text}\n".encode())
+    except OSError:  # the terminal was closed: without it, later messages must not fail the run
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)

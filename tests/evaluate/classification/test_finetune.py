@@ -115,13 +115,13 @@ def test_the_classifier_starts_small() -> None:
 
 
 def test_drop_path_grows_with_the_depth() -> None:
-    backbone, recipe = small(), replace(PLAIN, drop_path=0.4)
-    kept = torch.cat([keep_factors(backbone, recipe, 64, 0, 0, step) for step in range(40)], dim=1)
+    backbone, recipe = small(), replace(PLAIN, drop_path=0.4, batch=64)
+    kept = torch.cat([keep_factors(backbone, recipe, 0, 0, step) for step in range(40)], dim=1)
     assert (kept[:2] == 1).all()
     assert kept[2:].unique().tolist() == pytest.approx([0.0, 1 / 0.6])
     assert (kept[2:] == 0).float().mean().item() == pytest.approx(0.4, abs=0.03)
-    assert keep_factors(backbone, replace(PLAIN, drop_path=0.0), 8, 0, 0, 0) is None
-    assert keep_factors(create("resnet50"), recipe, 8, 0, 0, 0) is None
+    assert keep_factors(backbone, replace(PLAIN, drop_path=0.0), 0, 0, 0) is None
+    assert keep_factors(create("resnet50"), recipe, 0, 0, 0) is None
 
 
 # ---------------------------------------------------------------------------------- batches
@@ -304,22 +304,25 @@ def test_a_layer_decay_slows_the_first_layers(settings: FineTune) -> None:
     assert moved["patch_embed.proj.weight"] < 1e-6
 
 
-def on_a_rank(here: Ranks, settings: FineTune) -> Any:
+def on_a_rank(_: Ranks, settings: FineTune) -> Any:
     with process_group(torch.device("cpu")):
-        steps = list(augmented(noise(11)).epoch(1))
-    return run(settings)["finetune"], steps
+        steps = list(augmented(noise(11)).epoch(1))  # the command joins the same group later
+        dropped = keep_factors(small(), replace(PLAIN, drop_path=0.5), 0, 1, 1)
+    return run(settings)["finetune"], steps, dropped
 
 
 def test_two_ranks_train_as_one(settings: FineTune, tmp_path: Path) -> None:
-    """Each has half of every batch; AdamW makes much of the rounding where a gradient is zero."""
-    plain = replace(settings, mixup=0.0, cutmix=0.0, erase=0.0, drop_path=0.0, lr=0.05)
-    alone, steps = on_a_rank(Ranks(), replace(plain, out=tmp_path / "alone.json"))
-    (first, one), (second, other) = ranks.run(on_a_rank, 2, plain, joined=False)
+    """Each has half of every batch; AdamW amplifies rounding where a gradient is zero."""
+    plain = {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0, "head_scale": 1.0}
+    plain = replace(settings, drop_path=0.5, lr=0.05, **plain)
+    alone, steps, dropped = on_a_rank(Ranks(), replace(plain, out=tmp_path / "alone.json"))
+    (first, one, left), (second, other, right) = ranks.run(on_a_rank, 2, plain, joined=False)
     assert first == second
     for ours, theirs in zip(first["trained"], alone["trained"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-    for whole, *halves in zip(steps, one, other, strict=True):
-        for tensor, *parts in zip(whole, *halves, strict=True):
+    assert torch.equal(torch.cat([left, right], dim=1), dropped)
+    for full, *halves in zip(steps, one, other, strict=True):
+        for tensor, *parts in zip(full, *halves, strict=True):
             torch.testing.assert_close(torch.cat(parts), tensor)
 
 

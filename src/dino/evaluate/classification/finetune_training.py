@@ -90,16 +90,19 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
 
 
 def keep_factors(
-    backbone: Backbone, recipe: Recipe, batch: int, seed: int, epoch: int, step: int
+    backbone: Backbone, recipe: Recipe, seed: int, epoch: int, step: int
 ) -> Float[Tensor, "branches B"] | None:
-    """Drop path's factors of this rank's share: 0, or 1 / (1 - rate)."""
+    """Drop path's factors of this rank's share of the batch: 0, or 1 / (1 - rate).
+
+    They depend on (seed, epoch, step) and an image's position in the batch, not on the ranks.
+    """
     branches = backbone.residual_branches
     if not branches or not recipe.drop_path:
         return None
     rates = torch.linspace(0, recipe.drop_path, branches // 2).repeat_interleave(2)[:, None]
-    key = step * ranks().world + ranks().rank
-    draws = generator(seed, recipe.repeats * recipe.epochs + epoch, key).random((branches, batch))
-    factors = (torch.from_numpy(draws) >= rates) / (1 - rates)
+    rng = generator(seed, recipe.repeats * recipe.epochs + epoch, step)
+    draws = torch.from_numpy(rng.random((branches, recipe.batch)))
+    factors = ((draws >= rates) / (1 - rates))[:, list(my_share(range(recipe.batch)))]
     return factors.to(next(backbone.parameters()).device, torch.float32, non_blocking=True)
 
 
@@ -143,7 +146,7 @@ def tune(
         title = f"epoch {epoch + 1} of {recipe.epochs}"
         with bar(title, len(batches), shown=ranks().main) as advance:
             for step, (images, targets) in enumerate(batches.epoch(epoch)):
-                keep = keep_factors(model.backbone, recipe, len(images), batches.seed, epoch, step)
+                keep = keep_factors(model.backbone, recipe, batches.seed, epoch, step)
                 with autocast(device, precision):
                     logits = trained(images, keep)
                 loss = F.cross_entropy(logits.float(), targets)
