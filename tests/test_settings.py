@@ -59,6 +59,11 @@ def test_what_fits_is_converted(name: str, given: Any, held: Any) -> None:
     assert type(found) is type(held)
 
 
+def test_what_fits_already_is_not_copied() -> None:
+    settings = Outer(many=(1, 2), inner=Inner(rate=0.25))
+    assert validated(settings) is settings
+
+
 def nested(**changes: Any) -> Outer:
     return Outer(inner=Inner(**changes))
 

@@ -6,10 +6,13 @@ The one place that joins `train`, `evaluate` and `show`, which know nothing of e
 from __future__ import annotations
 
 import os
-from dataclasses import fields, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.table import Table
 
@@ -28,12 +31,14 @@ from dino.runtime import (
     process_group,
     ranks,
 )
+from dino.settings import conform, parsed, validated
 from dino.show.report import report
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig
 from dino.train.loop import Result, train
 from dino.train.recipes import recipe as recipe_named
 from dino.train.warm_start import HeadChoice, begin
+from dino.weights.checkpoint import last_step
 from dino.weights.load import load
 
 WATCHED = 2_000
@@ -88,10 +93,13 @@ def pretrain(
         UserError: for any mistake in the settings, the data or the folder, in one sentence.
     """
     keep_memory()
+    conform(init_head, HeadChoice, "init_head")
+    if not isinstance(recipe, PretrainConfig):
+        conform(recipe, str | None, "recipe")
     name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
+    given = set(conform(settings, dict[str, Any] | None, "settings") or {})
     config = recipe_named(name) if isinstance(name, str) else name
-    config = config.changed(settings or {})
-    given = set(settings or {})
+    config = validated(config.changed(settings or {}))
     if stats is not None:
         config = measured(config, stats)
         given |= {f"pixels.{setting.name}" for setting in fields(PixelSettings)}
@@ -99,6 +107,7 @@ def pretrain(
     if init_from is not None:
         config, initial = begin(config, init_from, out, given=given, head=init_head)
     config.check(ranks().world)
+    chosen = pick_device(device)
     data, val = _split(data, val)
     source = open_source(data, config.pixels.format)
     queries = None if val is None else open_source(val, config.pixels.format)
@@ -110,8 +119,7 @@ def pretrain(
         "val": None if val is None else _called(val),
         **({} if initial is None else initial.defining()),
     }
-    chosen = pick_device(device)
-    with process_group(chosen):
+    with process_group(chosen) as here:
         result = train(
             config,
             source,
@@ -122,10 +130,26 @@ def pretrain(
             initial=initial,
         )
         if result.finished and source.labels is not None:
-            _compare(result.run, source, queries, str(chosen), config.execution.workers)
-    if ranks().main and result.finished:
-        report(result.run, device=chosen)
+            with _after_training("the comparison with the untrained network", "evaluate knn"):
+                _compare(result.run, source, queries, chosen, config.execution.workers)
+    if here.main and result.finished:
+        with _after_training("the report", "report"):
+            report(result.run, device=chosen)
     return result
+
+
+@contextmanager
+def _after_training(what: str, command: str) -> Iterator[None]:
+    """Let no failure of the body fail a run whose weights are saved: it becomes a warning."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        Console(stderr=True).print(
+            f"warning: {what} failed ({reason}); the weights are saved: try 'dino {command}'",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def measured(config: PretrainConfig, stats: str | Path) -> PretrainConfig:
@@ -166,30 +190,62 @@ def _evaluations(source: Source, queries: Source | None) -> list[Evaluation]:
     return [KNNEvaluation(source, queries, k=(10, K), limit=WATCHED)]
 
 
-def _compare(
-    run: Path, source: Source, queries: Source | None, device: str, workers: int | None
-) -> None:
-    """k-NN of the trained network, the untrained one and raw pixels into `results.json`.
+@dataclass(frozen=True)
+class Comparison:
+    """`results.json`: k-NN of a trained network, its untrained twin and raw pixels.
 
-    All ranks share the images; the main rank writes.
+    Attributes:
+        checkpoint: the step that was measured.
+        trained, untrained, pixels: top-1 accuracy in percent.
+        k: neighbours.
+        bank, queries, skipped: numbers of images.
+        leave_one_out: whether the queries are the bank itself.
     """
+
+    checkpoint: str
+    trained: float
+    untrained: float
+    pixels: float
+    k: int
+    bank: int
+    queries: int
+    skipped: int
+    leave_one_out: bool
+
+
+def _comparison(run: Path) -> Comparison | None:
+    """What `results.json` holds; None if there is none that can be read."""
     path = run / "results.json"
-    step = (run / "checkpoints" / "LAST").read_text().strip()
-    if gather_objects(path.exists() and read_json(path).get("checkpoint") == step)[0]:
+    try:
+        content = read_json(path)
+        return parsed(Comparison, {"checkpoint": content["checkpoint"], **content["knn"]}, path)
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def _compare(
+    run: Path, source: Source, queries: Source | None, device: torch.device, workers: int | None
+) -> None:
+    """Measure the newest checkpoint and write `results.json`; all ranks share the work."""
+    step = last_step(run / "checkpoints")
+    earlier = gather_objects(_comparison(run))[0]
+    if step is None or (earlier is not None and earlier.checkpoint == step.name):
         return
     bank = spread(source, COMPARED)
     asked = None if queries is None else spread(queries, COMPARED)
-    workers = default_workers() if workers is None else workers
-    settings = KNN(weights=str(run), data="", k=(K,), baseline=True, device=device, workers=workers)
+    settings = KNN(
+        weights=str(run),
+        data="",
+        k=(K,),
+        baseline=True,
+        device=str(device),
+        workers=default_workers() if workers is None else workers,
+    )
     scores, counted = compare(load(run, device), bank, asked, settings=settings)
     rows = {name: next(iter(by_k.values())).top1 for name, by_k in scores.items()}
-    sizes = {
-        "k": next(iter(scores["trained"])),
-        **counted,
-        "leave_one_out": asked is None,
-    }
+    sizes = {"k": next(iter(scores["trained"])), **counted, "leave_one_out": asked is None}
     if ranks().main:
-        atomic_json(path, {"checkpoint": step, "knn": {**rows, **sizes}})
+        atomic_json(run / "results.json", {"checkpoint": step.name, "knn": {**rows, **sizes}})
 
 
 def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path:
@@ -209,6 +265,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     ending = settings.out.suffix.lower()
     if ending not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"a sheet goes into a .png, .jpg or .webp file, not {settings.out.name}")
+    config = validated(config)
     config = config if settings.stats is None else measured(config, settings.stats)
     config.pixels.check()
     source = open_source(settings.data, config.pixels.format)
@@ -234,11 +291,10 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
 
 
 def tell(result: Result) -> None:
-    """The table and the paths that end `dino pretrain`."""
+    """Print the table and the paths that end `dino pretrain`."""
     console = Console()
-    path = result.run / "results.json"
-    if path.exists():
-        console.print(_table(read_json(path)["knn"]))
+    if (found := _comparison(result.run)) is not None:
+        console.print(_table(found))
     if result.refused:
         console.print(f"{result.refused} steps were refused: {result.run / 'refused.jsonl'}")
     if result.finished:
@@ -246,17 +302,16 @@ def tell(result: Result) -> None:
         console.print(f"report   {result.run / 'report.html'}", soft_wrap=True)
 
 
-def _table(knn: dict[str, Any]) -> Table:
-    how = "leave-one-out" if knn["leave_one_out"] else f"{knn['queries']:,} images"
-    table = Table(title=f"k-NN accuracy, k = {knn['k']}, {how}, bank of {knn['bank']:,}")
+def _table(found: Comparison) -> Table:
+    how = "leave-one-out" if found.leave_one_out else f"{found.queries:,} images"
+    table = Table(title=f"k-NN accuracy, k = {found.k}, {how}, bank of {found.bank:,}")
     table.add_column("features")
     table.add_column("top-1 %", justify="right")
-    table.add_column("trained network stands", justify="right")
-    for row, name in (
-        ("trained", "trained, without labels"),
-        ("untrained", "same network, untrained"),
-        ("pixels", "raw pixels"),
+    table.add_column("lead of the trained network", justify="right")
+    table.add_row("trained, without labels", f"{found.trained:.1f}", "")
+    for name, accuracy in (
+        ("same network, untrained", found.untrained),
+        ("raw pixels", found.pixels),
     ):
-        lead = "" if row == "trained" else f"{knn['trained'] - knn[row]:+.1f} points"
-        table.add_row(name, f"{knn[row]:.1f}", lead)
+        table.add_row(name, f"{accuracy:.1f}", f"{found.trained - accuracy:+.1f} points")
     return table

@@ -131,11 +131,6 @@ def default_workers() -> int:
     return min(16, max(1, cores() // ranks().local_world - 1))
 
 
-def default_workers() -> int:
-    """Processes that read images unless the user says how many: this rank's cores, less one."""
-    return min(16, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
-
-
 def total_memory(device: torch.device) -> int | None:
     """Bytes of memory that the device has in all; None where the system does not say."""
     if device.type == "cuda":

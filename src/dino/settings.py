@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 import re
 import textwrap
@@ -85,7 +86,7 @@ class _Misfit(Exception):
 
 
 def validated(settings: Settings, prefix: str = "") -> Settings:
-    """A copy of a dataclass whose values agree with their annotations.
+    """A dataclass whose values agree with their annotations: `settings`, or a changed copy.
 
     Whole numbers stand for floats, lists for tuples, texts for paths, scalars of numpy and torch
     for numbers; they are converted. A bool is no number, and NaN and infinity are never allowed.
@@ -98,12 +99,12 @@ def validated(settings: Settings, prefix: str = "") -> Settings:
         UserError: naming the first value that does not fit, and what fits.
     """
     hints = get_type_hints(type(settings), include_extras=True)
-    values = {
-        field.name: conform(getattr(settings, field.name), hints[field.name], prefix + field.name)
-        for field in dataclasses.fields(settings)  # type: ignore[arg-type]
-        if field.init
-    }
-    return dataclasses.replace(settings, **values)  # type: ignore[type-var]
+    changed = {}
+    for name in (f.name for f in dataclasses.fields(settings) if f.init):  # type: ignore[arg-type]
+        value = getattr(settings, name)
+        if (held := conform(value, hints[name], prefix + name)) is not value:
+            changed[name] = held
+    return dataclasses.replace(settings, **changed) if changed else settings  # type: ignore[type-var]
 
 
 def conform(value: Any, hint: Any, name: str) -> Any:
@@ -177,17 +178,19 @@ def _tuple(value: Any, items: tuple[Any, ...], limits: tuple[Any, ...], name: st
     _held(value, isinstance(value, (list, tuple)))
     hints = items[:1] * len(value) if items[-1] is ... else items
     _held(value, len(value) == len(hints))
-    return tuple(
-        _converted(item, hint, limits, name) for item, hint in zip(value, hints, strict=True)
-    )
+    items = tuple(_converted(*pair, limits, name) for pair in zip(value, hints, strict=True))
+    same = isinstance(value, tuple) and all(map(operator.is_, items, value))
+    return value if same else items
 
 
 def _dict(value: Any, items: tuple[Any, ...], limits: tuple[Any, ...], name: str) -> Any:
     _held(value, isinstance(value, Mapping))
-    return {
+    found = {
         _converted(key, items[0], (), name): _converted(item, items[1], limits, name)
         for key, item in value.items()
     }
+    same = isinstance(value, dict) and all(found.get(key) is item for key, item in value.items())
+    return value if same else found
 
 
 def _held(value: Any, fits: bool) -> Any:

@@ -202,3 +202,11 @@ def test_real_collapses_are_recognised() -> None:
     """Section 5.3: without centering one prototype wins, without sharpening the uniform target."""
     assert run_to_collapse(center_momentum=1.0, temperature=0.04) == "one prototype"
     assert run_to_collapse(center_momentum=0.9, temperature=0.5) == "uniform"
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay_end", "momentum", "temperature"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_schedule_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    """Such a learning rate would poison the weights in a step whose gradients are finite."""
+    with pytest.raises(UserError, match=f"{name} is {value}"):
+        schedules(**{name: value})

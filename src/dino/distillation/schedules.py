@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from dino.files import UserError
+from dino.settings import validated
 
 
 def cosine(step: int, base: float, final: float, total: int, warmup: int = 0) -> float:
@@ -69,6 +70,10 @@ class Schedules:
     temperature_epochs: int
     freeze_steps: int
     backbone_freeze_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse NaN and infinity, which no check of a step's loss and gradients would find."""
+        validated(self)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of all parameter groups."""

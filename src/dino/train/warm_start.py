@@ -15,11 +15,13 @@ from typing import Any, Literal
 from dino.data.images.preprocessing import Preprocessing
 from dino.distillation.schedules import in_steps
 from dino.distillation.step import Distillation
-from dino.files import UserError, read_json
+from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.models.create import architecture, create, defaults
 from dino.models.position_embedding import Position
+from dino.settings import parsed
 from dino.train.config import OptimSettings, PretrainConfig
+from dino.train.run_folder import read_config
 from dino.weights.adapt import fitted
 from dino.weights.checkpoint import Parts
 from dino.weights.files import file_hash
@@ -135,12 +137,12 @@ def _recorded(run: Path) -> Initial | None:
     path = run / "config.json"
     if not path.exists() or not (run / "checkpoints" / "LAST").exists():
         return None
-    record = read_json(path).get("init")
+    record = read_config(path).get("init")
     if record is None:
         return None
-    pairs = record["settings"].items()
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in pairs}
-    initial = Initial(**{**record, "settings": settings})
+    initial = parsed(Initial, record, path)
+    pairs = initial.settings.items()
+    initial.settings = {name: tuple(v) if isinstance(v, list) else v for name, v in pairs}
     file = Path(initial.file)
     if file.exists() and file_hash(file) != initial.sha256:
         initial.notes = (f"{file} has changed since: this run goes on from its own checkpoint",)

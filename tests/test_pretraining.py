@@ -1,0 +1,143 @@
+"""A whole pretraining: what follows the training cannot fail it, and is shared among the ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.ranks import run as run_ranks
+from helpers.small import TINY_RUN
+from PIL import Image
+
+import dino
+from dino import pretraining
+from dino.evaluate.features import table
+from dino.files import UserError
+from dino.runtime import Ranks
+from dino.train.config import PretrainConfig
+
+SETTINGS = {**TINY_RUN, "run.duration": "1 steps", "execution.knn_every": "0 steps"}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten images of two classes."""
+    generator = np.random.default_rng(0)
+    for index in range(10):
+        folder = tmp_path / "photos" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def pretrain(data: Path, out: Path, **settings: Any) -> Any:
+    return dino.pretrain(
+        "demo", data=data, out=out, device="cpu", settings={**SETTINGS, **settings}
+    )
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page takes seconds and has its own tests."""
+    monkeypatch.setattr(pretraining, "report", lambda *_, **__: None)
+
+
+def fails(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no [font] /found")
+
+
+def test_a_comparison_or_report_that_fails_is_a_warning(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pretraining, "compare", fails)
+    monkeypatch.setattr(pretraining, "report", fails)
+    assert pretrain(photos, tmp_path / "run").finished
+    told = capsys.readouterr().err
+    assert "the comparison with the untrained network failed (RuntimeError: no [font] /f" in told
+    assert "the report failed (RuntimeError: no [font] /found); the weights are saved" in told
+    assert {"teacher.safetensors"} == {p.name for p in (tmp_path / "run").glob("*.safetensors")}
+
+
+@pytest.mark.usefixtures("no_report")
+def test_results_that_cannot_be_read_are_measured_again(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = pretrain(photos, tmp_path / "run")
+    results = tmp_path / "run" / "results.json"
+    before = results.read_text()
+    for content in ("[]", "{", '{"checkpoint": "step_00000001", "knn": {"k": 1}}'):
+        results.write_text(content)
+        pretraining.tell(result)
+        assert "k-NN" not in capsys.readouterr().out
+        pretrain(photos, tmp_path / "run")
+        assert results.read_text() == before
+    pretraining.tell(result)
+    assert "raw pixels" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_comparison_uses_the_workers(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    loader = table.evaluation_loader
+
+    def noted(source: Any, preprocess: Any, batch: int, workers: int) -> Any:
+        used.append(workers)
+        return loader(source, preprocess, batch, 0)
+
+    monkeypatch.setattr(table, "evaluation_loader", noted)
+    pretrain(photos, tmp_path / "run", **{"execution.workers": 1})
+    assert used == [1, 1, 1]  # trained, untrained, pixels
+
+
+def ranked(ranks: Ranks, data: Path, out: Path) -> int:
+    """How many images this rank embedded for the comparison."""
+    counts = []
+    loader = table.evaluation_loader
+
+    def noted(source: Any, *arguments: Any) -> Any:
+        counts.append(len(source))
+        return loader(source, *arguments)
+
+    table.evaluation_loader = noted  # type: ignore[attr-defined]
+    pretraining.report = lambda *_, **__: out  # type: ignore[attr-defined]
+    pretrain(data, out)
+    return sum(counts)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_ranks_share_the_comparison(photos: Path, tmp_path: Path) -> None:
+    pretrain(photos, tmp_path / "one")
+    assert run_ranks(ranked, 2, photos, tmp_path / "two", joined=False) == [15, 15]
+    one, two = (
+        json.loads((tmp_path / run / "results.json").read_text())["knn"] for run in ("one", "two")
+    )
+    assert two == one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"recipe": 5}, r"recipe is 5: it must be text or None"),
+        ({"recipe": "vits"}, r"unknown recipe"),
+        ({"settings": [1]}, r"settings is \[1\]"),
+        ({"settings": {"optim.lr": float("nan")}}, r"optim.lr is nan"),
+        ({"recipe": PretrainConfig().changed({"run.batch": 8.0})}, r"run.batch is 8.0"),
+        ({"init_head": "none"}, r"init_head is 'none': it must be 'auto' or 'new'"),
+        ({"device": "tpu0"}, r"device"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_read(
+    tmp_path: Path, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        dino.pretrain(**{"data": tmp_path / "none", "out": tmp_path / "run", **arguments})
+    assert not (tmp_path / "run").exists()
