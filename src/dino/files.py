@@ -1,20 +1,24 @@
-"""Atomic writes, safe reads, and the one exception that means "the user can fix this".
+"""Atomic writes, safe reads, and the exception that means "the user can fix this".
 
 A reader of a file written here sees the old content or the new content, never a part of it: the
-bytes go to a sibling temporary file, are flushed to the disk, and the file is renamed into place.
+bytes go to a temporary sibling, are flushed to the disk, and the sibling is renamed.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
 import os
+import re
+import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +27,164 @@ class UserError(ValueError):
     """A mistake of the user's: one sentence that says what to do (the command exits with 2)."""
 
 
+# ------------------------------------------------------------------------------- errors of the disk
+ADVICE = {
+    errno.EACCES: "check its permissions, or choose another place",
+    errno.EDQUOT: "free space, or choose another place",
+    errno.EIO: "check the disk or the network share, or choose another place",
+    errno.EISDIR: "name a file",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOSPC: "free space, or choose another place",
+    errno.ENOTDIR: "check the name",
+    errno.ENXIO: "let another program read it first",
+    errno.EPERM: "check its permissions, or choose another place",
+    errno.EROFS: "choose another place",
+}
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
+"""Answers of network shares and FUSE to chmod and to fsync of a folder, which they may lack."""
+
+_NUMBER = re.compile(r"(?:code: |os error |errno )(\d+)", re.IGNORECASE)
+"""How Rust (safetensors) and C++ (Arrow) say the error of the system in their own exceptions."""
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The `OSError` behind an exception, also where a library wraps it; None for other errors."""
+    if isinstance(error, UserError):
+        return None
+    found = _NUMBER.search(str(error))
+    if isinstance(error, OSError):
+        if error.errno is None and found:
+            error.errno, error.strerror = int(found[1]), os.strerror(int(found[1]))
+        return error
+    if found and type(error).__name__ == "SafetensorError":
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    return None if error.__cause__ is None else disk_error(error.__cause__)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Give the name `path` to an `OSError` that names no file, such as one of `write`.
+
+    Raises:
+        OSError: also in place of a library's exception that hides one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (found := disk_error(error)) is None:
+            raise
+        if found.filename is None:  # with a name, str(error) shows the reason only as `strerror`
+            found.strerror = found.strerror or str(found)
+            found.filename = os.fspath(path)
+        if found is error:
+            raise
+        raise found from error
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn every error of the disk into a `UserError` that names the file and says what to do.
+
+    Raises:
+        UserError: in place of an `OSError`, and of a library's exception that hides one.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of the output has gone, which is no mistake
+        raise
+    except Exception as error:
+        if (found := disk_error(error)) is None:
+            raise
+        raise UserError(_sentence(found)) from error
+
+
+def _sentence(error: OSError) -> str:
+    named = isinstance(error.filename, (str, bytes, os.PathLike))
+    name = os.fsdecode(error.filename) if named else "a file or the output"
+    if isinstance(error, FileNotFoundError):
+        return f"{name} does not exist: check the name"
+    reason = error.strerror or str(error) or type(error).__name__
+    advice = ADVICE.get(error.errno or 0, "check the file and the disk")
+    return f"{name} cannot be used ({reason}): {advice}"
+
+
+def check_output(
+    path: str | Path,
+    endings: Sequence[str] = (),
+    *,
+    folder: bool = False,
+    option: str = "--out",
+) -> None:
+    """Try an output before the work that leads to it; nothing is left on the disk.
+
+    Args:
+        path: the file or folder that will be written; missing parents are made later.
+        endings: those that the file may have, such as (".json",); () for any.
+        folder: whether `path` is a folder.
+        option: what names it, for the message.
+
+    Raises:
+        UserError: for another ending, a file in place of a folder or the reverse, something that
+            is neither (a device or pipe is fine where `endings` is ()), or a place that cannot be
+            written.
+    """
+    if os.environ.get("RANK", "0") != "0":  # only the first process writes
+        return
+    path = Path(path)
+    if endings and path.suffix.lower() not in endings:
+        raise UserError(f"{option} must end in {' or '.join(endings)}, not as {path.name!r} does")
+    with disk_errors():
+        mode = _mode(path)
+        if mode is not None:
+            if stat.S_ISDIR(mode) != folder:
+                what, wanted = ("file", "folder") if folder else ("folder", "file")
+                raise UserError(f"{option} {path} is a {what}: name a {wanted}")
+            if not folder and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            if not folder and not stat.S_ISREG(mode):
+                _refuse_special(path, mode, option)
+                return
+        place = path if folder else _target(path).parent
+        while _mode(place) is None and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"{option} {path} lies below {place}, which is a file")
+        with naming(path), tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"0")
+
+
+def _refuse_special(path: Path, mode: int, option: str) -> None:
+    if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+        raise UserError(f"{option} {path} is neither a file nor a folder: choose another name")
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of what a path leads to; None if there is nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _target(path: Path) -> Path:
+    """Where a symbolic link leads, so that what it names is replaced and not the link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+# ----------------------------------------------------------------------------------------- folders
 def cache_folder() -> Path:
-    """Where things are kept that can be made or fetched again; whoever writes there makes it.
+    """The folder of what can be made or fetched again; whoever writes there makes it.
 
     `DINO_CACHE` names it. Else it is `dino` in the platform's folder for caches: `XDG_CACHE_HOME`
-    (`~/.cache`) on Linux, `~/Library/Caches` on macOS, `LOCALAPPDATA` on Windows.
+    (`~/.cache`) on Linux, `~/Library/Caches` on macOS, `LOCALAPPDATA` on Windows. It may not be
+    writable: what is only faster with a cache must work without.
     """
     if named := os.environ.get("DINO_CACHE"):
         return Path(named)
     home = Path(os.path.expanduser("~"))  # noqa: PTH111, unlike Path.home() it never raises
+    if not home.is_absolute():  # neither HOME nor an entry in the list of users
+        home = Path("/nonexistent")
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "dino"
     variable, usual = "XDG_CACHE_HOME", home / ".cache"
@@ -45,75 +198,144 @@ def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
     if os.name == "nt":  # Windows cannot open a folder, and its renames are already durable
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _where_supported(), naming(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:
     """Flush a written file to the disk."""
-    with path.open("rb+") as file:
+    with path.open("rb+") as file, _where_supported(), naming(path):
         os.fsync(file.fileno())
 
 
 @contextmanager
+def _where_supported() -> Iterator[None]:
+    """Go on where network shares and FUSE refuse chmod, fsync or the reading of a folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+
+
+# ----------------------------------------------------------------------------------------- writing
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling path; on success it replaces `path`, on an error it is removed.
 
+    Of a symbolic link the target is replaced, and a file keeps its permissions. A device, a pipe
+    and the program's own output (`/dev/stdout`) are written to.
+
     Raises:
-        OSError: whatever the disk says (full, read-only); `path` is then as it was.
+        OSError: whatever the disk says (full, read-only), naming `path`, which is then as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    mode = _mode(path)
+    stream = None if mode is None else _stream(path)
+    if mode is not None and (stream is not None or not stat.S_ISREG(mode)):
+        with naming(path), tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "content"
+            _write_through(Path(folder) / "content", path, stream)
+        return
+    path, temporary = _target(path), None
+    permissions = 0o666 & ~_umask() if mode is None else stat.S_IMODE(mode)
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        sync_file(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{path.name[:50]}."
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
+            temporary = Path(name)
+            os.close(handle)
+            yield temporary
+            with _where_supported():
+                temporary.chmod(permissions)
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename == str(temporary):
+                error.filename = str(path)
         raise
 
 
+def _stream(path: Path) -> int | None:
+    """1 or 2 if a path leads to the program's own output."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # closed, or gone
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _write_through(content: Path, path: Path, stream: int | None) -> None:
+    if stream is None:  # without O_NONBLOCK, a pipe that nobody reads would be waited for
+        descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+        os.set_blocking(descriptor, True)
+    else:
+        (sys.stdout if stream == 1 else sys.stderr).flush()
+        descriptor = os.dup(stream)
+    with content.open("rb") as source, os.fdopen(descriptor, "wb") as target:
+        shutil.copyfileobj(source, target)
+
+
 def atomic_write(path: str | Path, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path`, whole or not at all."""
+    """Write `data` (text as UTF-8) to `path`, all of it or nothing."""
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def atomic_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON to `path`, whole or not at all; NaN and infinity as null."""
+    """Write `content` as indented JSON to `path`; NaN and infinity as null."""
     text = json.dumps(finite_json(content), indent=2, allow_nan=False)
     atomic_write(path, text + "\n")
 
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER_CELL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 def atomic_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as CSV, whole or not at all; file names that are not UTF-8 keep their bytes."""
+    """Write rows as CSV; file names that are not UTF-8 keep their bytes.
+
+    A text that spreadsheets would run as a formula (it begins with =, +, -, @, tab or carriage
+    return and is no number) gets a leading apostrophe; `csv_text` takes it away.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    for row in (header, *rows):
+        writer.writerow([_csv_cell(cell) if isinstance(cell, str) else cell for cell in row])
     atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
+def _csv_cell(text: str) -> str:
+    formula = _FORMULA.match(text) and not _NUMBER_CELL.fullmatch(text)
+    return f"'{text}" if formula else text
+
+
+def csv_text(cell: str) -> str:
+    """The text of a cell that `atomic_csv` wrote."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+# ----------------------------------------------------------------------------------------- reading
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: if the file does not exist or is not JSON, naming it.
+        UserError: if the file does not exist, cannot be read or is not JSON, naming it.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        with disk_errors(), naming(path):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({error})") from None
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from rich.table import Table
 
 from dino.evaluate.features.cache import kept_features
 from dino.evaluate.features.export import provenance
-from dino.files import UserError, atomic_json
+from dino.files import UserError, atomic_json, check_output
 from dino.models.backbone import Backbone
 from dino.runtime import Precision
 from dino.weights.load import load, untrained_like
@@ -92,13 +92,12 @@ def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]])
     return result
 
 
-@runtime_checkable
 class Written(Protocol):
     """Settings that say where a result goes."""
 
     @property
     def weights(self) -> str:
-        """Of the network that was measured."""
+        """Run folder, file of weights or published name."""
         ...
 
     @property
@@ -107,15 +106,23 @@ class Written(Protocol):
         ...
 
 
-def destination(name: str, settings: Written) -> Path:
-    """Where the result `name` goes: `settings.out`, or beside the weights.
+def destination(name: str, settings: Written, beside_it: Sequence[str] = ()) -> Path:
+    """The JSON file of the result `name`: `settings.out`, or beside the weights.
+
+    Call it before any work: it tries to write there.
+
+    Args:
+        name: of the evaluation.
+        settings: of the command.
+        beside_it: endings of further files that are written under the same name, such as ".csv".
 
     Raises:
-        UserError: for another ending than .json, which files beside it may have.
+        UserError: for another ending than .json, or a place that cannot be written.
     """
     path = settings.out or beside(settings.weights, name)
-    if path.suffix != ".json":
-        raise UserError(f"the result is JSON: let --out end in .json, not as {path.name}")
+    check_output(path, (".json",))
+    for ending in beside_it:
+        check_output(path.with_suffix(ending))
     return path
 
 
@@ -124,9 +131,6 @@ def write(name: str, content: Mapping[str, Any], backbone: Backbone, settings: W
 
     Returns:
         The file.
-
-    Raises:
-        UserError: for another ending than .json, which files beside it may have.
     """
     path = destination(name, settings)
     atomic_json(path, {**content, **provenance(backbone, settings)})
