@@ -82,7 +82,7 @@ def main(settings: Settings) -> None:
     photographs = open_source(settings.data)
 
     def features(source: Source) -> Tensor:
-        return described(backbone, source, descriptor(backbone)).checked()
+        return extract(backbone, source, descriptor(backbone)).checked()
 
     originals = features(photographs)
     chosen = range(0, len(photographs), EVERY)
