@@ -17,7 +17,7 @@ from dino import cli
 from dino.data.commands.stats import Stats, read_stats
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.sources.open import open_source
-from dino.evaluate.features.export import pixels
+from dino.evaluate.features.raw_pixels import raw_pixels
 from dino.files import UserError
 from dino.pretraining import measured
 from dino.train.recipes import demo
@@ -162,6 +162,6 @@ def test_raw_pixels_of_any_channels() -> None:
     images = [random.integers(0, 256, (20, 20, CHANNELS), dtype=np.uint8) for _ in range(3)]
     source = open_source(images, PixelFormat(CHANNELS))
     mean, std = (0.5,) * CHANNELS, (0.25,) * CHANNELS
-    table = pixels(source, 4, mean=mean, std=std)
+    table = raw_pixels(source, 4, mean=mean, std=std)
     assert table.features.shape == (3, CHANNELS * 16)
     assert table.features.abs().mean() < 2

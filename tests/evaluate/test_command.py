@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from dino.evaluate.command import Measured, beside, networks, table, write
+from dino.evaluate.command import FeatureEvaluationSettings, beside, networks, table, write
 from dino.files import UserError, cache_folder
 from dino.models.create import create
 from dino.weights.load import fingerprint
@@ -27,16 +27,18 @@ def test_results_lie_beside_the_weights(tmp_path: Path) -> None:
 def test_the_twin_is_measured_only_if_asked_for() -> None:
     torch.manual_seed(1)
     vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
-    assert list(networks(vit, Measured(weights="w"))) == ["trained"]
-    both = networks(vit, Measured(weights="w", baseline=True))
+    assert list(networks(vit, FeatureEvaluationSettings(weights="w"))) == ["trained"]
+    both = networks(vit, FeatureEvaluationSettings(weights="w", baseline=True))
     assert both["trained"] is vit
     assert both["untrained"].spec == vit.spec
     assert fingerprint(both["untrained"]) != fingerprint(vit)
 
 
 def test_features_are_kept_in_the_cache_unless_told_otherwise(tmp_path: Path) -> None:
-    assert Measured(weights="w").extraction()["store"] == cache_folder() / "features"
-    told = Measured(weights="w", store=tmp_path, workers=2, precision="bf16")
+    assert (
+        FeatureEvaluationSettings(weights="w").extraction()["store"] == cache_folder() / "features"
+    )
+    told = FeatureEvaluationSettings(weights="w", store=tmp_path, workers=2, precision="bf16")
     assert told.extraction() == {"store": tmp_path, "workers": 2, "precision": "bf16"}
 
 
@@ -50,12 +52,12 @@ def test_a_table_shows_names_and_numbers() -> None:
 
 def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
     vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
-    settings = Measured(weights=str(tmp_path))
+    settings = FeatureEvaluationSettings(weights=str(tmp_path))
     path = write("retrieval", {"map": 1.0}, vit, settings)
     assert path == tmp_path / "retrieval.json"
     content = json.loads(path.read_text())
     assert content["map"] == 1.0
     assert content["weights"]["architecture"]["arch"] == "vit_tiny"
-    other = Measured(weights="w", out=tmp_path / "x.csv")
+    other = FeatureEvaluationSettings(weights="w", out=tmp_path / "x.csv")
     with pytest.raises(UserError, match=r"x\.csv"):
         write("retrieval", {}, vit, other)

@@ -11,20 +11,20 @@ from dino.data.sources.open import Source
 from dino.files import replacing
 
 
-class Pictures:
-    """The pictures of a source by what it calls them: tables leave out those that are damaged."""
+class ImagesByPath:
+    """The images of a source by their paths, since feature tables lack the damaged ones."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.number = {source.path(index): index for index in range(len(source))}
+        self.index = {source.path(index): index for index in range(len(source))}
 
-    def cell(self, path: str, words: str, *, marked: bool = False) -> Cell:
-        """A cell of a sheet with the file's name above `words`."""
-        picture = as_picture(self.source[self.number[path]])
-        return Cell(picture, f"{Path(path).name}\n{words}", marked)
+    def cell(self, path: str, caption: str, *, marked: bool = False) -> Cell:
+        """A cell of a sheet with the file's name above `caption`."""
+        picture = as_picture(self.source[self.index[path]])
+        return Cell(picture, f"{Path(path).name}\n{caption}", marked)
 
 
 def save_sheet(path: Path, rows: Sequence[Sequence[Cell]]) -> None:
-    """Write a contact sheet as PNG, whole or not at all."""
+    """Write a contact sheet as PNG, atomically."""
     with replacing(path) as temporary:
         contact_sheet(rows).save(temporary, "PNG")

@@ -1,4 +1,4 @@
-"""A training that was stopped goes on where it was: its state after an epoch, in one file."""
+"""The state of a classifier's training after an epoch, in one file: a stopped one continues."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from dino.files import UserError, replacing
 from dino.runtime import barrier, gather_objects, ranks
 
 
-class Unfinished:
-    """The state of a training that has not ended.
+class EpochCheckpoint:
+    """The newest state of a training that has not ended.
 
     Args:
-        path: the file, on a disk that all ranks share; what another training left there is not
-            taken.
-        about: everything that the training depends on, as JSON takes it.
+        path: the file, on a disk that all ranks share; the state of another training is ignored.
+        key: everything that the training depends on, as JSON takes it.
     """
 
-    def __init__(self, path: Path, about: Any) -> None:
+    def __init__(self, path: Path, key: Any) -> None:
         self.path = path
-        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     def read(self) -> tuple[dict[str, Tensor], list[Any]]:
-        """The tensors and the history that were kept last; empty if there are none.
+        """The newest tensors and history; empty if there are none.
 
         Raises:
-            UserError: if only some ranks find them.
+            UserError: if only some ranks see the file.
         """
         found = self._read() if self.path.exists() else ({}, [])
         if len({*gather_objects(len(found[1]))}) > 1:
@@ -41,22 +40,22 @@ class Unfinished:
 
     def _read(self) -> tuple[dict[str, Tensor], list[Any]]:
         with safe_open(self.path, "pt") as file:
-            words = file.metadata()
-            if words["key"] != self.key:
+            about = file.metadata()
+            if about["key"] != self.key:
                 return {}, []
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(words["history"])
+            return tensors, json.loads(about["history"])
 
-    def keep(self, tensors: dict[str, Tensor], history: list[Any]) -> None:
-        """Write tensors, and one entry of the history an epoch, whole or not at all."""
+    def write(self, tensors: dict[str, Tensor], history: list[Any]) -> None:
+        """Write the tensors, and a history of one entry an epoch, atomically."""
         if ranks().main:
-            words = {"key": self.key, "history": json.dumps(history)}
+            about = {"key": self.key, "history": json.dumps(history)}
             on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             with replacing(self.path) as temporary:
-                save_file(on_host, temporary, metadata=words)
+                save_file(on_host, temporary, metadata=about)
         barrier()
 
-    def forget(self) -> None:
-        """The training is finished."""
+    def delete(self) -> None:
+        """Delete the file: the training is finished."""
         if ranks().main:
             self.path.unlink(missing_ok=True)

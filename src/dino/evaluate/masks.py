@@ -1,4 +1,4 @@
-"""Masks of objects in files: indexed or grey pictures whose values are numbers of objects.
+"""Masks of objects in files: indexed or grey images whose values are numbers of objects.
 
 Shapes: H W pixels.
 """
@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from dino.files import UserError, replacing
 
 VOID = 255
-"""Pixels that belong to nobody: they count neither as right nor as wrong."""
+"""Pixels that are excluded: they count neither as right nor as wrong."""
 
 Ids = UInt8[np.ndarray, "H W"]
 
@@ -27,8 +27,8 @@ class Mask:
 
     Attributes:
         ids: 0 for the background, `VOID`, else the number of an object.
-        palette: red, green and blue of each number in turn; None for a grey picture.
-        white: the file says 255, white, for object 1 (and has no other object and no void).
+        palette: red, green and blue of each number in turn; None for a grey image.
+        white: in the file object 1 is 255, white (there is no other object and no void).
     """
 
     ids: Ids
@@ -49,12 +49,12 @@ def objects_in(ids: Ids) -> list[int]:
 def read_mask(path: str | os.PathLike[str], first: Mask | None = None) -> Mask:
     """Read a mask as VOC, DAVIS and sets of binary masks store it.
 
-    In an indexed picture the values are the numbers and 255 is void. In a grey one as well, unless
-    0 and 255 are its only values: then 255 is the one object.
+    The values are the numbers and 255 is void; in a grey image whose only values are 0 and 255, 255
+    is the one object.
 
     Args:
         path: the file.
-        first: the first mask of a video, which decides what 255 means in the others.
+        first: the first mask of a video, which decides the meaning of 255 in the others.
 
     Raises:
         UserError: naming the file, if it is missing, damaged, in colour, or grey with 255 beside
@@ -64,7 +64,7 @@ def read_mask(path: str | os.PathLike[str], first: Mask | None = None) -> Mask:
         with Image.open(path) as image:
             if image.mode not in ("P", "L", "1"):
                 raise UserError(
-                    f"{path} is a picture of mode {image.mode}, not a mask: store the numbers of "
+                    f"{path} is an image of mode {image.mode}, not a mask: store the numbers of "
                     "the objects in an indexed or grey PNG"
                 )
             palette = image.getpalette() if image.mode == "P" else None
@@ -100,7 +100,7 @@ def _few(numbers: list[int]) -> str:
 
 
 def write_mask(mask: Mask, path: Path) -> None:
-    """Write a mask as PNG with the palette it has, so that `read_mask` gives it back."""
+    """Write a mask as PNG with its palette; `read_mask` returns the same mask."""
     ids = mask.ids * np.uint8(VOID) if mask.white else mask.ids
     image = Image.fromarray(ids)
     if mask.palette is not None:
@@ -109,12 +109,12 @@ def write_mask(mask: Mask, path: Path) -> None:
         image.save(temporary, "PNG")
 
 
-def like(mask: Mask, ids: Ids) -> Mask:
-    """Other pixels in the manner of `mask`."""
+def with_ids(mask: Mask, ids: Ids) -> Mask:
+    """Other pixels, written like `mask`."""
     return replace(mask, ids=ids)
 
 
 def resized_ids(ids: Ids, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
-    """Nearest neighbours, as Pillow finds them."""
+    """Resized by Pillow's nearest neighbour."""
     image = Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST)
     return np.asarray(image)

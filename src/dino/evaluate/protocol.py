@@ -1,4 +1,4 @@
-"""What the training loop knows of an evaluation: a name, and numbers for a network."""
+"""The interface of an evaluation that runs during training: a name, and numbers for a network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Evaluation(Protocol):
-    """Anything that turns a network into named numbers, while it trains or afterwards.
+    """An evaluation that turns a network into named numbers, during training or afterwards.
 
-    `run` may be called many times, on every rank at once, and must leave the network as it found
-    it: same weights, same training flag.
+    `run` may be called many times, on every rank at once, and must leave the network unchanged:
+    same weights, same training flag.
     """
 
     @property
@@ -23,9 +23,9 @@ class Evaluation(Protocol):
 
     @property
     def asked(self) -> int:
-        """How many images a number is a share of, by which its noise is told."""
+        """The number of images that a result is a share of, from which its noise follows."""
         ...
 
     def run(self, backbone: Backbone) -> dict[str, float]:
-        """Measure `backbone`; the same keys at every call."""
+        """Evaluate `backbone`; the same keys at every call."""
         ...

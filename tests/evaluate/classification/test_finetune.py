@@ -22,15 +22,15 @@ from dino.data.sources.open import open_source
 from dino.evaluate.classification import finetune_training as tuning
 from dino.evaluate.classification import linear
 from dino.evaluate.classification.deit_augmentation import (
-    Augmented,
-    Pictures,
+    AugmentedBatches,
+    AugmentedImages,
     Recipe,
     posterize,
     seeded,
 )
 from dino.evaluate.classification.finetune import PRESETS, FineTune, run
 from dino.evaluate.classification.finetune_training import (
-    Tuned,
+    FineTunedNetwork,
     keep_factors,
     learning_rate,
     parameter_groups,
@@ -89,7 +89,7 @@ def test_learning_rates_are_those_of_timm() -> None:
 
 
 def test_every_parameter_is_in_one_group() -> None:
-    model = Tuned(small(), 3, 0.01, 0)
+    model = FineTunedNetwork(small(), 3, 0.01, 0)
     groups = parameter_groups(model, replace(PLAIN, layer_decay=0.5))
     places = {id(p): group for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
@@ -103,12 +103,14 @@ def test_every_parameter_is_in_one_group() -> None:
             depth = 0
         assert group["scale"] == 0.5**depth, name
     with pytest.raises(UserError, match="--layer-decay"):
-        parameter_groups(Tuned(create("resnet50"), 3, 1.0, 0), replace(PLAIN, layer_decay=0.5))
+        parameter_groups(
+            FineTunedNetwork(create("resnet50"), 3, 1.0, 0), replace(PLAIN, layer_decay=0.5)
+        )
 
 
 def test_the_classifier_starts_small() -> None:
     wide = create("vit_small", depth=1, image_size=16)
-    model, other = Tuned(wide, 100, 0.01, 0), Tuned(wide, 100, 1.0, 0)
+    model, other = FineTunedNetwork(wide, 100, 0.01, 0), FineTunedNetwork(wide, 100, 1.0, 0)
     assert other.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(model.head.weight, 0.01 * other.head.weight)
     assert not model.head.bias.any()
@@ -143,7 +145,7 @@ def test_pictures_are_keyed_and_repeated() -> None:
     source, backbone = open_source(noise(7)), small()
 
     def shown(epoch: int, **changes: Any) -> list[np.ndarray]:
-        pictures = Pictures(source, backbone, replace(PLAIN, **changes), 0, epoch)
+        pictures = AugmentedImages(source, backbone, replace(PLAIN, **changes), 0, epoch)
         assert len(pictures) == 7
         return [np.asarray(pictures[place]) for place in (3, *range(7), 3)]
 
@@ -151,23 +153,23 @@ def test_pictures_are_keyed_and_repeated() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert np.array_equal(first[0], first[-1])
     assert not all(np.array_equal(a, b) for a, b in zip(first, later, strict=True))
-    twins = Pictures(open_source(noise(1) * 2), backbone, PLAIN, 0, 0)
+    twins = AugmentedImages(open_source(noise(1) * 2), backbone, PLAIN, 0, 0)
     assert not np.array_equal(np.asarray(twins[0]), np.asarray(twins[1]))
-    order = Pictures(source, backbone, replace(PLAIN, repeats=3), 0, 0).order
+    order = AugmentedImages(source, backbone, replace(PLAIN, repeats=3), 0, 0).order
     assert order[0] == order[1] == order[2] != order[3] == order[5] != order[6]
     repeated = shown(0, repeats=3)[1:4]
     assert not np.array_equal(repeated[0], repeated[1])
 
 
-def augmented(images: list[Any], batch: int = 4, **changes: Any) -> Augmented:
+def augmented(images: list[Any], batch: int = 4, **changes: Any) -> AugmentedBatches:
     recipe = replace(PLAIN, batch=batch, **changes)
-    return Augmented(small(), open_source(images), recipe, classes=3, seed=0)
+    return AugmentedBatches(small(), open_source(images), recipe, classes=3, seed=0)
 
 
 def test_the_strongest_augmentations_are_taken() -> None:
     """At the highest magnitudes timm asks for pictures of no bits at all, which Pillow refuses."""
     strongest = replace(PLAIN, policy="rand-m10-n15-mstd0-inc1")
-    pictures = Pictures(open_source(noise(20)), small(), strongest, 0, 0)
+    pictures = AugmentedImages(open_source(noise(20)), small(), strongest, 0, 0)
     assert {pictures[place].size for place in range(len(pictures))} == {(8, 8)}
     image = Image.new("RGB", (4, 4), (255, 130, 3))
     assert posterize(image, 0).getpixel((0, 0)) == (0, 0, 0)
@@ -277,16 +279,16 @@ def test_stopped_and_gone_on_with_is_never_stopped(
     names = ("finetune.safetensors", "finetune.classifier.safetensors")
     whole = run(settings)
     expected = [(folder / name).read_bytes() for name in names]
-    epoch_of, seen = Augmented.epoch, list[int]()
+    epoch_of, seen = AugmentedBatches.epoch, list[int]()
 
-    def watched(self: Augmented, epoch: int) -> Any:
+    def watched(self: AugmentedBatches, epoch: int) -> Any:
         if len(seen) == 2:
             seen.append(-1)
             raise KeyboardInterrupt
         seen.append(epoch)
         return epoch_of(self, epoch)
 
-    monkeypatch.setattr(Augmented, "epoch", watched)
+    monkeypatch.setattr(AugmentedBatches, "epoch", watched)
     with pytest.raises(KeyboardInterrupt):
         run(settings)
     assert run(settings)["finetune"] == whole["finetune"]
@@ -329,10 +331,10 @@ def test_two_ranks_train_as_one(settings: FineTune, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_the_training(
     settings: FineTune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Tuned, images: Tensor, keep: Any) -> Tensor:
+    def broken(self: FineTunedNetwork, images: Tensor, keep: Any) -> Tensor:
         return self.head.bias.expand(len(images), -1) * torch.nan
 
-    monkeypatch.setattr(tuning.Tuned, "forward", broken)
+    monkeypatch.setattr(tuning.FineTunedNetwork, "forward", broken)
     with pytest.raises(UserError, match="not finite in epoch 1"):
         run(settings)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dino.data.sources.open import open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, accuracies, run, spread
-from dino.evaluate.features.table import FeatureTable, Part
+from dino.evaluate.features.table import FeatureTable, Subset
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
 from dino.models.create import create
@@ -72,7 +72,7 @@ def test_a_limit_takes_images_of_all_classes(color_folder: Callable[..., Path]) 
     assert spread(source, None) is source
     assert spread(source, 30) is source
     part = spread(source, 6)
-    assert isinstance(part, Part)
+    assert isinstance(part, Subset)
     assert part.labels == [0, 0, 1, 1, 2, 2]
     assert KNNEvaluation(source, source, limit=6).queries is not None
     assert len(KNNEvaluation(source, source, limit=6).bank) == 6

@@ -22,11 +22,11 @@ from dino.data.sources.open import Source, open_source
 from dino.data.views.random_streams import draw_views, generator
 from dino.evaluate.classification import linear
 from dino.evaluate.classification import linear_training as probe
-from dino.evaluate.classification.feature_batches import FromCrops, FromTables, RandomCrops
+from dino.evaluate.classification.feature_batches import CropBatches, RandomCrops, TableBatches
 from dino.evaluate.classification.linear import Linear, run
 from dino.evaluate.classification.linear_classifier import Sweep
-from dino.evaluate.classification.linear_training import Layers, Score, layers_of
-from dino.evaluate.epoch_checkpoint import Unfinished
+from dino.evaluate.classification.linear_training import Accuracy, Layers, layers_of
+from dino.evaluate.epoch_checkpoint import EpochCheckpoint
 from dino.evaluate.features.table import FeatureTable
 from dino.files import UserError
 from dino.models.backbone import Backbone
@@ -109,11 +109,11 @@ def test_crops_are_those_of_torchvision() -> None:
     assert crops.spec.flip == 0.5
 
 
-def from_crops(source: Source, batch: int = 4, **how: Any) -> FromCrops:
-    return FromCrops(small(), Layers(1, False), source, batch=batch, seed=0, **how)
+def from_crops(source: Source, batch: int = 4, **how: Any) -> CropBatches:
+    return CropBatches(small(), Layers(1, False), source, batch=batch, seed=0, **how)
 
 
-def flat(batches: FromCrops | FromTables, epoch: int) -> list[tuple[list[float], int]]:
+def flat(batches: CropBatches | TableBatches, epoch: int) -> list[tuple[list[float], int]]:
     steps = list(batches.epoch(epoch))
     assert len(steps) == len(batches)
     return [
@@ -129,7 +129,7 @@ def test_every_image_once_an_epoch_and_an_odd_last_batch() -> None:
         FeatureTable(-torch.arange(10.0)[:, None], torch.arange(10), [""] * 10, None),
     ]
     cpu = torch.device("cpu")
-    one = FromTables(tables[:1], 4, 0, cpu)
+    one = TableBatches(tables[:1], 4, 0, cpu)
     assert [len(labels) for _, labels in one.epoch(0)] == [4, 4, 2]
     for epoch in (0, 1):
         rows = flat(one, epoch)
@@ -137,14 +137,14 @@ def test_every_image_once_an_epoch_and_an_odd_last_batch() -> None:
         assert all(row == [label] for row, label in rows)
     assert flat(one, 0) != flat(one, 1)
     assert flat(one, 0) == flat(one, 0)
-    either = flat(FromTables(tables, 4, 0, cpu), 0)
+    either = flat(TableBatches(tables, 4, 0, cpu), 0)
     assert all(abs(row[0]) == label for row, label in either)
     assert {row[0] > 0 for row, label in either if label} == {True, False}
 
 
 def test_crops_do_not_depend_on_how_they_are_computed() -> None:
     source = open_source(noise(11))
-    whole = flat(from_crops(source, forward=64), 2)
+    whole = flat(from_crops(source, forward_batch=64), 2)
     assert len(whole) == 11
     for how in ({"forward": 1}, {"forward": 3}, {"forward": 4, "workers": 2}):
         for (row, label), (other, expected) in zip(
@@ -158,7 +158,7 @@ def test_crops_do_not_depend_on_how_they_are_computed() -> None:
 def test_an_unusable_image_is_left_out_of_its_step(capsys: pytest.CaptureFixture[str]) -> None:
     images: list[Any] = noise(9)
     images[4] = ("no picture", 1)
-    batches = from_crops(open_source(images), batch=2, forward=3)
+    batches = from_crops(open_source(images), batch=2, forward_batch=3)
     labels = [label for _, label in flat(batches, 0)]
     assert sorted(labels) == sorted(i % 3 for i in range(9) if i != 4)
     assert "1 of 9 images could not be used" in " ".join(capsys.readouterr().err.split())
@@ -172,7 +172,7 @@ def on_a_rank(here: Ranks, settings: Linear) -> list[Any]:
 
 def test_two_ranks_give_the_numbers_of_one(settings: Linear, tmp_path: Path) -> None:
     Path(settings.data or "", "red", "0.png").unlink()  # steps of 4, 4, 4 and 2; 9 test images
-    settings = replace(settings, mode="augmented", forward=3, batch=5)
+    settings = replace(settings, mode="augmented", forward_batch=3, batch=5)
     results = ranks.run(on_a_rank, 2, settings, joined=False)
     alone = on_a_rank(Ranks(), replace(settings, out=tmp_path / "alone.json"))
     for result in results:
@@ -187,11 +187,11 @@ def test_the_loop_is_the_published_one() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(50, 5, generator=generator, dtype=torch.float64)
     table = FeatureTable(features, torch.arange(50) % 3, [""] * 50, None)
-    batches = FromTables([table], 16, 3, torch.device("cpu"))
+    batches = TableBatches([table], 16, 3, torch.device("cpu"))
     sweep = Sweep(5, 3, (0.5, 20.0), dtype=torch.float64)
     start = sweep.weight[0].clone()
 
-    def evaluate() -> list[Score]:
+    def evaluate() -> list[Accuracy]:
         return probe.scores(sweep, features, table.labels)
 
     history = probe.train(sweep, batches, evaluate, epochs=4, batch=16)
@@ -213,16 +213,16 @@ def test_stopped_and_gone_on_with_is_never_stopped(
     expected = path.read_bytes()
     path.unlink()
     trained: list[int] = []
-    epoch_of = FromTables.epoch
+    epoch_of = TableBatches.epoch
 
-    def watched(self: FromTables, epoch: int) -> Any:
+    def watched(self: TableBatches, epoch: int) -> Any:
         if len(trained) == 2:
             trained.append(-1)
             raise KeyboardInterrupt
         trained.append(epoch)
         return epoch_of(self, epoch)
 
-    monkeypatch.setattr(FromTables, "epoch", watched)
+    monkeypatch.setattr(TableBatches, "epoch", watched)
     with pytest.raises(KeyboardInterrupt):
         run(settings)
     again = run(settings)
@@ -235,17 +235,17 @@ def test_stopped_and_gone_on_with_is_never_stopped(
 def test_another_training_does_not_go_on_with_it(
     settings: Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Unfinished, "forget", lambda self: None)
+    monkeypatch.setattr(EpochCheckpoint, "forget", lambda self: None)
     run(settings)
     found: list[int] = []
-    read = Unfinished.read
+    read = EpochCheckpoint.read
 
-    def watched(self: Unfinished) -> Any:
+    def watched(self: EpochCheckpoint) -> Any:
         tensors, history = read(self)
         found.append(len(history))
         return tensors, history
 
-    monkeypatch.setattr(Unfinished, "read", watched)
+    monkeypatch.setattr(EpochCheckpoint, "read", watched)
     run(settings)
     run(replace(settings, workers=1))
     run(replace(settings, seed=1))

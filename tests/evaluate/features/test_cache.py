@@ -23,7 +23,7 @@ from torch import Tensor
 from dino.data.images.preprocessing import Preprocessing
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.features import cache as stores
-from dino.evaluate.features.cache import Descriptor, described
+from dino.evaluate.features.extractor import Descriptor, extract
 from dino.evaluate.features.table import FeatureTable
 from dino.files import UserError, read_json
 from dino.models.backbone import Backbone
@@ -50,7 +50,7 @@ def measured(
     source: Source, store: Path | None, count: Counted | None = None, **how: Any
 ) -> FeatureTable:
     descriptor = Descriptor("color", SMALL, count or Counted(), {"power": 1})
-    return described(MeanColor(), source, descriptor, store=store, **{"batch": 2, **how})
+    return extract(MeanColor(), source, descriptor, store=store, **{"batch": 2, **how})
 
 
 def assert_equal(ours: FeatureTable, theirs: FeatureTable) -> None:
@@ -111,7 +111,7 @@ def compute_slowly(folder: Path, store: Path) -> None:
         return Counted()(backbone, images)
 
     descriptor = Descriptor("color", SMALL, compute, {"power": 1})
-    described(MeanColor(), open_source(folder), descriptor, store=store, batch=2)
+    extract(MeanColor(), open_source(folder), descriptor, store=store, batch=2)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -144,7 +144,7 @@ def test_all_parts_but_no_table(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stores._Stored, "_merge", interrupted)
+        patch.setattr(stores._CachedTable, "_merge_parts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             measured(source, tmp_path / "store")
     rest = Counted()
@@ -209,7 +209,7 @@ def test_whatever_changes_the_numbers_makes_another_table(
         count = Counted()
         asked = {"descriptor": descriptor, "backbone": MeanColor(), **how}
         asked["descriptor"] = replace(asked["descriptor"], compute=count)
-        described(source=open_source(folder), store=store, **asked)
+        extract(source=open_source(folder), store=store, **asked)
         return count.images
 
     assert computed() == 6
@@ -365,7 +365,7 @@ def test_a_transform_that_does_not_say_what_it_does_is_refused(
 ) -> None:
     descriptor = Descriptor("color", lambda image: SMALL(image), Counted(), {})
     with pytest.raises(AssertionError, match="does not say"):
-        described(MeanColor(), source, descriptor, store=tmp_path)
+        extract(MeanColor(), source, descriptor, store=tmp_path)
 
 
 if __name__ == "__main__":

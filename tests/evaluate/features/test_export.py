@@ -18,8 +18,10 @@ from torch import Tensor
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.sources.open import open_source
 from dino.evaluate.features import table as tables
-from dino.evaluate.features.export import FeatureSettings, extract, pixels, run, save
-from dino.evaluate.features.table import FeatureTable, Part
+from dino.evaluate.features.export import FeatureSettings, run, save
+from dino.evaluate.features.extractor import extract
+from dino.evaluate.features.raw_pixels import raw_pixels
+from dino.evaluate.features.table import FeatureTable, Subset
 from dino.files import UserError
 from dino.models.create import create
 from dino.runtime import Ranks
@@ -132,7 +134,7 @@ def test_a_launcher_without_a_process_group_shares_nothing(
 
 
 def test_part_is_a_source(images: list[Any]) -> None:
-    part = Part(open_source(images), [5, 2])
+    part = Subset(open_source(images), [5, 2])
     assert len(part) == 2
     assert part.labels == [2, 2]
     assert part.classes == ["0", "1", "2"]
@@ -151,7 +153,7 @@ def normalized(values: Tensor) -> Tensor:
 def test_pixels_are_the_squeezed_image() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     flat = np.full((10, 30, 3), 51, dtype=np.uint8)
-    table = pixels(open_source([Image.fromarray(noise), Image.fromarray(flat)]), size=4)
+    table = raw_pixels(open_source([Image.fromarray(noise), Image.fromarray(flat)]), size=4)
     assert table.labels is None
     expected = normalized(torch.from_numpy(noise).permute(2, 0, 1) / 255)
     torch.testing.assert_close(table.features[0], expected)
@@ -160,7 +162,7 @@ def test_pixels_are_the_squeezed_image() -> None:
 
 def test_pixels_of_tensors() -> None:
     white = torch.full((3, 6, 9), 255, dtype=torch.uint8)
-    found = pixels(open_source([white]), size=2).features[0]
+    found = raw_pixels(open_source([white]), size=2).features[0]
     torch.testing.assert_close(found, normalized(torch.ones(3, 2, 2)))
 
 

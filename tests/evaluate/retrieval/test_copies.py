@@ -178,7 +178,9 @@ def test_the_command_measures_what_was_counted_by_hand(
     hidden: bool, weights: str, copydays: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rest = str(copydays / "rest") if hidden else None
-    found = run(settings(weights, copydays=str(copydays), distractors=rest, baseline=True, batch=7))
+    found = run(
+        settings(weights, benchmark=str(copydays), distractors=rest, baseline=True, batch=7)
+    )
     assert found.keys() == {"trained", "untrained"}
     for block, score in found["trained"].items():
         assert score == pytest.approx(expected(weights, copydays, block, hidden))
@@ -196,7 +198,7 @@ def test_the_command_measures_what_was_counted_by_hand(
 def test_whitening_is_learned_from_other_images(
     weights: str, copydays: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = run(settings(weights, copydays=str(copydays)))["trained"]
+    plain = run(settings(weights, benchmark=str(copydays)))["trained"]
     how: dict[str, Any] = {"copydays": str(copydays), "whiten_with": str(photos)}
     centred = run(settings(weights, whitening="centred", **how))["trained"]
     assert "centred whitening" in capsys.readouterr().out
@@ -212,7 +214,7 @@ def test_one_original_and_one_copy_are_enough(weights: str, tmp_path: Path, phot
     for folder in ("original", "strong"):
         (tmp_path / folder).mkdir()
         shutil.copy(first, tmp_path / folder / first.name)
-    found = run(settings(weights, copydays=str(tmp_path)))
+    found = run(settings(weights, benchmark=str(tmp_path)))
     assert found == {"trained": {"strong": 100.0, "original": 100.0}}
 
 
@@ -307,8 +309,8 @@ def test_a_few_images_need_others_to_be_whitened_by(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "either --copydays"),
-        ({"data": "a", "copydays": "b"}, "either --copydays"),
+        ({}, "either --benchmark"),
+        ({"data": "a", "benchmark": "b"}, "either --benchmark"),
         ({"data": "a", "baseline": True}, "--baseline needs the benchmark"),
         ({"data": "a", "distractors": "b"}, "--distractors needs the benchmark"),
         ({"data": "a", "threshold": 85.0}, "--threshold is a cosine"),
@@ -324,5 +326,5 @@ def test_mistakes_are_refused_in_one_sentence(options: dict[str, Any], words: st
 
 def test_the_command_line(weights: str, copydays: Path) -> None:
     how = ["--weights", weights, "--workers", "0", "--device", "cpu", "--size", "32"]
-    main(["evaluate", "copies", *how, "--copydays", str(copydays)])
+    main(["evaluate", "copies", *how, "--benchmark", str(copydays)])
     assert (Path(weights) / "copies.json").exists()

@@ -7,15 +7,15 @@ import pytest
 import torch
 from helpers.golden_set import assert_agree, golden_vit, part, read, tensors
 
-from dino.evaluate.retrieval.retrieval import JUDGED, SCALES, judge, multiscale
-from dino.evaluate.retrieval.revisited import Truth
+from dino.evaluate.retrieval.retrieval import PROTOCOLS, SCALES, judge, multiscale
+from dino.evaluate.retrieval.revisited import GroundTruth
 
 
 def test_golden_mean_average_precision() -> None:
     golden = read("retrieval.json")
-    truth = [Truth(**judged) for judged in golden["gnd"]]
+    truth = [GroundTruth(**judged) for judged in golden["gnd"]]
     ours = judge(np.array(golden["ranks"]).T, truth)
-    assert ours.keys() == golden["expected"].keys() == JUDGED.keys()
+    assert ours.keys() == golden["expected"].keys() == PROTOCOLS.keys()
     for protocol, expected in golden["expected"].items():
         scores = ours[protocol]
         assert scores.map == pytest.approx(expected["map"], rel=1e-9)

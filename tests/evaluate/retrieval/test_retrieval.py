@@ -20,7 +20,14 @@ from torch import Tensor
 from dino.cli import main
 from dino.data.images.preprocessing import Preprocessing
 from dino.evaluate.retrieval.ranking_metrics import rankings
-from dino.evaluate.retrieval.retrieval import SCALES, Retrieval, Shrunk, descriptor, multiscale, run
+from dino.evaluate.retrieval.retrieval import (
+    SCALES,
+    MaxSideResize,
+    Retrieval,
+    descriptor,
+    multiscale,
+    run,
+)
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.models.create import create
@@ -80,7 +87,7 @@ def test_the_longer_side_is_shrunk_never_enlarged(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     image = Image.new("RGB", size, (255, 0, 0))
-    result = Shrunk(32, 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))(image)
+    result = MaxSideResize(32, 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))(image)
     assert tuple(result.shape) == (3, *expected)
     assert image.size == size
     torch.testing.assert_close(result[:, 0, 0], torch.tensor([2.0, -2.0, -2.0]))
@@ -94,7 +101,7 @@ def test_the_transform_is_that_of_the_published_code() -> None:
     small.thumbnail((32, 32), Image.Resampling.LANCZOS)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     theirs = TF.normalize(TF.to_tensor(small), list(mean), list(std))
-    torch.testing.assert_close(Shrunk(32, 4, mean, std)(image), theirs)
+    torch.testing.assert_close(MaxSideResize(32, 4, mean, std)(image), theirs)
 
 
 def test_the_smallest_scale_of_a_thin_image_holds_a_patch(weights: str) -> None:
@@ -137,7 +144,7 @@ def expected(backbone: Backbone, root: Path, boxed: bool) -> dict[str, list[floa
     """mAP and mP@k in percent by the oracle, from features computed one image at a time."""
     content = json.loads((root / "gnd.json").read_text())
     own: Preprocessing = backbone.preprocessing
-    transform = Shrunk(32, 4, own.mean, own.std)
+    transform = MaxSideResize(32, 4, own.mean, own.std)
 
     def feature(path: Path, box: list[int] | None = None) -> Tensor:
         image = Image.open(path)
@@ -252,7 +259,7 @@ def test_neighbours_of_a_folder(weights: str, benchmark: Path, tmp_path: Path) -
     out = tmp_path / "found" / "mine.json"
     settings = Retrieval(
         weights=weights,
-        database=str(benchmark / "database"),
+        data=str(benchmark / "database"),
         queries=str(benchmark / "queries"),
         k=5,
         workers=0,
@@ -289,7 +296,7 @@ def test_without_queries_each_image_asks_for_the_others(
 ) -> None:
     folder = color_folder("photos", 2)
     (folder / "broken.png").write_bytes(b"damaged")
-    files = run(Retrieval(weights=weights, database=str(folder), workers=0, device="cpu"))
+    files = run(Retrieval(weights=weights, data=str(folder), workers=0, device="cpu"))
     rows = read(files["csv"])
     assert files["csv"] == Path(weights) / "neighbours.csv"
     assert len(rows) == 6 * 5  # fewer than the ten asked for: there are no more
@@ -300,7 +307,7 @@ def test_a_single_image_has_no_neighbours(weights: str, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     noise((1, 2, 3), 0, (20, 20)).save(tmp_path / "one" / "a.png")
     with pytest.raises(UserError, match="a single image"):
-        run(Retrieval(weights=weights, database=str(tmp_path / "one"), workers=0, device="cpu"))
+        run(Retrieval(weights=weights, data=str(tmp_path / "one"), workers=0, device="cpu"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.evaluate.retrieval.revisited import Truth, open_benchmark
+from dino.evaluate.retrieval.revisited import GroundTruth, open_benchmark
 from dino.files import UserError
 
 IMAGES = ["church_1", "church_2", "tower_1", "tower_2"]
@@ -53,8 +53,8 @@ def test_layouts(layout: Callable[[Path], Path], tmp_path: Path) -> None:
     assert benchmark.name == ("roxford5k" if layout is published else tmp_path.name)
     assert [Path(benchmark.database.path(i)).stem for i in range(4)] == IMAGES
     assert [Path(benchmark.queries.path(i)).stem for i in range(2)] == QUERIES
-    assert benchmark.truth[0] == Truth([0], [1], [], (1.6, 2.0, 8.0, 9.0))
-    assert benchmark.truth[1] == Truth([2], [], [3], (0.0, 0.0, 4.0, 5.0))
+    assert benchmark.truth[0] == GroundTruth([0], [1], [], (1.6, 2.0, 8.0, 9.0))
+    assert benchmark.truth[1] == GroundTruth([2], [], [3], (0.0, 0.0, 4.0, 5.0))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
@@ -67,7 +67,7 @@ def test_pickles_with_arrays_and_numbers_of_numpy(protocol: int, tmp_path: Path)
     }
     content = {**CONTENT, "gnd": [first, CONTENT["gnd"][1]]}
     benchmark = open_benchmark(published(tmp_path, content, protocol=protocol))
-    assert benchmark.truth[0] == Truth([0], [1], [], (1.6, 2.0, 8.0, 9.0))
+    assert benchmark.truth[0] == GroundTruth([0], [1], [], (1.6, 2.0, 8.0, 9.0))
 
 
 def test_pickles_of_old_numpy_and_python(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_pickles_of_old_numpy_and_python(tmp_path: Path) -> None:
         b"I00\nS'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00'\ntbsS'hard'\n(lsS'junk'\n(lsas."
     )
     (tmp_path / "gnd_rparis6k.pkl").write_bytes(text)
-    assert open_benchmark(tmp_path).truth == [Truth([0], [], [])]
+    assert open_benchmark(tmp_path).truth == [GroundTruth([0], [], [])]
 
 
 class Hostile:

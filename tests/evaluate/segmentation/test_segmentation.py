@@ -20,11 +20,11 @@ from dino.evaluate.segmentation.attention_jaccard import attention_jaccard, obje
 from dino.evaluate.segmentation.datasets import open_scenes, prepared
 from dino.evaluate.segmentation.patch_classifiers import (
     Bank,
-    Look,
+    PatchExtractor,
     confusion,
     enlarged,
-    learnable,
     mean_iou,
+    training_patches,
 )
 from dino.evaluate.segmentation.segmentation import Segmentation, divided, run
 from dino.files import UserError
@@ -90,7 +90,7 @@ def test_attention_of_a_network_over_pictures(tmp_path: Path) -> None:
         [np.mean(ids == number) for number in (1, 2)]
         for ids in (scenes.pixels_and_ids(index)[1] for index in (0, 2))
     ]
-    assert found["whole_picture"] == pytest.approx(100 * np.mean(whole))
+    assert found["whole_image"] == pytest.approx(100 * np.mean(whole))
     score = found["masses"]["0.5"]["best_per_object"]
     assert score == pytest.approx(100 * sum(expected) / 2)
 
@@ -151,8 +151,8 @@ def test_neighbours_vote_by_similarity() -> None:
 @pytest.mark.parametrize("method", ["linear", "neighbours"])
 def test_colours_are_classified_perfectly(method: str, tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path), None), PatchColors().eval()
-    look = Look(size=24, keep_aspect=True)  # the pictures as they are
-    bank = learnable(backbone, scenes.some(range(3)), look, 10**6, 0, "test")
+    look = PatchExtractor(size=24, keep_aspect=True)  # the pictures as they are
+    bank = training_patches(backbone, scenes.some(range(3)), look, 10**6, 0, "test")
     assert bank.classes == [0, 1, 2]
     scorer = (
         patches.linear(bank, 1e-4, 100, CPU)
@@ -170,7 +170,7 @@ def test_few_patches_are_drawn_evenly_and_always_alike(tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path), None), PatchColors().eval()
 
     def draw(seed: int) -> Bank:
-        return learnable(backbone, scenes, Look(size=24), 30, seed, "test")
+        return training_patches(backbone, scenes, PatchExtractor(size=24), 30, seed, "test")
 
     first = draw(0)
     assert len(first.features) == 30
@@ -183,14 +183,21 @@ def test_void_patches_teach_nothing(tmp_path: Path) -> None:
     ids = scene(0)
     ids[:8] = 255
     save_mask(ids, root / "masks/0.png")
-    bank = learnable(
-        PatchColors().eval(), open_scenes(root, None), Look(size=24, keep_aspect=True), 99, 0, ""
+    bank = training_patches(
+        PatchColors().eval(),
+        open_scenes(root, None),
+        PatchExtractor(size=24, keep_aspect=True),
+        99,
+        0,
+        "",
     )
     assert len(bank.features) == 4 * 8
     assert bank.weights.eq(16).all()
     save_mask(np.zeros((24, 32), dtype=np.uint8), root / "masks/0.png")
     with pytest.raises(UserError, match=r"1 masks to learn from, such as .*0\.png, hold one class"):
-        learnable(PatchColors().eval(), open_scenes(root, None), Look(size=24), 99, 0, "")
+        training_patches(
+            PatchColors().eval(), open_scenes(root, None), PatchExtractor(size=24), 99, 0, ""
+        )
 
 
 def test_mean_iou_equals_the_oracle_and_a_case_by_hand() -> None:
@@ -270,7 +277,7 @@ def test_networks_without_a_patch_size_have_maps(tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path, 1), None), PatchColors().eval()
     backbone.patch_size = None
     picture, _ = scenes.pixels_and_ids(0)
-    assert Look(size=26, keep_aspect=True).features(backbone, picture).shape == (3, 6, 8)
+    assert PatchExtractor(size=26, keep_aspect=True).features(backbone, picture).shape == (3, 6, 8)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,6 @@ from dino.evaluate.video.propagation import Neighbourhood, stretched
 from dino.evaluate.video.tracking import (
     REFERENCE_STD,
     Tracking,
-    decided,
-    follow,
     one_hot,
     read_frame,
     statistics_of,
@@ -34,7 +32,7 @@ SMALL = Tracking(size=32, how=Neighbourhood(radius=2))
 
 def test_two_objects_are_followed_with_their_numbers_and_colors(tmp_path: Path) -> None:
     clip = open_davis(write_davis(tmp_path, {"two": [1, 2]}))[0]
-    found = list(follow(PatchColors().eval(), clip, SMALL))
+    found = list(track(PatchColors().eval(), clip, SMALL))
     assert len(found) == 5
     for time, mask in enumerate(found):
         assert list(mask.palette or ()) == PALETTE[:768]
@@ -49,17 +47,17 @@ def test_an_object_may_leave_and_the_others_stay(tmp_path: Path) -> None:
         picture(frame(time, [1])).save(
             root / f"JPEGImages/480p/leaving/{time:05}.jpg", quality=95, subsampling=0
         )
-    found = list(follow(PatchColors().eval(), open_davis(root)[0], SMALL))
+    found = list(track(PatchColors().eval(), open_davis(root)[0], SMALL))
     assert jaccard(found[4].ids == 1, frame(4, [1]) == 1) > 0.6
 
 
 def test_an_object_that_no_patch_shows_is_found_nowhere(tmp_path: Path) -> None:
     root = write_davis(tmp_path, {"tiny": [1]})
-    expected = list(follow(PatchColors().eval(), open_davis(root)[0], SMALL))
+    expected = list(track(PatchColors().eval(), open_davis(root)[0], SMALL))
     ids = frame(0, [1])
     ids[0, 0] = 9
     save_mask(ids, root / "Annotations/480p/tiny/00000.png")
-    found = list(follow(PatchColors().eval(), open_davis(root)[0], SMALL))
+    found = list(track(PatchColors().eval(), open_davis(root)[0], SMALL))
     assert found[0].objects == [1, 9]
     for ours, theirs in zip(found[1:], expected[1:], strict=True):
         assert np.array_equal(ours.ids, theirs.ids)
@@ -69,7 +67,7 @@ def test_any_patch_size_and_convnets_work(tmp_path: Path) -> None:
     clip = open_davis(write_davis(tmp_path, {"one": [1]}, frames=3))[0]
     vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=7, image_size=14)
     for network in (vit, create("resnet50")):
-        found = list(follow(network.eval(), clip, Tracking(size=64)))
+        found = list(track(network.eval(), clip, Tracking(size=64)))
         assert [mask.ids.shape for mask in found] == 3 * [(32, 40)]
 
 
@@ -135,5 +133,5 @@ def test_labels_are_stretched_before_they_are_compared() -> None:
     constant = torch.full((1, 2, 2), 0.4)
     assert torch.equal(stretched(constant), constant)
     numbers = np.array([0, 6, 7], dtype=np.uint8)
-    found = decided(labels, (1, 4), numbers, (2, 8))
+    found = mask_of(labels, (1, 4), numbers, (2, 8))
     assert found.tolist() == 2 * [[0, 0, 0, 0, 6, 6, 6, 6]]

@@ -67,7 +67,7 @@ def test_scores_leave_out_the_first_and_last_frame(
     clip = open_davis(write_davis(tmp_path / "data", {"one": [1]}))[0]
 
     def wrong_at(places: set[int]) -> Any:
-        def follow(*_: Any) -> Iterator[Mask]:
+        def track(*_: Any) -> Iterator[Mask]:
             for time, path in enumerate(clip.masks):
                 mask = read_mask(path)
                 yield Mask(np.zeros_like(mask.ids), mask.palette) if time in places else mask

@@ -1,8 +1,8 @@
-"""The pictures and batches of DeiT's training: repeated and augmented, erased, mixed.
+"""Training batches of DeiT: repeated augmentation, random erasing, mixup and cutmix.
 
-timm's parts draw from the global generators of Python, NumPy and PyTorch; here these are seeded by
-(seed, epoch, image) or (seed, epoch, step) around each call and put back afterwards, so that a
-training goes on after an interruption with the very same batches.
+timm's functions draw from the global generators of Python, NumPy and PyTorch. These are seeded by
+(seed, epoch, image) or (seed, epoch, step) around each call and restored afterwards, so that a
+training continues after an interruption with the same batches.
 
 Shapes: B images of a rank's share of a step, C classes, S pixels a side.
 """
@@ -29,53 +29,68 @@ from dino.data.sources.open import Source
 from dino.data.views.photometric import normalize
 from dino.data.views.random_streams import draw_views, epoch_order, generator
 from dino.data.views.view_spec import ViewSpec
-from dino.evaluate.classification.feature_batches import TASK, crop_spec
-from dino.evaluate.features.table import Part, labels_of, place_among_ranks, share_of, tell_skipped
+from dino.evaluate.classification.feature_batches import crop_spec
+from dino.evaluate.features.table import (
+    Subset,
+    labels_of,
+    place_among_ranks,
+    share_of,
+    warn_skipped,
+)
 from dino.files import UserError
 from dino.models.backbone import Backbone
 
-NEED = "fine-tuning needs timm: pip install 'dino-ssl[timm]'"
+TASK = "fine-tuning"
+
+TIMM_MISSING = "fine-tuning needs timm: pip install 'dino-ssl[timm]'"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The numbers of a fine-tuning; DeiT's where the authors name none.
+class RecipeSettings:
+    """The options of a fine-tuning; DeiT's numbers, and None where the preset has its own."""
 
-    Attributes:
-        lr: learning rate per 512 images.
-        epochs: passes over the images.
-        batch: images of a step over all ranks.
-        weight_decay: of AdamW; not of biases, norms, the CLS token and the position embedding.
-        warmup: epochs from `lr_start` to the full rate.
-        lr_start: of the first epoch, not scaled by the batch.
-        lr_end: at the end of the cosine, not scaled by the batch.
-        drop_path: rate of the last block; it grows linearly from 0.
-        smoothing: of the labels.
-        mixup: alpha of mixup; 0 for none.
-        cutmix: alpha of cutmix, which is taken half of the time; 0 for none.
-        erase: probability of random erasing.
-        policy: of RandAugment, in timm's words.
-        repeats: how often an epoch shows each of its images; it shows 1 / repeats of all.
-        head_scale: factor of the new classifier's initial weights (normal, std .02).
-        layer_decay: factor of the learning rate from each block to the one before; 1 for none.
-    """
+    lr: float | None = None
+    """Learning rate per 512 images."""
+    epochs: int | None = None
+    """Passes over the images."""
+    batch: int | None = None
+    """Images of a step, over all ranks."""
+    lr_start: float = 1e-6
+    """Learning rate of the first epoch, not scaled by the batch."""
+    lr_end: float | None = None
+    """Learning rate at the end of the cosine, not scaled by the batch."""
+    warmup: int = 5
+    """Epochs of warm-up."""
+    weight_decay: float = 0.05
+    """Of AdamW; not of biases, norms, the CLS token and the position embedding."""
+    drop_path: float = 0.1
+    """Drop path rate of the last block; it grows linearly from 0."""
+    mixup: float = 0.8
+    """Alpha of mixup; 0 for none."""
+    cutmix: float = 1.0
+    """Alpha of cutmix, which replaces mixup half of the time; 0 for none."""
+    erase: float = 0.25
+    """Probability of random erasing."""
+    policy: str = "rand-m9-mstd0.5-inc1"
+    """RandAugment, as timm writes it."""
+    smoothing: float = 0.1
+    """Label smoothing."""
+    repeats: int = 3
+    """How often an epoch repeats each of its images; it has 1 / repeats of all images."""
+    head_scale: float = 0.01
+    """Factor of the new classifier's initial weights (normal, std .02)."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one before; 1 for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(RecipeSettings):
+    """A recipe in which every number is decided."""
 
     lr: float
     epochs: int
     batch: int
-    weight_decay: float = 0.05
-    warmup: int = 5
-    lr_start: float = 1e-6
-    lr_end: float = 1e-5
-    drop_path: float = 0.1
-    smoothing: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    erase: float = 0.25
-    policy: str = "rand-m9-mstd0.5-inc1"
-    repeats: int = 3
-    head_scale: float = 0.01
-    layer_decay: float = 1.0
+    lr_end: float
 
 
 def random_crop(
@@ -90,11 +105,7 @@ def random_crop(
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep so many bits of each channel; with none the picture is black.
-
-    timm's operation asks for none at the highest magnitudes, which Pillow used to take and now
-    refuses.
-    """
+    """Keep `bits` bits of each channel; 0, which timm requests and Pillow refuses, gives black."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
@@ -102,7 +113,7 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 @contextmanager
 def seeded(seed: int, epoch: int, index: int) -> Iterator[np.random.Generator]:
-    """Python's, NumPy's and PyTorch's generators keyed for the body; what they were, after it."""
+    """Seed Python's, NumPy's and PyTorch's generators for the body, and restore them after it."""
     rng = generator(seed, epoch, index)
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
@@ -115,8 +126,8 @@ def seeded(seed: int, epoch: int, index: int) -> Iterator[np.random.Generator]:
             np.random.set_state(states[1])
 
 
-class Pictures:
-    """The augmented pictures of one epoch, in its order: a `Source`.
+class AugmentedImages:
+    """The augmented images of one epoch, in its order: a `Source`.
 
     A random crop (bicubic) and flip, then RandAugment, keyed by (seed, epoch, repeat, image).
     """
@@ -130,16 +141,16 @@ class Pictures:
         try:
             from timm.data.auto_augment import rand_augment_transform
         except ImportError:
-            raise UserError(NEED) from None
-        how, self.recipe = backbone.preprocessing, recipe
-        grey = tuple(round(255 * mean) for mean in how.mean)
-        hints = {"translate_const": int(0.45 * how.crop), "img_mean": grey}
+            raise UserError(TIMM_MISSING) from None
+        transform, self.recipe = backbone.preprocessing, recipe
+        grey = tuple(round(255 * mean) for mean in transform.mean)
+        hints = {"translate_const": int(0.45 * transform.crop), "img_mean": grey}
         self.policy = rand_augment_transform(recipe.policy, hints)
         for operation in self.policy.ops:
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = posterize
         self.source, self.seed, self.epoch = source, seed, epoch
-        self.spec = crop_spec(how.crop)
+        self.spec = crop_spec(transform.crop)
         order = epoch_order(len(source), seed, epoch)
         self.order = np.repeat(order, recipe.repeats)[: len(source)].tolist()
 
@@ -153,20 +164,20 @@ class Pictures:
             return self.policy(crop)
 
     def path(self, place: int) -> str:
-        """Where the image at this place of the order lies, for messages."""
+        """The path of the image at this place of the order, for messages."""
         return self.source.path(self.order[place])
 
 
 @dataclass(frozen=True)
-class Augmented:
-    """The batches of a rank.
+class AugmentedBatches:
+    """The training batches of a rank.
 
     Attributes:
-        backbone: whose preprocessing gives the size and the normalisation.
+        backbone: gives the size and the normalisation.
         source: labelled images.
-        recipe: how they are altered.
+        recipe: the augmentation.
         classes: C.
-        seed: of everything random.
+        seed: of all random numbers.
         workers: processes that read images.
     """
 
@@ -181,7 +192,7 @@ class Augmented:
         return len(self.source) // self.recipe.batch
 
     def epoch(self, epoch: int) -> Iterator[tuple[Float[Tensor, "B 3 S S"], Float[Tensor, "B C"]]]:
-        """This rank's images and soft labels of each step; the last images that fill none go.
+        """This rank's images and soft labels of each step; an incomplete last step is left out.
 
         An image that cannot be used is replaced by another of its batch.
 
@@ -189,34 +200,34 @@ class Augmented:
             UserError: if no image of a batch can be used.
         """
         device, labels = next(self.backbone.parameters()).device, labels_of(self.source, TASK)
-        pictures = Pictures(self.source, self.backbone, self.recipe, self.seed, epoch)
+        images = AugmentedImages(self.source, self.backbone, self.recipe, self.seed, epoch)
         batch, here = self.recipe.batch, place_among_ranks()
         steps = [range(step * batch, (step + 1) * batch) for step in range(len(self))]
         mine = [place for step in steps for place in share_of(step, *here)]
         share, skipped = len(mine) // len(self), list[ImageError]()
-        parts = evaluation_loader(Part(pictures, mine), to_tensor, share, self.workers)
+        parts = evaluation_loader(Subset(images, mine), to_tensor, share, self.workers)
         for step, part in enumerate(parts):
             skipped += part.skipped
             if len(part.index) == 0:
                 raise UserError(f"no image of a batch can be used, the first: {part.skipped[0]}")
             filled = torch.arange(share) % len(part.index)
             places = [mine[int(place)] for place in part.index[filled]]
-            truth = labels[[pictures.order[place] for place in places]]
-            # Beyond the numbers of the images, which key their crops.
+            truth = labels[[images.order[place] for place in places]]
+            # Larger than the indices of the images, which key their crops.
             key = len(self.source) + step * batch + mine[step * share] % batch
             with seeded(self.seed, epoch, key):
                 yield self._mix(part.images[filled].to(device), truth.to(device))
-        tell_skipped(skipped, len(self.source))
+        warn_skipped(skipped, len(self.source))
 
     def _mix(self, images: Tensor, labels: Int[Tensor, " B"]) -> tuple[Tensor, Tensor]:
         """Normalise, erase and mix a batch."""
         from timm.data.mixup import Mixup
         from timm.data.random_erasing import RandomErasing
 
-        erasing: Any = RandomErasing  # these have no types
+        erasing: Any = RandomErasing  # timm has no types
         mixing: Any = Mixup
-        how, recipe = self.backbone.preprocessing, self.recipe
-        pixels = normalize(images, how.mean, how.std)
+        transform, recipe = self.backbone.preprocessing, self.recipe
+        pixels = normalize(images, transform.mean, transform.std)
         pixels = erasing(recipe.erase, mode="pixel", device=pixels.device)(pixels)
         if not recipe.mixup and not recipe.cutmix:
             soft = F.one_hot(labels, self.classes) * (1 - recipe.smoothing)

@@ -1,7 +1,7 @@
-"""Batches of features to train classifiers on: from a table, or from crops drawn anew each epoch.
+"""Batches of features to train classifiers on: from tables, or from new crops in each epoch.
 
 The order of an epoch, its crops and its flips depend on (seed, epoch, image) alone, and every rank
-gets every batch whole. The last batch of an epoch may be smaller; no image is left out.
+gets every full batch. The last batch of an epoch may be smaller; no image is left out.
 
 Shapes: B images of a step, N numbers a feature, S side of a crop.
 """
@@ -24,14 +24,14 @@ from dino.data.sources.open import Source
 from dino.data.views.photometric import normalize
 from dino.data.views.random_streams import draw_views, epoch_order, generator
 from dino.data.views.view_spec import ViewSpec
+from dino.evaluate.features.extractor import FeatureExtractor
 from dino.evaluate.features.table import (
+    FeatureBatch,
     FeatureTable,
-    Pass,
-    Rows,
     labels_of,
     place_among_ranks,
     share_of,
-    tell_skipped,
+    warn_skipped,
 )
 from dino.models.backbone import Backbone
 from dino.runtime import Precision, autocast, gather_objects
@@ -44,7 +44,7 @@ Step: TypeAlias = tuple[Float[Tensor, "B N"], Int[Tensor, " B"]]
 
 @runtime_checkable
 class Batches(Protocol):
-    """What a classifier is trained on."""
+    """The training batches of a classifier."""
 
     def epoch(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch, counted from 0."""
@@ -56,11 +56,11 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class FromTables:
-    """Features that were computed once.
+class TableBatches:
+    """Batches of features that were computed once.
 
     Attributes:
-        tables: of the same images: one, or two of which each epoch takes either for each image.
+        tables: of the same images: one, or two, between which each epoch chooses for each image.
         batch: images of a step.
         seed: of the orders and choices.
         device: where the steps go.
@@ -78,7 +78,7 @@ class FromTables:
         """See `Batches`."""
         count, labels = len(self.tables[0]), labels_of(self.tables[0], TASK)
         order = torch.from_numpy(epoch_order(count, self.seed, epoch))
-        # Which of the tables, drawn for all images at once: those of "image" 0 of this epoch.
+        # One draw for all images, with the key of "image" 0 of this epoch.
         chosen = generator(self.seed, epoch, 0).integers(len(self.tables), size=count)
         for part in order.split(self.batch):
             features = self.tables[0].features[part]
@@ -89,14 +89,14 @@ class FromTables:
 
 
 def crop_spec(size: int) -> ViewSpec:
-    """The law of torchvision's `RandomResizedCrop`, and a flip of one half."""
+    """The distribution of torchvision's `RandomResizedCrop`, and a flip with probability 1/2."""
     return ViewSpec(name="crop", count=1, size=size, scale=(0.08, 1.0))
 
 
 class RandomCrops:
-    """The random crops and flips of one epoch: a `Source` of pictures of S x S pixels.
+    """The random crops and flips of one epoch: a `Source` of images of S x S pixels.
 
-    Resized bilinearly (paper, appendix F.2); the numbers are keyed by (seed, epoch, index).
+    Resized bilinearly (paper, appendix F.2); random numbers are keyed by (seed, epoch, index).
     """
 
     def __init__(self, source: Source, size: int, seed: int, epoch: int) -> None:
@@ -115,21 +115,21 @@ class RandomCrops:
         return crop_resize(image, view.box, self.spec.size, view.flip, "bilinear")
 
     def path(self, index: int) -> str:
-        """Where image `index` lies, for messages."""
+        """The path of image `index`, for messages."""
         return self.source.path(index)
 
 
 @dataclass(frozen=True)
-class FromCrops:
-    """Features of random crops, computed anew in each epoch; the ranks share each step's images.
+class CropBatches:
+    """Batches of features of random crops, new in each epoch; the ranks share each step's images.
 
     Attributes:
         backbone: the network, in evaluation mode, on the device of the steps.
-        features: which ones, from the network and a batch.
+        features: from the network and a batch to features.
         source: labelled images.
         batch: images of a step over all ranks.
         seed: of the orders and crops.
-        forward: images at a time through the network, on each rank.
+        forward_batch: images at a time through the network, on each rank.
         workers: processes that read images, on each rank.
         precision: of the network.
     """
@@ -139,7 +139,7 @@ class FromCrops:
     source: Source
     batch: int
     seed: int
-    forward: int = 64
+    forward_batch: int = 64
     workers: int = 0
     precision: Precision = "fp32"
 
@@ -154,36 +154,46 @@ class FromCrops:
         here = place_among_ranks()
         shares = [share_of(step.tolist(), *here) for step in steps]
         crops = RandomCrops(self.source, self.backbone.preprocessing.crop, self.seed, epoch)
-        run = Pass(as_pixels, self._compute, self.forward, self.workers, title=f"epoch {epoch + 1}")
+        extractor = FeatureExtractor(
+            as_pixels,
+            self._compute,
+            self.forward_batch,
+            self.workers,
+            title=f"epoch {epoch + 1}",
+            memory_option="--forward-batch",
+        )
         skipped: list[ImageError] = []
-        for mine in by_step(run.over(crops, list(chain.from_iterable(shares))), shares):
-            every = gather_objects((mine.indices, mine.features.numpy(), [*mine.skipped.values()]))
-            skipped += chain.from_iterable(errors for _, _, errors in every)
-            indices = list(chain.from_iterable(indices for indices, _, _ in every))
+        batches = extractor.batches(crops, list(chain.from_iterable(shares)))
+        for mine in by_step(batches, shares):
+            parts = gather_objects((mine.indices, mine.features.numpy(), [*mine.skipped.values()]))
+            skipped += chain.from_iterable(errors for _, _, errors in parts)
+            indices = list(chain.from_iterable(indices for indices, _, _ in parts))
             if indices:
-                rows = [torch.from_numpy(rows) for found, rows, _ in every if found]
+                rows = [torch.from_numpy(rows) for found, rows, _ in parts if found]
                 yield torch.cat(rows).to(device), labels[indices].to(device)
-        tell_skipped(skipped, len(self.source))
+        warn_skipped(skipped, len(self.source))
 
     def _compute(self, images: Tensor) -> Float[Tensor, "B N"]:
-        device, how = next(self.backbone.parameters()).device, self.backbone.preprocessing
+        device, transform = next(self.backbone.parameters()).device, self.backbone.preprocessing
         with torch.inference_mode(), autocast(device, self.precision):
-            pixels = normalize(images.to(device, non_blocking=True), how.mean, how.std)
-            return self.features(self.backbone, pixels)
+            images = images.to(device, non_blocking=True)
+            return self.features(self.backbone, normalize(images, transform.mean, transform.std))
 
 
-def by_step(stream: Iterator[Rows], shares: Sequence[Sequence[int]]) -> Iterator[Rows]:
-    """Rows that come in any portions, put together to those of each share, in its order."""
+def by_step(
+    batches: Iterator[FeatureBatch], shares: Sequence[Sequence[int]]
+) -> Iterator[FeatureBatch]:
+    """Regroup batches of any sizes to the images of each share, in its order."""
     rows: dict[int, Tensor] = {}
     skipped: dict[int, ImageError] = {}
     for share in shares:
         while any(index not in rows and index not in skipped for index in share):
-            portion = next(stream)
-            rows |= zip(portion.indices, portion.features, strict=True)
-            skipped |= portion.skipped
+            batch = next(batches)
+            rows |= zip(batch.indices, batch.features, strict=True)
+            skipped |= batch.skipped
         usable = [index for index in share if index in rows]
         features = [rows.pop(index) for index in usable]
-        yield Rows(
+        yield FeatureBatch(
             usable,
             torch.stack(features) if features else torch.empty(0, 0),
             {index: skipped.pop(index) for index in share if index in skipped},

@@ -1,4 +1,4 @@
-"""Training a whole network on labels: the network with its classifier, its optimizer, its loop.
+"""Fine-tuning: the network with its classifier, the optimizer, the loop.
 
 Shapes: B images, C classes, D width.
 """
@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.open import Source
 from dino.data.views.random_streams import generator
-from dino.evaluate.classification.deit_augmentation import Augmented, Recipe
+from dino.evaluate.classification.deit_augmentation import AugmentedBatches, Recipe
+from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import hits
-from dino.evaluate.classification.linear_training import Score
-from dino.evaluate.epoch_checkpoint import Unfinished
-from dino.evaluate.features.table import Pass, my_share, tell_skipped
+from dino.evaluate.epoch_checkpoint import EpochCheckpoint
+from dino.evaluate.features.extractor import FeatureExtractor, memory_advice
+from dino.evaluate.features.table import my_share, warn_skipped
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import Precision, all_sum, autocast, data_parallel, gather_objects, ranks
 
 
-class Tuned(nn.Module):
-    """A network and a new classifier on its feature."""
+class FineTunedNetwork(nn.Module):
+    """A network and a new linear classifier on its feature."""
 
     def __init__(self, backbone: Backbone, classes: int, scale: float, seed: int) -> None:
         super().__init__()
@@ -45,16 +46,16 @@ class Tuned(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], keep: Float[Tensor, "branches B"] | None = None
     ) -> Float[Tensor, "B C"]:
-        """The scores of the classes."""
+        """The logits of the classes."""
         return self.head(self.backbone(images, keep))
 
 
-def parameter_groups(model: Tuned, recipe: Recipe) -> list[dict[str, Any]]:
-    """One group for each depth, decayed or not, with the factor of its learning rate.
+def parameter_groups(model: FineTunedNetwork, recipe: Recipe) -> list[dict[str, Any]]:
+    """One group for each depth, with or without weight decay, and its learning rate factor.
 
-    As in DeiT, nothing with one axis is decayed, nor the CLS token and the position embedding. With
-    a layer decay d the tokens' layers get d ** (depth + 1), block i d ** (depth - i), the final
-    norm and the classifier 1.
+    As in DeiT, parameters with one axis, the CLS token and the position embedding are not decayed.
+    With a layer decay d the factor of patch and position embedding is d ** (depth + 1), of block i
+    d ** (depth - i), of the final norm and the classifier 1.
 
     Raises:
         UserError: for a layer decay on a network without blocks.
@@ -78,9 +79,9 @@ def parameter_groups(model: Tuned, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Of an epoch: a straight warm-up, then a cosine that counts from the first epoch, as timm's.
+    """The rate of an epoch: a linear warm-up, then a cosine over all epochs, as timm's.
 
-    `lr` is scaled by batch / 512 as in DeiT, the ends are not.
+    `lr` is scaled by batch / 512 as in DeiT, `lr_start` and `lr_end` are not.
     """
     full = recipe.lr * recipe.batch / 512
     if epoch < recipe.warmup:
@@ -108,35 +109,35 @@ def keep_factors(
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch came to.
+    """The result of an epoch.
 
     Attributes:
         loss: mean over its steps and ranks.
-        score: on the test images, afterwards.
+        accuracy: on the test images, afterwards.
     """
 
     loss: float
-    score: Score
+    accuracy: Accuracy
 
 
 def tune(
-    model: Tuned,
-    batches: Augmented,
-    evaluate: Callable[[], Score],
-    saved: Unfinished,
+    model: FineTunedNetwork,
+    batches: AugmentedBatches,
+    evaluate: Callable[[], Accuracy],
+    checkpoint: EpochCheckpoint,
     precision: Precision = "fp32",
 ) -> list[Epoch]:
-    """Train every parameter of `model`; the loss and the score of each epoch.
+    """Train every parameter of `model`; the loss and the accuracy of each epoch.
 
     Raises:
         UserError: if the loss is no longer finite.
     """
     recipe, device = batches.recipe, model.head.weight.device
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=0.0)
-    state, before = saved.read()
+    state, before = checkpoint.read()
     if before:
         _restore(model, optimizer, state)
-    history = [Epoch(loss, Score(*score)) for loss, score in before]
+    history = [Epoch(loss, Accuracy(*row)) for loss, row in before]
     trained = data_parallel(model, device)
     for epoch in range(len(history), recipe.epochs):
         model.train()
@@ -147,11 +148,12 @@ def tune(
         with bar(title, len(batches), shown=ranks().main) as advance:
             for step, (images, targets) in enumerate(batches.epoch(epoch)):
                 keep = keep_factors(model.backbone, recipe, batches.seed, epoch, step)
-                with autocast(device, precision):
-                    logits = trained(images, keep)
-                loss = F.cross_entropy(logits.float(), targets)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                with memory_advice("--batch"):
+                    with autocast(device, precision):
+                        logits = trained(images, keep)
+                    loss = F.cross_entropy(logits.float(), targets)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
                 optimizer.step()
                 losses.append(loss.detach())
                 advance(1)
@@ -160,41 +162,43 @@ def tune(
             raise UserError(f"the loss was not finite in epoch {epoch + 1}: choose a smaller --lr")
         model.eval()
         history.append(Epoch(mean, evaluate()))
-        saved.keep(_state(model, optimizer), [(one.loss, one.score) for one in history])
+        checkpoint.write(_state(model, optimizer), [(one.loss, one.accuracy) for one in history])
     model.eval()
     return history
 
 
-def _state(model: Tuned, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(model: FineTunedNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for place, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{place}.{name}": tensor for name, tensor in moments.items()}
     return tensors
 
 
-def _restore(model: Tuned, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+def _restore(
+    model: FineTunedNetwork, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
+) -> None:
     moments: dict[int, dict[str, Tensor]] = {}
-    own = {}
+    weights = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
         if part == "model":
-            own[rest] = tensor
+            weights[rest] = tensor
         else:
             place, _, moment = rest.partition(".")
             moments.setdefault(int(place), {})[moment] = tensor
-    model.load_state_dict(own, strict=True)
+    model.load_state_dict(weights, strict=True)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
 @torch.inference_mode()
 def measure(
-    model: Tuned,
+    model: FineTunedNetwork,
     val: Source,
     labels: Int[Tensor, " n"],
     batch: int = 64,
     workers: int = 0,
     precision: Precision = "fp32",
-) -> Score:
+) -> Accuracy:
     """The accuracy on `val`, each image once over all ranks, through the network's transform."""
     device = model.head.weight.device
 
@@ -202,16 +206,23 @@ def measure(
         with autocast(device, precision):
             return cast(Tensor, model(images.to(device, non_blocking=True)))
 
-    run = Pass(model.backbone.preprocessing, compute, batch, workers, title="test images")
-    found = torch.zeros(3, dtype=torch.int64)
+    extractor = FeatureExtractor(
+        model.backbone.preprocessing,
+        compute,
+        batch,
+        workers,
+        title="test images",
+        memory_option="--forward-batch",
+    )
+    counts = torch.zeros(3, dtype=torch.int64)
     skipped: list[ImageError] = []
-    for rows in run.over(val, my_share(range(len(val)))):
-        skipped += rows.skipped.values()
-        if rows.indices:
-            (right,) = hits(rows.features[:, None], labels[rows.indices])
-            found += torch.tensor([*right.tolist(), len(rows.indices)])
-    first, fifth, count = torch.stack(gather_objects(found)).sum(dim=0).tolist()
-    tell_skipped([error for part in gather_objects(skipped) for error in part], len(val))
+    for part in extractor.batches(val, my_share(range(len(val)))):
+        skipped += part.skipped.values()
+        if part.indices:
+            (right,) = hits(part.features[:, None], labels[part.indices])
+            counts += torch.tensor([*right.tolist(), len(part.indices)])
+    first, fifth, count = torch.stack(gather_objects(counts)).sum(dim=0).tolist()
+    warn_skipped([error for part in gather_objects(skipped) for error in part], len(val))
     if count == 0:
         raise UserError("none of the test images can be used")
-    return Score(100 * first / count, 100 * fifth / count)
+    return Accuracy(100 * first / count, 100 * fifth / count)

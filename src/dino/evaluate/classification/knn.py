@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from rich.table import Table
@@ -22,14 +20,29 @@ from dino.evaluate.classification.knn_classifier import (
     usable_k,
     vote,
 )
-from dino.evaluate.command import TRAINED, Measured, beside, networks, table, write
-from dino.evaluate.features.export import extract, pixels
-from dino.evaluate.features.table import FeatureTable, Part, labels_of, matched_labels
-from dino.files import atomic_write
+from dino.evaluate.command import (
+    TRAINED,
+    UNTRAINED,
+    FeatureEvaluationSettings,
+    destination,
+    identities,
+    table,
+    write,
+)
+from dino.evaluate.features.extractor import extract
+from dino.evaluate.features.raw_pixels import raw_pixels
+from dino.evaluate.features.table import (
+    FeatureTable,
+    Subset,
+    labels_in,
+    labels_of,
+    of_known_classes,
+)
+from dino.files import atomic_csv
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import Precision, pick_device, process_group
-from dino.weights.load import load
+from dino.weights.load import untrained_like
 
 TASK = "k-NN"
 
@@ -44,7 +57,7 @@ def accuracies(
     temperature: float = TEMPERATURE,
     device: torch.device | str | None = None,
 ) -> dict[int, Accuracy]:
-    """`knn` on tables, see `votes_of`."""
+    """`knn_classifier.knn` on tables, see `votes_of`."""
     return votes_of(bank, queries, k, (temperature,), device).accuracies(temperature)
 
 
@@ -55,12 +68,12 @@ def votes_of(
     temperatures: Sequence[float],
     device: torch.device | str | None = None,
 ) -> Votes:
-    """`vote` on tables; without queries, leave-one-out on the bank.
+    """`knn_classifier.vote` on tables; without queries, leave-one-out on the bank.
 
     Classes of the two tables are matched by name where both have names.
     """
     bank_labels = labels_of(bank, TASK)
-    truth = bank_labels if queries is None else matched_labels(queries, bank.classes, TASK)
+    truth = bank_labels if queries is None else labels_in(bank.classes, queries, TASK)
     return vote(
         bank.features,
         bank_labels,
@@ -71,6 +84,16 @@ def votes_of(
         leave_one_out=queries is None,
         device=device,
     )
+
+
+def answerable(queries: Source | None, bank: Source) -> Source | None:
+    """The queries whose class the bank has; a warning counts the others.
+
+    Raises:
+        UserError: if a source has no labels, or no class occurs in both.
+    """
+    known = labels_of(bank, TASK).tolist()
+    return None if queries is None else of_known_classes(queries, bank.classes, known, TASK)
 
 
 class KNNEvaluation:
@@ -87,7 +110,7 @@ class KNNEvaluation:
         precision: of the forward pass.
 
     Raises:
-        UserError: if a source has no labels.
+        UserError: if a source has no labels, or no class occurs in both.
     """
 
     name = "knn"
@@ -104,13 +127,12 @@ class KNNEvaluation:
         workers: int = 0,
         precision: Precision = "fp32",
     ) -> None:
-        for source in (bank, queries):
-            if source is not None:
-                labels_of(source, TASK)
         self.bank = spread(bank, limit)
-        self.queries = None if queries is None else spread(queries, limit)
+        self.queries = answerable(queries and spread(queries, limit), self.bank)
         self.k, self.temperature = tuple(k), temperature
-        self.batch, self.workers, self.precision = batch, workers, precision
+        self.extract = partial(
+            extract, batch=batch, workers=workers, precision=precision, title="k-NN"
+        )
 
     @property
     def asked(self) -> int:
@@ -119,17 +141,9 @@ class KNNEvaluation:
 
     def run(self, backbone: Backbone) -> dict[str, float]:
         """Top-1 accuracy in percent, for example `{"k10": 61.2, "k20": 62.0}`."""
-        table = partial(
-            extract,
-            backbone,
-            batch=self.batch,
-            workers=self.workers,
-            precision=self.precision,
-            title="k-NN",
-        )
-        queries = None if self.queries is None else table(self.queries)
-        device = next(backbone.parameters()).device
-        scores = accuracies(table(self.bank), queries, self.k, self.temperature, device)
+        queries = None if self.queries is None else self.extract(backbone, self.queries)
+        bank, device = self.extract(backbone, self.bank), next(backbone.parameters()).device
+        scores = accuracies(bank, queries, self.k, self.temperature, device)
         return {f"k{n}": score.top1 for n, score in scores.items()}
 
 
@@ -137,13 +151,15 @@ def spread(source: Source, limit: int | None) -> Source:
     """At most `limit` images of a source, evenly spread over it; None for all of them."""
     if limit is None or len(source) <= limit:
         return source
-    return Part(source, [len(source) * i // limit for i in range(limit)])
+    return Subset(source, [len(source) * i // limit for i in range(limit)])
 
 
 # ------------------------------------------------------------------------------------ command
 @dataclass(frozen=True, kw_only=True)
-class KNN(Measured):
+class KNN(FeatureEvaluationSettings):
     """Classify images by their nearest neighbours among features (paper section 3.2)."""
+
+    renamed: ClassVar[dict[str, str]] = {"val": "queries"}
 
     data: str
     """The bank: a folder with one sub-folder for each class, a list with labels, or demo."""
@@ -159,8 +175,8 @@ class KNN(Measured):
     baseline: bool = False
     """Also measure the untrained network and raw pixels."""
     confusion: bool = False
-    """Also write the accuracy of each class and what it is taken for (CSV), for the first bank and
-    the best k and temperature."""
+    """Also write the accuracy of each class and its confusions (CSV), for the first bank and the
+    best k and temperature."""
     batch: int = 64
     """Images at a time."""
 
@@ -169,43 +185,44 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     """`dino evaluate knn`: one table, and JSON with its provenance.
 
     Returns:
-        Accuracies by k for "trained" and, with `baseline`, "untrained" and "pixels"; a bank or
-        temperature that is not the only one stands behind the name.
+        Accuracies by k for each network ("trained", with `baseline` "untrained" and "pixels"); the
+        bank or temperature is appended to the name where there are several.
 
     Raises:
-        UserError: for weights or data that are not there or have no classes.
+        UserError: for weights or data that do not exist, have no classes or none in common.
     """
-    device = pick_device(settings.device)
-    usable_k(settings.k, max(settings.k, default=0))  # refuse nonsense before the work
+    usable_k(settings.k, max(settings.k, default=0))  # before the work
+    path, device = destination("knn", settings), pick_device(settings.device)
     with process_group(device) as here:
-        backbone = load(settings.weights, device)
-        form, asked = backbone.preprocessing.pixels, settings.queries
-        banks = {data: open_source(data, form) for data in (settings.data, *settings.banks)}
-        queries = None if asked is None else open_source(asked, form)
-        for source in (*banks.values(), queries):
-            if source is not None:
-                labels_of(source, TASK)
+        networks = settings.networks(device)
+        pixels = networks[TRAINED].preprocessing.pixels
+        banks = {data: open_source(data, pixels) for data in (settings.data, *settings.banks)}
+        queries = None if settings.queries is None else open_source(settings.queries, pixels)
+        pairs = {name: (bank, answerable(queries, bank)) for name, bank in banks.items()}
         store = settings.extraction()["store"]
         measured = {
-            name: _votes(tables, banks, queries, settings, device)
-            for name, tables in _tables(backbone, settings, store).items()
+            name: _measure(tables, pairs, settings, device)
+            for name, tables in _tables(networks, settings, store).items()
         }
-        found = _rows(measured)
+        scores = _by_name(measured)
         if here.main:
             first = measured[TRAINED][settings.data]
             about: dict[str, Any] = {**first.sizes, "leave_one_out": queries is None}
-            Console().print(_table(found, first.sizes, settings))
+            if queries is not None:
+                about["left_out"] = len(queries) - len(pairs[settings.data][1] or ())
+            Console().print(_table(scores, first.sizes, settings))
             if settings.confusion:
-                about |= _confused(first, settings)
+                about |= _confusion(first, path.with_suffix(".confusion.csv"))
             if max(settings.k) > max(first.votes.k):
                 clipped = f"k beyond the bank was clipped to {max(first.votes.k)}"
                 Console().print(clipped, style="yellow")
             rows = {
-                name: {f"k{n}": score._asdict() for n, score in scores.items()}
-                for name, scores in found.items()
+                name: {f"k{n}": score._asdict() for n, score in by_k.items()}
+                for name, by_k in scores.items()
             }
-            write("knn", {"knn": rows, **about}, backbone, settings)
-    return found
+            content = {"knn": rows, **about, "networks": identities(networks)}
+            write("knn", content, networks[TRAINED], settings)
+    return scores
 
 
 class Measurement(NamedTuple):
@@ -223,129 +240,126 @@ class Measurement(NamedTuple):
     sizes: dict[str, int]
 
 
-class Comparison(NamedTuple):
-    """Accuracies by k of the network and of what it has to beat.
-
-    Attributes:
-        scores: for "trained", "untrained" and "pixels".
-        sizes: see `Measurement`.
-    """
-
-    scores: dict[str, dict[int, Accuracy]]
-    sizes: dict[str, int]
-
-
 def compare(
     backbone: Backbone, bank: Source, queries: Source | None = None, *, settings: KNN
-) -> Comparison:
+) -> tuple[dict[str, dict[int, Accuracy]], dict[str, int]]:
     """Measure the network and, if `settings.baseline`, its untrained twin and raw pixels.
 
-    Nothing is stored; of several temperatures the first counts.
+    Nothing is cached; of several temperatures only the first is used.
+
+    Returns:
+        Accuracies by k of "trained", "untrained" and "pixels"; and `Measurement.sizes`.
     """
-    device = next(backbone.parameters()).device
+    device, networks = next(backbone.parameters()).device, {TRAINED: backbone}
+    if settings.baseline:
+        networks[UNTRAINED] = untrained_like(backbone)
+    pairs = {"": (bank, answerable(queries, bank))}
     measured = {
-        name: _votes(tables, {"": bank}, queries, settings, device)[""]
-        for name, tables in _tables(backbone, settings, None).items()
+        name: _measure(tables, pairs, settings, device)[""]
+        for name, tables in _tables(networks, settings, None).items()
     }
     scores = {n: one.votes.accuracies(settings.temperature[0]) for n, one in measured.items()}
-    return Comparison(scores, measured[TRAINED].sizes)
+    return scores, measured[TRAINED].sizes
 
 
 def _tables(
-    backbone: Backbone, settings: KNN, store: Path | None
+    networks: Mapping[str, Backbone], settings: KNN, store: Path | None
 ) -> dict[str, Callable[[Source], FeatureTable]]:
-    """What turns images into features, by the name of its rows."""
-    how: dict[str, Any] = {"batch": settings.batch, "workers": settings.workers}
-    through = partial(extract, precision=settings.precision, store=store, **how)
+    """Functions from images to features, by the name of their rows."""
+    options: dict[str, Any] = {"batch": settings.batch, "workers": settings.workers}
     tables: dict[str, Callable[[Source], FeatureTable]] = {
-        name: partial(through, network, title=f"{name} network")
-        for name, network in networks(backbone, settings).items()
+        name: partial(
+            extract,
+            network,
+            precision=settings.precision,
+            store=store,
+            title=f"{name} network",
+            **options,
+        )
+        for name, network in networks.items()
     }
-    own = backbone.preprocessing
-    raw = partial(pixels, mean=own.mean, std=own.std, **how)
-    return tables | ({"pixels": raw} if settings.baseline else {})
+    if settings.baseline:
+        transform = networks[TRAINED].preprocessing
+        tables["pixels"] = partial(raw_pixels, mean=transform.mean, std=transform.std, **options)
+    return tables
 
 
-def _votes(
+def _measure(
     tables: Callable[[Source], FeatureTable],
-    banks: Mapping[str, Source],
-    queries: Source | None,
+    pairs: Mapping[str, tuple[Source, Source | None]],
     settings: KNN,
     device: torch.device,
 ) -> dict[str, Measurement]:
-    asked = None if queries is None else tables(queries)
+    """The votes of each bank on its queries, by its name."""
+    tested: dict[int, FeatureTable] = {}  # by source: banks mostly share their queries
     found = {}
-    for name, bank in banks.items():
-        voting = tables(bank)
-        votes = votes_of(voting, asked, settings.k, settings.temperature, device)
-        used = [voting] if asked is None else [voting, asked]
+    for name, (bank_images, images) in pairs.items():
+        if images is not None and id(images) not in tested:
+            tested[id(images)] = tables(images)
+        queries, bank = tested.get(id(images)), tables(bank_images)
+        votes = votes_of(bank, queries, settings.k, settings.temperature, device)
+        used = [bank] if queries is None else [bank, queries]
         skipped = sum(len(one.skipped) for one in used)
-        sizes = {"bank": len(voting), "queries": len(used[-1]), "skipped": skipped}
-        named = [*(voting.classes or []), *(used[-1].classes or [])]
-        names = list(dict.fromkeys(named)) if voting.classes and used[-1].classes else None
-        labels = votes.classes.tolist()
-        found[name] = Measurement(votes, [names[n] if names else str(n) for n in labels], sizes)
+        sizes = {"bank": len(bank), "queries": len(used[-1]), "skipped": skipped}
+        names = list(dict.fromkeys([*(bank.classes or []), *(used[-1].classes or [])]))
+        named = bank.classes and used[-1].classes
+        labels = [names[n] if named else str(n) for n in votes.classes.tolist()]
+        found[name] = Measurement(votes, labels, sizes)
     return found
 
 
-def _rows(measured: Mapping[str, Mapping[str, Measurement]]) -> dict[str, dict[int, Accuracy]]:
+def _by_name(measured: Mapping[str, Mapping[str, Measurement]]) -> dict[str, dict[int, Accuracy]]:
     rows = {}
     for name, by_bank in measured.items():
         for bank, one in by_bank.items():
             temperatures = one.votes.temperatures
             for t in temperatures:
-                words = (
-                    [name] + [bank] * (len(by_bank) > 1) + [f"T = {t:g}"] * (len(temperatures) > 1)
-                )
-                rows[", ".join(words)] = one.votes.accuracies(t)
+                parts = [bank] * (len(by_bank) > 1) + [f"T = {t:g}"] * (len(temperatures) > 1)
+                rows[", ".join([name, *parts])] = one.votes.accuracies(t)
     return rows
 
 
 def _table(
-    found: Mapping[str, Mapping[int, Accuracy]], sizes: Mapping[str, int], settings: KNN
+    scores: Mapping[str, Mapping[int, Accuracy]], sizes: Mapping[str, int], settings: KNN
 ) -> Table:
-    how = f"{sizes['queries']} queries" if settings.queries else "leave-one-out"
+    queries = f"{sizes['queries']} queries" if settings.queries else "leave-one-out"
     temperatures = ", ".join(f"{t:g}" for t in settings.temperature)
-    cells = {
-        name: [f"{score.top1:.1f} / {score.top5:.1f}" for score in scores.values()]
-        for name, scores in found.items()
-    }
+    cells = {name: [str(score) for score in by_k.values()] for name, by_k in scores.items()}
     return table(
-        f"k-NN accuracy, top-1 / top-5 in %\n{how}, {sizes['bank']} images in the bank, "
+        f"k-NN accuracy, top-1 / top-5 in %\n{queries}, {sizes['bank']} images in the bank, "
         f"T = {temperatures}",
-        ["features", *(f"k = {n}" for n in next(iter(found.values())))],
+        ["features", *(f"k = {n}" for n in next(iter(scores.values())))],
         cells,
     )
 
 
-def _confused(one: Measurement, settings: KNN) -> dict[str, Any]:
-    """Write the confusion matrix, print the pairs that are confused most; what JSON holds of it."""
+def _confusion(one: Measurement, path: Path) -> dict[str, Any]:
+    """Write the confusion matrix, print the most confused pairs; returns their part of the JSON."""
     by = {(t, k): s for t in one.votes.temperatures for k, s in one.votes.accuracies(t).items()}
     temperature, k = max(by, key=lambda key: by[key].top1)
     counts = one.votes.confusion(k, temperature)
-    images, right = counts.sum(dim=1), counts.diagonal()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", "images", "top1", *(f"taken for {name}" for name in one.names)])
-    for name, n, hit, row in zip(one.names, images.tolist(), right.tolist(), counts, strict=True):
-        writer.writerow([name, n, f"{100 * hit / n:.2f}" if n else "", *row.tolist()])
-    path = (settings.out or beside(settings.weights, "knn")).with_suffix(".confusion.csv")
-    atomic_write(path, text.getvalue())
+    images, right = counts.sum(dim=1).tolist(), counts.diagonal()
+    accuracy = {
+        name: 100 * hit / n
+        for name, hit, n in zip(one.names, right.tolist(), images, strict=True)
+        if n
+    }
+    header = ["class", "images", "top1", *(f"taken for {name}" for name in one.names)]
+    rows = (
+        [name, n, f"{accuracy[name]:.2f}" if n else "", *row]
+        for name, n, row in zip(one.names, images, counts.tolist(), strict=True)
+    )
+    atomic_csv(path, header, rows)
     wrong = counts - torch.diag(right)
     pairs = [divmod(int(place), len(counts)) for place in wrong.flatten().argsort(descending=True)]
     cells = {
         f"{one.names[own]} as {one.names[other]}": [
             str(int(wrong[own, other])),
-            f"{100 * int(wrong[own, other]) / int(images[own]):.1f}",
+            f"{100 * int(wrong[own, other]) / images[own]:.1f}",
         ]
         for own, other in pairs[:PAIRS]
         if wrong[own, other] > 0
     }
     title = f"Most confused, k = {k}, T = {temperature:g}"
     Console().print(table(title, ["class", "images", "% of its class"], cells))
-    accuracy = {
-        name: 100 * hit / n
-        for name, hit, n in zip(one.names, right.tolist(), images.tolist(), strict=True)
-        if n
-    }
     return {"by_class": {"k": k, "temperature": temperature, "top1": accuracy}}

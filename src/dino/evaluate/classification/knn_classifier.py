@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dino.evaluate.features.search import nearest
+from dino.evaluate.features.table import check_finite
 from dino.files import UserError
 
 K = (10, 20, 100, 200)
@@ -31,23 +32,26 @@ bank to the device once, and holds k similarities and indices for each query."""
 
 
 class Accuracy(NamedTuple):
-    """Shares of rightly classified queries, in percent."""
+    """Shares of rightly classified images, in percent."""
 
     top1: float
     top5: float
 
+    def __str__(self) -> str:
+        return f"{self.top1:.1f} / {self.top5:.1f}"
+
 
 @dataclass(frozen=True)
 class Votes:
-    """What the neighbours of every query say, for each temperature and each k.
+    """The votes for every query, for each temperature and each k.
 
     Attributes:
-        temperatures: as asked for.
+        temperatures: as requested.
         k: ascending, clipped to the bank.
-        classes: the labels that occur, ascending; what follows counts places in them.
+        classes: the labels that occur, ascending; the tensors below hold indices into them.
         hits: queries whose class is first, and among the first min(5, k).
         predicted: the first class of each query.
-        truth: its own class.
+        truth: the true class of each query.
     """
 
     temperatures: tuple[float, ...]
@@ -64,7 +68,7 @@ class Votes:
         return {k: Accuracy(*row) for k, row in zip(self.k, percent, strict=True)}
 
     def confusion(self, k: int, temperature: float) -> Int[Tensor, "C C"]:
-        """How many queries of each class (row) are taken for each class (column)."""
+        """How many queries of each class (row) are predicted as each class (column)."""
         size = len(self.classes)
         predicted = self.predicted[self.temperatures.index(temperature), self.k.index(k)]
         return torch.bincount(self.truth * size + predicted, minlength=size**2).view(size, size)
@@ -81,7 +85,7 @@ def knn(
 ) -> dict[int, Accuracy]:
     """Accuracies by k, ascending, at one temperature; see `vote`, which takes the same arguments.
 
-    A k beyond the (remaining) bank is clipped to it: the keys are the k really used.
+    A k beyond the (remaining) bank is clipped to it: the keys are the k after clipping.
     """
     votes = vote(bank, bank_labels, queries, query_labels, k, (temperature,), **how)
     return votes.accuracies(temperature)
@@ -112,8 +116,8 @@ def vote(
     Args:
         bank: features of any length; float64 is computed in float64, all else in float32.
         bank_labels: any integers, in any number.
-        queries: features to be classified.
-        query_labels: their labels; one that the bank lacks can only be found by the tie rule.
+        queries: features to classify.
+        query_labels: their labels; one that the bank lacks can only be predicted by the tie rule.
         k: how many neighbours vote.
         temperatures: positive; the smaller, the more the nearest counts.
         leave_one_out: `queries` are the bank itself, and no image votes for itself.
@@ -146,7 +150,7 @@ def vote(
             tile=tile,
             device=device,
         )
-        for near, voted, own in zip(
+        for near, voted, true in zip(
             torch.split(similarity, chunk),
             torch.split(votes_for[index], chunk),
             torch.split(truth[panel], chunk),
@@ -154,7 +158,7 @@ def vote(
         ):
             # Relative to the nearest neighbour: same order of classes, no overflow at small T.
             weights = [((near - near[:, :1]) / t).exp_() for t in temperatures]
-            counted = [_count(one, voted, own, used, len(classes)) for one in weights]
+            counted = [_count(one, voted, true, used, len(classes)) for one in weights]
             hits += torch.stack([one for one, _ in counted])
             predicted.append(torch.stack([one for _, one in counted]))
     return Votes(
@@ -163,10 +167,10 @@ def vote(
 
 
 def usable_k(k: Sequence[int], limit: int) -> list[int]:
-    """The different k, ascending, none larger than the `limit` images that can be neighbours.
+    """The different k, ascending, none larger than `limit`, the number of possible neighbours.
 
     Raises:
-        UserError: if there is no k, a k below 1, or no image to vote.
+        UserError: if there is no k, a k below 1, or no image that can vote.
     """
     if not k or min(k) < 1:
         raise UserError(f"k of k-NN must be one or more numbers from 1 on, not {tuple(k)}")
@@ -186,8 +190,7 @@ def _check(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, l
     if loo and len(bank) != len(queries):
         raise UserError("leave-one-out needs the bank itself as queries")
     for features in (bank, queries):
-        if len(features) and not torch.stack(features.aminmax()).isfinite().all():
-            raise UserError("the features hold NaN or infinity: the network has diverged")
+        check_finite(features)
 
 
 def _count(
@@ -197,14 +200,14 @@ def _count(
     used: Sequence[int],
     classes: int,
 ) -> tuple[Int[Tensor, "ks 2"], Int[Tensor, "ks q"]]:
-    """For each k: queries with their class first and among the first min(5, k); all firsts."""
+    """For each k: queries whose class is first, and among the first min(5, k); first classes."""
     votes = weights.new_zeros(len(weights), classes)
     number = torch.arange(classes, device=truth.device)
     counts, firsts = [], []
-    for nearer, n in pairwise([0, *used]):  # each k adds its neighbours to the votes of the last
+    for nearer, n in pairwise([0, *used]):  # each k adds to the votes of the k before
         votes.scatter_add_(1, voted[:, nearer:n], weights[:, nearer:n])
-        own = votes.gather(1, truth[:, None])
-        before = (votes > own) | ((votes == own) & (number < truth[:, None]))
+        true_votes = votes.gather(1, truth[:, None])
+        before = (votes > true_votes) | ((votes == true_votes) & (number < truth[:, None]))
         place = before.sum(dim=1)
         counts.append(torch.stack([(place < 1).sum(), (place < min(5, n)).sum()]))
         best = votes == votes.amax(dim=1, keepdim=True)

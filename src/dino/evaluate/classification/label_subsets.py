@@ -1,6 +1,6 @@
-"""A few labelled images of many: shares and shots drawn by class, and published lists.
+"""Subsets of labelled images: shares and shots drawn by class, and published lists.
 
-What is drawn from a class depends on (seed, class) alone: smaller subsets of a seed lie within
+The images drawn from a class depend on (seed, class) alone: smaller subsets of a seed lie within
 larger ones.
 
 Shapes: n images.
@@ -22,8 +22,8 @@ from dino.files import UserError
 
 
 @dataclass(frozen=True)
-class Subset:
-    """Some images of a source.
+class LabelSubset:
+    """Some labelled images of a source.
 
     Attributes:
         name: such as "1 %", "5 shots" or the name of a list.
@@ -63,7 +63,7 @@ def shots(labels: Int[Tensor, " n"], count: int, seed: int) -> list[int]:
     for members, order in _shuffled(labels, seed):
         if len(members) < count:
             raise UserError(
-                f"a class has {len(members)} images, which is fewer than {count}: ask for less"
+                f"a class has only {len(members)} images: choose less than {count} for --shots"
             )
         chosen += members[order[:count]].tolist()
     return sorted(chosen)
@@ -80,11 +80,11 @@ def _shuffled(labels: Int[Tensor, " n"], seed: int) -> Iterator[tuple[Tensor, Te
 def listed(source: Source, path: Path) -> list[int]:
     """The images that a list names, one a line, such as the published 1 % and 10 % of ImageNet.
 
-    A line may be a bare file name or any number of folders before it: it must fit the end of just
-    one image's path.
+    A line is a file name, with or without folders before it, and must be the end of exactly one
+    image's path.
 
     Raises:
-        UserError: if there is no list, or a line fits no image, or several.
+        UserError: if the list cannot be read, or a line names no image or several.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -121,14 +121,16 @@ def subsets(
     shot_counts: Sequence[int] = (),
     lists: Sequence[Path] = (),
     seeds: int = 1,
-) -> list[Subset]:
-    """Every subset that was asked for; those that are drawn once for each of `seeds` seeds."""
-    found: list[Subset] = []
+) -> list[LabelSubset]:
+    """All requested subsets; those that are drawn, once for each of `seeds` seeds."""
+    found: list[LabelSubset] = []
     for share in fractions:
         for seed in range(seeds) if share < 1 else (None,):
-            found.append(Subset(f"{100 * share:g} %", seed, fraction(labels, share, seed or 0)))
+            found.append(
+                LabelSubset(f"{100 * share:g} %", seed, fraction(labels, share, seed or 0))
+            )
     for count in shot_counts:
         name = f"{count} shot" + "s" * (count > 1)
-        found += [Subset(name, seed, shots(labels, count, seed)) for seed in range(seeds)]
-    found += [Subset(path.name, None, listed(source, path)) for path in lists]
+        found += [LabelSubset(name, seed, shots(labels, count, seed)) for seed in range(seeds)]
+    found += [LabelSubset(path.name, None, listed(source, path)) for path in lists]
     return found

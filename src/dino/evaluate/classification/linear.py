@@ -4,67 +4,74 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.table import Table
 
 from dino.data.sources.open import Source, open_source
-from dino.evaluate import command as results
 from dino.evaluate.classification import linear_classifier as classifiers
-from dino.evaluate.classification.feature_batches import TASK, Batches, FromCrops, FromTables
+from dino.evaluate.classification.feature_batches import TASK, Batches, CropBatches, TableBatches
+from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import Classifier, Sweep
 from dino.evaluate.classification.linear_training import (
     Layers,
-    Mirrored,
-    Score,
+    MirroredTransform,
     layers_of,
     scores,
     train,
 )
-from dino.evaluate.command import TRAINED, Measured
-from dino.evaluate.epoch_checkpoint import Unfinished
-from dino.evaluate.features.cache import described, files_digest
-from dino.evaluate.features.table import FeatureTable, labels_of, matched_labels
+from dino.evaluate.command import (
+    TRAINED,
+    FeatureEvaluationSettings,
+    destination,
+    file_name,
+    identities,
+    table,
+    write,
+)
+from dino.evaluate.epoch_checkpoint import EpochCheckpoint
+from dino.evaluate.features.cache import files_digest
+from dino.evaluate.features.extractor import extract
+from dino.evaluate.features.table import (
+    FeatureTable,
+    count_classes,
+    labels_in,
+    labels_of,
+    of_known_classes,
+    open_labelled,
+)
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device, process_group, ranks
-from dino.weights.load import fingerprint, load
+from dino.weights.load import fingerprint
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The paper sweeps, but does not say over what; these cover the published logs (.001 to .3)."""
 
-DOES_NOT_DEFINE = (
-    "weights",
-    "data",
-    "val",
-    "workers",
-    "device",
-    "store",
-    "out",
-    "baseline",
-    "forward",
-)
-"""Settings that a training which goes on may change, or that are known by their content."""
+DEFINING = ("precision", "mode", "mirror", "blocks", "average", "rates", "epochs", "batch", "seed")
+"""Settings that a stopped training must have in common with the one that continues it."""
 
 
 # ---------------------------------------------------------------------------------- command
 @dataclass(frozen=True, kw_only=True)
-class Linear(Measured):
+class Linear(FeatureEvaluationSettings):
     """Train a linear classifier on frozen features, with a sweep of learning rates (app. F.2)."""
+
+    renamed: ClassVar[dict[str, str]] = {"forward": "forward-batch"}
 
     data: str | None = None
     """Images to train on: a folder with one sub-folder for each class, or a list with labels.
     Not needed with --classifier."""
     val: str
-    """Images to test on, laid out like the others."""
+    """Images to test on, laid out like those of --data."""
     mode: Literal["augmented", "cached"] = "augmented"
     """augmented: random crops through the network in every epoch, as in the paper. cached: the
     features of the central crops, computed once; far faster, a little less accurate."""
     mirror: bool = False
-    """Cached mode: also compute the mirrored pictures, and take either in each epoch."""
+    """Cached mode: also extract mirrored images, and choose between both in each epoch."""
     blocks: int | None = None
-    """CLS tokens of so many last blocks; by default 4, for ViT-B and convnets 1."""
+    """How many last blocks give their CLS token; by default 4, for ViT-B and convnets 1."""
     average: bool | None = None
     """Add the average of the last block's patch tokens; by default for ViT-B only."""
     rates: tuple[float, ...] = RATES
@@ -73,51 +80,51 @@ class Linear(Measured):
     """Passes over the images; the learning rates follow a cosine to 0."""
     batch: int = 1024
     """Images of a step, over all ranks."""
-    forward: int = 64
+    forward_batch: int = 64
     """Images at a time through the network, on each rank; it does not change the result."""
     seed: int = 0
     """Of the initial weights, the orders and the crops."""
     classifier: Path | None = None
-    """Do not train: measure this classifier, which the command wrote or the authors published."""
+    """Do not train, but measure this classifier: written by this command, or published."""
 
 
 def run(settings: Linear) -> dict[str, Any]:
     """`dino evaluate linear`: one table, the result as JSON, and the classifier.
 
-    The paper reports the best epoch on the test images, and so chooses by them; so do the columns
-    "best epoch" and the choice of the learning rate here. The last epoch stands beside it.
+    As in the paper, "best epoch" and the learning rate are chosen on the test images; the last
+    epoch is reported as well.
 
     Returns:
-        What was written: "linear" holds, for "trained" and with `baseline` for "untrained", one
-        entry a learning rate.
+        The JSON without its provenance: "linear" holds one entry a learning rate for each network.
 
     Raises:
-        UserError: for weights, data or a classifier that are not there or do not fit.
+        UserError: for weights, data or a classifier that do not exist or do not fit.
     """
     _check(settings)
-    device = pick_device(settings.device)
+    path, device = destination("linear", settings), pick_device(settings.device)
     with process_group(device) as here:
-        backbone = load(settings.weights, device)
+        networks = settings.networks(device)
         if settings.classifier is not None:
-            content, table = _measure(backbone, settings)
+            content, rows = _measure(networks[TRAINED], settings, settings.classifier)
         else:
-            content, table = _train(backbone, settings)
+            content, rows = _train(networks, settings, path)
         if here.main:
-            results.write("linear", content, backbone, settings)
-            Console().print(table)
+            about = {"networks": identities(networks)}
+            write("linear", {**content, **about}, networks[TRAINED], settings)
+            Console().print(rows)
     return content
 
 
 def _check(settings: Linear) -> None:
     if (settings.data is None) == (settings.classifier is None):
         raise UserError("give either --data, to train on, or --classifier, to measure")
-    if settings.classifier is not None and settings.baseline:
-        raise UserError("a classifier belongs to one network: leave out --baseline")
+    if settings.classifier is not None and (settings.baseline or settings.compare):
+        raise UserError("a classifier belongs to one network: omit --baseline and --compare")
     if not settings.rates or min(settings.rates) <= 0:
         raise UserError(f"--rates must be one or more positive numbers, not {settings.rates}")
-    for name in ("epochs", "batch", "forward"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, not {getattr(settings, name)}")
+    for name in ("epochs", "batch", "forward_batch"):
+        if (value := getattr(settings, name)) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
     if settings.mirror and settings.mode != "cached":
         raise UserError("--mirror belongs to --mode cached: random crops are mirrored anyway")
 
@@ -127,7 +134,7 @@ class Probe:
     """A trained sweep.
 
     Attributes:
-        layers: the features it saw.
+        layers: the features.
         sweep: the classifiers after the last epoch.
         rates: the learning rate of each.
         history: the scores of each after every epoch.
@@ -136,11 +143,11 @@ class Probe:
     layers: Layers
     sweep: Sweep
     rates: tuple[float, ...]
-    history: list[list[Score]]
+    history: list[list[Accuracy]]
 
     @property
     def chosen(self) -> int:
-        """The place of the learning rate that is best after the last epoch."""
+        """The index of the learning rate that is best after the last epoch."""
         return max(range(len(self.rates)), key=lambda place: self.history[-1][place])
 
     def best_epoch(self, place: int) -> int:
@@ -163,22 +170,24 @@ class Probe:
         ]
 
 
-def _train(backbone: Backbone, settings: Linear) -> tuple[dict[str, Any], Table]:
-    pixels = backbone.preprocessing.pixels
-    source, val = (open_source(data, pixels) for data in (settings.data, settings.val))
-    labels_of(source, TASK), labels_of(val, TASK)
-    path = settings.out or results.beside(settings.weights, "linear")
+def _train(
+    networks: dict[str, Backbone], settings: Linear, path: Path
+) -> tuple[dict[str, Any], Table]:
+    assert settings.data is not None
+    pixels = networks[TRAINED].preprocessing.pixels
+    source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
     probes, tested = {}, 0
-    for name, network in results.networks(backbone, settings).items():
-        unfinished = path.with_suffix(f".{name}.unfinished.safetensors")
+    for name, network in networks.items():
+        unfinished = path.with_suffix(f".{file_name(name)}.unfinished.safetensors")
         probes[name], tested = _probe(network, source, val, settings, unfinished)
     if ranks().main:
-        _save(probes[TRAINED], source, backbone, settings, path.with_suffix(".safetensors"))
+        file = path.with_suffix(".safetensors")
+        _save(probes[TRAINED], source, networks[TRAINED], settings, file)
     content = {
         "linear": {name: probe.summary() for name, probe in probes.items()},
         "chosen": {name: probe.rates[probe.chosen] for name, probe in probes.items()},
         "features": asdict(probes[TRAINED].layers),
-        "images": {"train": len(source), "val": tested},
+        "images": {"train": len(source), "val": tested, "left_out": left_out},
     }
     return content, _table(probes, tested)
 
@@ -186,37 +195,36 @@ def _train(backbone: Backbone, settings: Linear) -> tuple[dict[str, Any], Table]
 def _probe(
     network: Backbone, source: Source, val: Source, settings: Linear, unfinished: Path
 ) -> tuple[Probe, int]:
-    """Train the sweep on a network; and the number of images it was tested on."""
+    """The trained sweep of a network, and the number of its test images."""
     device = next(network.parameters()).device
     layers = layers_of(network, settings.blocks, settings.average)
     test = _features(network, val, layers, settings)
-    truth = matched_labels(test, source.classes, TASK)
-    labels = labels_of(source, TASK)
-    classes = len(source.classes) if source.classes else int(labels.max()) + 1
-    sweep = Sweep(
-        test.features.shape[1], classes, settings.rates, seed=settings.seed, device=device
-    )
-    defining = {k: v for k, v in asdict(settings).items() if k not in DOES_NOT_DEFINE}
-    about = [fingerprint(network), files_digest(source), labels.tolist(), str(defining)]
-    saved = Unfinished(unfinished, about)
+    truth = labels_in(source.classes, test, TASK)
+    labels, classes = labels_of(source, TASK), count_classes(source, TASK)
+    width = test.features.shape[1]
+    sweep = Sweep(width, classes, settings.rates, seed=settings.seed, device=device)
+    defining = [str(getattr(settings, name)) for name in DEFINING]
+    key = [fingerprint(network), files_digest(source), files_digest(val), labels.tolist(), defining]
+    checkpoint = EpochCheckpoint(unfinished, key)
     history = train(
         sweep,
         _batches(network, source, layers, settings),
         lambda: scores(sweep, test.features, truth, device),
         settings.epochs,
         settings.batch,
-        saved,
+        checkpoint,
     )
-    saved.forget()
+    checkpoint.delete()
     return Probe(layers, sweep, settings.rates, history), len(test)
 
 
 def _features(
     network: Backbone, source: Source, layers: Layers, settings: Linear, mirror: bool = False
 ) -> FeatureTable:
-    transform = Mirrored(network.preprocessing) if mirror else network.preprocessing
-    descriptor = layers.descriptor(transform)
-    return described(network, source, descriptor, batch=settings.forward, **settings.extraction())
+    transform = network.preprocessing
+    descriptor = layers.descriptor(MirroredTransform(transform) if mirror else transform)
+    options = {"memory_option": "--forward-batch", **settings.extraction()}
+    return extract(network, source, descriptor, batch=settings.forward_batch, **options)
 
 
 def _batches(network: Backbone, source: Source, layers: Layers, settings: Linear) -> Batches:
@@ -224,14 +232,14 @@ def _batches(network: Backbone, source: Source, layers: Layers, settings: Linear
         mirrored = (False, True) if settings.mirror else (False,)
         tables = [_features(network, source, layers, settings, mirror) for mirror in mirrored]
         device = next(network.parameters()).device
-        return FromTables(tables, settings.batch, settings.seed, device)
-    return FromCrops(
+        return TableBatches(tables, settings.batch, settings.seed, device)
+    return CropBatches(
         network,
         layers,
         source,
         batch=settings.batch,
         seed=settings.seed,
-        forward=settings.forward,
+        forward_batch=settings.forward_batch,
         workers=settings.workers,
         precision=settings.precision,
     )
@@ -245,57 +253,47 @@ def _save(probe: Probe, source: Source, backbone: Backbone, settings: Linear, pa
     classifiers.save(Classifier(weight, bias, source.classes, about), path)
 
 
-def _measure(backbone: Backbone, settings: Linear) -> tuple[dict[str, Any], Table]:
+def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str, Any], Table]:
     """Score a classifier from a file."""
-    assert settings.classifier is not None
     layers = layers_of(backbone, settings.blocks, settings.average)
-    found = classifiers.load(settings.classifier, average=layers.average)
-    if found.about:
-        layers = Layers(found.about["blocks"], found.about["average"])
-        if found.about["sha256"] != fingerprint(backbone):
+    classifier = classifiers.load(path, average=layers.average)
+    if classifier.about:
+        layers = Layers(classifier.about["blocks"], classifier.about["average"])
+        if classifier.about["sha256"] != fingerprint(backbone):
             raise UserError(
-                f"{settings.classifier} was trained on the features of other weights than "
-                f"{settings.weights}"
+                f"{path} was trained on the features of other weights than {settings.weights}"
             )
-    val = open_source(settings.val, backbone.preprocessing.pixels)
-    _check_classes(found, val, settings)
-    test = _features(backbone, val, layers, settings)
-    width, wanted = test.features.shape[1], found.weight.shape[1]
-    if width != wanted:
+    images = open_source(settings.val, backbone.preprocessing.pixels)
+    known, present = len(classifier.bias), count_classes(images, TASK)
+    if classifier.classes is None and known != present:
         raise UserError(
-            f"{settings.classifier} takes {wanted} numbers, the features have {width}: "
-            "set --blocks and --average as it was trained"
+            f"{path} has {known} classes without names, {settings.val} has {present}: they cannot "
+            "be matched"
         )
-    truth = matched_labels(test, found.classes, TASK)
-    device = next(backbone.parameters()).device
-    (score,) = scores(found, test.features, truth, device)
-    table = results.table(
-        f"Linear accuracy of {settings.classifier} in %, {len(test)} images",
+    val = of_known_classes(images, classifier.classes, range(known), TASK)
+    test = _features(backbone, val, layers, settings)
+    width, expected = test.features.shape[1], classifier.weight.shape[1]
+    if width != expected:
+        raise UserError(
+            f"{path} takes {expected} numbers, the features have {width}: set --blocks and "
+            "--average as in its training"
+        )
+    truth = labels_in(classifier.classes, test, TASK)
+    (score,) = scores(classifier, test.features, truth, next(backbone.parameters()).device)
+    rows = table(
+        f"Linear accuracy of {path} in %, {len(test)} images",
         ("features", "top-1", "top-5"),
-        {TRAINED: (f"{score.top1:.1f}", f"{score.top5:.1f}")},
+        {TRAINED: str(score).split(" / ")},
     )
     content = {"classifier": score._asdict(), "features": asdict(layers)}
-    return {**content, "images": {"val": len(test)}}, table
-
-
-def _check_classes(found: Classifier, val: Source, settings: Linear) -> None:
-    labels = labels_of(val, TASK)
-    known = len(val.classes) if val.classes else int(labels.max()) + 1
-    if found.classes is None and known != len(found.bias):
-        raise UserError(
-            f"{settings.classifier} knows {len(found.bias)} classes and not their names, "
-            f"{settings.val} has {known}: they cannot be matched"
-        )
+    return {**content, "images": {"val": len(test), "left_out": len(images) - len(val)}}, rows
 
 
 def _table(probes: dict[str, Probe], tested: int) -> Table:
-    def cells(score: Score) -> str:
-        return f"{score.top1:.1f} / {score.top5:.1f}"
-
     rows = {
         f"{name}, {rate:g}{' *' if place == probe.chosen else ''}": (
-            cells(probe.history[-1][place]),
-            cells(probe.history[probe.best_epoch(place)][place]),
+            str(probe.history[-1][place]),
+            str(probe.history[probe.best_epoch(place)][place]),
             str(probe.best_epoch(place) + 1),
         )
         for name, probe in probes.items()
@@ -304,7 +302,7 @@ def _table(probes: dict[str, Probe], tested: int) -> Table:
     }
     layers = probes[TRAINED].layers
     what = f"CLS of {layers.blocks} block(s)" + " and average patch" * layers.average
-    return results.table(
+    return table(
         f"Linear accuracy, top-1 / top-5 in %\n{what}, {tested} images; best epochs and the "
         "rate with * were chosen by these images",
         ("features, rate per 256", "last epoch", "best epoch", "which"),

@@ -1,4 +1,4 @@
-"""Linear classifiers on frozen features: many learning rates at once, and their files.
+"""Linear classifiers on frozen features: a sweep of learning rates, and their files.
 
 Shapes: R learning rates, B batch, N numbers a feature, C classes.
 """
@@ -30,9 +30,9 @@ STD = 0.01
 class Sweep:
     """Linear classifiers side by side, one for each learning rate, on the same batches.
 
-    Each is trained by SGD with momentum .9 and without weight decay on its own cross-entropy, as if
-    it were alone; all start from the same weights. The products of all of them are one product, and
-    one that diverges does not touch the others.
+    Each is trained independently by SGD with momentum .9 and without weight decay on its own
+    cross-entropy; all start from the same weights. One matrix product serves all of them, and one
+    that diverges does not affect the others.
 
     Args:
         width: N.
@@ -60,9 +60,9 @@ class Sweep:
         self._momenta = (torch.zeros_like(self.weight), torch.zeros_like(self.bias))
 
     def logits(self, features: Float[Tensor, "B N"]) -> Float[Tensor, "B R C"]:
-        """Of every classifier."""
-        every = torch.addmm(self.bias.flatten(), features, self.weight.flatten(0, 1).T)
-        return every.unflatten(1, self.bias.shape)
+        """The logits of every classifier."""
+        logits = torch.addmm(self.bias.flatten(), features, self.weight.flatten(0, 1).T)
+        return logits.unflatten(1, self.bias.shape)
 
     def step(
         self, features: Float[Tensor, "B N"], labels: Int[Tensor, " B"], factor: float = 1.0
@@ -78,7 +78,7 @@ class Sweep:
         self.bias -= (factor * self.rates)[:, None] * bias
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that evolves."""
+        """All tensors that training changes."""
         weight, bias = self._momenta
         return {
             "weight": self.weight,
@@ -88,7 +88,7 @@ class Sweep:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy what `state` gave."""
+        """Copy the tensors of `state()`."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
@@ -102,12 +102,14 @@ def hits(logits: Float[Tensor, "B R C"], labels: Int[Tensor, " B"]) -> Int[Tenso
     """How many images have their class first, and among the first min(5, C).
 
     Equal logits count against the image, and so do those that are not finite: neither a constant
-    nor a diverged classifier is right by accident. A label beyond the classes is never found.
+    nor a diverged classifier is right by accident. A label beyond the classes is always wrong.
     """
     classes = logits.shape[2]
     known = labels < classes
-    own = logits.gather(2, labels.where(known, 0)[:, None, None].expand(-1, logits.shape[1], 1))
-    beaten = (own > logits).sum(dim=2).where(known[:, None], -1)  # [B, R]
+    true_logits = logits.gather(
+        2, labels.where(known, 0)[:, None, None].expand(-1, logits.shape[1], 1)
+    )
+    beaten = (true_logits > logits).sum(dim=2).where(known[:, None], -1)  # [B, R]
     place = classes - 1 - beaten
     return torch.stack([(place < 1).sum(dim=0), (place < min(5, classes)).sum(dim=0)], dim=1)
 
@@ -115,14 +117,14 @@ def hits(logits: Float[Tensor, "B R C"], labels: Int[Tensor, " B"]) -> Int[Tenso
 # ---------------------------------------------------------------------------------- files
 @dataclass(frozen=True)
 class Classifier:
-    """One trained linear layer and what it belongs to.
+    """A trained linear layer and the features it takes.
 
     Attributes:
         weight: of the layer.
         bias: of the layer.
-        classes: their names; None where only their numbers are known.
-        about: what the writer says: the features it takes (`blocks`, `average`), the weights of the
-            network (`sha256`), how it was trained.
+        classes: their names; None where only their indices are known.
+        about: the features it takes (`blocks`, `average`), the weights of the network (`sha256`),
+            how it was trained; empty for published files.
     """
 
     weight: Float[Tensor, "C N"]
@@ -131,13 +133,13 @@ class Classifier:
     about: dict[str, Any]
 
     def logits(self, features: Float[Tensor, "B N"]) -> Float[Tensor, "B 1 C"]:
-        """The scores of the classes, as one of a sweep's."""
+        """The logits, shaped like those of a sweep of one."""
         weight, bias = (part.to(features.device) for part in (self.weight, self.bias))
         return F.linear(features, weight, bias)[:, None]
 
 
 def save(classifier: Classifier, path: str | Path) -> None:
-    """Write a classifier (safetensors), whole or not at all."""
+    """Write a classifier (safetensors), atomically."""
     about = json.dumps({"classes": classifier.classes, **classifier.about})
     tensors = {"weight": classifier.weight, "bias": classifier.bias}
     with replacing(path) as temporary:
@@ -152,15 +154,15 @@ def load(path: str | Path, *, average: bool) -> Classifier:
     """A classifier that `save` wrote, or a published file of linear weights.
 
     The published layers for the CLS token and the average patch token take them interleaved (cls_0,
-    avg_0, cls_1, avg_1, ...); their columns are put into our order, all of one before all of the
-    other.
+    avg_0, cls_1, avg_1, ...); their columns are reordered: all of the CLS token, then
+    all of the average.
 
     Args:
         path: the file; one that is not safetensors is a published one.
         average: whether a published one takes the average of the patch tokens beside the CLS token.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if the file does not exist or is neither.
     """
     if Path(path).suffix != ".safetensors":
         weight, bias = read_linear(path)
@@ -171,10 +173,10 @@ def load(path: str | Path, *, average: bool) -> Classifier:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("dino-linear", "null"))
             if about is None:
-                raise UserError(f"{path} is no classifier of dino evaluate linear")
+                raise UserError(f"{path} is not a classifier of dino evaluate linear")
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
     except FileNotFoundError:
         raise UserError(f"there is no classifier at {path}") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from None
+        raise UserError(f"{path} is not a complete safetensors file ({error})") from None
     return Classifier(weight, bias, about.pop("classes"), about)

@@ -1,4 +1,4 @@
-"""Training linear classifiers on frozen features: which features, and the loop.
+"""Training linear classifiers on frozen features: the choice of features, and the loop.
 
 Shapes: B batch, C channels, S pixels a side, N numbers a feature, n images.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +15,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dino.data.images.preprocessing import Preprocessing
-from dino.evaluate.classification.feature_batches import Batches, FromTables
+from dino.evaluate.classification.feature_batches import Batches, TableBatches
+from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import Classifier, Sweep, cosine, hits
-from dino.evaluate.epoch_checkpoint import Unfinished
-from dino.evaluate.features.cache import Descriptor
+from dino.evaluate.epoch_checkpoint import EpochCheckpoint
+from dino.evaluate.features.extractor import Descriptor
 from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import ranks
@@ -28,11 +28,11 @@ from dino.runtime import ranks
 # ---------------------------------------------------------------------------------- features
 @dataclass(frozen=True)
 class Layers:
-    """Which outputs of the network the classifier sees.
+    """The outputs of the network that form a feature.
 
     Attributes:
-        blocks: the final-norm CLS tokens of so many last blocks, earliest first.
-        average: then the mean of the last block's patch tokens.
+        blocks: how many last blocks give their final-norm CLS token, earliest first.
+        average: append the mean of the last block's patch tokens.
     """
 
     blocks: int
@@ -41,11 +41,11 @@ class Layers:
     def __call__(
         self, backbone: Backbone, images: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B N"]:
-        """One after the other, N = (blocks + average) * D."""
-        found = backbone.features(images, last=self.blocks)
-        parts = list(found.cls)
+        """The concatenated feature, N = (blocks + average) * D."""
+        features = backbone.features(images, last=self.blocks)
+        parts = list(features.cls)
         if self.average:
-            parts.append(found.patches[-1].mean(dim=(2, 3)))
+            parts.append(features.patches[-1].mean(dim=(2, 3)))
         return torch.cat(parts, dim=1)
 
     def descriptor(self, transform: Callable[[Image.Image], Tensor]) -> Descriptor:
@@ -55,10 +55,10 @@ class Layers:
 
 
 def layers_of(backbone: Backbone, blocks: int | None = None, average: bool | None = None) -> Layers:
-    """The paper's choice for an architecture, unless told otherwise (appendix F.2).
+    """The features of an architecture; by default the paper's choice (appendix F.2).
 
     ViT-S and smaller: the last 4 blocks. ViT-B: the last one and the average of its patch tokens.
-    Convnets: what they pool.
+    Convnets: the pooled feature.
     """
     wide = backbone.depth > 0 and backbone.embed_dim >= 768
     if average is None:
@@ -69,8 +69,8 @@ def layers_of(backbone: Backbone, blocks: int | None = None, average: bool | Non
 
 
 @dataclass(frozen=True)
-class Mirrored:
-    """A transform of the mirrored picture."""
+class MirroredTransform:
+    """A transform of the mirrored image."""
 
     transform: Preprocessing
 
@@ -80,13 +80,6 @@ class Mirrored:
 
 
 # ---------------------------------------------------------------------------------- training
-class Score(NamedTuple):
-    """Shares of rightly classified images, in percent."""
-
-    top1: float
-    top5: float
-
-
 @torch.inference_mode()
 def scores(
     classifier: Sweep | Classifier,
@@ -94,36 +87,36 @@ def scores(
     labels: Int[Tensor, " n"],
     device: torch.device | str = "cpu",
     chunk: int = 1024,
-) -> list[Score]:
-    """The accuracy of every classifier of a sweep, or of the one."""
+) -> list[Accuracy]:
+    """The accuracy of every classifier of a sweep, or of a single one."""
     total = sum(
         hits(classifier.logits(part.to(device)), truth.to(device))
         for part, truth in zip(features.split(chunk), labels.split(chunk), strict=True)
     )
     assert isinstance(total, Tensor)
-    return [Score(*row) for row in (100 * total.cpu().double() / len(labels)).tolist()]
+    return [Accuracy(*row) for row in (100 * total.cpu().double() / len(labels)).tolist()]
 
 
 @torch.inference_mode()
 def train(
     sweep: Sweep,
     batches: Batches,
-    evaluate: Callable[[], list[Score]],
+    evaluate: Callable[[], list[Accuracy]],
     epochs: int,
     batch: int,
-    saved: Unfinished | None = None,
+    checkpoint: EpochCheckpoint | None = None,
     progress: bool = True,
-) -> list[list[Score]]:
-    """Train all classifiers of a sweep in one pass; their scores after each epoch.
+) -> list[list[Accuracy]]:
+    """Train all classifiers of a sweep together; their scores after each epoch.
 
     The learning rates are those of the sweep times batch / 256, and follow a cosine from epoch to
     epoch (not from step to step), as in the published code.
     """
-    state, before = ({}, []) if saved is None else saved.read()
+    state, before = ({}, []) if checkpoint is None else checkpoint.read()
     if before:
         sweep.load_state(state)
-    history = [[Score(*row) for row in rows] for rows in before]
-    shown = progress and ranks().main and isinstance(batches, FromTables)
+    history = [[Accuracy(*row) for row in rows] for rows in before]
+    shown = progress and ranks().main and isinstance(batches, TableBatches)
     with bar("linear", epochs * len(batches), shown=shown) as advance:
         advance(len(history) * len(batches))
         for epoch in range(len(history), epochs):
@@ -132,6 +125,6 @@ def train(
                 sweep.step(features, labels, factor)
                 advance(1)
             history.append(evaluate())
-            if saved is not None:
-                saved.keep(sweep.state(), history)
+            if checkpoint is not None:
+                checkpoint.write(sweep.state(), history)
     return history

@@ -32,26 +32,39 @@ from jaxtyping import Float, Int
 from rich.table import Table
 from torch import Tensor
 
-from dino.data.sources.open import Source, open_source
-from dino.evaluate import command as results
-from dino.evaluate.classification.knn_classifier import TEMPERATURE, K, knn
-from dino.evaluate.classification.label_subsets import Subset, fraction, subsets
+from dino.data.sources.open import Source
+from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy, K, knn
+from dino.evaluate.classification.label_subsets import LabelSubset, fraction, subsets
 from dino.evaluate.classification.linear_classifier import Classifier
-from dino.evaluate.classification.linear_training import Score, scores
-from dino.evaluate.command import Measured
-from dino.evaluate.features.cache import class_token, described
-from dino.evaluate.features.table import FeatureTable, Part, labels_of, matched_labels, my_share
+from dino.evaluate.classification.linear_training import scores
+from dino.evaluate.command import (
+    TRAINED,
+    FeatureEvaluationSettings,
+    destination,
+    identities,
+    table,
+    write,
+)
+from dino.evaluate.features.extractor import extract
+from dino.evaluate.features.table import (
+    FeatureTable,
+    Subset,
+    count_classes,
+    labels_in,
+    labels_of,
+    my_share,
+    open_labelled,
+)
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import Console, bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
-from dino.weights.load import load
 
 TASK = "logistic regression"
 
 
 class Fit(NamedTuple):
-    """A classifier, and whether the solver came to its end."""
+    """A classifier, and whether the solver converged."""
 
     classifier: Classifier
     converged: bool
@@ -101,7 +114,7 @@ def fit(
 
 
 def held_out(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to fit on, and rows to choose by: `share` of each class that has two images or more.
+    """Rows to fit on, and rows to choose on: `share` of each class that has two images or more.
 
     Raises:
         UserError: if no class has two images.
@@ -109,7 +122,7 @@ def held_out(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor
     counts = torch.bincount(labels)[labels]
     candidates = (counts > 1).nonzero().squeeze(1)
     if len(candidates) == 0:
-        raise UserError("no class has an image to spare: choose the penalty without --holdout")
+        raise UserError("no class has a second image: choose the penalty without --holdout")
     out = candidates[fraction(labels[candidates], share, seed)]
     fitted = torch.ones(len(labels), dtype=torch.bool)
     fitted[out] = False
@@ -123,7 +136,7 @@ def held_out_scores(
     penalties: Sequence[float],
     share: float,
     seed: int,
-) -> list[Score]:
+) -> list[Accuracy]:
     """For each penalty: the accuracy on held-out images of a fit to the others."""
     fitted, out = held_out(labels, share, seed)
     fits = [fit(features[fitted], labels[fitted], classes, penalty) for penalty in penalties]
@@ -132,14 +145,14 @@ def held_out_scores(
 
 # ---------------------------------------------------------------------------------- command
 @dataclass(frozen=True, kw_only=True)
-class Logistic(Measured):
+class Logistic(FeatureEvaluationSettings):
     """Classify with few labelled images: logistic regression and k-NN on frozen features."""
 
     data: str
-    """Labelled images of which subsets are taken: a folder with one sub-folder for each class, or
+    """Labelled images from which subsets are taken: a folder with one sub-folder for each class, or
     a list with labels."""
     val: str
-    """Images to test on, laid out like the others."""
+    """Images to test on, laid out like those of --data."""
     fractions: tuple[float, ...] = (0.01, 0.1)
     """Shares of each class to train on; 1 means all images."""
     shots: tuple[int, ...] = ()
@@ -151,8 +164,8 @@ class Logistic(Measured):
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Values of lambda, in front of |W|^2 / 2 with the losses summed."""
     holdout: float = 0.0
-    """Choose lambda by this share of the subset's own images, then fit on all of them. 0 takes the
-    best on the test images, as published numbers seem to."""
+    """Choose lambda on this share of the subset, then fit on all of it. 0 chooses on the test
+    images, as published numbers seem to."""
     k: tuple[int, ...] = K
     """Numbers of neighbours for k-NN with the same subset as bank."""
     batch: int = 64
@@ -163,18 +176,18 @@ def run(settings: Logistic) -> dict[str, Any]:
     """`dino evaluate logistic`: one table, and JSON with its provenance.
 
     Returns:
-        What was written: "logistic" holds, for "trained" and with `baseline` for "untrained", one
-        entry a subset.
+        The JSON without its provenance: "logistic" holds one entry a subset for each network.
 
     Raises:
-        UserError: for weights, data or lists that are not there, or subsets that cannot be drawn.
+        UserError: for weights, data or lists that do not exist, or subsets that cannot be drawn.
     """
     _check(settings)
+    destination("logistic", settings)
     device = pick_device(settings.device)
     with process_group(device) as here:
-        backbone = load(settings.weights, device)
-        pixels = backbone.preprocessing.pixels
-        source, val = (open_source(data, pixels) for data in (settings.data, settings.val))
+        networks = settings.networks(device)
+        pixels = networks[TRAINED].preprocessing.pixels
+        source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
         drawn = subsets(
             source,
             labels_of(source, TASK),
@@ -185,11 +198,15 @@ def run(settings: Logistic) -> dict[str, Any]:
         )
         found = {
             name: _of_network(network, source, val, drawn, settings)
-            for name, network in results.networks(backbone, settings).items()
+            for name, network in networks.items()
         }
-        content = {"logistic": found, "images": {"data": len(source), "val": len(val)}}
+        content = {
+            "logistic": found,
+            "images": {"data": len(source), "val": len(val), "left_out": left_out},
+            "networks": identities(networks),
+        }
         if here.main:
-            results.write("logistic", content, backbone, settings)
+            write("logistic", content, networks[TRAINED], settings)
             Console().print(_table(found, settings))
     return content
 
@@ -206,11 +223,10 @@ def _check(settings: Logistic) -> None:
 
 
 class Task(NamedTuple):
-    """Everything that the fits of one network share."""
+    """What the fits of one network share: features and labels of both sides."""
 
     bank: FeatureTable
     rows: dict[int, int]
-    labels: Int[Tensor, " n"]
     test: FeatureTable
     truth: Int[Tensor, " q"]
     classes: int
@@ -219,21 +235,21 @@ class Task(NamedTuple):
 
 
 def _of_network(
-    network: Backbone, source: Source, val: Source, drawn: Sequence[Subset], settings: Logistic
+    network: Backbone,
+    source: Source,
+    val: Source,
+    drawn: Sequence[LabelSubset],
+    settings: Logistic,
 ) -> dict[str, Any]:
-    how: dict[str, Any] = {"batch": settings.batch, **settings.extraction()}
-    descriptor = class_token(network)
     used = sorted({index for subset in drawn for index in subset.indices})
-    bank = described(network, Part(source, used), descriptor, **how)
-    test = described(network, val, descriptor, **how)
-    labels = labels_of(bank, TASK)
+    options: dict[str, Any] = {"batch": settings.batch, **settings.extraction()}
+    bank, test = (extract(network, images, **options) for images in (Subset(source, used), val))
     task = Task(
         bank=bank,
         rows={used[position]: row for row, position in enumerate(bank.indices)},
-        labels=labels,
         test=test,
-        truth=matched_labels(test, source.classes, TASK),
-        classes=len(source.classes) if source.classes else int(labels.max()) + 1,
+        truth=labels_in(source.classes, test, TASK),
+        classes=count_classes(source, TASK),
         settings=settings,
         device=next(network.parameters()).device,
     )
@@ -247,18 +263,18 @@ def _of_network(
     for part in gather_objects(runs):
         for name, found in part:
             by_name[name].append(found)
-    return {name: _together(found) for name, found in by_name.items()}
+    return {name: _summary(found) for name, found in by_name.items()}
 
 
-def _of_subset(subset: Subset, task: Task) -> dict[str, Any]:
-    """Scores of one subset: by penalty, of the chosen one, and of k-NN by k."""
-    settings = task.settings
+def _of_subset(subset: LabelSubset, task: Task) -> dict[str, Any]:
+    """Accuracies of one subset: by penalty, of the chosen one, and of k-NN by k."""
+    settings, bank = task.settings, task.bank
     rows = torch.tensor([task.rows[index] for index in subset.indices if index in task.rows])
     if len(rows) == 0:
         raise UserError(f"no image of the subset {subset.name} can be used")
-    features = F.normalize(task.bank.features[rows].double(), dim=1)
-    labels = task.labels[rows]
-    tested = F.normalize(task.test.features.double(), dim=1)
+    features = F.normalize(bank.finite()[rows].double(), dim=1)
+    labels = labels_of(bank, TASK)[rows]
+    tested = F.normalize(task.test.finite().double(), dim=1)
     fits = [fit(features, labels, task.classes, one) for one in settings.penalties]
     found = [scores(one.classifier, tested, task.truth)[0] for one in fits]
     by = found
@@ -266,35 +282,25 @@ def _of_subset(subset: Subset, task: Task) -> dict[str, Any]:
         how = (settings.penalties, settings.holdout, subset.seed or 0)
         by = held_out_scores(features, labels, task.classes, *how)
     chosen = max(range(len(by)), key=lambda place: by[place])
-    near = knn(
-        task.bank.features[rows],
-        labels,
-        task.test.features,
-        task.truth,
-        settings.k,
-        TEMPERATURE,
-        device=task.device,
-    )
+    bank_rows, test_rows = bank.features[rows], task.test.features
+    how_many = (settings.k, TEMPERATURE)
+    near = knn(bank_rows, labels, test_rows, task.truth, *how_many, device=task.device)
     return {
         "images": len(rows),
-        "penalties": dict(zip(map(_word, settings.penalties), found, strict=True)),
+        "penalties": {f"{p:g}": one for p, one in zip(settings.penalties, found, strict=True)},
         "chosen": {"penalty": settings.penalties[chosen], "score": found[chosen]},
-        "knn": {f"k{n}": Score(*score) for n, score in near.items()},
+        "knn": {f"k{n}": score for n, score in near.items()},
         "converged": all(one.converged for one in fits),
     }
 
 
-def _word(penalty: float) -> str:
-    return f"{penalty:g}"
-
-
-def _together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and deviation over the draws of one kind of subset."""
     first = runs[0]
     return {
         "images": [run["images"] for run in runs],
         "penalties": {
-            word: _mean([run["penalties"][word] for run in runs]) for word in first["penalties"]
+            name: _mean([run["penalties"][name] for run in runs]) for name in first["penalties"]
         },
         "chosen": {
             "penalties": [run["chosen"]["penalty"] for run in runs],
@@ -305,17 +311,16 @@ def _together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _mean(runs: Sequence[Score]) -> dict[str, Any]:
+def _mean(runs: Sequence[Accuracy]) -> dict[str, Any]:
     """Mean, standard deviation of the draws (None for a single one), and the draws."""
-    found: dict[str, Any] = {}
-    for name in Score._fields:
-        values = [getattr(score, name) for score in runs]
-        found[name] = {
+    return {
+        name: {
             "mean": statistics.fmean(values),
             "deviation": statistics.stdev(values) if len(values) > 1 else None,
-            "runs": values,
+            "runs": list(values),
         }
-    return found
+        for name, values in zip(Accuracy._fields, zip(*runs, strict=True), strict=True)
+    }
 
 
 def _table(found: dict[str, dict[str, Any]], settings: Logistic) -> Table:
@@ -323,23 +328,21 @@ def _table(found: dict[str, dict[str, Any]], settings: Logistic) -> Table:
         mean, deviation = score["top1"]["mean"], score["top1"]["deviation"]
         return f"{mean:.1f}" + (f"±{deviation:.1f}" if deviation is not None else "")
 
-    words = [_word(penalty) for penalty in settings.penalties]
-    how = "held-out images" if settings.holdout else "the test images"
     rows: dict[str, list[str]] = {}
     for name, by_subset in found.items():
         for subset, entry in by_subset.items():
-            nearest = max(entry["knn"], key=lambda k: entry["knn"][k]["top1"]["mean"])
+            nearest = max(entry["knn"].values(), key=lambda score: score["top1"]["mean"])
+            network = f"{name}, " if len(found) > 1 else ""
             note = "" if entry["converged"] else " (not converged)"
-            whose = f"{name}, " if len(found) > 1 else ""
-            rows[f"{whose}{subset}{note}"] = [
+            rows[f"{network}{subset}{note}"] = [
                 str(round(statistics.fmean(entry["images"]))),
-                *(cell(entry["penalties"][word]) for word in words),
-                cell(entry["chosen"]),
-                cell(entry["knn"][nearest]),
+                *map(cell, (*entry["penalties"].values(), entry["chosen"], nearest)),
             ]
-    return results.table(
+    chosen_by = "held-out images" if settings.holdout else "the test images"
+    penalties = (f"λ {penalty:g}" for penalty in settings.penalties)
+    return table(
         f"Logistic regression, top-1 in %, mean±deviation of {settings.seeds} draws\n"
-        f"lambda chosen by {how}, best k of k-NN by the test images",
-        ["subset", "images", *(f"λ {word}" for word in words), "chosen", "k-NN"],
+        f"lambda chosen on {chosen_by}, best k of k-NN on the test images",
+        ["subset", "images", *penalties, "chosen", "k-NN"],
         rows,
     )

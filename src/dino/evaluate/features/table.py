@@ -1,25 +1,25 @@
-"""Rows of numbers for images: which image each belongs to, and the pass that computes them.
+"""Features of the images of one source as a table, and sources that are a part of another.
 
-Shapes: n images, B batch, C channels, H W pixels, N numbers an image.
+Shapes: n images, B batch, N numbers an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
 from dino.data.images.image_errors import ImageError, count_defects
-from dino.data.loader import evaluation_loader
-from dino.data.sources.open import Source
+from dino.data.images.pixel_format import PixelFormat
+from dino.data.sources.open import Source, open_source
 from dino.files import UserError
-from dino.progress import Console, bar
+from dino.progress import Console
 from dino.runtime import gather_objects, ranks
 
 
@@ -28,7 +28,7 @@ class FeatureTable:
     """Features of the images of one source, in its order.
 
     Attributes:
-        features: float32, on the CPU; large tables of a store are mapped from its file.
+        features: float32, on the CPU; large cached tables are mapped from their file.
         labels: one class a row, an index into `classes`; None for unlabelled images.
         paths: where each image came from.
         classes: names of the classes, if they have any.
@@ -46,23 +46,32 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.features)
 
-    def checked(self, needs_all: str | None = None) -> Float[Tensor, "n N"]:
-        """The features, if they are finite.
+    def finite(self, complete_for: str | None = None) -> Float[Tensor, "n N"]:
+        """The features, if all of them are finite.
 
         Args:
-            needs_all: name of a benchmark for which every image must have a row.
+            complete_for: name of a benchmark for which every image must have a row.
 
         Raises:
-            UserError: for features that are not finite, or an image that is needed but left out.
+            UserError: for features that are not finite, or a benchmark image without a row.
         """
-        if needs_all is not None and self.skipped:
-            raise UserError(f"{needs_all} needs every one of its images, but {self.skipped[0]}")
-        if len(self) and not torch.stack(self.features.aminmax()).isfinite().all():
-            raise UserError("the features hold NaN or infinity: the network has diverged")
+        if complete_for is not None and self.skipped:
+            raise UserError(f"{complete_for} needs every one of its images, but {self.skipped[0]}")
+        check_finite(self.features)
         return self.features
 
 
-class Part:
+def check_finite(features: Float[Tensor, "n N"]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        UserError: if a feature is not finite.
+    """
+    if len(features) and not torch.stack(features.aminmax()).isfinite().all():
+        raise UserError("the features hold NaN or infinity: the network has diverged")
+
+
+class Subset:
     """Some images of a source, in the given order: itself a `Source`."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
@@ -77,12 +86,12 @@ class Part:
         return self.source[self.indices[index]]
 
     def path(self, index: int) -> str:
-        """Where image `index` of this part lies, for messages."""
+        """The path of image `index` of this subset, for messages."""
         return self.source.path(self.indices[index])
 
 
-class Rows(NamedTuple):
-    """What a batch of images gave.
+class FeatureBatch(NamedTuple):
+    """Features of a batch of images.
 
     Attributes:
         indices: of each row's image in the source.
@@ -95,79 +104,35 @@ class Rows(NamedTuple):
     skipped: dict[int, ImageError]
 
 
-@dataclass(frozen=True)
-class Pass:
-    """How rows are computed: the transform of an image, the function of a batch, and the reading.
-
-    Attributes:
-        transform: from a picture to what `compute` takes.
-        compute: from a batch to its rows.
-        batch: images at a time; 1 for images that keep different sizes.
-        workers: processes that read images.
-        progress: show a bar on a terminal.
-        title: what the bar says.
-    """
-
-    transform: Callable[[Any], Num[Tensor, "C H W"]]
-    compute: Callable[[Num[Tensor, "B C H W"]], Float[Tensor, "B N"]]
-    batch: int = 64
-    workers: int = 0
-    progress: bool = True
-    title: str = "features"
-
-    def over(self, source: Source, indices: Sequence[int]) -> Iterator[Rows]:
-        """The rows of some images of a source, batch by batch, in the given order."""
-        part, seen = Part(source, indices), 0
-        with bar(self.title, len(part), shown=self.progress and ranks().main) as advance:
-            for whole in evaluation_loader(part, self.transform, self.batch, self.workers):
-                usable = whole.index.tolist()
-                asked = range(seen, seen + len(usable) + len(whole.skipped))
-                unusable = sorted({*asked} - {*usable})
-                yield Rows(
-                    [indices[position] for position in usable],
-                    self.compute(whole.images).float().cpu() if usable else torch.empty(0, 0),
-                    {indices[p]: e for p, e in zip(unusable, whole.skipped, strict=True)},
-                )
-                seen = asked.stop
-                advance(len(asked))
+def table_of(
+    source: Source,
+    features: Float[Tensor, "n N"],
+    used: Sequence[int],
+    skipped: dict[int, ImageError],
+) -> FeatureTable:
+    """The table whose rows are images `used` of `source`; warns about the others on stderr."""
+    errors = [error for _, error in sorted(skipped.items())]
+    warn_skipped(errors, len(source))
+    return FeatureTable(
+        features=features,
+        labels=None if source.labels is None else torch.tensor([source.labels[i] for i in used]),
+        paths=[source.path(index) for index in used],
+        classes=source.classes,
+        skipped=errors,
+        indices=list(used),
+    )
 
 
-def in_memory(source: Source, run: Pass) -> FeatureTable:
-    """All rows of a source. Ranks compute contiguous shares, and each gets the whole table.
-
-    Raises:
-        UserError: if no image at all can be used.
-    """
-    share = my_share(range(len(source)))
-    rows: Tensor | None = None
-    kept: list[int] = []
-    skipped: dict[int, ImageError] = {}
-    for indices, found, unusable in run.over(source, share):
-        skipped |= unusable
-        if not indices:
-            continue
-        if rows is None:  # the whole share at once, so that nothing is held twice
-            rows = torch.empty(len(share), found.shape[1])
-        rows[len(kept) : len(kept) + len(found)] = found
-        kept += indices
-    mine = None if rows is None else rows[: len(kept)]
-    shares, all_kept, all_skipped = zip(*gather_objects((mine, kept, skipped)), strict=True)
-    tensors = [part for part in shares if part is not None]
-    unusable = {index: error for part in all_skipped for index, error in part.items()}
-    used = [index for part in all_kept for index in part]
-    check_usable(source, unusable)
-    return table_of(source, tensors[0] if len(tensors) == 1 else torch.cat(tensors), used, unusable)
-
-
+# ------------------------------------------------------------------------------------- ranks
 def my_share(indices: Sequence[int]) -> Sequence[int]:
     """This rank's contiguous part of `indices`; unequal where they do not divide."""
     return share_of(indices, *place_among_ranks())
 
 
 def place_among_ranks() -> tuple[int, int]:
-    """This rank's place among those who share the work, and their number.
+    """This rank's place among the ranks of the process group, and their number.
 
-    These are the ranks that answer: without a process group this process alone.
+    Without a process group: 0 of 1, whatever the launcher's environment says.
     """
     members = gather_objects(ranks().rank)
     return members.index(ranks().rank), len(members)
@@ -179,25 +144,7 @@ def share_of(indices: Sequence[int], place: int, world: int) -> Sequence[int]:
     return indices[count * place // world : count * (place + 1) // world]
 
 
-def table_of(
-    source: Source,
-    features: Float[Tensor, "n N"],
-    used: Sequence[int],
-    skipped: dict[int, ImageError],
-) -> FeatureTable:
-    """The table whose rows are images `used` of `source`; stderr is told of the others."""
-    errors = [error for _, error in sorted(skipped.items())]
-    tell_skipped(errors, len(source))
-    return FeatureTable(
-        features=features,
-        labels=None if source.labels is None else torch.tensor([source.labels[i] for i in used]),
-        paths=[source.path(index) for index in used],
-        classes=source.classes,
-        skipped=errors,
-        indices=list(used),
-    )
-
-
+# ------------------------------------------------------------------------------------- labels
 def labels_of(images: FeatureTable | Source, task: str) -> Int[Tensor, " n"]:
     """The labels of images that must have them.
 
@@ -211,12 +158,17 @@ def labels_of(images: FeatureTable | Source, task: str) -> Int[Tensor, " n"]:
     return torch.as_tensor(images.labels)
 
 
-def matched_labels(
-    images: FeatureTable | Source, classes: Sequence[str] | None, task: str
-) -> Int[Tensor, " n"]:
-    """The labels of `images` in the numbers of `classes`; classes it lacks get numbers beyond.
+def count_classes(images: FeatureTable | Source, task: str) -> int:
+    """How many classes images have: names, or numbers up to the largest."""
+    return len(images.classes) if images.classes else int(labels_of(images, task).max()) + 1
 
-    Where one side has no names the numbers themselves count.
+
+def labels_in(
+    classes: Sequence[str] | None, images: FeatureTable | Source, task: str
+) -> Int[Tensor, " n"]:
+    """The labels of `images` as indices into `classes`; unknown classes get indices beyond.
+
+    Where one side has no names the numbers are compared.
     """
     labels = labels_of(images, task)
     if classes is None or images.classes is None:
@@ -226,8 +178,56 @@ def matched_labels(
     return torch.tensor([numbers[name] for name in images.classes])[labels]
 
 
+def of_known_classes(
+    images: Source, classes: Sequence[str] | None, known: Sequence[int], task: str
+) -> Source:
+    """The images whose class can be predicted; warns about the others, which are left out.
+
+    Args:
+        images: labelled images to classify.
+        classes: names of the classes that the labelled training images, bank or classifier have.
+        known: the labels that occur there.
+        task: what is done, for messages.
+
+    Raises:
+        UserError: if no class occurs on both sides.
+    """
+    labels, present = labels_in(classes, images, task).tolist(), {*known}
+    usable = [index for index, label in enumerate(labels) if label in present]
+    if len(usable) == len(labels):
+        return images
+    example = next(index for index, label in enumerate(labels) if label not in present)
+    number = labels_of(images, task)[example]
+    name = images.classes[number] if images.classes else f"class {number}"
+    if not usable:
+        raise UserError(
+            f"{task} cannot classify these images: none of their classes, such as {name}, is "
+            "among those to choose from. Name the classes alike on both sides"
+        )
+    warn_once(
+        f"{len(labels) - len(usable):,} of {len(labels):,} images to classify were left out: their "
+        f"classes, such as {name}, are not among those to choose from"
+    )
+    return Subset(images, usable)
+
+
+def open_labelled(
+    data: str, val: str, pixels: PixelFormat, task: str
+) -> tuple[Source, Source, int]:
+    """Labelled images to train on, test images of their classes, and how many were left out.
+
+    Raises:
+        UserError: if images do not exist, have no labels, or no class occurs in both.
+    """
+    source, test = open_source(data, pixels), open_source(val, pixels)
+    known = labels_of(source, task).tolist()
+    usable = of_known_classes(test, source.classes, known, task)
+    return source, usable, len(test) - len(usable)
+
+
+# ------------------------------------------------------------------------------------- warnings
 def check_usable(source: Source, skipped: dict[int, ImageError]) -> None:
-    """Refuse a source of which nothing is left.
+    """Refuse a source without any usable image.
 
     Raises:
         UserError: naming the first image and what is wrong with it.
@@ -239,16 +239,21 @@ def check_usable(source: Source, skipped: dict[int, ImageError]) -> None:
         )
 
 
-def tell_skipped(skipped: Sequence[ImageError], count: int) -> None:
-    """Tell the user once of the images, of `count`, that could not be used."""
-    if skipped and ranks().main:
-        _tell_once(
+def warn_skipped(skipped: Sequence[ImageError], count: int) -> None:
+    """Warn once about the images, of `count`, that could not be used."""
+    if skipped:
+        warn_once(
             f"{len(skipped):,} of {count:,} images could not be used and were left out "
             f"({count_defects(error.defect for error in skipped)}), the first: {skipped[0]}"
         )
 
 
+def warn_once(text: str) -> None:
+    """Print a warning on stderr, once in a process: an evaluation may run many times."""
+    if ranks().main:
+        _print_once(text)
+
+
 @lru_cache(maxsize=1024)
-def _tell_once(text: str) -> None:
-    """Say it on stderr; a network is measured many times on the same images."""
-    Console(stderr=True).print(text, style="yellow", highlight=False, soft_wrap=True)
+def _print_once(text: str) -> None:
+    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""Copy detection: which original a picture was made from (paper section 4.2.1, Table 4).
+"""Copy detection: from which original an image was made (paper section 4.2.1, Table 4).
 
-Measured on Copydays and whatever is laid out like it; or, for a user's folder, its groups of near
+Measured on Copydays and folders laid out like it; or, for a user's folder, its groups of near
 duplicates as a list and a contact sheet.
 
 Shapes: q queries, n images, B batch, C channels, H W pixels, h w patches, D width, N = 2 D.
@@ -10,19 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dino.data.sources.open import Source, open_source
-from dino.evaluate.command import Measured, load_rgb, networks, table, write
-from dino.evaluate.contact_sheet import Pictures, save_sheet
-from dino.evaluate.features.cache import Descriptor, described
-from dino.evaluate.features.export import Squeeze
+from dino.evaluate.command import (
+    TRAINED,
+    FeatureEvaluationSettings,
+    destination,
+    identities,
+    print_path,
+    table,
+    write,
+)
+from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
+from dino.evaluate.features.extractor import Descriptor, extract
+from dino.evaluate.features.raw_pixels import SquareResize
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import FeatureTable
 from dino.evaluate.retrieval.copydays import Copydays, open_copydays
@@ -37,31 +44,31 @@ from dino.runtime import pick_device, process_group
 POWER = 4.0
 """The exponent of GeM in the published code."""
 
-KEPT = 20
-"""A copy whose original is not among so many neighbours counts as not found (published code)."""
+DEPTH = 20
+"""A copy whose original is not among this many neighbours is not found (published code)."""
 
 RIDGE = 0.1
 """Of the whitening that is learned from a user's folder, see `Whitening.learn`."""
 
 FEWEST = 16
-"""Images from which whitening can be learned at all."""
+"""Whitening is learned from at least this many images."""
 
-SHOWN = (24, 8)
-"""At most so many groups, and images of each, are on a contact sheet."""
+SHEET = (24, 8)
+"""Most groups, and images of each, on a contact sheet."""
 
 
 # ----------------------------------------------------------------------------- the descriptor
 def gem(maps: Float[Tensor, "B D h w"], power: float = POWER) -> Float[Tensor, "B D"]:
     """Generalised mean over the patches (Radenovic et al. 2018).
 
-    As in the published code all that is below 1e-6, about half of a ViT, counts as 1e-6.
+    As in the published code values below 1e-6, about half of a ViT's, are raised to 1e-6.
     """
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # bfloat16 has no such powers
     return maps.clamp(min=1e-6).pow(power).mean(dim=(2, 3)).pow(1 / power)
 
 
 def cls_gem(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
-    """The CLS token and the GeM of the patch tokens after the final norm, one behind the other.
+    """The CLS token and the GeM of the patch tokens after the final norm, concatenated.
 
     Of convnets the pooled feature and the GeM of the last map.
     """
@@ -70,15 +77,16 @@ def cls_gem(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tenso
 
 
 def descriptor(backbone: Backbone, size: int | None = None) -> Descriptor:
-    """The descriptor of copies, of images squeezed to `size` x `size` pixels.
+    """The descriptor of copies, of images resized to `size` x `size` pixels.
 
     Args:
         backbone: the network.
         size: by default as in Table 4: 320 for patches of 8 pixels, else 224.
     """
-    own = backbone.preprocessing
-    usual = 320 if backbone.patch_size == 8 else 224
-    return Descriptor("cls-gem", Squeeze(size or usual, own.mean, own.std), cls_gem, {"p": POWER})
+    transform = backbone.preprocessing
+    default = 320 if backbone.patch_size == 8 else 224
+    resize = SquareResize(size or default, transform.mean, transform.std)
+    return Descriptor("cls-gem", resize, cls_gem, {"p": POWER})
 
 
 def average_precisions(
@@ -91,40 +99,41 @@ def average_precisions(
 
     Args:
         queries: features of copies.
-        database: features of originals, and whatever is to be told from them.
+        database: features of originals and distractors.
         origins: of each query, indices into the database, at least one.
         device: where to compute; by default where `queries` are.
     """
-    _, index = nearest(queries, database, min(KEPT, len(database)), device=device)
+    _, index = nearest(queries, database, min(DEPTH, len(database)), device=device)
     return [
-        average_precision([rank for rank, i in enumerate(found) if i in wanted], len(wanted))
-        for found, wanted in zip(index.tolist(), origins, strict=True)
+        average_precision([rank for rank, i in enumerate(found) if i in positives], len(positives))
+        for found, positives in zip(index.tolist(), origins, strict=True)
     ]
 
 
 # -------------------------------------------------------------------------------- the command
 @dataclass(frozen=True, kw_only=True)
-class Copies(Measured):
+class Copies(FeatureEvaluationSettings):
     """Find copies of images: the benchmark Copydays (section 4.2.1), or duplicates among yours."""
 
-    copydays: str | None = None
-    """The benchmark: a folder with original/ and strong/, jpegqual/N/ or crops/N/."""
+    renamed: ClassVar[dict[str, str]] = {"copydays": "benchmark"}
+
+    benchmark: str | None = None
+    """Copydays: a folder with original/ and strong/, jpegqual/N/ or crops/N/."""
     data: str | None = None
     """Instead of the benchmark, images among which near duplicates are searched: a folder, a list
     or demo."""
     distractors: str | None = None
-    """With --copydays: images that hide the originals; the paper takes 10,000 of YFCC100M."""
+    """With --benchmark: more images in the database; the paper takes 10,000 of YFCC100M."""
     whiten_with: str | None = None
-    """Images that whitening is learned from; the paper takes 20,000 others of YFCC100M. Without
-    them features of the benchmark stay as they are, and those of --data are whitened by
-    themselves."""
+    """Images from which whitening is learned; the paper takes 20,000 others of YFCC100M. Without
+    them features of the benchmark are not whitened, and those of --data learn from themselves."""
     whitening: Covariance = "reference"
-    """With --copydays: reference, as in the published code, or centred: a proper covariance."""
+    """With --benchmark: reference, as in the published code, or centred: a proper covariance."""
     threshold: float = 0.9
     """With --data: cosine similarity, after whitening, from which two images are near duplicates.
-    Lower finds stronger alterations, and more pairs that are merely alike."""
+    Lower finds stronger alterations, and more pairs that are only similar."""
     size: int | None = None
-    """Images are squeezed to so many pixels a side; as in the paper by default 320 for patches of 8
+    """Images are resized to size x size pixels; as in the paper by default 320 for patches of 8
     pixels, else 224."""
     batch: int = 64
     """Images at a time."""
@@ -134,49 +143,52 @@ def run(settings: Copies) -> dict[str, Any]:
     """`dino evaluate copies`: one table and JSON; or a list of groups and a contact sheet.
 
     Returns:
-        For the benchmark what the JSON says under "copies": mAP in percent by network and block.
-        For a folder what it says under "duplicates".
+        For the benchmark the JSON's "copies": mAP in percent by network and block. For a folder the
+        JSON's "duplicates".
 
     Raises:
-        UserError: for weights or images that are not there or do not fit.
+        UserError: for weights or images that do not exist or do not fit.
     """
-    if (settings.copydays is None) == (settings.data is None):
-        raise UserError("give either --copydays with the benchmark, or --data with your own images")
+    if (settings.benchmark is None) == (settings.data is None):
+        raise UserError("give either --benchmark (Copydays), or --data with your own images")
     if settings.size is not None and settings.size < 1:
         raise UserError(f"--size must be a number of pixels, not {settings.size}")
-    return _benchmark(settings) if settings.copydays is not None else _duplicates(settings)
+    if settings.benchmark is not None:
+        return _benchmark(settings, settings.benchmark)
+    return _duplicates(settings)
 
 
-def _table(network: Backbone, source: Source, settings: Copies, title: str) -> FeatureTable:
-    what = descriptor(network, settings.size)
-    return described(
-        network, source, what, batch=settings.batch, title=title, **settings.extraction()
-    )
+def _features(
+    network: Backbone, source: Source, settings: Copies, title: str, complete: bool = False
+) -> tuple[FeatureTable, Float[Tensor, "n N"]]:
+    options = {"batch": settings.batch, "title": title, **settings.extraction()}
+    images = extract(network, source, descriptor(network, settings.size), **options)
+    return images, images.finite(complete_for="Copydays" if complete else None)
 
 
 # ------------------------------------------------------------------------------- the benchmark
-def _benchmark(settings: Copies) -> dict[str, Any]:
-    assert settings.copydays is not None
-    copydays = open_copydays(settings.copydays)
-    others = [
+def _benchmark(settings: Copies, root: str) -> dict[str, Any]:
+    destination("copies", settings)
+    copydays, device = open_copydays(root), pick_device(settings.device)
+    distractors, training = (
         None if data is None else open_source(data)
         for data in (settings.distractors, settings.whiten_with)
-    ]
-    device = pick_device(settings.device)
+    )
     with process_group(device) as here:
-        backbone = load_rgb(settings.weights, device)
+        networks = settings.networks(device, rgb=True)
         found = {
-            name: _scores(network, copydays, others[0], others[1], settings, device)
-            for name, network in networks(backbone, settings).items()
+            name: _scores(network, copydays, distractors, training, settings)
+            for name, network in networks.items()
         }
         if here.main:
             about = {
                 "originals": len(copydays.originals),
-                "distractors": 0 if others[0] is None else len(others[0]),
-                "whitened": None if others[1] is None else settings.whitening,
+                "distractors": 0 if distractors is None else len(distractors),
+                "whitened": None if training is None else settings.whitening,
             }
             _print(found, about, copydays)
-            write("copies", {"copies": found, **about}, backbone, settings)
+            content = {"copies": found, **about, "networks": identities(networks)}
+            write("copies", content, networks[TRAINED], settings)
     return found
 
 
@@ -184,24 +196,24 @@ def _scores(
     network: Backbone,
     copydays: Copydays,
     distractors: Source | None,
-    fit: Source | None,
+    training: Source | None,
     settings: Copies,
-    device: torch.device,
 ) -> dict[str, float]:
     """Mean average precision in percent by block."""
-    tables = partial(_table, network, settings=settings)
-    database = tables(copydays.originals, title="originals").checked(needs_all="Copydays")
+    device = next(network.parameters()).device
+    _, database = _features(network, copydays.originals, settings, "originals", complete=True)
     if distractors is not None:
-        hiding = tables(distractors, title="distractors").checked()
-        database = torch.cat([database, hiding])
-    white = None
-    if fit is not None:
-        white = _learned(tables(fit, title="whitening").checked(), settings.whitening)
-        database = white(database)
+        _, others = _features(network, distractors, settings, "distractors")
+        database = torch.cat([database, others])
+    whitening = None
+    if training is not None:
+        _, features = _features(network, training, settings, "whitening")
+        whitening = _learned(features, settings.whitening)
+        database = whitening(database)
     scores = {}
     for block in copydays.blocks:
-        queries = tables(block.copies, title=block.name).checked(needs_all="Copydays")
-        queries = queries if white is None else white(queries)
+        _, queries = _features(network, block.copies, settings, block.name, complete=True)
+        queries = queries if whitening is None else whitening(queries)
         precisions = average_precisions(queries, database, block.origins, device)
         scores[block.name] = 100 * sum(precisions) / len(precisions)
     return scores
@@ -225,8 +237,10 @@ def _print(found: dict[str, dict[str, float]], about: dict[str, Any], copydays: 
         f"{about['distractors']} distractors, {whitened}"
     )
     rows = {
-        block.name: [f"{scores[block.name]:.1f}" for scores in found.values()]
-        + [f"{len(block.copies)}"]
+        block.name: [
+            *(f"{scores[block.name]:.1f}" for scores in found.values()),
+            f"{len(block.copies)}",
+        ]
         for block in copydays.blocks
     }
     Console().print(table(title, ["block", *found, "copies"], rows))
@@ -234,27 +248,26 @@ def _print(found: dict[str, dict[str, float]], about: dict[str, Any], copydays: 
 
 # --------------------------------------------------------------------------- a folder of images
 def _duplicates(settings: Copies) -> dict[str, Any]:
-    if settings.baseline or settings.distractors is not None:
-        option = "--baseline" if settings.baseline else "--distractors"
-        raise UserError(f"{option} needs the benchmark: give --copydays")
+    for option in ("baseline", "compare", "distractors"):
+        if getattr(settings, option):
+            raise UserError(f"--{option} needs --benchmark")
     if not -1 <= settings.threshold <= 1:
         raise UserError(f"--threshold is a cosine, from -1 to 1, not {settings.threshold:g}")
+    destination("duplicates", settings)
     source = open_source(settings.data)
-    fit = None if settings.whiten_with is None else open_source(settings.whiten_with)
+    training = None if settings.whiten_with is None else open_source(settings.whiten_with)
     device = pick_device(settings.device)
     with process_group(device) as here:
-        backbone = load_rgb(settings.weights, device)
-        images = _table(backbone, source, settings, "images")
-        features = images.checked()
-        if fit is not None:
-            features = _table(backbone, fit, settings, "whitening").checked()
-        white = _learned(features, "centred", RIDGE)
+        backbone = settings.networks(device, rgb=True)[TRAINED]
+        images, features = _features(backbone, source, settings, "images")
+        examples = features
+        if training is not None:
+            _, examples = _features(backbone, training, settings, "whitening")
+        features = _learned(examples, "centred", RIDGE)(features)
         content: dict[str, Any] = {}
         if here.main:
             known = equal_files(images.paths)
-            found = groups(
-                white(images.features), settings.threshold, known, device=device, progress=True
-            )
+            found = groups(features, settings.threshold, known, device=device, progress=True)
             content = {
                 "images": len(images),
                 "skipped": [error.path for error in images.skipped],
@@ -262,15 +275,14 @@ def _duplicates(settings: Copies) -> dict[str, Any]:
             }
             path = write("duplicates", {"duplicates": content}, backbone, settings)
             count = sum(len(group.members) for group in found)
-            words = f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
-            Console().print(words, highlight=False)
+            text = f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
+            Console().print(text, highlight=False)
             listing = path.with_suffix(".csv")
             atomic_csv(listing, ("group", "path", "similarity"), _rows(found, images.paths))
-            Console().print(f"{listing}", highlight=False, soft_wrap=True)
+            print_path(listing)
             if found:
-                sheet = path.with_suffix(".png")
-                _draw(sheet, found, images.paths, source)
-                Console().print(f"{sheet}", highlight=False, soft_wrap=True)
+                _draw(path.with_suffix(".png"), found, images.paths, source)
+                print_path(path.with_suffix(".png"))
     return content
 
 
@@ -283,17 +295,15 @@ def _rows(found: Sequence[Group], paths: Sequence[str]) -> list[tuple[int, str, 
 
 
 def _draw(path: Path, found: Sequence[Group], paths: Sequence[str], source: Source) -> None:
-    """A row for each of the largest groups: the image most like all, then its nearest."""
-    pictures = Pictures(source)
-    save_sheet(
-        path,
-        [
+    """A row for each of the largest groups: the most typical image, then its nearest."""
+    images = ImagesByPath(source)
+    rows = []
+    for group in found[: SHEET[0]]:
+        members = zip(group.members[: SHEET[1]], group.similarity, strict=False)
+        rows.append(
             [
-                pictures.cell(paths[member], f"{similarity:.3f}", marked=place == 0)
-                for place, (member, similarity) in enumerate(
-                    zip(group.members[: SHOWN[1]], group.similarity, strict=False)
-                )
+                images.cell(paths[member], f"{similarity:.3f}", marked=member == group.members[0])
+                for member, similarity in members
             ]
-            for group in found[: SHOWN[0]]
-        ],
-    )
+        )
+    save_sheet(path, rows)

@@ -11,7 +11,7 @@ from dino.data.sources.open import Folder, Source
 from dino.files import UserError
 
 LETTERS = 4
-"""The first letters of a file's name say which original a strong copy was made from."""
+"""A strong copy belongs to the originals whose file names have the same first letters."""
 
 LAYOUT = "original/ and strong/, jpegqual/N/ or crops/N/"
 
@@ -50,13 +50,13 @@ def open_copydays(root: str | os.PathLike[str]) -> Copydays:
     """
     root = Path(root)
     if not (root / "original").is_dir():
-        raise UserError(f"{root} has no folder original/: Copydays consists of {LAYOUT}")
+        raise UserError(f"{root} has no folder original/: Copydays has {LAYOUT}")
     originals = Folder(root / "original")
     blocks = [_strong(root / "strong", originals)] if (root / "strong").is_dir() else []
     for kind in ("jpegqual", "crops"):
         blocks += [_aligned(folder, root, originals) for folder in _numbered(root / kind)]
     if not blocks:
-        raise UserError(f"{root} has no copies beside its originals: Copydays consists of {LAYOUT}")
+        raise UserError(f"{root} has no copies beside its originals: Copydays has {LAYOUT}")
     return Copydays(originals, [*blocks, _aligned(root / "original", root, originals)])
 
 
@@ -65,8 +65,8 @@ def _numbered(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     inner = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-    if strange := [path for path in inner if not path.name.isdecimal()]:
-        raise UserError(f"{strange[0]} is no number: Copydays consists of {LAYOUT}")
+    if other := [path for path in inner if not path.name.isdecimal()]:
+        raise UserError(f"{other[0].name} in {folder} is no number: Copydays has {LAYOUT}")
     return sorted(inner, key=lambda path: int(path.name))
 
 

@@ -24,7 +24,7 @@ from dino.progress import bar
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are joined by a chain of similar pairs.
+    """Images that are connected by similar pairs.
 
     Attributes:
         members: indices, first the one nearest to the mean of all (or its equal), then the most
@@ -76,32 +76,32 @@ def groups(
 
     Args:
         features: of the images.
-        threshold: cosine similarity from which two images belong together.
-        known: pairs that belong together whatever their features.
+        threshold: cosine similarity from which two images are connected.
+        known: pairs that are connected whatever their features.
         tile: see `similar_pairs`.
         device: where to compute.
         progress: show a bar on a terminal.
     """
-    joined = _Joined(len(features))
-    joined.add(torch.tensor(known, dtype=torch.int64).reshape(-1, 2))
+    sets = _DisjointSets(len(features))
+    sets.add(torch.tensor(known, dtype=torch.int64).reshape(-1, 2))
     strips = -(-len(features) // tile)
     with bar("pairs", strips * (strips + 1) // 2, shown=progress) as advance:
         for pairs in similar_pairs(features, threshold, tile=tile, device=device):
-            joined.add(pairs)
+            sets.add(pairs)
             advance(1)
-    return [_ordered(members, features) for members in joined.components()]
+    return [_ordered(members, features) for members in sets.components()]
 
 
 def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     rows = F.normalize(features[members].double(), dim=1)
     first = int((rows @ rows.mean(dim=0)).argmax())
-    similarity = (rows @ rows[first]).clamp(-1, 1)  # rounding may pass over 1
+    similarity = (rows @ rows[first]).clamp(-1, 1)  # rounding may exceed 1
     similarity[(rows == rows[first]).all(dim=1)] = 1.0  # also of zeros, which have no direction
     order = similarity.argsort(descending=True, stable=True).tolist()
     return Group([members[i] for i in order], similarity[order].tolist())
 
 
-class _Joined:
+class _DisjointSets:
     """Disjoint sets of images; `root` holds for each the smallest image of its set."""
 
     def __init__(self, count: int) -> None:
@@ -129,7 +129,7 @@ class _Joined:
 
 
 def equal_files(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of files with the same bytes, each with the first of its kind."""
+    """Pairs of files with the same bytes, each with the first such file."""
     sizes: dict[int, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         if (file := Path(path)).is_file():

@@ -1,4 +1,4 @@
-"""Mean average precision of rankings: what retrieval and copy detection are measured by.
+"""Mean average precision of rankings, the measure of retrieval and copy detection.
 
 Shapes: q queries, n images of the database, D width.
 """
@@ -21,7 +21,7 @@ KAPPAS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Precisions:
-    """How well rankings put the right images first.
+    """Mean average precision and precision among the first images.
 
     Attributes:
         map: mean average precision of the queries that have positives; NaN without any.
@@ -47,7 +47,7 @@ def average_precision(ranks: Sequence[int], positives: int) -> float:
 
     Args:
         ranks: of the positives that were found, from 0, ascending.
-        positives: how many there are to be found, at least one.
+        positives: how many there are, at least one.
 
     Returns:
         0 to 1.
@@ -78,7 +78,7 @@ def positions(
     Args:
         ranking: images of the database, best first.
         positives: images that should come first.
-        junk: images that count neither as right nor as wrong.
+        junk: images that are left out.
     """
     wanted = np.nonzero(np.isin(ranking, list(positives)))[0]
     left_out = np.nonzero(np.isin(ranking, list(junk)))[0]
@@ -93,9 +93,9 @@ def summarize(ranks: Sequence[Sequence[int]], kappas: Sequence[int] = KAPPAS) ->
         ranks: of all positives of each query, from 0, ascending.
         kappas: the k of mP@k.
     """
-    asked = [found for found in ranks if found]
+    counted = [found for found in ranks if found]
     aps = [average_precision(found, len(found)) if found else None for found in ranks]
-    at = {k: _mean([precision_at(found, k) for found in asked]) for k in kappas}
+    at = {k: _mean([precision_at(found, k) for found in counted]) for k in kappas}
     return Precisions(_mean([ap for ap in aps if ap is not None]), at, aps)
 
 
@@ -125,7 +125,7 @@ def rankings(
     """
     device = torch.device(device) if device is not None else queries.device
     for part in torch.split(queries, max(1, room // max(1, len(database)))):
-        asked = directions(part, device)
-        scores = [asked @ directions(some, device).T for some in torch.split(database, tile)]
-        for row in torch.cat(scores, dim=1):
-            yield row.argsort(descending=True, stable=True).cpu().numpy()
+        rows = directions(part, device)
+        scores = [rows @ directions(some, device).T for some in torch.split(database, tile)]
+        for similarity in torch.cat(scores, dim=1):
+            yield similarity.argsort(descending=True, stable=True).cpu().numpy()

@@ -1,7 +1,7 @@
-"""Image retrieval: which images of a database show the same thing (paper section 4.2.1, Table 3).
+"""Image retrieval: the images of a database that show the same thing (section 4.2.1, Table 3).
 
-Measured on Revisited Oxford and Paris (Radenovic et al. 2018) and whatever is laid out like them;
-or, without ground truth, the neighbours of a user's images as a list and a contact sheet.
+Measured on Revisited Oxford and Paris (Radenovic et al. 2018) and folders laid out like them; or,
+without ground truth, the neighbours of a user's images as a list and a contact sheet.
 
 Shapes: q queries, n images of the database, B batch, C channels, H W pixels, D width.
 """
@@ -9,10 +9,10 @@ Shapes: q queries, n images of the database, B batch, C channels, H W pixels, D 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,12 +25,20 @@ from dino.data.images.contact_sheet import Cell
 from dino.data.images.decode import to_rgb, to_tensor
 from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
-from dino.evaluate.command import Measured, load_rgb, networks, table, write
-from dino.evaluate.contact_sheet import Pictures, save_sheet
-from dino.evaluate.features.cache import Descriptor, described
+from dino.evaluate.command import (
+    TRAINED,
+    FeatureEvaluationSettings,
+    destination,
+    identities,
+    print_path,
+    table,
+    write,
+)
+from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
+from dino.evaluate.features.extractor import Descriptor, extract
 from dino.evaluate.features.search import nearest
 from dino.evaluate.retrieval.ranking_metrics import Precisions, positions, rankings, summarize
-from dino.evaluate.retrieval.revisited import Benchmark, Truth, open_benchmark
+from dino.evaluate.retrieval.revisited import GroundTruth, ground_truths, open_benchmark
 from dino.files import UserError, atomic_csv
 from dino.models.backbone import Backbone
 from dino.progress import Console
@@ -39,29 +47,29 @@ from dino.runtime import pick_device, process_group
 Scales = Literal["single", "multi"]
 
 SCALES: dict[Scales, tuple[float, ...]] = {"single": (1.0,), "multi": (1.0, 2**-0.5, 0.5)}
-"""How large the network sees an image, relative to `--size`."""
+"""Sizes of the network's input, relative to `--size`."""
 
 PAPER: dict[str, tuple[int, Scales]] = {"oxford": (224, "single"), "paris": (512, "multi")}
 """Longer side and scales of the published numbers, by a word in the name of the data set."""
 
-JUDGED = {
+PROTOCOLS = {
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-"""What counts as right and what is left out of the ranking, by protocol."""
+"""Positives, and images left out of the ranking, of each protocol."""
 
-SHOWN = (12, 8)
-"""At most so many queries, and neighbours of each, are on a contact sheet."""
+SHEET = (12, 8)
+"""Most queries, and neighbours of each, on a contact sheet."""
 
 
 # -------------------------------------------------------------------------------- the feature
 @dataclass(frozen=True)
-class Shrunk:
+class MaxSideResize:
     """A transform that keeps the aspect ratio: the longer side is at most `size`; never enlarged.
 
-    Only a side below `least`, of which the network could not see a single patch, is stretched to
-    it. Pillow's Lanczos filter, as in the published code.
+    Only a side below `least`, which holds no patch of the network, is stretched to it. Pillow's
+    Lanczos filter, as in the published code.
     """
 
     size: int
@@ -70,7 +78,7 @@ class Shrunk:
     std: tuple[float, ...]
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "C H W"]:
-        """Turn a picture into the network's input."""
+        """Turn an image into the network's input."""
         small = to_rgb(image).copy()
         small.thumbnail((self.size, self.size), Image.Resampling.LANCZOS)
         if min(small.size) < self.least:
@@ -82,10 +90,10 @@ class Shrunk:
 def multiscale(
     backbone: Backbone, images: Float[Tensor, "B C H W"], scales: Sequence[float]
 ) -> Float[Tensor, "B D"]:
-    """The mean feature over images seen at several scales, of length 1 where there are several.
+    """The mean feature over several scales, of length 1 unless the only scale is 1.
 
     The normalised pixels are resized bilinearly, without antialiasing. The published code divides
-    by the norm of the whole batch, which is this for its batches of one.
+    by the norm of the batch, which is the same for its batches of one.
     """
     if tuple(scales) == (1.0,):
         return backbone(images)
@@ -101,132 +109,131 @@ def _resized(images: Tensor, scale: float) -> Tensor:
 
 def descriptor(backbone: Backbone, size: int, scales: Scales = "single") -> Descriptor:
     """The feature of the paper (CLS token, or pooled) of images of at most `size` pixels a side."""
-    factors = SCALES[scales]
+    factors, preprocessing = SCALES[scales], backbone.preprocessing
     least = -int(-(backbone.patch_size or 32) // min(factors))  # rounded up
-    own = backbone.preprocessing
-    transform = Shrunk(size, least, own.mean, own.std)
-    return Descriptor(
-        f"retrieval-{scales}",
-        transform,
-        partial(multiscale, scales=factors),
-        {"scales": list(factors)},
-    )
+    transform = MaxSideResize(size, least, preprocessing.mean, preprocessing.std)
+    compute = partial(multiscale, scales=factors)
+    return Descriptor(f"retrieval-{scales}", transform, compute, {"scales": list(factors)})
 
 
 # ------------------------------------------------------------------------------ the benchmark
 def precisions(
     queries: Float[Tensor, "q D"],
     database: Float[Tensor, "n D"],
-    truth: Sequence[Truth],
+    truth: Sequence[GroundTruth],
     device: torch.device | str | None = None,
 ) -> dict[str, Precisions]:
     """Mean average precision and mP@k of features, for "easy", "medium" and "hard"."""
     return judge(rankings(queries, database, device=device), truth)
 
 
-def judge(ranked: Iterable[Int[np.ndarray, " n"]], truth: Sequence[Truth]) -> dict[str, Precisions]:
-    """What `precisions` says, of rankings of the database, best first, one for each query."""
-    found: dict[str, list[list[int]]] = {protocol: [] for protocol in JUDGED}
-    for ranking, judged in zip(ranked, truth, strict=True):
-        for protocol, (right, left_out) in JUDGED.items():
-            positives = [image for kind in right for image in getattr(judged, kind)]
-            junk = [image for kind in left_out for image in getattr(judged, kind)]
+def judge(
+    ranked: Iterable[Int[np.ndarray, " n"]], truth: Sequence[GroundTruth]
+) -> dict[str, Precisions]:
+    """See `precisions`; from rankings of the database, best first, one for each query."""
+    found: dict[str, list[list[int]]] = {protocol: [] for protocol in PROTOCOLS}
+    for ranking, one in zip(ranked, truth, strict=True):
+        for protocol, (right, left_out) in PROTOCOLS.items():
+            positives = [image for kind in right for image in getattr(one, kind)]
+            junk = [image for kind in left_out for image in getattr(one, kind)]
             found[protocol].append(positions(ranking, positives, junk))
     return {protocol: summarize(ranks) for protocol, ranks in found.items()}
 
 
 # -------------------------------------------------------------------------------- the command
 @dataclass(frozen=True, kw_only=True)
-class Retrieval(Measured):
+class Retrieval(FeatureEvaluationSettings):
     """Find images of the same thing: a benchmark (paper section 4.2.1), or neighbours of yours."""
 
+    renamed: ClassVar[dict[str, str]] = {"database": "data"}
+
+    benchmark: str | None = None
+    """A folder with gnd_NAME.pkl and jpg/ (Revisited Oxford or Paris), or with gnd.json, database/
+    and queries/."""
     data: str | None = None
-    """A benchmark: a folder with gnd_NAME.pkl and jpg/ (Revisited Oxford or Paris), or with
-    gnd.json, database/ and queries/."""
-    database: str | None = None
     """Instead of a benchmark, images to search: a folder, a list or demo. No ground truth."""
     queries: str | None = None
-    """Images to ask for in --database; without them each of its images asks for all others."""
+    """Images to look up in --data; without them each image of --data is looked up in the others."""
     size: int | None = None
     """Longer side of the images in pixels; as published by default 224, for Paris 512."""
     scales: Scales | None = None
     """single, or multi: the mean over scales 1, 0.71 and 0.5, the default for Paris."""
     query: Literal["whole", "box"] = "whole"
-    """Ask for whole images, as the published code does, or for the box of the ground truth, as the
+    """Look up whole images, as the published code does, or the box of the ground truth, as the
     benchmark's own protocol says."""
     k: int = 10
-    """With --database: how many neighbours of each query."""
+    """With --data: how many neighbours of each query."""
 
-    def seen(self, name: str) -> tuple[int, Scales]:
+    def input_size(self, name: str) -> tuple[int, Scales]:
         """Longer side and scales for a data set of this name.
 
         Raises:
-            UserError: for a size that is none.
+            UserError: for a size below 1.
         """
-        usual = PAPER["paris" if "paris" in name.lower() else "oxford"]
-        size = usual[0] if self.size is None else self.size
+        size, scales = PAPER["paris" if "paris" in name.lower() else "oxford"]
+        size = size if self.size is None else self.size
         if size < 1:
             raise UserError(f"--size must be a number of pixels, not {size}")
-        return size, self.scales or usual[1]
+        return size, self.scales or scales
+
+    def options(self, title: str) -> dict[str, Any]:
+        """The keyword arguments of `extract`; images differ in size, so that each is a batch."""
+        return {"batch": 1, "title": title, "memory_option": "--size", **self.extraction()}
 
 
 def run(settings: Retrieval) -> dict[str, Any]:
     """`dino evaluate retrieval`: one table and JSON; or a list of neighbours and a contact sheet.
 
     Returns:
-        For a benchmark what the JSON says under "retrieval": for each network and protocol `map`
-        and mP@k in percent. Without ground truth the files that were written.
+        For a benchmark the JSON's "retrieval": for each network and protocol `map` and mP@k in
+        percent. Without ground truth the files that were written.
 
     Raises:
-        UserError: for weights, images or a ground truth that are not there or do not fit.
+        UserError: for weights, images or a ground truth that do not exist or do not fit.
     """
-    if (settings.data is None) == (settings.database is None):
-        raise UserError("give either --data with a benchmark, or --database with your own images")
-    return _benchmark(settings) if settings.data is not None else _neighbours(settings)
+    if (settings.benchmark is None) == (settings.data is None):
+        raise UserError("give either --benchmark, or --data with your own images")
+    if settings.benchmark is not None:
+        return _benchmark(settings, settings.benchmark)
+    return _neighbours(settings)
 
 
-def _benchmark(settings: Retrieval) -> dict[str, Any]:
-    assert settings.data is not None
+def _benchmark(settings: Retrieval, root: str) -> dict[str, Any]:
     if settings.queries is not None:
-        raise UserError("a benchmark has its own queries: leave --queries out")
-    benchmark = open_benchmark(settings.data)
-    size, scales = settings.seen(benchmark.name)
-    boxed = settings.query == "box"
-    asked = benchmark.boxed_queries() if boxed else benchmark.queries
+        raise UserError("a benchmark has its own queries: omit --queries")
+    destination("retrieval", settings)
+    benchmark, boxed = open_benchmark(root), settings.query == "box"
+    size, scales = settings.input_size(benchmark.name)
+    images = benchmark.boxed_queries() if boxed else benchmark.queries
     device = pick_device(settings.device)
     with process_group(device) as here:
-        backbone = load_rgb(settings.weights, device)
+        networks = settings.networks(device, rgb=True)
         found = {}
-        for name, network in networks(backbone, settings).items():
-            whole = descriptor(network, size, scales)
-            how = {"batch": 1, "title": f"{name}, images", **settings.extraction()}
-            query = _with_boxes(whole, benchmark) if boxed else whole
+        for name, network in networks.items():
+            what = query = descriptor(network, size, scales)
+            if boxed:  # another key: the file of an image does not tell that it was cut
+                boxes = [one.box for one in benchmark.truth]
+                query = replace(what, settings={**what.settings, "boxes": boxes})
+            options = settings.options(f"{name}, images")
             queries, database = (
-                described(network, images, what, **how).checked(needs_all=benchmark.name)
-                for images, what in ((asked, query), (benchmark.database, whole))
+                extract(network, source, how, **options).finite(complete_for=benchmark.name)
+                for source, how in ((images, query), (benchmark.database, what))
             )
             found[name] = precisions(queries, database, benchmark.truth, device)
         content = {name: {p: _plain(score) for p, score in s.items()} for name, s in found.items()}
         if here.main:
-            about = {
+            about: dict[str, Any] = {
                 "data": benchmark.name,
                 "images": len(benchmark.database),
-                "queries": len(asked),
+                "queries": len(images),
                 "query": settings.query,
                 "size": size,
                 "scales": SCALES[scales],
             }
             _print(found, about)
-            write("retrieval", {"retrieval": content, **about}, backbone, settings)
+            about["networks"] = identities(networks)
+            write("retrieval", {"retrieval": content, **about}, networks[TRAINED], settings)
     return content
-
-
-def _with_boxes(whole: Descriptor, benchmark: Benchmark) -> Descriptor:
-    """The same descriptor under another key: the files do not tell that they were cut."""
-    boxes = [truth.box for truth in benchmark.truth]
-    return Descriptor(
-        whole.name, whole.transform, whole.compute, {**whole.settings, "boxes": boxes}
-    )
 
 
 def _plain(score: Precisions) -> dict[str, Any]:
@@ -246,12 +253,12 @@ def _print(found: dict[str, dict[str, Precisions]], about: dict[str, Any]) -> No
     )
     rows = {
         f"{protocol}, {name}": [
-            f"{100 * scores[protocol].map:.1f}",
-            *(f"{100 * value:.1f}" for value in scores[protocol].at.values()),
-            f"{scores[protocol].queries}",
+            *(f"{100 * value:.1f}" for value in (one.map, *one.at.values())),
+            f"{one.queries}",
         ]
-        for protocol in JUDGED
+        for protocol in PROTOCOLS
         for name, scores in found.items()
+        for one in (scores[protocol],)
     }
     kappas = next(iter(found.values()))["easy"].at
     columns = ["protocol", "mAP", *(f"mP@{k}" for k in kappas), "queries"]
@@ -260,37 +267,38 @@ def _print(found: dict[str, dict[str, Precisions]], about: dict[str, Any]) -> No
 
 # ------------------------------------------------------------------------- without ground truth
 def _neighbours(settings: Retrieval) -> dict[str, Any]:
-    if settings.baseline or settings.query == "box":
-        option = "--baseline" if settings.baseline else "--query box"
-        raise UserError(f"{option} needs a benchmark with ground truth: give --data")
+    assert settings.data is not None
+    if settings.baseline or settings.compare or settings.query == "box":
+        raise UserError("--baseline, --compare and --query box need --benchmark")
     if settings.k < 1:
         raise UserError(f"--k must be at least 1, not {settings.k}")
-    database = open_source(settings.database)
+    if ground_truths(Path(settings.data)):
+        raise UserError(f"{settings.data} is a benchmark with ground truth: give it as --benchmark")
+    destination("neighbours", settings)
+    database = open_source(settings.data)
     queries = None if settings.queries is None else open_source(settings.queries)
-    size, scales = settings.seen("")
+    size, scales = settings.input_size("")
     device = pick_device(settings.device)
     with process_group(device) as here:
-        backbone = load_rgb(settings.weights, device)
+        backbone = settings.networks(device, rgb=True)[TRAINED]
         what = descriptor(backbone, size, scales)
-        how = {"batch": 1, **settings.extraction()}
-        bank = described(backbone, database, what, title="images", **how)
-        asked = bank
+        bank = extract(backbone, database, what, **settings.options("images"))
+        tested = bank
         if queries is not None:
-            asked = described(backbone, queries, what, title="queries", **how)
-        own = queries is None
-        k = min(settings.k, len(bank) - own)
+            tested = extract(backbone, queries, what, **settings.options("queries"))
+        k = min(settings.k, len(bank) - (queries is None))
         if k < 1:
-            raise UserError(f"{settings.database} holds a single image: there is nothing to find")
-        skip = 0 if own else None
-        similarity, index = nearest(asked.checked(), bank.checked(), k, skip=skip, device=device)
+            raise UserError(f"{settings.data} holds a single image: there is nothing to find")
+        skip = 0 if queries is None else None
+        similarity, index = nearest(tested.finite(), bank.finite(), k, skip=skip, device=device)
         files: dict[str, Any] = {}
         if here.main:
-            content = {"queries": len(asked), "database": len(bank), "k": k}
+            content = {"queries": len(tested), "database": len(bank), "k": k}
             path = write("neighbours", {"neighbours": content}, backbone, settings)
-            found = Neighbours(asked.paths, bank.paths, similarity.cpu(), index.cpu())
-            files = found.write(path, (database if queries is None else queries, database))
+            found = Neighbours(tested.paths, bank.paths, similarity.tolist(), index.tolist())
+            files = found.write(path, database if queries is None else queries, database)
             for file in files.values():
-                Console().print(f"{file}", highlight=False, soft_wrap=True)
+                print_path(file)
     return files
 
 
@@ -299,47 +307,44 @@ class Neighbours:
     """The most similar images of a database for each query, best first.
 
     Attributes:
-        asked: where each query lies.
-        bank: where each image of the database lies.
-        similarity: cosines.
-        index: into `bank`.
+        queries: paths of the queries.
+        bank: paths of the images of the database.
+        similarity: cosines, [q, k].
+        index: into `bank`, [q, k].
     """
 
-    asked: list[str]
+    queries: list[str]
     bank: list[str]
-    similarity: Float[Tensor, "q k"]
-    index: Int[Tensor, "q k"]
+    similarity: list[list[float]]
+    index: list[list[int]]
 
-    def write(self, result: Path, sources: tuple[Source, Source]) -> dict[str, Path]:
-        """Write a CSV of all neighbours and a PNG of some queries with theirs, beside `result`.
+    def write(self, result: Path, queries: Source, database: Source) -> dict[str, Path]:
+        """Write a CSV of all neighbours and a PNG of some queries with theirs.
 
         Args:
-            result: the JSON file.
-            sources: of the queries and of the database, to read pictures from.
+            result: the JSON file, beside which they lie.
+            queries: to read images from.
+            database: likewise.
         """
-        listing, picture = result.with_suffix(".csv"), result.with_suffix(".png")
+        listing, sheet = result.with_suffix(".csv"), result.with_suffix(".png")
         rows = (
             (query, rank, self.bank[i], f"{value:.6f}")
             for query, values, indices in zip(
-                self.asked, self.similarity.tolist(), self.index.tolist(), strict=True
+                self.queries, self.similarity, self.index, strict=True
             )
             for rank, (value, i) in enumerate(zip(values, indices, strict=True), start=1)
         )
         atomic_csv(listing, ("query", "rank", "path", "similarity"), rows)
-        save_sheet(picture, self.sheet(*sources))
-        return {"csv": listing, "sheet": picture}
+        save_sheet(sheet, self.sheet(queries, database))
+        return {"csv": listing, "sheet": sheet}
 
     def sheet(self, queries: Source, database: Source) -> list[list[Cell]]:
         """Some queries, evenly spread and framed, each with its first neighbours."""
-        count = min(SHOWN[0], len(self.asked))
-        pictures = (Pictures(queries), Pictures(database))
+        count = min(SHEET[0], len(self.queries))
+        looked_up, searched = ImagesByPath(queries), ImagesByPath(database)
         rows = []
-        for row in (len(self.asked) * i // count for i in range(count)):
-            found = zip(self.similarity[row].tolist(), self.index[row].tolist(), strict=True)
-            cells = [pictures[0].cell(self.asked[row], "query", marked=True)]
-            cells += [
-                pictures[1].cell(self.bank[i], f"{value:.3f}")
-                for value, i in list(found)[: SHOWN[1]]
-            ]
-            rows.append(cells)
+        for row in (len(self.queries) * i // count for i in range(count)):
+            found = list(zip(self.similarity[row], self.index[row], strict=True))[: SHEET[1]]
+            cells = [searched.cell(self.bank[i], f"{value:.3f}") for value, i in found]
+            rows.append([looked_up.cell(self.queries[row], "query", marked=True), *cells])
         return rows

@@ -1,8 +1,8 @@
 """Benchmarks of retrieval on disk: Revisited Oxford and Paris, and folders laid out like them.
 
-A benchmark is a folder with images and a ground truth, which says for each query which images of
-the database show the same thing. The published files are pickles: they are read by a reader that
-knows lists, dicts, numbers, strings and numpy arrays, and calls nothing.
+A benchmark is a folder with images and a ground truth: for each query the images of the database
+that show the same thing. The published files are pickles; they are read by an unpickler that knows
+lists, dicts, numbers, strings and numpy arrays, and calls nothing else.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What is known of one query: indices of images of the database, and its box.
+class GroundTruth:
+    """The ground truth of one query: indices of images of the database, and its box.
 
     Attributes:
         easy: images that show the thing clearly.
         hard: images that show it poorly.
         junk: images that count neither as right nor as wrong.
-        box: the thing in the query image; None if nobody says.
+        box: of the thing in the query image; None if unknown.
     """
 
     easy: list[int]
@@ -42,8 +42,8 @@ class Truth:
     box: Box | None = None
 
 
-class Listed(Files):
-    """Images by name in the order of a ground truth, perhaps cut to a box each: a `Source`."""
+class BenchmarkImages(Files):
+    """Images by name in the order of a ground truth, optionally cut to boxes: a `Source`."""
 
     labels: list[int] | None = None
     classes: list[str] | None = None
@@ -52,17 +52,17 @@ class Listed(Files):
         super().__init__(root, names)
         self.boxes = boxes
 
-    def cut_to(self, boxes: Sequence[Box]) -> Listed:
+    def cut_to(self, boxes: Sequence[Box]) -> BenchmarkImages:
         """The same images, each cut to its box."""
-        return Listed(self.root, self._names, boxes)
+        return BenchmarkImages(self.root, self._names, boxes)
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index`; raises `ImageError` where it cannot be read."""
         image = super().__getitem__(index)
-        return image if self.boxes is None else as_picture(image).crop(_whole(self.boxes[index]))
+        return image if self.boxes is None else as_picture(image).crop(_rounded(self.boxes[index]))
 
 
-def _whole(box: Box) -> tuple[int, int, int, int]:
+def _rounded(box: Box) -> tuple[int, int, int, int]:
     left, top, right, bottom = (round(edge) for edge in box)
     return left, top, right, bottom
 
@@ -74,18 +74,18 @@ class Benchmark:
     Attributes:
         name: of the data set, such as roxford5k.
         database: the images that are searched.
-        queries: the images that are asked for, whole.
+        queries: the full query images.
         truth: one for each query.
         file: the ground truth.
     """
 
     name: str
-    database: Listed
-    queries: Listed
-    truth: list[Truth]
+    database: BenchmarkImages
+    queries: BenchmarkImages
+    truth: list[GroundTruth]
     file: Path
 
-    def boxed_queries(self) -> Listed:
+    def boxed_queries(self) -> BenchmarkImages:
         """The queries, each cut to its box.
 
         Raises:
@@ -110,47 +110,46 @@ def open_benchmark(root: str | os.PathLike[str]) -> Benchmark:
     root = Path(root)
     file = _find(root)
     content = _pickled(file) if file.suffix == ".pkl" else read_json(file)
-    images, asked, judged = (_list(content, key, file) for key in ("imlist", "qimlist", "gnd"))
-    if len(judged) != len(asked):
+    images, queries, truth = (_list(content, key, file) for key in ("imlist", "qimlist", "gnd"))
+    if len(truth) != len(queries):
         raise UserError(
-            f"{file} judges {len(judged)} queries but lists {len(asked)} in qimlist: is it damaged?"
+            f"{file} has {len(truth)} queries in gnd but {len(queries)} in qimlist: is it damaged?"
         )
-    truth = [_truth(entry, index, len(images), file) for index, entry in enumerate(judged)]
-    database, queries = _folders(root)
+    folders = _folders(root)
     name = file.stem.removeprefix("gnd").removeprefix("_") or root.resolve().name
     return Benchmark(
         name,
-        Listed(database, _present(images, database, file)),
-        Listed(queries, _present(asked, queries, file)),
-        truth,
+        BenchmarkImages(folders[0], _present(images, folders[0], file)),
+        BenchmarkImages(folders[1], _present(queries, folders[1], file)),
+        [_truth(entry, index, len(images), file) for index, entry in enumerate(truth)],
         file,
     )
 
 
 def _find(root: Path) -> Path:
     if not root.is_dir():
-        raise UserError(f"{root} is no folder: give --data the folder of a retrieval benchmark")
-    found = _ground_truths(root)
+        raise UserError(
+            f"{root} is no folder: give --benchmark the folder of a retrieval benchmark"
+        )
+    found = ground_truths(root)
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"{root} holds several ground truths ({_named(found)}): keep one of them")
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{root} holds several ground truths ({names}): keep one of them")
     below = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
-    inner = [folder for folder in below if _ground_truths(folder)]
-    hint = f": give --data {inner[0]}" if inner else " (gnd.json or gnd_NAME.pkl)"
+    inner = [folder for folder in below if ground_truths(folder)]
+    hint = f": give --benchmark {inner[0]}" if inner else " (gnd.json or gnd_NAME.pkl)"
     raise UserError(f"{root} holds no ground truth{hint}")
 
 
-def _ground_truths(folder: Path) -> list[Path]:
+def ground_truths(folder: Path) -> list[Path]:
+    """The files of ground truth in a folder."""
     return [*folder.glob("gnd.json"), *sorted(folder.glob("gnd_*.pkl"))]
 
 
-def _named(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths)
-
-
 def _folders(root: Path) -> tuple[Path, Path]:
-    """Where database and queries lie."""
+    """The folders of database and queries."""
     if (root / "jpg").is_dir():
         return root / "jpg", root / "jpg"
     for folder in ("database", "queries"):
@@ -168,7 +167,7 @@ def _list(content: Any, key: str, file: Path) -> list[Any]:
     return list(content[key])
 
 
-def _truth(entry: Any, query: int, images: int, file: Path) -> Truth:
+def _truth(entry: Any, query: int, images: int, file: Path) -> GroundTruth:
     if not isinstance(entry, Mapping):
         raise UserError(f"query {query} in the gnd of {file} is no dict")
     indices = {}
@@ -186,7 +185,7 @@ def _truth(entry: Any, query: int, images: int, file: Path) -> Truth:
                 f"query {query} in {file} names image {outside[0]} of {images}: "
                 "is it the ground truth of other images?"
             )
-    return Truth(**indices, box=_box(entry.get("bbx"), query, file))
+    return GroundTruth(**indices, box=_box(entry.get("bbx"), query, file))
 
 
 def _box(value: Any, query: int, file: Path) -> Box | None:
@@ -223,7 +222,7 @@ def _present(names: Sequence[Any], folder: Path, file: Path) -> list[str]:
 
 # ------------------------------------------------------------------------------------ pickles
 def _pickled(file: Path) -> Any:
-    """The content of a pickle of plain values and numpy arrays; nothing in it is run.
+    """The content of a pickle of plain values and numpy arrays; nothing in it is executed.
 
     Raises:
         UserError: if it holds anything else, or is damaged.
@@ -235,19 +234,19 @@ def _pickled(file: Path) -> Any:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except Exception as error:  # damaged bytes raise nearly anything
         raise UserError(
-            f"{file} is no pickle of plain lists, numbers and arrays, so it was not loaded: {error}"
+            f"{file} is no pickle of plain lists, numbers and arrays, and was not loaded: {error}"
         ) from None
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes for old readers."""
+    """How Python 3 pickles bytes for Python 2."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"bytes are encoded as {encoding}")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How Python 3 writes empty bytes for old readers."""
+    """How Python 3 pickles empty bytes for Python 2."""
     return b""
 
 
@@ -265,13 +264,13 @@ _PLAIN: dict[tuple[str, str], Any] = {
     **{(f"{core}.numeric", "_frombuffer"): _FROM_BUFFER for core in _CORES},
     **{(f"{core}.multiarray", "scalar"): _SCALAR for core in _CORES},
 }
-"""All that a pickle may name: what numpy's arrays and numbers are made of."""
+"""All that a pickle may name: the parts of numpy's arrays and numbers."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """One of `_PLAIN`, or refusal."""
+        """One of `_PLAIN`; raises `UnpicklingError` for any other name."""
         try:
             return _PLAIN[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}") from None

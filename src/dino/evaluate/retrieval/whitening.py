@@ -1,4 +1,4 @@
-"""Whitening: features turned and scaled until all directions vary alike.
+"""Whitening: an affine map after which features vary equally in all directions.
 
 Shapes: n images, D width.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 Covariance = Literal["reference", "centred"]
 
 FLOOR = 1e-5
-"""Variances below this share of the largest count as it (published code)."""
+"""Variances below this share of the largest are raised to it (published code)."""
 
 ROWS = 2**14
 """Features at a time."""
@@ -26,7 +26,7 @@ class Whitening:
     """An affine map learned from features.
 
     Attributes:
-        mean: what is subtracted.
+        mean: of the features, which is subtracted.
         directions: columns, each an eigenvector over the root of its variance; largest first.
     """
 
@@ -43,7 +43,7 @@ class Whitening:
         """Learn from features, in float64.
 
         Args:
-            features: of images other than those to be told apart, or of these very images.
+            features: of other images, or of the images that will be whitened.
             covariance: "reference" takes the second moment of features that are not centred, as
                 the published code does, though it subtracts the mean when it applies the result;
                 "centred" takes the covariance.
@@ -66,7 +66,7 @@ class Whitening:
         else:
             rank = max(1, min(count - (covariance == "centred"), width))
             variance = variance + ridge * variance.sum() / rank
-        # Of images that are all alike nothing can be learned: the map is then zero, not infinite.
+        # Equal images have no variance: the map is then zero, not infinite.
         scale = torch.where(variance > 0, variance.rsqrt(), 0.0)
         return cls(mean, vectors * scale)
 

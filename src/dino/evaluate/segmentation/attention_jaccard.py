@@ -1,8 +1,8 @@
 """Objects found by attention: Jaccard index of masks of the mass (section 4.2.2, Fig. 4, App. D).
 
-Each head's attention of the CLS token gives a mask, the patches that hold most of its mass. What
-is scored is how well the best mask fits, chosen with the ground truth: an upper bound, for an
-untrained network too.
+The CLS token's attention of each head gives a mask, the patches that hold most of its mass. The
+score is that of the best mask, chosen with the ground truth: an upper bound, also for an untrained
+network.
 
 Shapes: O objects, M masks (one a head, and one of the mean over heads), h w patches, H W pixels.
 """
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import Ids, objects_in
 from dino.evaluate.segmentation.datasets import Scenes, patch_counts, prepared
@@ -48,43 +49,43 @@ def attention_jaccard(
     precision: Precision = "fp32",
     title: str = "attention",
 ) -> dict[str, Any]:
-    """Jaccard indices of a network's attention masks over pictures, in percent.
+    """Jaccard indices of a network's attention masks over images, in percent.
 
-    Pictures without any object are left out, and counted.
+    Images without any object are left out, and counted.
 
     Args:
         backbone: a network with attention, in evaluation mode.
-        scenes: the pictures, shared out among the ranks.
+        scenes: the images, divided among the ranks.
         masses: shares of the attention that masks hold, each in (0, 1).
         size: see `dino.evaluate.segmentation.datasets.prepared`.
         keep_aspect: likewise.
         precision: of the network.
-        title: what the progress bar says.
+        title: of the progress bar.
 
     Returns:
-        Under "masses" the numbers of `summary` by mass; under "whole_picture" the Jaccard index of
-        the mask that is all of the picture, which needs no network; and how many "images" and
-        "objects" count and how many images are "empty".
+        Under "masses" the numbers of `summary` by mass; under "whole_image" the Jaccard index of
+        the mask that covers the image, which needs no network; the numbers of "images" and
+        "objects" that count, and of "empty" images.
 
     Raises:
-        UserError: for networks without attention, or pictures without any object at all.
+        UserError: for networks without attention, or if no image holds an object.
     """
     device = next(backbone.parameters()).device
     found: list[list[Float[Tensor, "O M"]]] = []
-    whole: Bool[Tensor, "1 1 1"] = torch.ones(1, 1, 1, dtype=torch.bool)
+    full: Bool[Tensor, "1 1 1"] = torch.ones(1, 1, 1, dtype=torch.bool)
     mine = my_share(range(len(scenes)))
     with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
         for index in mine:
             picture, ids = scenes.pixels_and_ids(index)
             images = prepared(picture, backbone, size, keep_aspect)
-            with autocast(device, precision):
+            with memory_advice("--size"), autocast(device, precision):
                 maps = attention_maps(backbone, images)[0]
             maps = torch.cat([maps.float(), maps.float().mean(dim=0, keepdim=True)])
-            masks = [*(mass_mask(maps, mass) for mass in masses), whole]
+            masks = [*(mass_mask(maps, mass) for mass in masses), full]
             found.append([object_jaccards(mask, ids) for mask in masks])
             advance(1)
-    everything = [one for part in gather_objects(found) for one in part]
-    used = [one for one in everything if len(one[0])]
+    per_image = [one for part in gather_objects(found) for one in part]
+    used = [one for one in per_image if len(one[0])]
     if not used:
         raise UserError(f"none of the masks, such as {scenes.masks[0]}, holds an object")
     scores = {
@@ -94,10 +95,10 @@ def attention_jaccard(
     objects = sum(len(one[0]) for one in used)
     return {
         "masses": scores,
-        "whole_picture": 100 * float(torch.stack([one[-1].mean() for one in used]).mean()),
+        "whole_image": 100 * float(torch.stack([one[-1].mean() for one in used]).mean()),
         "images": len(used),
         "objects": objects,
-        "empty": len(everything) - len(used),
+        "empty": len(per_image) - len(used),
     }
 
 
@@ -106,8 +107,8 @@ def summary(jaccards: Sequence[Float[Tensor, "_ M"]]) -> dict[str, Any]:
 
     Returns:
         "best_per_object": the best head of each object, as in the author's code; "best_per_image":
-        the head with the best mean of an image, as the caption of Fig. 4 has it; "mean_map": the
-        mask of the mean of all heads, which nobody has to choose; "heads": each head alone.
+        the head with the best mean of an image, as in the caption of Fig. 4; "mean_map": the
+        mask of the mean of all heads, which needs no choice; "heads": each head alone.
     """
 
     def mean(values: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures with masks of their objects on disk: as in PASCAL VOC, or two folders.
+"""Images with masks of their objects on disk: as in PASCAL VOC, or in two folders.
 
     VOC      JPEGImages, SegmentationClass or SegmentationObject, ImageSets/Segmentation/val.txt
     plain    images, masks (same names but for the ending); optional lists train.txt, val.txt
@@ -34,7 +34,7 @@ FOLDERS: dict[Objects, str] = {"class": "SegmentationClass", "instance": "Segmen
 
 @dataclass(frozen=True)
 class Scenes:
-    """Pictures and their masks, pair by pair."""
+    """Images and their masks, pair by pair."""
 
     images: list[Path]
     masks: list[Path]
@@ -43,21 +43,21 @@ class Scenes:
         return len(self.images)
 
     def pixels_and_ids(self, index: int) -> tuple[Image.Image, Ids]:
-        """Picture `index` and its mask.
+        """Image `index` and its mask.
 
         Raises:
             UserError: naming the file that cannot be read, or a mask of another size.
         """
         try:
             picture = read_picture(self.images[index])
-        except ImageError as error:  # left out of a mean it would change what is measured
-            raise UserError(f"{error}; mend it or take it out of the data") from None
+        except ImageError as error:  # without it the mean would be another measure
+            raise UserError(f"{error}; repair it or remove it from the data") from None
         ids = read_mask(self.masks[index]).ids
         if ids.shape != (picture.height, picture.width):
             raise UserError(
                 f"the mask {self.masks[index]} is {ids.shape[1]} x {ids.shape[0]} pixels, but its "
                 f"image {self.images[index]} {picture.width} x {picture.height}: "
-                "make them equally large"
+                "make their sizes equal"
             )
         return picture, ids
 
@@ -70,7 +70,7 @@ def is_voc(root: Path) -> bool:
     """Whether a folder is laid out like PASCAL VOC.
 
     Raises:
-        UserError: if it is laid out in no way that is known.
+        UserError: if its layout is unknown.
     """
     if (root / "JPEGImages").is_dir():
         return True
@@ -88,7 +88,7 @@ def open_scenes(root: str | Path, split: str | None, objects: Objects = "class")
     Args:
         root: a folder in one of the two layouts.
         split: name of a list of scenes, without .txt; in the plain layout None for all scenes.
-        objects: which masks of VOC: a number for each class, or for each instance.
+        objects: masks of VOC with a number for each class, or for each instance.
 
     Raises:
         UserError: naming the folder, list, image or mask that is missing.
@@ -130,7 +130,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(files):
         if path.stem in found:
-            raise UserError(f"{found[path.stem]} and {path} have one name: rename one of them")
+            raise UserError(f"{found[path.stem]} and {path} have the same name: rename one of them")
         found[path.stem] = path
     if not found:
         raise UserError(f"{folder} holds no images")
@@ -141,14 +141,14 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def prepared(
     picture: Image.Image, backbone: Backbone, size: int, keep_aspect: bool
 ) -> Float[Tensor, "1 3 H W"]:
-    """A picture as a network sees it: all of it, in whole patches, normalised as its weights say.
+    """An image as a network's input: resized to complete patches and normalised, nothing cut off.
 
     Args:
         picture: RGB.
-        backbone: whose patches and normalisation to use.
+        backbone: gives patch size and normalisation.
         size: of the square in pixels, or of the shorter side.
         keep_aspect: keep the ratio of the sides (to the nearest patch), rather than make a square.
-            The paper's pictures of attention are made from squares.
+            The paper shows attention on squares.
 
     Raises:
         UserError: if no patch fits.
@@ -162,9 +162,9 @@ def prepared(
         for side in picture.size
     )
     pixels = to_tensor(picture.resize((width, height), Image.Resampling.BILINEAR))
-    own = backbone.preprocessing
+    transform = backbone.preprocessing
     device = next(backbone.parameters()).device
-    return normalize(pixels.to(device), own.mean, own.std)[None]
+    return normalize(pixels.to(device), transform.mean, transform.std)[None]
 
 
 def patch_counts(
@@ -172,8 +172,8 @@ def patch_counts(
 ) -> Int[Tensor, "{len(numbers)+1} {grid[0]} {grid[1]}"]:
     """How many pixels of each kind lie in each patch; the last row counts those of all others.
 
-    A pixel lies in the patch that the grid, laid over the whole picture, has at its upper left
-    corner: where enlarging the grid to the picture by nearest neighbours takes its value from.
+    A pixel lies in the patch that holds its upper left corner when the grid covers the image: the
+    patch whose value it gets when the grid is enlarged by nearest neighbours.
 
     Args:
         ids: a mask; void counts nowhere.

@@ -1,10 +1,10 @@
-"""Every pixel classified from frozen patch tokens: a linear classifier, and nearest neighbours.
+"""Classification of pixels from frozen patch tokens: a linear classifier, and nearest neighbours.
 
-The protocols by which the paper's successors judge local features. Both learn from the share of
-each class among the pixels of a patch, and answer with scores of classes for the patches of a
-picture, which are enlarged bilinearly to its own size.
+The protocols by which the paper's successors measure local features. Both learn from the share of
+each class among the pixels of a patch, and give scores of classes for the patches of an image,
+which are enlarged bilinearly to the size of the image.
 
-Shapes: n patches of the training pictures, q patches of others, D width, K classes, h w patches,
+Shapes: n patches of the training images, q patches of others, D width, K classes, h w patches,
 H W pixels.
 """
 
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
+from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import VOID, Ids
@@ -33,30 +35,32 @@ Scorer = Callable[[Float[Tensor, "q D"]], Float[Tensor, "q K"]]
 """From the features of patches to a score for each class."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """How pictures become patches.
+@dataclass(frozen=True)
+class PatchExtractor:
+    """Extracts the patch tokens of images.
 
     Attributes:
+        backbone: the network, in evaluation mode.
         size: see `dino.evaluate.segmentation.datasets.prepared`.
         keep_aspect: likewise.
         precision: of the network.
     """
 
+    backbone: Backbone
     size: int = 480
     keep_aspect: bool = False
     precision: Precision = "fp32"
 
     @torch.inference_mode()
-    def features(self, backbone: Backbone, picture: Any) -> Float[Tensor, "D h w"]:
-        """Patch tokens of a picture after the final norm."""
-        images = prepared(picture, backbone, self.size, self.keep_aspect)
-        with autocast(images.device, self.precision):
-            return backbone.features(images).patches[-1, 0].float()
+    def features(self, image: Image.Image) -> Float[Tensor, "D h w"]:
+        """Patch tokens of an image after the final norm."""
+        images = prepared(image, self.backbone, self.size, self.keep_aspect)
+        with memory_advice("--size"), autocast(images.device, self.precision):
+            return self.backbone.features(images).patches[-1, 0].float()
 
 
 class Bank(NamedTuple):
-    """Patches to learn from.
+    """Training patches.
 
     Attributes:
         features: of each patch, on the CPU.
@@ -71,12 +75,12 @@ class Bank(NamedTuple):
     classes: list[int]
 
 
-def learnable(
-    backbone: Backbone, scenes: Scenes, look: Look, limit: int, seed: int, title: str
+def training_patches(
+    extractor: PatchExtractor, scenes: Scenes, limit: int, seed: int, title: str
 ) -> Bank:
-    """The patches of training pictures, at most `limit`, drawn evenly from all pictures.
+    """The patches of training images, at most `limit`, drawn evenly from all images.
 
-    Patches of void alone are left out. The draw depends on the seed and the picture's place only.
+    Patches of void alone are left out. The draw depends only on the seed and the image's index.
 
     Raises:
         UserError: if there is only one class.
@@ -87,7 +91,7 @@ def learnable(
     with bar(f"{title}, training images", len(mine), shown=ranks().main) as advance:
         for index in mine:
             picture, ids = scenes.pixels_and_ids(index)
-            features = look.features(backbone, picture)
+            features = extractor.features(picture)
             grid = (features.shape[1], features.shape[2])
             counts = patch_counts(ids, grid, range(VOID))[:-1].flatten(1).T
             usable = counts.sum(dim=1).nonzero().squeeze(1)
@@ -95,16 +99,16 @@ def learnable(
             chosen = usable[torch.from_numpy(np.sort(drawn))]
             rows.append((features.flatten(1).T.cpu()[chosen], counts[chosen].to(torch.int32)))
             advance(1)
-    everything = [row for part in gather_objects(rows) for row in part]
-    counts = torch.cat([counts for _, counts in everything])
+    rows = [row for part in gather_objects(rows) for row in part]
+    counts = torch.cat([counts for _, counts in rows])
     classes = counts.sum(dim=0).nonzero().squeeze(1).tolist()
     if len(classes) < 2:
         raise UserError(
-            f"the {len(scenes)} masks to learn from, such as {scenes.masks[0]}, hold one class only"
+            f"the {len(scenes)} training masks, such as {scenes.masks[0]}, hold only one class"
         )
     counts = counts[:, classes].float()
     weights = counts.sum(dim=1)
-    features = torch.cat([features for features, _ in everything])
+    features = torch.cat([features for features, _ in rows])
     return Bank(features, counts / weights[:, None], weights, classes)
 
 
@@ -114,11 +118,11 @@ def linear(bank: Bank, penalty: float, steps: int, device: torch.device) -> Scor
 
     The objective is the mean cross-entropy over pixels, each with the scores of its patch, and half
     the penalty times the squared weights. It is convex; L-BFGS finds the minimum from zero, with no
-    learning rate and nothing random. (Successors take batch norm for the standardising, and many
-    steps of SGD or AdamW.)
+    learning rate and no random numbers. (Successors standardise by batch norm, and take many steps
+    of SGD or AdamW.)
 
     Args:
-        bank: what to learn from; moved to `device`.
+        bank: training patches; moved to `device`.
         penalty: not negative.
         steps: iterations at most.
         device: where to compute.
@@ -159,7 +163,7 @@ def neighbours(bank: Bank, k: int, temperature: float, device: torch.device) -> 
     The protocol of Balažević et al. 2023 (arXiv 2306.01667) without its augmentation.
 
     Args:
-        bank: what to learn from.
+        bank: training patches.
         k: at least 1; clipped to the bank.
         temperature: positive.
         device: where to compute; bank and shares are moved there.
@@ -176,21 +180,20 @@ def neighbours(bank: Bank, k: int, temperature: float, device: torch.device) -> 
 
 # ------------------------------------------------------------------------------------- the score
 def confusions(
-    backbone: Backbone,
+    extractor: PatchExtractor,
     scenes: Scenes,
     scorers: dict[str, Scorer],
     classes: Sequence[int],
-    look: Look,
     title: str,
 ) -> dict[str, Int[np.ndarray, "256 256"]]:
-    """Pixels of all pictures by true and by found class, for each scorer; void is left out."""
+    """Pixels of all images by true and by predicted class, for each scorer; void is left out."""
     totals = {name: np.zeros((256, 256), dtype=np.int64) for name in scorers}
     mine = my_share(range(len(scenes)))
     numbers = np.array(classes, dtype=np.uint8)
     with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
         for index in mine:
             picture, ids = scenes.pixels_and_ids(index)
-            features = look.features(backbone, picture)
+            features = extractor.features(picture)
             for name, score in scorers.items():
                 scores = score(features.flatten(1).T).T.unflatten(1, features.shape[1:])
                 found = numbers[enlarged(scores, ids.shape)]
@@ -215,7 +218,7 @@ def confusion(found: Ids, truth: Ids) -> Int[np.ndarray, "256 256"]:
 
 
 def mean_iou(counts: Int[np.ndarray, "256 256"]) -> dict[str, Any]:
-    """Mean over classes of intersection over union, each summed over all pictures first.
+    """Mean over classes of intersection over union, each summed over all images first.
 
     Returns:
         In percent "miou", "accuracy" of pixels, and "classes": the index of each class that occurs

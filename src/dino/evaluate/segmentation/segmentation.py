@@ -1,7 +1,7 @@
 """Objects and classes of pixels from frozen features (section 4.2.2, Fig. 4, App. D).
 
 Three methods: "attention", the paper's, scores masks of the CLS token's attention; "linear" and
-"knn", its successors', classify patches. They need pictures with masks, see
+"knn", its successors', classify patches. They need images with masks, see
 `dino.evaluate.segmentation.datasets`.
 """
 
@@ -15,8 +15,14 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from dino.evaluate.command import TRAINED, destination, table, write
-from dino.evaluate.comparison import Compared, identities
+from dino.evaluate.command import (
+    TRAINED,
+    EvaluationSettings,
+    destination,
+    identities,
+    table,
+    write,
+)
 from dino.evaluate.segmentation import patch_classifiers as patches
 from dino.evaluate.segmentation.attention_jaccard import attention_jaccard
 from dino.evaluate.segmentation.datasets import Objects, Scenes, is_voc, open_scenes
@@ -29,7 +35,7 @@ Method = Literal["attention", "linear", "knn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation(Compared):
+class Segmentation(EvaluationSettings):
     """Find objects by attention (paper section 4.2.2, Fig. 4), or classify patches."""
 
     data: Path
@@ -40,22 +46,22 @@ class Segmentation(Compared):
     mass: tuple[float, ...] = (0.6, 0.8)
     """Shares of the attention that masks hold: section 4.2.2 says 60 %, appendix D 80 %."""
     objects: Objects = "class"
-    """In VOC: class, one object for each class of a picture, or instance."""
+    """In VOC: class, one object for each class of an image, or instance."""
     size: int = 480
-    """Side of the square that pictures are resized to; the shorter side with --keep-aspect."""
+    """Images are resized to squares of so many pixels; with --keep-aspect the shorter side."""
     keep_aspect: bool = False
     """Keep the ratio of the sides."""
     split: str = "val"
-    """List of the pictures to be scored. With images and masks: if there is such a list, else all
-    pictures, or for linear and knn those that do not train."""
+    """List of the images that are scored. With images and masks: if there is such a list, else all
+    images, or for linear and knn those that do not train."""
     train_split: str = "train"
-    """For linear and knn, list of the pictures that train."""
+    """For linear and knn, list of the training images."""
     train_share: float = 0.5
     """Share that trains where images and masks have no lists."""
     seed: int = 0
-    """Of that division, and of the patches that are drawn."""
+    """Of this division, and of the drawn patches."""
     patches: int = 2**16
-    """Patches that train, at most."""
+    """Most training patches."""
     penalty: float = 1e-3
     """For linear, of the squared weights."""
     steps: int = 200
@@ -79,7 +85,7 @@ class Segmentation(Compared):
 
     @property
     def learns(self) -> bool:
-        """Whether a method needs pictures to learn from."""
+        """Whether a method needs training images."""
         return bool({"linear", "knn"} & {*self.methods})
 
 
@@ -87,17 +93,17 @@ def run(settings: Segmentation) -> dict[str, Any]:
     """`dino evaluate segmentation`: one table, and JSON with its provenance.
 
     Returns:
-        What the JSON says under "segmentation": by network the results of each method, in percent.
+        The JSON's "segmentation": by network the results of each method, in percent.
 
     Raises:
-        UserError: for weights, pictures or masks that are not there or do not fit, or attention of
-            a network that has none.
+        UserError: for weights, images or masks that do not exist or do not fit, or attention of a
+            network that has none.
     """
-    destination("segmentation", settings)  # refuse what cannot be written before the work
+    destination("segmentation", settings)
     training, scored = divided(settings)
     device = pick_device(settings.device)
     with process_group(device) as here:
-        networks = settings.networks(device)
+        networks = settings.networks(device, rgb=True)
         found = {
             name: _measure(network, training, scored, settings, name)
             for name, network in networks.items()
@@ -114,7 +120,7 @@ def run(settings: Segmentation) -> dict[str, Any]:
 
 
 def divided(settings: Segmentation) -> tuple[Scenes, Scenes]:
-    """The pictures to learn from, none if no method learns, and those to be scored."""
+    """The training images, none if no method learns, and those that are scored."""
     root, lists = settings.data, (settings.train_split, settings.split)
     if is_voc(root):
         scored = open_scenes(root, settings.split, settings.objects)
@@ -131,7 +137,7 @@ def divided(settings: Segmentation) -> tuple[Scenes, Scenes]:
     order = torch.randperm(len(scenes), generator=generator).tolist()
     count = round(settings.train_share * len(scenes))
     if count in (0, len(scenes)):
-        raise UserError(f"{len(scenes)} pictures cannot be divided by --train-share: give lists")
+        raise UserError(f"{len(scenes)} images cannot be divided by --train-share: give lists")
     return scenes.some(sorted(order[:count])), scenes.some(sorted(order[count:]))
 
 
@@ -158,20 +164,20 @@ def _learned(
     backbone: Backbone, training: Scenes, scored: Scenes, settings: Segmentation, name: str
 ) -> dict[str, Any]:
     device = next(backbone.parameters()).device
-    look = patches.Look(
-        size=settings.size, keep_aspect=settings.keep_aspect, precision=settings.precision
+    extractor = patches.PatchExtractor(
+        backbone, settings.size, settings.keep_aspect, settings.precision
     )
-    bank = patches.learnable(backbone, training, look, settings.patches, settings.seed, name)
+    bank = patches.training_patches(extractor, training, settings.patches, settings.seed, name)
     scorers: dict[str, patches.Scorer] = {}
     if "linear" in settings.methods:
         scorers["linear"] = patches.linear(bank, settings.penalty, settings.steps, device)
     if "knn" in settings.methods:
         scorers["knn"] = patches.neighbours(bank, settings.k, settings.temperature, device)
-    counts = patches.confusions(backbone, scored, scorers, bank.classes, look, name)
+    counts = patches.confusions(extractor, scored, scorers, bank.classes, name)
     return {method: patches.mean_iou(count) for method, count in counts.items()}
 
 
-WAYS = {
+CHOICES = {
     "best_per_object": "best head per object",
     "best_per_image": "best head per image",
     "mean_map": "mean of heads",
@@ -186,14 +192,14 @@ def _table(
     if "attention" in settings.methods:
         results = [one["attention"] for one in found.values()]
         for mass in results[0]["masses"]:
-            for way, words in WAYS.items():
-                scores = (one["masses"][mass][way] for one in results)
-                rows[f"{float(mass):.0%} of attention, {words}"] = [f"{x:.1f}" for x in scores]
-        rows["the whole picture"] = [f"{one['whole_picture']:.1f}" for one in results]
-    for method, words in (("linear", "linear"), ("knn", f"{settings.k} neighbours")):
+            for choice, label in CHOICES.items():
+                scores = (one["masses"][mass][choice] for one in results)
+                rows[f"{float(mass):.0%} of attention, {label}"] = [f"{x:.1f}" for x in scores]
+        rows["the whole image"] = [f"{one['whole_image']:.1f}" for one in results]
+    for method, label in (("linear", "linear"), ("knn", f"{settings.k} neighbours")):
         if method in settings.methods:
             scores = (one[method]["miou"] for one in found.values())
-            rows[f"patches, {words}, mIoU"] = [f"{score:.1f}" for score in scores]
-    learned = f", {training} to learn from" if training else ""
+            rows[f"patches, {label}, mIoU"] = [f"{score:.1f}" for score in scores]
+    learned = f", {training} for training" if training else ""
     title = f"segmentation, Jaccard index in %\n{images} images{learned}, {settings.size} px"
     return table(title, ["masks", *found], rows)

@@ -54,7 +54,7 @@ def open_davis(
     resolution: str = "480p",
     sequences: Sequence[str] = (),
 ) -> list[Clip]:
-    """The sequences of a split, or those named; all files are looked at before anything is read.
+    """The sequences of a split, or those named; all files are checked before any is read.
 
     Args:
         root: the folder that holds `JPEGImages`.
@@ -69,7 +69,7 @@ def open_davis(
     root = Path(root)
     if not (root / "JPEGImages" / resolution).is_dir():
         raise UserError(
-            f"{root / 'JPEGImages' / resolution} is not there: --data must be the folder of DAVIS, "
+            f"{root / 'JPEGImages' / resolution} does not exist: --data must be the DAVIS folder, "
             "and --resolution one of the folders in its JPEGImages"
         )
     names = list(sequences) or _listed(root / "ImageSets" / year / f"{split}.txt")

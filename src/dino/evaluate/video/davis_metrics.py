@@ -1,4 +1,4 @@
-"""How well masks agree: regions (J) and boundaries (F) as the DAVIS-2017 evaluation defines them.
+"""Agreement of masks: regions (J) and boundaries (F) as defined by the DAVIS-2017 evaluation.
 
 Shapes: H W pixels.
 """
@@ -16,7 +16,7 @@ Region = Bool[np.ndarray, "H W"]
 
 
 class Statistics(NamedTuple):
-    """What the benchmark says of an object over the frames of its video, as shares.
+    """The benchmark's statistics of an object over the frames of its video, as shares.
 
     Attributes:
         mean: over the frames.

@@ -1,4 +1,4 @@
-"""A video with the masks of its objects laid over it, as an animation.
+"""An animation of a video with the masks of its objects.
 
 Shapes: H W pixels.
 """
@@ -18,17 +18,17 @@ from dino.evaluate.video.davis_metrics import boundary
 from dino.files import replacing
 
 STRENGTH = 0.5
-"""Of the colour over an object, from 0 to 1; its boundary has the colour alone."""
+"""Opacity of an object's colour, from 0 to 1; its boundary is opaque."""
 
 LONGEST = 480
 """Longer side of an animation in pixels, at most."""
 
 MILLISECONDS = 80
-"""That each frame is shown."""
+"""Duration of each frame."""
 
 
 def write_overlay(clip: Clip, masks: Path, path: Path) -> None:
-    """Write an animated GIF of a video and its masks, a frame in memory at a time.
+    """Write an animated GIF of a video and its masks, with one frame in memory at a time.
 
     Args:
         clip: the video.

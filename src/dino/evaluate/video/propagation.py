@@ -1,10 +1,10 @@
-"""Labels carried from frame to frame by the similarity of patches (section 4.2.2, Table 5).
+"""Labels propagated from frame to frame by the similarity of patches (section 4.2.2, Table 5).
 
 Nothing is trained. A patch of a new frame takes the labels of the few patches most similar to it
-among earlier frames, no further than a window away. The published code computes the affinities of
+in earlier frames, within a window. The published code computes the affinities of
 all pairs of patches and sets those outside of the window to zero. Here the new frame is cut into
-tiles, and a tile meets only the sources that lie in the windows of its patches: the same labels,
-work that grows with the number of patches times the window, and memory that holds one tile.
+tiles, and a tile is compared only with the sources in the windows of its patches: the same labels,
+work proportional to the number of patches times the window, and memory of one tile.
 
 Shapes: n frames of context, D width, C labels, h w patches, P = h * w.
 """
@@ -29,7 +29,7 @@ multiplied more efficiently."""
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbourhood:
-    """Which patches give their labels, and how much each counts; the defaults are the paper's.
+    """Which patches give their labels, with which weight; the defaults are the paper's.
 
     Attributes:
         radius: how many patches up, down, left and right of its own place a patch may find its
@@ -86,7 +86,7 @@ def directions(features: Float[Tensor, "*n D h w"]) -> Float[Tensor, "*n h w D"]
 
 
 class Propagator:
-    """Carries labels through a video, frame after frame, in memory that does not grow with it.
+    """Propagates labels through a video, frame by frame, in constant memory.
 
     The context of a frame is the first frame and the last ones before it, each with the soft labels
     that it was given: they are neither rounded nor normalised in between.
@@ -107,7 +107,7 @@ class Propagator:
     ) -> None:
         if last < 0:
             raise UserError(f"the number of last frames cannot be negative: {last}")
-        self.how, self.last, self.seen = how, last, 1
+        self.how, self.last, self.count = how, last, 1
         first = directions(features)
         self._features = first.new_empty(1 + last, *first.shape)
         self._labels = features.new_empty(1 + last, *labels.shape[1:], len(labels))
@@ -116,21 +116,21 @@ class Propagator:
     @torch.inference_mode()
     def step(self, features: Float[Tensor, "D h w"]) -> Float[Tensor, "C h w"]:
         """The labels of the next frame of the video."""
-        used = min(self.seen, 1 + self.last)
+        used = min(self.count, 1 + self.last)
         target = directions(features)
         labels = _propagate(target, self._features[:used], self._labels[:used], self.how)
-        self._keep(target, labels)
+        self._add(target, labels)
         return labels
 
     def remember(self, features: Float[Tensor, "D h w"], labels: Float[Tensor, "C h w"]) -> None:
         """Take the labels of the next frame as given, for the frames after it."""
-        self._keep(directions(features), labels)
+        self._add(directions(features), labels)
 
-    def _keep(self, target: Tensor, labels: Tensor) -> None:
+    def _add(self, target: Tensor, labels: Tensor) -> None:
         if self.last:
-            place = 1 + (self.seen - 1) % self.last  # that of the oldest but the first
+            place = 1 + (self.count - 1) % self.last  # of the oldest frame but the first
             self._features[place], self._labels[place] = target, labels.permute(1, 2, 0)
-        self.seen += 1
+        self.count += 1
 
 
 def _propagate(
@@ -144,11 +144,11 @@ def _propagate(
     result = labels.new_empty(height, width, labels.shape[-1])
     for rows, source_rows in _spans(height, radius):
         for columns, source_columns in _spans(width, radius):
-            asked = target[rows, columns].flatten(0, 1)
+            queries = target[rows, columns].flatten(0, 1)
             sources = context[:, source_rows, source_columns].flatten(0, 2)
-            # The many as rows, and the few to a multiple of 8: what BLAS multiplies fastest.
-            few = F.pad(asked, (0, 0, 0, -len(asked) % 8))
-            scores = (sources @ few.T)[:, : len(asked)].unflatten(0, (len(context), -1))
+            # BLAS is fastest with the larger matrix as rows and the smaller padded to 8.
+            few = F.pad(queries, (0, 0, 0, -len(queries) % 8))
+            scores = (sources @ few.T)[:, : len(queries)].unflatten(0, (len(context), -1))
             near = _near(source_rows, rows, radius, target.device)[:, None, :, None]
             near = near & _near(source_columns, columns, radius, target.device)[:, None]
             given = labels[:, source_rows, source_columns].flatten(1, 2)
@@ -158,7 +158,7 @@ def _propagate(
 
 
 def _spans(length: int, radius: int) -> Iterator[tuple[slice, slice]]:
-    """Stretches of about equal size, with the part of the axis that their windows reach."""
+    """Spans of about equal length, each with the part of the axis that its windows cover."""
     count = -(-length // TILE)
     for index in range(count):
         start, stop = length * index // count, length * (index + 1) // count

@@ -1,7 +1,7 @@
-"""One video after another: masks to files, scores of its objects, and what is finished stays so.
+"""Masks of a video as files, and the scores of its objects; finished videos are not repeated.
 
-A sequence's masks lie in FOLDER/NAME/00000.png, ... as the benchmark wants them; FOLDER/NAME.json
-is written last, with the scores and a key to everything they depend on.
+A sequence's masks are FOLDER/NAME/00000.png, ..., the format of the benchmark. FOLDER/NAME.json is
+written last, with the scores and a hash of everything they depend on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from dino.evaluate.masks import Mask, read_mask, write_mask
 from dino.evaluate.video.davis import Clip
 from dino.evaluate.video.davis_metrics import Statistics, boundary_score, jaccard, statistics
-from dino.evaluate.video.tracking import Tracking, follow
+from dino.evaluate.video.tracking import Tracking, track
 from dino.files import UserError, atomic_json, read_json
 from dino.models.backbone import Backbone
 
@@ -36,15 +36,15 @@ def measure(
     how: Tracking,
     advance: Callable[[int], object],
 ) -> Scores:
-    """Follow the objects of a video and score them, unless that is finished.
+    """Track the objects of a video and score them, unless that is finished.
 
     Args:
         backbone: the network.
         weights: its fingerprint.
         clip: the video.
-        folder: where its masks and their scores go.
+        folder: of its masks and their scores.
         how: the settings that decide the masks.
-        advance: told how many more frames are done.
+        advance: called with the number of frames that are done.
 
     Returns:
         The scores; none if the video has no masks to compare with.
@@ -55,17 +55,17 @@ def measure(
     if finished is not None and all(path.is_file() for path in paths):
         advance(len(paths))
         return finished
-    record.unlink(missing_ok=True)  # it does not speak of the masks that are about to be written
+    record.unlink(missing_ok=True)  # it belongs to the masks that are replaced now
     series: dict[str, dict[str, list[float]]] = {}
     first = None
-    for index, (path, mask) in enumerate(zip(paths, follow(backbone, clip, how), strict=True)):
+    for index, (path, mask) in enumerate(zip(paths, track(backbone, clip, how), strict=True)):
         write_mask(mask, path)
         first = first or mask
         if clip.scored and 0 < index < len(paths) - 1:
             truth = read_mask(clip.masks[index], first)
             for number in first.objects:
                 per_measure = series.setdefault(str(number), {name: [] for name in MEASURES})
-                for name, score in compared(mask, truth, number).items():
+                for name, score in score_object(mask, truth, number).items():
                     per_measure[name].append(score)
         advance(1)
     scores = {
@@ -76,7 +76,7 @@ def measure(
     return scores
 
 
-def compared(found: Mask, truth: Mask, number: int) -> dict[str, float]:
+def score_object(found: Mask, truth: Mask, number: int) -> dict[str, float]:
     """J and F of one object in one frame. Void of the truth is background, as officially."""
     regions = found.ids == number, truth.ids == number
     return {name: score(*regions) for name, score in MEASURES.items()}
@@ -112,7 +112,7 @@ def _key(weights: str, clip: Clip, how: Tracking) -> str:
 def _finished(record: Path, key: str) -> Scores | None:
     try:
         content = read_json(record)
-    except UserError:  # not there, or no JSON: to be made
+    except UserError:  # missing or no JSON
         return None
     if not isinstance(content, dict) or content.get("key") != key:
         return None

@@ -1,7 +1,7 @@
-"""Objects of a video followed from the mask of its first frame (section 4.2.2, Table 5).
+"""Tracking of the objects of a video from the mask of its first frame (section 4.2.2, Table 5).
 
-Frames are resized, described by their patch tokens, labelled by `dino.evaluate.video.propagation`,
-and the labels turned into masks of the frames' own size, one frame after another.
+Frame by frame: resize, extract patch tokens, propagate labels to them
+(`dino.evaluate.video.propagation`), and turn the labels into a mask of the frame's size.
 
 Shapes: C labels (the background first), D width, h w patches, H W pixels.
 """
@@ -24,7 +24,8 @@ from torch import Tensor
 from dino.data.images.decode import read_picture, to_tensor
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.views.photometric import normalize
-from dino.evaluate.masks import Ids, Mask, like, read_mask, resized_ids
+from dino.evaluate.features.extractor import memory_advice
+from dino.evaluate.masks import Ids, Mask, read_mask, resized_ids, with_ids
 from dino.evaluate.video.davis import Clip
 from dino.evaluate.video.propagation import PAPER, Neighbourhood, Propagator, stretched
 from dino.files import UserError
@@ -34,7 +35,7 @@ from dino.runtime import Precision, autocast
 Normalization = Literal["reference", "weights"]
 
 REFERENCE_STD = (0.228, 0.224, 0.225)
-"""What the published script divides by; everywhere else the first value is .229."""
+"""The standard deviation of the published script; elsewhere the first value is .229."""
 
 AHEAD = 2
 """Frames that are read while others are computed."""
@@ -42,7 +43,7 @@ AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """How a video is followed; the defaults are the paper's.
+    """How a video is tracked; the defaults are the paper's.
 
     Attributes:
         size: shorter side of the frames in pixels.
@@ -68,12 +69,12 @@ class Tracking:
 
 
 @torch.inference_mode()
-def follow(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterator[Mask]:
+def track(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterator[Mask]:
     """The masks of all frames of a video, in order; the first is the given one.
 
-    Every object of the first mask is followed, also one so small that no patch shows it: it is then
-    found nowhere. (The published code makes labels from 0 to the largest number that a patch shows;
-    labels that no patch has change nothing, so the masks are the same.)
+    Every object of the first mask is tracked; one too small for any patch is found nowhere. (The
+    published code has labels from 0 to the largest number of a patch; labels without a patch change
+    nothing, so the masks are the same.)
 
     Args:
         backbone: any network with maps of features, in evaluation mode.
@@ -90,7 +91,7 @@ def follow(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterat
     propagator = None
     for pixels in _read_ahead(clip.frames, how.size, backbone.patch_size or 1):
         images = normalize(pixels.to(device, non_blocking=True), mean, std)[None]
-        with autocast(device, how.precision):
+        with memory_advice("--size"), autocast(device, how.precision):
             features = backbone.features(images).patches[-1, 0]
         features = features.float()
         if propagator is None:
@@ -99,24 +100,23 @@ def follow(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterat
             yield first
         else:
             labels = propagator.step(features)
-            yield like(first, decided(labels, pixels.shape[1:], numbers, first.ids.shape))
+            yield with_ids(first, mask_of(labels, pixels.shape[1:], numbers, first.ids.shape))
 
 
 def statistics_of(
     backbone: Backbone, normalization: Normalization
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation by which a network's frames are normalised."""
-    own = backbone.preprocessing
-    imagenet = (tuple(own.mean), tuple(own.std)) == (IMAGENET_MEAN, IMAGENET_STD)
-    return own.mean, REFERENCE_STD if normalization == "reference" and imagenet else own.std
+    mean, std = (tuple(part) for part in (backbone.preprocessing.mean, backbone.preprocessing.std))
+    imagenet = (mean, std) == (IMAGENET_MEAN, IMAGENET_STD)
+    return mean, REFERENCE_STD if normalization == "reference" and imagenet else std
 
 
 def working_size(height: int, width: int, size: int, patch: int) -> tuple[int, int]:
-    """Height and width at which a frame is described, with `size` for the shorter side.
+    """Height and width of the network's input, with `size` for the shorter side.
 
-    The longer side is the multiple of 64 below its due (480 x 854 becomes 480 x 832), as published,
-    but never less than the shorter. Where the network's patches do not divide a side, the rest is
-    left out.
+    The longer side is rounded down to a multiple of 64 (480 x 854 becomes 480 x 832), as published,
+    but is at least the shorter. Both are rounded down to complete patches.
 
     Raises:
         UserError: if no patch fits.
@@ -130,7 +130,7 @@ def working_size(height: int, width: int, size: int, patch: int) -> tuple[int, i
 
 
 def read_frame(path: Path, size: int, patch: int) -> Float[Tensor, "3 H W"]:
-    """A frame at its working size, in whole levels from 0 to 255.
+    """A frame at its working size, in integer levels from 0 to 255.
 
     Bilinear without antialiasing, like OpenCV's, with which the published script reads: on four
     frames of DAVIS (854 to 832 pixels wide) 3 of 10,000 values differed, by one level.
@@ -150,14 +150,14 @@ def _read_ahead(paths: Sequence[Path], size: int, patch: int) -> Iterator[Float[
 
 
 def one_hot(ids: Ids, numbers: np.ndarray, grid: Sequence[int]) -> Float[Tensor, "C h w"]:
-    """Labels of patches: of the pixel in the middle of each; void is background."""
+    """Labels of patches, each that of its middle pixel; void is background."""
     height, width = grid
     small = resized_ids(ids, height, width)
     known = np.where(np.isin(small, numbers), small, 0)
     return torch.from_numpy((known == numbers[:, None, None]).astype(np.float32))
 
 
-def decided(
+def mask_of(
     labels: Float[Tensor, "C h w"],
     working: Sequence[int],
     numbers: np.ndarray,

@@ -1,13 +1,12 @@
 """Video object segmentation by label propagation (section 4.2.2, Table 5), on DAVIS-2017 or alike.
 
-The masks are written as DAVIS wants them, and scored by its definitions: region similarity J and
+The masks are written in the format of DAVIS, and scored by its definitions: region similarity J and
 contour accuracy F of each object in each frame but the first and the last, then means over frames,
 and over the objects of all sequences.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,16 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from dino.evaluate.command import TRAINED, destination, table, write
-from dino.evaluate.comparison import Compared, identities
+from dino.evaluate.command import (
+    TRAINED,
+    EvaluationSettings,
+    destination,
+    file_name,
+    identities,
+    print_path,
+    table,
+    write,
+)
 from dino.evaluate.features.table import my_share
 from dino.evaluate.video.davis import Clip, open_davis
 from dino.evaluate.video.davis_metrics import Statistics
@@ -32,8 +39,8 @@ from dino.weights.load import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video(Compared):
-    """Follow objects through videos from their first mask (paper section 4.2.2, Table 5)."""
+class Video(EvaluationSettings):
+    """Track objects through videos from their first mask (paper section 4.2.2, Table 5)."""
 
     data: Path
     """The folder of DAVIS, with JPEGImages, Annotations and ImageSets."""
@@ -46,7 +53,7 @@ class Video(Compared):
     sequences: tuple[str, ...] = ()
     """Only these sequences; the list is not needed then."""
     size: int = 480
-    """Shorter side of the frames in pixels as the network sees them."""
+    """Shorter side of the network's input in pixels."""
     last_frames: int = 7
     """How many frames before a frame give it labels, beside the first."""
     radius: int | None = 12
@@ -56,13 +63,13 @@ class Video(Compared):
     temperature: float = 0.1
     """A source weighs exp(cosine similarity / temperature)."""
     normalization: Normalization = "reference"
-    """Frames are normalised as in the published script, which has .228 for the .229 of ImageNet's
-    first standard deviation; or as the weights say."""
+    """reference: normalise frames as the published script, which has .228 instead of .229 as
+    ImageNet's first standard deviation. weights: as the weights require."""
     overlay: Literal["none", "gif"] = "none"
     """Also write each video with its masks as an animation."""
     masks: Path | None = None
-    """Where masks and animations go; by default a folder beside the result. What is finished there
-    is not computed again."""
+    """Folder for masks and animations; by default beside the result. Finished sequences in it are
+    not computed again."""
 
     def tracking(self) -> Tracking:
         """The settings that decide the masks.
@@ -85,11 +92,11 @@ def run(settings: Video) -> dict[str, Any]:
     """`dino evaluate video`: masks, one table, a CSV of all objects, and JSON with its provenance.
 
     Returns:
-        What the JSON says under "video": by network the means over all objects, in percent, and
-        under "sequences" the scores of each.
+        The JSON's "video": by network the means over all objects, in percent, and under "sequences"
+        the scores of each.
 
     Raises:
-        UserError: for weights, videos or masks that are not there or do not fit.
+        UserError: for weights, videos or masks that do not exist or do not fit.
     """
     clips = open_davis(
         settings.data, settings.split, settings.year, settings.resolution, settings.sequences
@@ -99,9 +106,9 @@ def run(settings: Video) -> dict[str, Any]:
     folder = settings.masks or path.with_suffix("")
     device = pick_device(settings.device)
     with process_group(device) as here:
-        networks = settings.networks(device)
+        networks = settings.networks(device, rgb=True)
         found = {
-            name: _over(clips, name, network, folder / _file_name(name), tracking, settings)
+            name: _of_network(clips, name, network, folder / file_name(name), tracking, settings)
             for name, network in networks.items()
         }
         content = {name: {**summary(of), "sequences": of} for name, of in found.items()}
@@ -110,11 +117,11 @@ def run(settings: Video) -> dict[str, Any]:
             write("video", {"video": content, **about}, networks[TRAINED], settings)
             atomic_csv(path.with_suffix(".csv"), COLUMNS, _lines(found))
             Console().print(_table(found, content, settings))
-            Console().print(f"{folder}", highlight=False, soft_wrap=True)
+            print_path(folder)
     return content
 
 
-def _over(
+def _of_network(
     clips: Sequence[Clip],
     name: str,
     network: Backbone,
@@ -122,7 +129,7 @@ def _over(
     tracking: Tracking,
     settings: Video,
 ) -> dict[str, Scores]:
-    """The scores of all sequences, shared out among the ranks."""
+    """The scores of all sequences, divided among the ranks."""
     mine = [clips[index] for index in my_share(range(len(clips)))]
     weights, frames = fingerprint(network), sum(len(clip.frames) for clip in mine)
     found: dict[str, Scores] = {}
@@ -132,10 +139,6 @@ def _over(
             if settings.overlay == "gif":
                 write_overlay(clip, folder / clip.name, folder / f"{clip.name}.gif")
     return {clip: scores for part in gather_objects(found) for clip, scores in part.items()}
-
-
-def _file_name(network: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", network).strip("_")
 
 
 COLUMNS = (

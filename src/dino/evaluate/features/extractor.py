@@ -1,0 +1,216 @@
+"""Feature extraction: each image exactly once, in order, also over several ranks.
+
+Shapes: n images, B batch, C channels, H W pixels, N numbers an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Num
+from PIL import Image
+from torch import Tensor
+
+from dino.data.images.image_errors import ImageError
+from dino.data.loader import evaluation_loader
+from dino.data.sources.open import Source
+from dino.evaluate.features.cache import cached_table, table_folder
+from dino.evaluate.features.table import (
+    FeatureBatch,
+    FeatureTable,
+    Subset,
+    check_usable,
+    my_share,
+    table_of,
+)
+from dino.files import UserError
+from dino.models.backbone import Backbone
+from dino.progress import bar
+from dino.runtime import Precision, autocast, gather_objects, ranks
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A feature of an image: a transform, and a function of the network.
+
+    Attributes:
+        name: such as "cls", "cls4", "cls+gem".
+        transform: from a picture to the network's input: a frozen dataclass, whose repr holds every
+            parameter.
+        compute: from the network, in evaluation mode, and a batch to one row an image.
+        settings: everything else that changes the numbers, as JSON takes it.
+    """
+
+    name: str
+    transform: Callable[[Image.Image], Float[Tensor, "C H W"]]
+    compute: Callable[[Backbone, Float[Tensor, "B C H W"]], Float[Tensor, "B N"]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def class_token(backbone: Backbone) -> Descriptor:
+    """The feature of the paper through the transform of the weights: final-norm CLS, or pooled."""
+    return Descriptor("cls", backbone.preprocessing, lambda network, images: network(images))
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Computes one row of numbers for each image.
+
+    Attributes:
+        transform: from a picture to what `compute` takes.
+        compute: from a batch to its rows.
+        batch: images at a time; 1 for images of different sizes.
+        workers: processes that read images.
+        progress: show a bar on a terminal.
+        title: of the bar.
+        memory_option: the option to lower where memory does not suffice.
+    """
+
+    transform: Callable[[Any], Num[Tensor, "C H W"]]
+    compute: Callable[[Num[Tensor, "B C H W"]], Float[Tensor, "B N"]]
+    batch: int = 64
+    workers: int = 0
+    progress: bool = True
+    title: str = "features"
+    memory_option: str = "--batch"
+
+    def batches(self, source: Source, indices: Sequence[int]) -> Iterator[FeatureBatch]:
+        """Features of some images of a source, batch by batch, in the given order.
+
+        Raises:
+            UserError: if a batch does not fit into memory.
+        """
+        subset, start = Subset(source, indices), 0
+        with bar(self.title, len(subset), shown=self.progress and ranks().main) as advance:
+            for batch in evaluation_loader(subset, self.transform, self.batch, self.workers):
+                usable = batch.index.tolist()
+                requested = range(start, start + len(usable) + len(batch.skipped))
+                unusable = sorted({*requested} - {*usable})
+                with memory_advice(self.memory_option):
+                    rows = self.compute(batch.images).float().cpu() if usable else _NO_ROWS
+                yield FeatureBatch(
+                    [indices[position] for position in usable],
+                    rows,
+                    {indices[p]: e for p, e in zip(unusable, batch.skipped, strict=True)},
+                )
+                start = requested.stop
+                advance(len(requested))
+
+    def table(self, source: Source) -> FeatureTable:
+        """Features of all images. Ranks compute contiguous shares; each gets the full table.
+
+        Raises:
+            UserError: if no image can be used.
+        """
+        share = my_share(range(len(source)))
+        rows: Tensor | None = None
+        used: list[int] = []
+        skipped: dict[int, ImageError] = {}
+        for indices, features, unusable in self.batches(source, share):
+            skipped |= unusable
+            if not indices:
+                continue
+            if rows is None:  # the full share at once, so that no row is held twice
+                rows = torch.empty(len(share), features.shape[1])
+            rows[len(used) : len(used) + len(features)] = features
+            used += indices
+        mine = None if rows is None else rows[: len(used)]
+        shares, all_used, all_skipped = zip(*gather_objects((mine, used, skipped)), strict=True)
+        tensors = [part for part in shares if part is not None]
+        skipped = {index: error for part in all_skipped for index, error in part.items()}
+        used = [index for part in all_used for index in part]
+        check_usable(source, skipped)
+        features = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        return table_of(source, features, used, skipped)
+
+
+_NO_ROWS = torch.empty(0, 0)
+
+
+def extract(
+    backbone: Backbone,
+    source: Source,
+    descriptor: Descriptor | None = None,
+    *,
+    store: Path | None = None,
+    precision: Precision = "fp32",
+    **options: Any,
+) -> FeatureTable:
+    """Features of every image of `source`, in its order.
+
+    Images that cannot be used have no row; the table lists them, and a warning counts them. In a
+    process group the ranks share the images, and all get the full table. The backbone is used in
+    evaluation mode, on the device where it is, and left as it was.
+
+    Args:
+        backbone: the network.
+        source: the images.
+        descriptor: what to compute; by default `class_token`, the feature of the paper.
+        store: folder of cached tables: a table found there is opened, an unfinished one continued.
+            Only images that are files are cached, since changes of others cannot be noticed. None
+            caches nothing.
+        precision: fp32, or bf16 for speed (features agree to about two digits).
+        **options: of `FeatureExtractor`: batch (it does not change the result), workers, progress,
+            title, memory_option.
+
+    Raises:
+        UserError: if no image can be used, or a batch does not fit into memory.
+    """
+    device = next(backbone.parameters()).device
+    what = descriptor or class_token(backbone)
+
+    def compute(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
+        with torch.inference_mode(), autocast(device, precision):
+            return what.compute(backbone, images.to(device, non_blocking=True))
+
+    extractor = FeatureExtractor(what.transform, compute, **options)
+    training = backbone.training
+    backbone.eval()
+    try:
+        if store is not None:
+            key = {
+                "descriptor": what.name,
+                "settings": what.settings,
+                "transform": _parameters(what.transform),
+                "precision": precision,
+            }
+            folder = table_folder(store, backbone, source, key)
+            batches = partial(extractor.batches, source)
+            table = None if folder is None else cached_table(folder, source, batches)
+            if table is not None:
+                return table
+        return extractor.table(source)
+    finally:
+        backbone.train(training)
+
+
+def _parameters(transform: Any) -> str:
+    text = repr(transform)
+    assert " at 0x" not in text, f"{text} hides its parameters: make it a frozen dataclass"
+    return text
+
+
+@contextmanager
+def memory_advice(option: str) -> Iterator[None]:
+    """Turn running out of memory, on any device, into a sentence that names an option to lower.
+
+    Raises:
+        UserError: instead of the error of Python or PyTorch.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and not any(part in text for part in _OUT_OF_MEMORY):
+            raise
+        raise UserError(f"the memory does not suffice: set a smaller {option}") from error
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""How CUDA, MPS and the CPU allocators of PyTorch say it."""
