@@ -157,7 +157,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "batch": {"run.batch": 13},
     "schedule": {"optim.warmup": "5 steps"},
     "many views": {"views.local_count": 10**9},
-    "drop path": {"model.arch": "resnet50", "model.width": None},
+    "architecture": {"model.arch": "resnet50"},
 }
 
 

@@ -152,9 +152,9 @@ class OptimSettings:
     clip: Annotated[float, Range(low=0)] = 3.0
     """Largest l2 norm of each gradient tensor; 0 for no clipping."""
     freeze_last_layer: Duration = "1 epochs"
-    """How long the prototypes stand still at the start; raise it if the loss does not go down."""
+    """How long the prototypes are frozen at the start; raise it if the loss does not go down."""
     freeze_backbone: Duration = "0 epochs"
-    """How long the backbone stands still at the start, so that a new head comes to fit it first;
+    """How long the backbone is frozen at the start, so that a new head fits it first;
     with --init-from a file without a head it is 1 epoch."""
 
 

@@ -41,7 +41,7 @@ class RunFolder:
         ranks: which process this is; the main rank writes, and holds the lock for all.
 
     Attributes:
-        path: of the folder, and below it `config`, `checkpoints`, `teacher`, `best`, `results`.
+        path: of the folder, and below it `config`, `checkpoints`, `teacher`, `best`.
     """
 
     def __init__(self, path: str | Path, ranks: Ranks) -> None:
@@ -49,7 +49,6 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
         self.teacher, self.best = self.path / "teacher.safetensors", self.path / "best.safetensors"
-        self.results = self.path / "results.json"
 
     # -------------------------------------------------------------------------- which run
     def compare(self, defining: dict[str, Any], images: dict[str, Any]) -> list[str]:
