@@ -4,10 +4,9 @@ Every image has its own parameters, one row of `dino.data.views.view_spec.PHOTOM
 there is no loop over images. The operations are those of torchvision and Pillow on PIL images,
 computed in floating point from 0 to 255 without rounding to whole levels in between.
 
-Every operation has a parameter that changes nothing (factor 1, sigma 0, ...); each one runs on the
-whole batch with these where an image does not want it, so the host never waits for a GPU.
-CPUs have compiled kernels with the same results (`photometric_cpu`). Functions that end in
-an underscore overwrite their pixels.
+Every operation has a parameter that changes nothing (factor 1, sigma 0, ...). A GPU runs each one on
+the entire batch, with these where an image is not to be changed, so that the host never waits; a
+CPU runs it on the other images alone. Functions that end in an underscore overwrite their pixels.
 
 Shapes: N images, C channels, H height and W width or S side, P parameters.
 """
@@ -15,14 +14,14 @@ Shapes: N images, C channels, H height and W width or S side, P parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from dino.data.views.view_spec import JITTER_OPERATIONS, PHOTOMETRIC
+from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC
 from dino.runtime import full_precision
 
 _CONTRAST, _SATURATION, _HUE = (
@@ -71,18 +70,6 @@ def augment(
             f"{images.shape[1]} channels need as many means and deviations, "
             f"not {len(mean)} and {len(std)}"
         )
-    scale, shift = _normalization(tuple(mean), tuple(std), images.device)
-    if images.device.type == "cpu":
-        from dino.data.views.photometric_cpu import (
-            augment_into,  # compiles when it is first imported
-        )
-
-        result = torch.empty(images.shape)
-        weights = _grey_weights(images.shape[1])
-        constants = (weights, scale.flatten(), shift.flatten())
-        operands = (images.contiguous(), params.float().contiguous(), *constants, result)
-        augment_into(*(operand.numpy() for operand in operands))
-        return result.to(dtype)
     with full_precision(images.device):
         return normalize(photometric_(images.float(), params), mean, std).to(dtype)
 
@@ -92,12 +79,31 @@ def photometric_(
 ) -> Float[Tensor, "N C S S"]:
     """`augment` without the normalisation, on any device: pixels from 0 to 255 in and out."""
     jitter_(pixels, params)
-    grey = (params[:, _GREY] > 0).to(pixels.dtype)
+    grey, sigma, threshold = (params[:, column] for column in (_GREY, _SIGMA, _SOLARIZE))
     if pixels.shape[1] == 3:
-        blend_(pixels, torch.full_like(grey, _SATURATION), 1 - grey)
-    blur_(pixels, params[:, _SIGMA])
-    solarize_(pixels, params[:, _SOLARIZE])
+        saturation = torch.full_like(grey, _SATURATION)
+        _apply_(blend_, pixels, grey > 0, saturation, 1 - grey)
+    _apply_(blur_, pixels, sigma > 0, sigma)
+    _apply_(solarize_, pixels, threshold < NEVER_SOLARIZE, threshold)
     return pixels
+
+
+def _apply_(
+    operation: Callable[..., None],
+    pixels: Float[Tensor, "N C S S"],
+    changed: Bool[Tensor, " N"],
+    *parameters: Float[Tensor, " N"],
+) -> None:
+    """Run an operation that leaves all images but the `changed` ones as they are."""
+    if pixels.device.type == "cpu":  # a GPU would have to tell the host which they are
+        if not changed.any():
+            return
+        if not changed.all():
+            part = pixels[changed]
+            operation(part, *(parameter[changed] for parameter in parameters))
+            pixels[changed] = part
+            return
+    operation(pixels, *parameters)
 
 
 def normalize(
@@ -118,11 +124,6 @@ def _normalization(
     return scale[:, None, None], shift[:, None, None]
 
 
-@lru_cache(maxsize=16)
-def _grey_weights(channels: int) -> Float[Tensor, " C"]:
-    return torch.tensor(LUMA if channels == 3 else [1 / channels] * channels)
-
-
 def _image(column: Tensor) -> Tensor:
     """One number per image, to be broadcast over its pixels."""
     return column[:, None, None, None]
@@ -132,20 +133,21 @@ def _image(column: Tensor) -> Tensor:
 def jitter_(pixels: Float[Tensor, "N C S S"], params: Float[Tensor, "N P"]) -> None:
     """The `ColorJitter` of torchvision: four operations, each image in its own order.
 
-    Hue is by far the dearest of the four, so it is computed once: the operations that an image has
+    Hue costs far more than the others, so it is computed once: the operations that an image has
     before its hue come first, then every hue, then the operations that come after it.
     """
     on, order = params[:, _JITTER] > 0, params[:, _ORDER]
     factors = params[:, _FACTORS].gather(1, order.long())
     hue_place = (order == _HUE).float().argmax(dim=1)
     for place in range(_LAST):
-        wish = on & (hue_place > place)
-        blend_(pixels, order[:, place], torch.where(wish, factors[:, place], 1.0))
+        factor = torch.where(on & (hue_place > place), factors[:, place], 1.0)
+        _apply_(blend_, pixels, factor != 1, order[:, place], factor)
     if pixels.shape[1] == 3:
-        shift_hue_(pixels, params[:, _SHIFT] * on)
+        turns = params[:, _SHIFT] * on
+        _apply_(shift_hue_, pixels, turns != 0, turns)
     for place in range(1, _LAST + 1):
-        wish = on & (hue_place < place)
-        blend_(pixels, order[:, place], torch.where(wish, factors[:, place], 1.0))
+        factor = torch.where(on & (hue_place < place), factors[:, place], 1.0)
+        _apply_(blend_, pixels, factor != 1, order[:, place], factor)
 
 
 def blend_(
