@@ -22,6 +22,7 @@ from dino.evaluate.protocol import Evaluation
 from dino.files import UserError, atomic_json, read_json, replacing
 from dino.runtime import keep_memory, pick_device, ranks
 from dino.show.report import report
+from dino.train.build import for_architecture
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig
 from dino.train.loop import Result, train
@@ -91,6 +92,7 @@ def pretrain(
     initial = None
     if init_from is not None:
         config, initial = begin(config, init_from, out, given=given, head=init_head)
+    config = for_architecture(config, given)
     config.check(ranks().world)
     data, val = _split(data, val)
     source = open_source(data, config.pixels.format)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Collection
+from dataclasses import asdict, fields, replace
 
 import torch
 
@@ -10,12 +11,37 @@ from dino.distillation.loss import DINOLoss
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
 from dino.distillation.teacher import Network
+from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.models.create import create
+from dino.models.create import architecture, create, defaults
 from dino.models.head import Head
 from dino.runtime import Ranks, pick_precision
-from dino.train.config import PretrainConfig
+from dino.train.config import ModelSettings, PretrainConfig
 from dino.train.warm_start import Initial
+
+
+def for_architecture(config: PretrainConfig, given: Collection[str] = ()) -> PretrainConfig:
+    """The configuration without the settings that its architecture does not have.
+
+    Args:
+        config: of a recipe, for example, that was made for a ViT of ours.
+        given: names of the settings that the user chose one by one; these are not dropped.
+
+    Raises:
+        UserError: for an unknown architecture, or one that lacks a setting of `given`.
+    """
+    arch = config.model.arch
+    has = {"arch", *defaults(arch), *["drop_path"] * architecture(arch)[0].has_drop_path}
+    dropped = {}
+    for setting in fields(ModelSettings):
+        if setting.name in has:
+            continue
+        name, off = f"model.{setting.name}", 0.0 if setting.name == "drop_path" else None
+        if name in given and getattr(config.model, setting.name) != off:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{arch} has no {setting.name} to set: leave out {flag}")
+        dropped[name] = off
+    return config.changed(dropped)
 
 
 def build(
@@ -32,6 +58,8 @@ def build(
     torch.manual_seed(config.run.seed)
     head = asdict(config.head)
     backbone = _backbone(config) if initial is None else initial.backbone()
+    for size in {view.size for view in config.views.specs()}:
+        backbone.check_size(size)
     return Distillation(
         Network(backbone, Head(backbone.embed_dim, head.pop("prototypes"), **head)),
         DINOLoss(

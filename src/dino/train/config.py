@@ -304,11 +304,13 @@ class PretrainConfig:
         Raises:
             UserError: in one sentence that says what to change.
         """
+        from dino.models.create import defaults  # imports torch, which `--help` can do without
+
         batch, model = self.run.batch, self.model
         self.pixels.check()
         if batch < 1 or batch % world:
             raise UserError(f"run.batch {batch} cannot be shared by {world} processes: change it")
-        if model.patch_size is not None and model.arch.startswith("vit_"):
+        if "patch_size" in defaults(model.arch) and model.patch_size is not None:
             for name in ("global_size", "local_size"):
                 _check_size(name, getattr(self.views, name), model.patch_size)
         if not 0 <= model.drop_path < 1:
