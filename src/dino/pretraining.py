@@ -33,6 +33,7 @@ from dino.runtime import (
 )
 from dino.settings import conform, parsed, validated
 from dino.show.report import report
+from dino.train.build import for_architecture
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig
 from dino.train.loop import Result, train
@@ -106,6 +107,7 @@ def pretrain(
     initial = None
     if init_from is not None:
         config, initial = begin(config, init_from, out, given=given, head=init_head)
+    config = for_architecture(config, given)
     config.check(ranks().world)
     chosen = pick_device(device)
     data, val = _split(data, val)

@@ -140,7 +140,9 @@ def test_pixels_mean_what_the_weights_say_unless_given(earlier: Path, tmp_path: 
         resize=20, crop=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation="bilinear"
     )
     save(backbone, tmp_path / "w.safetensors")
-    config, initial = start(tmp_path / "w.safetensors", tmp_path, views__global_size=32)
+    config, initial = start(
+        tmp_path / "w.safetensors", tmp_path, views__global_size=32, views__local_size=16
+    )
     assert (config.pixels.mean, config.pixels.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     assert any("pixels.mean (0.1, 0.2, 0.3)" in note for note in initial.notes)
     found = initial.backbone().preprocessing
@@ -192,7 +194,9 @@ def test_a_network_of_timm_keeps_its_grid(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     old = dino.create("timm:test_vit", image_size=96)
     save(old, tmp_path / "w.safetensors")
-    config, initial = start(tmp_path / "w.safetensors", tmp_path, views__global_size=32)
+    config, initial = start(
+        tmp_path / "w.safetensors", tmp_path, views__global_size=32, views__local_size=16
+    )
     assert config.model.arch == "timm:test_vit"
     assert (config.model.patch_size, config.model.position, config.model.drop_path) == (
         None,

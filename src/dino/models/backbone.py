@@ -97,7 +97,7 @@ class Backbone(nn.Module):
         try:
             self.feature_of_zeros(size)
         except (AssertionError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
                 f"{self.spec['arch']} takes no images of {size} px ({reason}): change the size, or "
                 "take a network for any size: a convnet, or a transformer of timm that knows "

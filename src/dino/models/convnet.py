@@ -128,6 +128,8 @@ class Timm(Backbone):
         return images[..., : height - height % rows, : width - width % columns]
 
     def _map(self, x: Tensor, images: Tensor) -> Float[Tensor, "B D h w"]:
+        if not isinstance(x, Tensor):
+            raise UserError(f"timm:{self.name} has no map of patches: use its pooled feature")
         if x.ndim == 4:
             channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
             return x.permute(0, 3, 1, 2) if channels_last else x

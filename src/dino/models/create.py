@@ -46,8 +46,10 @@ def architecture(arch: str) -> tuple[type[Backbone], dict[str, Any]]:
         return ResNet50, {}
     if arch.startswith("timm:"):
         return Timm, {"name": arch.removeprefix("timm:")}
-    known = ", ".join([*SIZES, "resnet50", "timm:NAME"])
-    raise UserError(f"unknown architecture {arch!r}: known are {known}")
+    known = ", ".join([*SIZES, "resnet50"])
+    raise UserError(
+        f"unknown architecture {arch!r}: known are {known}, and timm's networks as timm:{arch}"
+    )
 
 
 def defaults(arch: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Collection
+from dataclasses import asdict, fields, replace
 
 import torch
 
@@ -12,11 +13,35 @@ from dino.distillation.step import Distillation
 from dino.distillation.teacher import Network
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.models.create import create
+from dino.models.create import architecture, create, defaults
 from dino.models.head import Head
 from dino.runtime import Ranks, pick_precision, total_memory
-from dino.train.config import PretrainConfig
+from dino.train.config import ModelSettings, PretrainConfig
 from dino.train.warm_start import Initial
+
+
+def for_architecture(config: PretrainConfig, given: Collection[str] = ()) -> PretrainConfig:
+    """The configuration without the settings that its architecture does not have.
+
+    Args:
+        config: of a recipe, for example, that was made for a ViT of ours.
+        given: names of the settings that the user chose one by one; these are not dropped.
+
+    Raises:
+        UserError: for an unknown architecture, or one that lacks a setting of `given`.
+    """
+    arch = config.model.arch
+    has = {"arch", *defaults(arch), *["drop_path"] * architecture(arch)[0].has_drop_path}
+    dropped = {}
+    for setting in fields(ModelSettings):
+        if setting.name in has:
+            continue
+        name, off = f"model.{setting.name}", 0.0 if setting.name == "drop_path" else None
+        if name in given and getattr(config.model, setting.name) != off:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{arch} has no {setting.name} to set: leave out {flag}")
+        dropped[name] = off
+    return config.changed(dropped)
 
 
 def build(
@@ -31,8 +56,11 @@ def build(
     With `initial` the backbone is of its architecture; `Initial.fill` puts the weights in.
     """
     torch.manual_seed(config.run.seed)
+    network = _network(config, initial)
+    for size in {view.size for view in config.views.specs()}:
+        network.backbone.check_size(size)
     return Distillation(
-        _network(config, initial),
+        network,
         DINOLoss(
             config.head.prototypes,
             student_temperature=config.teacher.student_temperature,

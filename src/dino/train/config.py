@@ -17,7 +17,6 @@ from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelForm
 from dino.data.views.view_spec import ViewSettings
 from dino.distillation.schedules import Schedules, in_steps
 from dino.files import UserError
-from dino.models.create import defaults
 from dino.settings import Form, Range, validated
 
 Size = Annotated[int, Range(low=1, high=10**9)]
@@ -262,13 +261,15 @@ class PretrainConfig:
         Raises:
             UserError: in one sentence that says what to change.
         """
+        from dino.models.create import defaults  # imports torch, which `--help` can do without
+
         validated(self)
         batch, model = self.run.batch, self.model
         self.pixels.check()
         self.views.specs()
         if batch % world:
             raise UserError(f"run.batch {batch} cannot be shared by {world} processes: change it")
-        if model.patch_size is not None and "patch_size" in defaults(model.arch):
+        if "patch_size" in defaults(model.arch) and model.patch_size is not None:
             for name in ("global_size", "local_size"):
                 _check_size(name, getattr(self.views, name), model.patch_size)
         lr = max(self.optim.lr * batch / 256, self.optim.lr_end)
