@@ -113,6 +113,7 @@ def check_output(
     path: str | Path,
     endings: Sequence[str] = (),
     *,
+    siblings: Sequence[str] = (),
     folder: bool = False,
     option: str = "--out",
 ) -> None:
@@ -121,6 +122,7 @@ def check_output(
     Args:
         path: the file or folder that will be written; missing parents are made later.
         endings: those that the file may have, such as (".json",); () for any.
+        siblings: endings of further files that will be written under the same name.
         folder: whether `path` is a folder.
         option: what names it, for the message.
 
@@ -131,9 +133,11 @@ def check_output(
     """
     if os.environ.get("RANK", "0") != "0":  # only the first process writes
         return
-    path = Path(path)
+    path = as_path(path, option)
+    for ending in siblings:
+        check_output(path.with_suffix(ending), option=option)
     if endings and path.suffix.lower() not in endings:
-        raise UserError(f"{option} must end in {' or '.join(endings)}, not as {path.name!r} does")
+        raise UserError(f"{option} {path} has another ending than {', '.join(endings)}")
     with disk_errors():
         mode = _mode(path)
         if mode is not None:
@@ -152,6 +156,17 @@ def check_output(
             raise UserError(f"{option} {path} lies below {place}, which is a file")
         with naming(path), tempfile.TemporaryFile(dir=place) as file:
             file.write(b"0")
+
+
+def as_path(value: Any, name: str) -> Path:
+    """A path that the user gave as `name`.
+
+    Raises:
+        UserError: if it is neither text nor a path.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return Path(value)
+    raise UserError(f"{name} must be a path, not {value!r}")
 
 
 def _refuse_special(path: Path, mode: int, option: str) -> None:
@@ -279,7 +294,7 @@ def _write_through(content: Path, path: Path, stream: int | None) -> None:
         descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
         os.set_blocking(descriptor, True)
     else:
-        (sys.stdout if stream == 1 else sys.stderr).flush()
+        print(end="", file=sys.stdout if stream == 1 else sys.stderr, flush=True)
         descriptor = os.dup(stream)
     with content.open("rb") as source, os.fdopen(descriptor, "wb") as target:
         shutil.copyfileobj(source, target)

@@ -19,7 +19,16 @@ from dino.data.commands.stats import read_stats
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.protocol import Evaluation
-from dino.files import UserError, atomic_json, read_json, replacing
+from dino.files import (
+    UserError,
+    as_path,
+    atomic_json,
+    check_output,
+    disk_errors,
+    naming,
+    read_json,
+    replacing,
+)
 from dino.runtime import keep_memory, pick_device, ranks
 from dino.show.report import report
 from dino.train.cli_arguments import Preview
@@ -37,6 +46,7 @@ K = 20
 """Neighbours; the paper's best (section 4.1)."""
 
 
+@disk_errors()
 def pretrain(
     recipe: str | PretrainConfig | None = None,
     *,
@@ -81,6 +91,10 @@ def pretrain(
         UserError: for any mistake in the settings, the data or the folder, in one sentence.
     """
     keep_memory()
+    check_output(out, folder=True, option="out")
+    for argument, value in {"stats": stats, "init_from": init_from}.items():
+        if value is not None:
+            as_path(value, argument)
     name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
     config = recipe_named(name) if isinstance(name, str) else name
     config = config.changed(settings or {})
@@ -104,15 +118,16 @@ def pretrain(
         **({} if initial is None else initial.defining()),
     }
     chosen = pick_device(device)
-    result = train(
-        config,
-        source,
-        out,
-        device=chosen,
-        about=about,
-        evaluations=_evaluations(source, queries),
-        initial=initial,
-    )
+    with naming(out):
+        result = train(
+            config,
+            source,
+            out,
+            device=chosen,
+            about=about,
+            evaluations=_evaluations(source, queries),
+            initial=initial,
+        )
     if ranks().main and result.finished:
         if source.labels is not None:
             _compare(result.run, source, queries, str(chosen))
@@ -191,9 +206,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     Raises:
         UserError: for a mistake in the settings or the data, in one sentence.
     """
-    ending = settings.out.suffix.lower()
-    if ending not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"a sheet goes into a .png, .jpg or .webp file, not {settings.out.name}")
+    check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
     config = config if settings.stats is None else measured(config, settings.stats)
     config.pixels.check()
     source = open_source(settings.data, config.pixels.format)
@@ -214,7 +227,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     )
     with replacing(settings.out) as temporary, temporary.open("wb") as file:
         sheet = contact_sheet(rows, title)
-        sheet.save(file, Image.registered_extensions()[ending])
+        sheet.save(file, Image.registered_extensions()[settings.out.suffix.lower()])
     return settings.out
 
 

@@ -22,7 +22,7 @@ from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
 from dino.evaluate.features.cache import LIBRARIES, class_token, described, installed, kept_features
 from dino.evaluate.features.table import FeatureTable, Pass, in_memory
-from dino.files import UserError, atomic_csv, atomic_json, replacing
+from dino.files import UserError, atomic_csv, atomic_json, check_output, replacing
 from dino.models.backbone import Backbone
 from dino.runtime import Precision, describe, pick_device, process_group
 from dino.weights.load import fingerprint, load
@@ -194,7 +194,7 @@ def run(settings: FeatureSettings) -> FeatureTable:
     Raises:
         UserError: for weights or data that are not there, or another ending than known.
     """
-    _check_ending(settings.out)
+    check_output(settings.out, (".npy", ".parquet"), siblings=(".csv", ".json"))
     device = pick_device(settings.device)
     with process_group(device) as here:
         backbone = load(settings.weights, device)

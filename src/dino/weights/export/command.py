@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from rich.console import Console
 
-from dino.files import UserError, atomic_write
+from dino.files import UserError, atomic_write, check_output, naming
 from dino.models.backbone import Backbone
 from dino.weights.export.files import (
     exported_program_file,
@@ -116,13 +116,19 @@ def _write(
     """Write the export and its card; where the card lies."""
     if settings.format in FOLDERS:
         side, _ = _size(backbone, settings)
-        with replacing_folder(settings.out) as folder:
+        with naming(settings.out), replacing_folder(settings.out) as folder:
             contents = FOLDERS[settings.format](folder, backbone, side, about)
             (folder / "README.md").write_text(card_for(contents), encoding="utf-8")
         return settings.out / "README.md"
+    card_path, existed = _card_of(settings.out), settings.out.exists()
     contents = _write_file(backbone, settings, about)
-    atomic_write(_card_of(settings.out), card_for(contents))
-    return _card_of(settings.out)
+    try:
+        atomic_write(card_path, card_for(contents))
+    except BaseException:
+        if not existed:  # without its card, the next call would refuse to replace it
+            settings.out.unlink(missing_ok=True)
+        raise
+    return card_path
 
 
 def _card_of(file: Path) -> Path:
@@ -161,8 +167,9 @@ def _refuse(settings: Export) -> None:
                 raise UserError(f"--{name.replace('_', '-')} is for onnx and exported-program only")
     elif out.suffix != ending:
         raise UserError(f"--format {settings.format} writes a file: give --out {out}{ending}")
-    elif out.exists() and not _card_of(out).exists():
+    elif out.is_file() and not _card_of(out).exists():
         raise UserError(f"{out} exists and has no model card: choose another --out")
+    check_output(out, folder=ending is None)
     most = {"onnx": 2, "exported-program": 2, "timm": 1, "transformers": 1}.get(settings.format, 0)
     if len(settings.size) > most:
         takes = "no --size: the file takes any" if most == 0 else "--size with one number"
