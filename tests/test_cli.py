@@ -104,7 +104,7 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     def pretrain(*words: str) -> str:
         return refused(capsys, "pretrain", *words, "--out", out)
 
-    assert "unknown recipe 'vits': did you mean vit_s16" in pretrain("vits")
+    assert "unknown recipe 'vits': did you mean vit_s" in pretrain("vits")
     assert "unknown recipe 'x': known are vit_s16" in pretrain("x")
     assert str(tmp_path / "nowhere") in pretrain("demo", "--data", str(tmp_path / "nowhere"))
     assert "empty" in pretrain("demo", "--data", str(empty))
