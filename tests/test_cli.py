@@ -104,7 +104,8 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     def pretrain(*words: str) -> str:
         return refused(capsys, "pretrain", *words, "--out", out)
 
-    assert "unknown recipe 'vits': known are vit_s16" in pretrain("vits")
+    assert "unknown recipe 'vits': did you mean vit_s" in pretrain("vits")
+    assert "unknown recipe 'x': known are vit_s16" in pretrain("x")
     assert str(tmp_path / "nowhere") in pretrain("demo", "--data", str(tmp_path / "nowhere"))
     assert "empty" in pretrain("demo", "--data", str(empty))
     line = pretrain("demo", "--data", str(texts))
@@ -115,8 +116,8 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "optim.warmup" in pretrain(
         "demo", *FLAGS, "--optim.warmup", "9 steps", "--data", str(folder(tmp_path / "ok"))
     )
-    assert "no command 'train'" in refused(capsys, "train")
-    assert "no command 'map'" in refused(capsys, "evaluate", "map")
+    assert "'dino train': did you mean 'dino pretrain'?" in refused(capsys, "train")
+    assert "'dino evaluate map': known are knn, linear" in refused(capsys, "evaluate", "map")
     assert "unknown device 'tpu9'" in pretrain("demo", "--device", "tpu9")
     assert not (tmp_path / "run").exists()
 

@@ -1,41 +1,137 @@
-"""The command `dino`: one sub-command a job, typed by the job's settings.
+"""The command `dino`: a table of sub-commands, each typed by a dataclass of settings.
 
-Only the chosen job is imported, so that `dino --help` needs no network library. A user's mistake
-ends in one sentence and exit status 2, an interruption in 130.
+Only the chosen sub-command is imported, so that `dino --help` loads no network library. A user's
+mistake ends in one sentence and exit status 2, Ctrl-C in status 130.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
 
 from dino import __version__
-from dino.files import UserError
+from dino.files import UserError, disk_errors
 
 
-@dataclass(frozen=True)
-class Command:
-    """A job: its words for `dino --help`, and what runs it with the remaining arguments."""
+class Command(NamedTuple):
+    """A sub-command.
+
+    Attributes:
+        summary: one line for `--help`.
+        target: "module:Settings:run": `run` is called with `Settings` as the arguments give them;
+            or "module:run", called with the arguments themselves.
+        failed: of what `run` returns, whether the exit status is 1.
+    """
 
     summary: str
-    run: Callable[[Sequence[str]], None]
+    target: str
+    failed: Callable[[Any], bool] = lambda result: False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Write the page of a run anew: numbers, curves and pictures."""
+class Group(NamedTuple):
+    """Sub-commands of one kind.
 
-    run: str
-    """The run folder."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    Attributes:
+        summary: one line for `--help`.
+        commands: by name.
+    """
+
+    summary: str
+    commands: Mapping[str, Command]
 
 
-# ------------------------------------------------------------------------------------ the jobs
-def _pretrain(arguments: Sequence[str]) -> None:
+DATA = {
+    "check": Command(
+        "find and list images that cannot be used",
+        "dino.data.commands.check:Check:run",
+        lambda checked: bool(checked.bad),
+    ),
+    "stats": Command(
+        "measure range, mean and deviation of each channel",
+        "dino.data.commands.stats:StatsSettings:run",
+    ),
+    "preview": Command(
+        "show the views that a recipe makes, with their numbers", "dino.cli:preview"
+    ),
+}
+EVALUATIONS = {
+    "knn": Command(
+        "weighted nearest neighbours, paper section 3.2",
+        "dino.evaluate.classification.knn:KNN:run",
+    ),
+    "linear": Command(
+        "linear classifiers on frozen features, paper appendix F.2",
+        "dino.evaluate.classification.linear:Linear:run",
+    ),
+    "logistic": Command(
+        "logistic regression with few labels, paper appendix A",
+        "dino.evaluate.classification.logistic:Logistic:run",
+    ),
+    "finetune": Command(
+        "the entire network trained with labels, paper section 4.2.3",
+        "dino.evaluate.classification.finetune:FineTune:run",
+    ),
+    "retrieval": Command(
+        "images of the same object or place, paper section 4.2.1",
+        "dino.evaluate.retrieval.retrieval:Retrieval:run",
+    ),
+    "copies": Command(
+        "copies of images, paper section 4.2.1; near duplicates",
+        "dino.evaluate.retrieval.copies:Copies:run",
+    ),
+    "segmentation": Command(
+        "objects from attention and patches, paper section 4.2.2",
+        "dino.evaluate.segmentation.segmentation:Segmentation:run",
+    ),
+    "video": Command(
+        "objects tracked through videos, paper section 4.2.2, Table 5",
+        "dino.evaluate.video.video:Video:run",
+    ),
+}
+WEIGHTS = {
+    "list": Command(
+        "published weights: names, architectures, accuracies",
+        "dino.weights.commands:List:run_list",
+    ),
+    "inspect": Command(
+        "what a file of weights holds, and whether it fits",
+        "dino.weights.commands:Inspect:run_inspect",
+    ),
+    "convert": Command(
+        "write weights in another format", "dino.weights.commands:Convert:run_convert"
+    ),
+    "fetch": Command(
+        "download published files into the cache", "dino.weights.commands:Fetch:run_fetch"
+    ),
+}
+COMMANDS: dict[str, Command | Group] = {
+    "pretrain": Command("pretrain on unlabelled images", "dino.cli:pretrain"),
+    "data": Group(f"look at images before training: {', '.join(DATA)}", DATA),
+    "evaluate": Group(f"measure features: {', '.join(EVALUATIONS)}", EVALUATIONS),
+    "features": Command(
+        "write the features of images to a file",
+        "dino.evaluate.features.export:FeatureSettings:run",
+    ),
+    "export": Command(
+        "write weights for timm, transformers, ONNX, with a model card",
+        "dino.weights.export.command:Export:run",
+    ),
+    "weights": Group(f"known and foreign weights: {', '.join(WEIGHTS)}", WEIGHTS),
+    "report": Command(
+        "write the page of a run: numbers, curves, images", "dino.show.report:ReportSettings:run"
+    ),
+}
+
+
+# ------------------------------------------------------------------ commands with recipes
+def pretrain(arguments: Sequence[str]) -> None:
+    """`dino pretrain [RECIPE]`: the recipe gives the defaults of all settings."""
     import tyro
 
     from dino.train.cli_arguments import Pretrain, given
@@ -47,18 +143,18 @@ def _pretrain(arguments: Sequence[str]) -> None:
     known = "\n".join(
         f"  {key:12}{(function.__doc__ or '').splitlines()[0]}" for key, function in RECIPES.items()
     )
-    settings = tyro.cli(
+    settings = parse(
         Pretrain,
-        prog=f"dino pretrain {named or '[RECIPE]'}",
+        f"dino pretrain {named or '[RECIPE]'}",
+        arguments[1:] if named else arguments,
         description=f"{Pretrain.__doc__}\n\nRecipes (settings shown are those of {name}):\n{known}",
-        args=list(arguments[1:] if named else arguments),
         default=Pretrain(out=tyro.MISSING, config=recipe(name)),
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     )
-    from dino.pretraining import pretrain, tell
+    from dino import pretraining
     from dino.runtime import ranks
 
-    result = pretrain(
+    result = pretraining.pretrain(
         settings.config,
         data=settings.data,
         out=settings.out,
@@ -71,189 +167,63 @@ def _pretrain(arguments: Sequence[str]) -> None:
         recipe_name=name,
     )
     if ranks().main:
-        tell(result)
+        pretraining.tell(result)
 
 
-def _data(arguments: Sequence[str]) -> None:
-    _dispatch("dino data", DATA, arguments)
+def preview(arguments: Sequence[str]) -> None:
+    """`dino data preview DATA [RECIPE]`: the recipe gives the defaults of views and pixels."""
+    import tyro
 
-
-def _data_check(arguments: Sequence[str]) -> None:
-    from dino.data.commands.check import Check, run
-
-    if run(_parse(Check, "dino data check", arguments)).bad:
-        sys.exit(1)
-
-
-def _data_stats(arguments: Sequence[str]) -> None:
-    from dino.data.commands.stats import StatsSettings, run
-
-    run(_parse(StatsSettings, "dino data stats", arguments))
-
-
-def _data_preview(arguments: Sequence[str]) -> None:
     from dino.train.cli_arguments import Preview
     from dino.train.recipes import RECIPES, recipe
 
     words = list(arguments)
     named = words.pop(1) if len(words) > 1 and not any(w.startswith("-") for w in words[:2]) else ""
-    config = recipe(named or "small_data")
-    import tyro
-
-    settings = tyro.cli(
+    name = named or "small_data"
+    config = recipe(name)
+    settings = parse(
         Preview,
-        prog=f"dino data preview {'DATA ' + named if named else 'DATA [RECIPE]'}",
+        f"dino data preview {'DATA ' + named if named else 'DATA [RECIPE]'}",
+        words,
         description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default small_data.",
-        args=words,
         default=Preview(data=tyro.MISSING, views=config.views, pixels=config.pixels),
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     )
-    from dino.pretraining import preview
+    from dino import pretraining
 
     config = replace(config, views=settings.views, pixels=settings.pixels)
-    print(preview(settings, config, named or "small_data"))
+    print(pretraining.preview(settings, config, name))
 
 
-def _evaluate(arguments: Sequence[str]) -> None:
-    _dispatch("dino evaluate", EVALUATIONS, arguments)
+# ------------------------------------------------------------------ parsing
+def parse(settings: Any, prog: str, arguments: Sequence[str], **options: Any) -> Any:
+    """The dataclass `settings` from a command line; wrong options are explained by tyro (exit 2).
 
-
-def _knn(arguments: Sequence[str]) -> None:
-    from dino.evaluate.classification.knn import KNN, run
-
-    run(_parse(KNN, "dino evaluate knn", arguments))
-
-
-def _linear(arguments: Sequence[str]) -> None:
-    from dino.evaluate.classification.linear import Linear, run
-
-    run(_parse(Linear, "dino evaluate linear", arguments))
-
-
-def _retrieval(arguments: Sequence[str]) -> None:
-    from dino.evaluate.retrieval.retrieval import Retrieval, run
-
-    run(_parse(Retrieval, "dino evaluate retrieval", arguments))
-
-
-def _copies(arguments: Sequence[str]) -> None:
-    from dino.evaluate.retrieval.copies import Copies, run
-
-    run(_parse(Copies, "dino evaluate copies", arguments))
-
-
-def _finetune(arguments: Sequence[str]) -> None:
-    from dino.evaluate.classification.finetune import FineTune, run
-
-    run(_parse(FineTune, "dino evaluate finetune", arguments))
-
-
-def _logistic(arguments: Sequence[str]) -> None:
-    from dino.evaluate.classification.logistic import Logistic, run
-
-    run(_parse(Logistic, "dino evaluate logistic", arguments))
-
-
-def _segmentation(arguments: Sequence[str]) -> None:
-    from dino.evaluate.segmentation.segmentation import Segmentation, run
-
-    run(_parse(Segmentation, "dino evaluate segmentation", arguments))
-
-
-def _video(arguments: Sequence[str]) -> None:
-    from dino.evaluate.video.video import Video, run
-
-    run(_parse(Video, "dino evaluate video", arguments))
-
-
-def _features(arguments: Sequence[str]) -> None:
-    from dino.evaluate.features.export import FeatureSettings, run
-
-    run(_parse(FeatureSettings, "dino features", arguments))
-
-
-def _export(arguments: Sequence[str]) -> None:
-    from dino.weights.export.command import Export, run
-
-    run(_parse(Export, "dino export", arguments))
-
-
-def _weights(arguments: Sequence[str]) -> None:
-    _dispatch("dino weights", WEIGHTS, arguments)
-
-
-def _weights_list(arguments: Sequence[str]) -> None:
-    from dino.weights.commands import List, run_list
-
-    run_list(_parse(List, "dino weights list", arguments))
-
-
-def _weights_inspect(arguments: Sequence[str]) -> None:
-    from dino.weights.commands import Inspect, run_inspect
-
-    run_inspect(_parse(Inspect, "dino weights inspect", arguments))
-
-
-def _weights_convert(arguments: Sequence[str]) -> None:
-    from dino.weights.commands import Convert, run_convert
-
-    run_convert(_parse(Convert, "dino weights convert", arguments))
-
-
-def _weights_fetch(arguments: Sequence[str]) -> None:
-    from dino.weights.commands import Fetch, run_fetch
-
-    run_fetch(_parse(Fetch, "dino weights fetch", arguments))
-
-
-def _report(arguments: Sequence[str]) -> None:
-    settings = _parse(Report, "dino report", arguments)
-    from dino.runtime import pick_device
-    from dino.show.report import report
-
-    print(report(settings.run, device=pick_device(settings.device)))
-
-
-DATA = {
-    "check": Command("find images that cannot be used, and list them", _data_check),
-    "stats": Command("measure range, mean and deviation of each channel", _data_stats),
-    "preview": Command("show the views that a recipe makes, with their numbers", _data_preview),
-}
-EVALUATIONS = {
-    "knn": Command("weighted nearest neighbours, paper section 3.2", _knn),
-    "linear": Command("linear classifiers on frozen features, paper appendix F.2", _linear),
-    "logistic": Command("logistic regression with few labels, paper appendix A", _logistic),
-    "finetune": Command("the whole network on labels, paper section 4.2.3", _finetune),
-    "retrieval": Command("images of the same thing, paper section 4.2.1", _retrieval),
-    "copies": Command("copies of images, paper section 4.2.1; near duplicates", _copies),
-    "segmentation": Command("objects from attention and patches, section 4.2.2", _segmentation),
-    "video": Command("objects followed through videos, section 4.2.2, Table 5", _video),
-}
-WEIGHTS = {
-    "list": Command("published weights: names, architectures, accuracies", _weights_list),
-    "inspect": Command("what a file of weights is, and whether it fits", _weights_inspect),
-    "convert": Command("write weights in another dialect", _weights_convert),
-    "fetch": Command("download published files into the cache", _weights_fetch),
-}
-COMMANDS = {
-    "pretrain": Command("pretrain on unlabelled images", _pretrain),
-    "data": Command("look at images before training: " + ", ".join(DATA), _data),
-    "evaluate": Command("measure features: " + ", ".join(EVALUATIONS), _evaluate),
-    "features": Command("write the features of images to a file", _features),
-    "export": Command("write weights for timm, transformers, ONNX, with a card", _export),
-    "weights": Command("known and foreign weights: " + ", ".join(WEIGHTS), _weights),
-    "report": Command("write the page of a run: numbers, curves, pictures", _report),
-}
-
-
-# ------------------------------------------------------------------------------------ plumbing
-def _parse(settings: Any, prog: str, arguments: Sequence[str]) -> Any:
+    Raises:
+        UserError: for an option that `settings.renamed` (former name: name) lists.
+    """
     import tyro
 
-    return tyro.cli(settings, prog=prog, args=list(arguments))
+    renamed = {_plain(old): _plain(new) for old, new in getattr(settings, "renamed", {}).items()}
+    for word in arguments:
+        option = _plain(word.split("=")[0])
+        if word.startswith("--") and option in renamed:
+            raise UserError(f"{prog}: --{option} is called --{renamed[option]} now")
+    return tyro.cli(settings, prog=prog, args=list(arguments), **options)
 
 
-def _dispatch(prog: str, commands: dict[str, Command], arguments: Sequence[str]) -> None:
+def _plain(option: str) -> str:
+    return option.lstrip("-").replace("_", "-")
+
+
+# ------------------------------------------------------------------ running
+def run(prog: str, commands: Mapping[str, Command | Group], arguments: Sequence[str]) -> None:
+    """Run the command that the first words name, or print help.
+
+    Raises:
+        UserError: for an unknown command.
+        SystemExit: with 1 if the command `failed`, 2 if none is named.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help(prog, commands))
         if not arguments:
@@ -261,34 +231,71 @@ def _dispatch(prog: str, commands: dict[str, Command], arguments: Sequence[str])
         return
     name, *rest = arguments
     if name not in commands:
-        raise UserError(f"{prog} has no command {name!r}: known are {', '.join(commands)}")
-    commands[name].run(rest)
+        raise UserError(f"there is no command '{prog} {name}': {_similar(prog, commands, name)}")
+    command = commands[name]
+    if isinstance(command, Group):
+        run(f"{prog} {name}", command.commands, rest)
+        return
+    module, *names = command.target.split(":")
+    found = [getattr(import_module(module), attribute) for attribute in names]
+    settings = parse(found[0], f"{prog} {name}", rest) if len(found) == 2 else rest
+    if command.failed(found[-1](settings)):
+        sys.exit(1)
 
 
-def _help(prog: str, commands: dict[str, Command]) -> str:
+def _similar(prog: str, commands: Mapping[str, Command | Group], name: str) -> str:
+    full = {word: f"{prog} {word}" for word in commands}
+    for group, found in commands.items():
+        if isinstance(found, Group):
+            full |= {word: f"{prog} {group} {word}" for word in found.commands}
+    near = [f"'{full[word]}'" for word in get_close_matches(name, full, n=2)]
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(commands)}"
+
+
+def _help(prog: str, commands: Mapping[str, Command | Group]) -> str:
     lines = [f"usage: {prog} COMMAND ...", ""]
     if prog == "dino":
         lines[:0] = [f"dino {__version__}: self-distillation with no labels (arXiv 2104.14294)", ""]
-    lines += [f"  {name:12} {command.summary}" for name, command in commands.items()]
-    return "\n".join([*lines, "", f"{prog} COMMAND --help tells more."])
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"dino: {message}", file=sys.stderr, flush=True)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        os._exit(2)  # the other ranks may be waiting for this one: let the launcher end them
-    sys.exit(2)
+    lines += [f"  {name:13} {command.summary}" for name, command in commands.items()]
+    return "\n".join([*lines, "", f"'{prog} COMMAND --help' shows the options of a command."])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the command line."""
+    """Entry point of the command line.
+
+    Raises:
+        SystemExit: with 2 for a user's mistake, 130 after Ctrl-C, 141 if the reader of the output
+            has gone (`dino --help | head`).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in ("-V", "--version"):
-        print(f"dino {__version__}")
-        return
     try:
-        _dispatch("dino", COMMANDS, arguments)
+        with disk_errors():
+            try:
+                if arguments and arguments[0] in ("-V", "--version"):
+                    print(f"dino {__version__}")
+                else:
+                    run("dino", COMMANDS, arguments)
+            finally:
+                if sys.stdout is not None:  # it is closed by `>&-`
+                    sys.stdout.flush()
     except UserError as error:
-        _fail(str(error))
+        _end(2, str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        _end(130)
+    except BrokenPipeError:
+        _end(141)
+
+
+def _end(status: int, message: str = "") -> NoReturn:
+    """Exit without another error from an output that can no longer be written."""
+    with suppress(OSError):
+        if message:
+            print(f"dino: {message}", file=sys.stderr, flush=True)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # Python would flush it again at exit, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os._exit(status)  # the other ranks may be waiting for this one: the launcher ends them
+    sys.exit(status)

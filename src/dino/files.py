@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import io
 import json
 import math
 import os
@@ -113,6 +112,7 @@ def check_output(
     path: str | Path,
     endings: Sequence[str] = (),
     *,
+    siblings: Sequence[str] = (),
     folder: bool = False,
     option: str = "--out",
 ) -> None:
@@ -121,6 +121,7 @@ def check_output(
     Args:
         path: the file or folder that will be written; missing parents are made later.
         endings: those that the file may have, such as (".json",); () for any.
+        siblings: endings of further files that will be written under the same name.
         folder: whether `path` is a folder.
         option: what names it, for the message.
 
@@ -131,9 +132,11 @@ def check_output(
     """
     if os.environ.get("RANK", "0") != "0":  # only the first process writes
         return
-    path = Path(path)
+    path = as_path(path, option)
     if endings and path.suffix.lower() not in endings:
-        raise UserError(f"{option} must end in {' or '.join(endings)}, not as {path.name!r} does")
+        raise UserError(f"{option} {path} has another ending than {', '.join(endings)}")
+    for ending in siblings:
+        check_output(path.with_suffix(ending), option=option)
     with disk_errors():
         mode = _mode(path)
         if mode is not None:
@@ -141,7 +144,7 @@ def check_output(
                 what, wanted = ("file", "folder") if folder else ("folder", "file")
                 raise UserError(f"{option} {path} is a {what}: name a {wanted}")
             if not folder and not os.access(path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                raise PermissionError(errno.EACCES, "it is write-protected", f"{option} {path}")
             if not folder and not stat.S_ISREG(mode):
                 _refuse_special(path, mode, option)
                 return
@@ -150,8 +153,23 @@ def check_output(
             place = place.parent
         if not place.is_dir():
             raise UserError(f"{option} {path} lies below {place}, which is a file")
-        with naming(path), tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"0")
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(b"0")
+        except OSError as error:
+            error.filename = f"{option} {path}"
+            raise
+
+
+def as_path(value: Any, name: str) -> Path:
+    """A path that the user gave as `name`.
+
+    Raises:
+        UserError: if it is neither text nor a path.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return Path(value)
+    raise UserError(f"{name} must be a path, not {value!r}")
 
 
 def _refuse_special(path: Path, mode: int, option: str) -> None:
@@ -279,7 +297,7 @@ def _write_through(content: Path, path: Path, stream: int | None) -> None:
         descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
         os.set_blocking(descriptor, True)
     else:
-        (sys.stdout if stream == 1 else sys.stderr).flush()
+        print(end="", file=sys.stdout if stream == 1 else sys.stderr, flush=True)
         descriptor = os.dup(stream)
     with content.open("rb") as source, os.fdopen(descriptor, "wb") as target:
         shutil.copyfileobj(source, target)
@@ -307,11 +325,16 @@ def atomic_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[
     A text that spreadsheets would run as a formula (it begins with =, +, -, @, tab or carriage
     return and is no number) gets a leading apostrophe; `csv_text` takes it away.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator="\r\n")  # so that both are quoted inside of cells
     for row in (header, *rows):
         writer.writerow([_csv_cell(cell) if isinstance(cell, str) else cell for cell in row])
-    atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    atomic_write(path, "".join(lines).encode("utf-8", "surrogateescape"))
+
+
+class _Lines(list[str]):
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def _csv_cell(text: str) -> str:

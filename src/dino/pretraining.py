@@ -21,7 +21,16 @@ from dino.data.commands.stats import read_stats
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.protocol import Evaluation
-from dino.files import UserError, atomic_json, read_json, replacing
+from dino.files import (
+    UserError,
+    as_path,
+    atomic_json,
+    check_output,
+    disk_errors,
+    naming,
+    read_json,
+    replacing,
+)
 from dino.progress import Console
 from dino.runtime import (
     default_workers,
@@ -50,6 +59,7 @@ K = 20
 """Neighbours; the paper's best (section 4.1)."""
 
 
+@disk_errors()
 def pretrain(
     recipe: str | PretrainConfig | None = None,
     *,
@@ -97,6 +107,10 @@ def pretrain(
     conform(init_head, HeadChoice, "init_head")
     if not isinstance(recipe, PretrainConfig):
         conform(recipe, str | None, "recipe")
+    check_output(out, folder=True, option="out")
+    for argument, value in {"stats": stats, "init_from": init_from}.items():
+        if value is not None:
+            as_path(value, argument)
     name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
     given = set(conform(settings, dict[str, Any] | None, "settings") or {})
     config = recipe_named(name) if isinstance(name, str) else name
@@ -121,7 +135,7 @@ def pretrain(
         "val": None if val is None else _called(val),
         **({} if initial is None else initial.defining()),
     }
-    with process_group(chosen) as here:
+    with naming(out), process_group(chosen) as here:
         result = train(
             config,
             source,
@@ -264,9 +278,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     Raises:
         UserError: for a mistake in the settings or the data, in one sentence.
     """
-    ending = settings.out.suffix.lower()
-    if ending not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"a sheet goes into a .png, .jpg or .webp file, not {settings.out.name}")
+    check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
     config = validated(config)
     config = config if settings.stats is None else measured(config, settings.stats)
     config.pixels.check()
@@ -288,7 +300,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     )
     with replacing(settings.out) as temporary, temporary.open("wb") as file:
         sheet = contact_sheet(rows, title)
-        sheet.save(file, Image.registered_extensions()[ending])
+        sheet.save(file, Image.registered_extensions()[settings.out.suffix.lower()])
     return settings.out
 
 

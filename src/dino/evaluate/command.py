@@ -184,7 +184,7 @@ class Written(Protocol):
         ...
 
 
-def destination(name: str, settings: Written, beside_it: Sequence[str] = ()) -> Path:
+def destination(name: str, settings: Written, siblings: Sequence[str] = ()) -> Path:
     """The JSON file of the result `name`: `settings.out`, or beside the weights.
 
     Call it before any work: it tries to write there.
@@ -192,15 +192,13 @@ def destination(name: str, settings: Written, beside_it: Sequence[str] = ()) -> 
     Args:
         name: of the evaluation.
         settings: of the command.
-        beside_it: endings of further files that are written under the same name, such as ".csv".
+        siblings: endings of further files that are written under the same name, such as ".csv".
 
     Raises:
         UserError: for another ending than .json, or a place that cannot be written.
     """
     path = settings.out or beside(settings.weights, name)
-    check_output(path, (".json",))
-    for ending in beside_it:
-        check_output(path.with_suffix(ending))
+    check_output(path, (".json",), siblings=siblings)
     return path
 
 

@@ -23,6 +23,8 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
     Raises:
         UserError: for an unknown name or option, listing the known ones.
     """
+    if not isinstance(arch, str):
+        raise UserError(f"arch must be a name such as vit_small, not {arch!r}")
     spec = {key: value for key, value in options.items() if value is not None}
     network, named = architecture(arch)
     if unknown := sorted(spec.keys() - defaults(arch).keys()):

@@ -19,6 +19,7 @@ import torch
 
 from dino.files import UserError, atomic_write, read_json
 from dino.models.backbone import Backbone
+from dino.runtime import pick_device
 from dino.show.curves import Curve, Level, chart
 from dino.show.html import figure, page
 from dino.show.sections import Pair, attention, component_maps, neighbours, photographs
@@ -327,3 +328,20 @@ def _settings(run: Run, backbone: Backbone | None) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Write the page of a run again: numbers, curves and images."""
+
+    run: str
+    """The run folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+
+def run(settings: ReportSettings) -> Path:
+    """`dino report`: write the page and print its path."""
+    path = report(settings.run, device=pick_device(settings.device))
+    print(path)
+    return path

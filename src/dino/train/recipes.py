@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 
 from dino.data.views.view_spec import ViewSettings
 from dino.files import UserError
@@ -201,5 +202,7 @@ def recipe(name: str) -> PretrainConfig:
         UserError: for an unknown name, listing the known.
     """
     if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}: known are {', '.join(RECIPES)}")
+        near = " or ".join(get_close_matches(str(name), RECIPES, n=2))
+        advice = f"did you mean {near}?" if near else f"known are {', '.join(RECIPES)}"
+        raise UserError(f"unknown recipe {name!r}: {advice}")
     return RECIPES[name]()

@@ -12,7 +12,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from dino.data.images.preprocessing import Preprocessing
-from dino.files import UserError, atomic_json
+from dino.files import UserError, atomic_json, check_output
 from dino.models.create import create
 from dino.models.position_embedding import Position
 from dino.progress import Console
@@ -44,15 +44,15 @@ PREPROCESSING = (
 def run_list(settings: List) -> list[dict[str, Any]]:
     """`dino weights list`: one table of the catalogue; * marks what is in the cache."""
     files = list(CATALOGUE.values())
+    rows = [_row(published) for published in files]
+    if settings.json is not None:
+        atomic_json(settings.json, {"licence": LICENCE, "files": rows})
     if settings.all:
         for published in files:
             line = f"{published.name + _here(published):32} {source_url(published)}"
             Console().print(line, highlight=False, soft_wrap=True)
     else:
         Console().print(_models(files))
-    rows = [_row(published) for published in files]
-    if settings.json is not None:
-        atomic_json(settings.json, {"licence": LICENCE, "files": rows})
     return rows
 
 
@@ -162,7 +162,11 @@ def run_inspect(settings: Inspect) -> dict[str, Any]:
     Raises:
         UserError: if the weights cannot be read at all.
     """
+    if settings.json is not None:
+        check_output(settings.json, option="--json")
     found = inspect(read_checkpoint(settings.weights, heads=settings.heads))
+    if settings.json is not None:
+        atomic_json(settings.json, found)
     table = Table(title=str(settings.weights), show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -170,8 +174,6 @@ def run_inspect(settings: Inspect) -> dict[str, Any]:
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         table.add_row(name, "\n".join(text) if isinstance(text, list) else str(text))
     Console().print(table)
-    if settings.json is not None:
-        atomic_json(settings.json, found)
     return found
 
 

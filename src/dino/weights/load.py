@@ -13,14 +13,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dino.files import UserError, replacing
+from dino.files import UserError, as_path, disk_errors, replacing
 from dino.models.backbone import Backbone
 from dino.models.create import create
 from dino.models.position_embedding import Position
@@ -65,6 +65,7 @@ def save(backbone: Backbone, path: str | Path, about: dict[str, Any] | None = No
         save_file(tensors, temporary, metadata={"dino": json.dumps(metadata)})
 
 
+@disk_errors()
 def load(
     weights: str | Path,
     device: str | torch.device = "cpu",
@@ -100,6 +101,16 @@ def load(
         UserError: if there is nothing of the kind, it would execute something, or keys or shapes
             do not fit, naming them.
     """
+    as_path(weights, "weights")
+    for name, choice, known in (
+        ("network", network, get_args(WhichNetwork)),
+        ("position", position, (*get_args(Position), None)),
+    ):
+        if choice not in known:
+            raise UserError(f"{name} must be one of {', '.join(map(str, known))}, not {choice!r}")
+    for name, number in (("channels", channels), ("heads", heads)):
+        if number is not None and (type(number) is not int or number < 1):
+            raise UserError(f"{name} must be a positive whole number, not {number!r}")
     path = _locate(weights)
     if network == "teacher" and path.is_dir() and (path / "teacher.safetensors").exists():
         path = _newest_teacher(path)
@@ -119,7 +130,11 @@ def load(
     if channels is not None and channels != spec.get("channels", 3):
         backbone = _with_channels(backbone, channels)
     backbone.origin = parts.origin(network)
-    return backbone.to(device).eval()
+    try:
+        return backbone.to(torch.device(device)).eval()
+    except (AssertionError, RuntimeError, TypeError) as error:  # unknown, absent or full
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the network cannot be moved to device {device!r}: {reason}") from None
 
 
 def read_checkpoint(weights: str | Path, *, heads: int | None = None) -> Parts:

@@ -131,7 +131,7 @@ def test_mistakes_end_in_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[
     stats = tmp_path / "s.json"
     for words, expected in (
         ([str(tmp_path / "no")], "does not exist"),
-        ([str(tmp_path), "--out", "list.txt"], "the list goes into a .csv file, not list.txt"),
+        ([str(tmp_path), "--out", "list.txt"], "--out list.txt has another ending than .csv"),
         ([str(tmp_path), "--stats", str(stats)], "s.json does not exist"),
         ([str(tmp_path), "--stats", str(stats), "--channels", "5"], "leave out --channels"),
         ([str(tmp_path), "--channels", "0"], "channels must be 1 or more"),

@@ -23,7 +23,7 @@ from dino.data.images.pixel_format import PixelFormat
 from dino.data.loader import evaluation_loader
 from dino.data.sources.base import Images, is_file
 from dino.data.sources.open import Source, open_source
-from dino.files import UserError, atomic_json
+from dino.files import UserError, atomic_json, check_output
 from dino.progress import Console, bar
 from dino.runtime import cores
 
@@ -213,8 +213,7 @@ def run(settings: Check) -> Checked:
     Raises:
         UserError: for data that are not there, or settings that contradict one another.
     """
-    if settings.out.suffix != ".csv":
-        raise UserError(f"the list goes into a .csv file, not {settings.out.name}: change --out")
+    check_output(settings.out, (".csv",), siblings=(".json",))
     pixels = _wanted(settings)
     checked = check(
         open_source(settings.data, pixels),

@@ -26,7 +26,7 @@ from dino.data.sampler import spread
 from dino.data.sources.base import Images
 from dino.data.sources.open import Source, open_source
 from dino.data.views.random_streams import generator
-from dino.files import UserError, atomic_json, read_json
+from dino.files import UserError, atomic_json, check_output, read_json
 from dino.progress import Console, bar
 from dino.runtime import cores
 
@@ -269,6 +269,7 @@ def run(settings: StatsSettings) -> Stats:
     Raises:
         UserError: for data that are not there or cannot be measured (see `measure`).
     """
+    check_output(settings.out)
     pixels = PixelFormat(settings.channels, settings.page, settings.low, settings.high)
     stats, skipped = measure(
         open_source(settings.data, pixels),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from dino.files import UserError, atomic_csv
+from dino.files import UserError, atomic_csv, csv_text
 
 Defect = Literal["missing", "unreadable", "empty", "not an image", "damaged", "too large", "misfit"]
 """Why an image cannot be used (`ImageError.reason` has the details).
@@ -58,4 +58,7 @@ def write_list(path: Path, found: Mapping[str, tuple[str, str]]) -> None:
 def read_list(path: Path) -> dict[str, tuple[str, str]]:
     """What `write_list` wrote."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {line["path"]: (line["defect"], line["reason"]) for line in csv.DictReader(file)}
+        return {
+            csv_text(line["path"]): (line["defect"], csv_text(line["reason"]))
+            for line in csv.DictReader(file)
+        }

@@ -11,7 +11,7 @@ from dino.data.sources.open import open_source
 from dino.evaluate.command import ExtractionSettings, print_path, provenance
 from dino.evaluate.features.extractor import extract
 from dino.evaluate.features.table import FeatureTable
-from dino.files import UserError, atomic_csv, atomic_json, replacing
+from dino.files import UserError, atomic_csv, atomic_json, check_output, replacing
 from dino.runtime import pick_device, process_group
 from dino.weights.load import load
 
@@ -90,7 +90,7 @@ def run(settings: FeatureSettings) -> FeatureTable:
     Raises:
         UserError: for weights or data that do not exist, or an unknown ending of the file.
     """
-    check_ending(settings.out)
+    check_output(settings.out, (".npy", ".parquet"), siblings=(".csv", ".json"))
     device = pick_device(settings.device)
     with process_group(device) as here:
         backbone = load(settings.weights, device)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from dino.files import UserError, atomic_write
+from dino.files import UserError, atomic_write, check_output, naming
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.weights.export.files import (
@@ -115,13 +115,19 @@ def _write(
     """Write the export and its card; where the card lies."""
     if settings.format in FOLDERS:
         side, _ = _size(backbone, settings)
-        with replacing_folder(settings.out) as folder:
+        with naming(settings.out), replacing_folder(settings.out) as folder:
             contents = FOLDERS[settings.format](folder, backbone, side, about)
             (folder / "README.md").write_text(card_for(contents), encoding="utf-8")
         return settings.out / "README.md"
+    card_path, existed = _card_of(settings.out), settings.out.exists()
     contents = _write_file(backbone, settings, about)
-    atomic_write(_card_of(settings.out), card_for(contents))
-    return _card_of(settings.out)
+    try:
+        atomic_write(card_path, card_for(contents))
+    except BaseException:
+        if not existed:  # without its card, the next call would refuse to replace it
+            settings.out.unlink(missing_ok=True)
+        raise
+    return card_path
 
 
 def _card_of(file: Path) -> Path:
@@ -160,8 +166,9 @@ def _refuse(settings: Export) -> None:
                 raise UserError(f"--{name.replace('_', '-')} is for onnx and exported-program only")
     elif out.suffix != ending:
         raise UserError(f"--format {settings.format} writes a file: give --out {out}{ending}")
-    elif out.exists() and not _card_of(out).exists():
+    elif out.is_file() and not _card_of(out).exists():
         raise UserError(f"{out} exists and has no model card: choose another --out")
+    check_output(out, folder=ending is None)
     most = {"onnx": 2, "exported-program": 2, "timm": 1, "transformers": 1}.get(settings.format, 0)
     if len(settings.size) > most:
         takes = "no --size: the file takes any" if most == 0 else "--size with one number"
