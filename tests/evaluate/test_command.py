@@ -10,10 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from dino.evaluate.command import FeatureEvaluationSettings, beside, networks, table, write
+from dino.evaluate.command import FeatureEvaluationSettings, beside, table, write
 from dino.files import UserError, cache_folder
 from dino.models.create import create
-from dino.weights.load import fingerprint
+from dino.weights.load import fingerprint, save
+
+CPU = torch.device("cpu")
 
 
 def test_results_lie_beside_the_weights(tmp_path: Path) -> None:
@@ -24,17 +26,19 @@ def test_results_lie_beside_the_weights(tmp_path: Path) -> None:
     assert beside("dino_vits16", "knn") == Path("knn.json")
 
 
-def test_the_twin_is_measured_only_if_asked_for() -> None:
+def test_the_untrained_twin_is_measured_only_on_request(tmp_path: Path) -> None:
     torch.manual_seed(1)
     vit = create("vit_tiny", width=12, depth=1, heads=2, patch_size=4, image_size=8)
-    assert list(networks(vit, FeatureEvaluationSettings(weights="w"))) == ["trained"]
-    both = networks(vit, FeatureEvaluationSettings(weights="w", baseline=True))
-    assert both["trained"] is vit
+    weights = str(tmp_path / "vit.safetensors")
+    save(vit, weights)
+    assert list(FeatureEvaluationSettings(weights=weights).networks(CPU)) == ["trained"]
+    both = FeatureEvaluationSettings(weights=weights, baseline=True).networks(CPU)
+    assert fingerprint(both["trained"]) == fingerprint(vit)
     assert both["untrained"].spec == vit.spec
     assert fingerprint(both["untrained"]) != fingerprint(vit)
 
 
-def test_features_are_kept_in_the_cache_unless_told_otherwise(tmp_path: Path) -> None:
+def test_features_are_stored_in_the_cache_by_default(tmp_path: Path) -> None:
     assert (
         FeatureEvaluationSettings(weights="w").extraction()["store"] == cache_folder() / "features"
     )

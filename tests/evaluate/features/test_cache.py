@@ -360,11 +360,9 @@ def test_a_part_that_is_gone_is_not_taken_for_zeros(
     assert_equal(measured(source, tmp_path / "store"), measured(source, None))
 
 
-def test_a_transform_that_does_not_say_what_it_does_is_refused(
-    source: Source, tmp_path: Path
-) -> None:
+def test_a_transform_that_hides_its_parameters_is_refused(source: Source, tmp_path: Path) -> None:
     descriptor = Descriptor("color", lambda image: SMALL(image), Counted(), {})
-    with pytest.raises(AssertionError, match="does not say"):
+    with pytest.raises(AssertionError, match="hides its parameters"):
         extract(MeanColor(), source, descriptor, store=tmp_path)
 
 

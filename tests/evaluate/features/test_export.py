@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.sources.open import open_source
+from dino.evaluate.features import extractor
 from dino.evaluate.features import table as tables
 from dino.evaluate.features.export import FeatureSettings, run, save
 from dino.evaluate.features.extractor import extract
@@ -114,9 +115,11 @@ def test_ranks_share_and_gather(
             shares.append(item)
         return shares if finished else [(torch.empty(0, 3), [], {})]
 
-    monkeypatch.setattr(tables, "gather_objects", gather)
+    for module in (tables, extractor):
+        monkeypatch.setattr(module, "gather_objects", gather)
     for rank in range(world):
-        monkeypatch.setattr(tables, "ranks", lambda rank=rank: Ranks(rank, world, rank))
+        for module in (tables, extractor):
+            monkeypatch.setattr(module, "ranks", lambda rank=rank: Ranks(rank, world, rank))
         extract(mean_color, source, batch=2)
     finished = True
     table = extract(mean_color, source, batch=2)

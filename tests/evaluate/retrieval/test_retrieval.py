@@ -22,8 +22,8 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.evaluate.retrieval.ranking_metrics import rankings
 from dino.evaluate.retrieval.retrieval import (
     SCALES,
-    Retrieval,
     MaxSideResize,
+    Retrieval,
     descriptor,
     multiscale,
     run,
@@ -213,10 +213,10 @@ def test_boxes_and_whole_queries_are_kept_apart(weights: str, benchmark: Path) -
 def test_defaults_are_the_published_ones() -> None:
     settings = Retrieval(weights="w")
     assert settings.query == "whole"
-    assert settings.seen("roxford5k") == (224, "single")
-    assert settings.seen("rparis6k") == (512, "multi")
+    assert settings.input_size("roxford5k") == (224, "single")
+    assert settings.input_size("rparis6k") == (512, "multi")
     assert SCALES["multi"] == pytest.approx((1, 0.5**0.5, 0.5))
-    assert Retrieval(weights="w", size=96, scales="single").seen("rparis6k") == (96, "single")
+    assert Retrieval(weights="w", size=96, scales="single").input_size("rparis6k") == (96, "single")
 
 
 def test_one_thing_and_one_query_are_enough(weights: str, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from dino.evaluate.segmentation.patch_classifiers import (
     PatchExtractor,
     confusion,
     enlarged,
-    training_patches,
     mean_iou,
+    training_patches,
 )
 from dino.evaluate.segmentation.segmentation import Segmentation, divided, run
 from dino.files import UserError

@@ -19,11 +19,11 @@ from dino.evaluate.video.propagation import Neighbourhood, stretched
 from dino.evaluate.video.tracking import (
     REFERENCE_STD,
     Tracking,
-    decided,
-    follow,
+    mask_of,
     one_hot,
     read_frame,
     statistics_of,
+    track,
     working_size,
 )
 from dino.files import UserError
