@@ -5,12 +5,20 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
+from dino.data.images.preprocessing import Preprocessing
+from dino.data.images.readers import PixelFormat
+from dino.evaluate.classification import finetune, knn, linear, logistic
 from dino.evaluate.command import FeatureEvaluationSettings, beside, table, write
+from dino.evaluate.features import export
+from dino.evaluate.retrieval import copies, retrieval
+from dino.evaluate.segmentation import segmentation
+from dino.evaluate.video import video
 from dino.files import UserError, cache_folder
 from dino.models.create import create
 from dino.weights.load import fingerprint, save
@@ -65,3 +73,43 @@ def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
     other = FeatureEvaluationSettings(weights="w", out=tmp_path / "x.csv")
     with pytest.raises(UserError, match=r"x\.csv"):
         write("retrieval", {}, vit, other)
+
+
+def test_more_networks_are_named_by_their_weights(tmp_path: Path) -> None:
+    first, second, grey = (str(tmp_path / f"{name}.safetensors") for name in "abc")
+    for path, channels in ((first, 3), (second, 3), (grey, 1)):
+        options: dict[str, Any] = {"width": 12, "depth": 1, "heads": 2, "patch_size": 4}
+        vit = create("vit_tiny", image_size=8, channels=channels, **options)
+        if channels == 1:
+            vit.preprocessing = Preprocessing(mean=(0.5,), std=(0.5,), pixels=PixelFormat(1))
+        save(vit, path)
+    both = FeatureEvaluationSettings(weights=first, compare=(second,)).networks(CPU)
+    assert list(both) == ["trained", second]
+    with pytest.raises(UserError, match="twice"):
+        FeatureEvaluationSettings(weights=first, compare=(second, second)).networks(CPU)
+    with pytest.raises(UserError, match="takes other pixels than"):
+        FeatureEvaluationSettings(weights=first, compare=(grey,)).networks(CPU)
+    with pytest.raises(UserError, match="takes 1 channels"):
+        FeatureEvaluationSettings(weights=grey).networks(CPU, rgb=True)
+
+
+HOW: dict[str, Any] = {"weights": "nowhere", "device": "cpu"}
+COMMANDS = [
+    (knn.run, knn.KNN(data="nowhere", out=Path("r.txt"), **HOW)),
+    (linear.run, linear.Linear(data="nowhere", val="nowhere", out=Path("r.txt"), **HOW)),
+    (logistic.run, logistic.Logistic(data="nowhere", val="nowhere", out=Path("r.txt"), **HOW)),
+    (finetune.run, finetune.FineTune(data="nowhere", val="nowhere", out=Path("r.txt"), **HOW)),
+    (retrieval.run, retrieval.Retrieval(data="nowhere", out=Path("r.txt"), **HOW)),
+    (retrieval.run, retrieval.Retrieval(benchmark="nowhere", out=Path("r.txt"), **HOW)),
+    (copies.run, copies.Copies(data="nowhere", out=Path("r.txt"), **HOW)),
+    (copies.run, copies.Copies(benchmark="nowhere", out=Path("r.txt"), **HOW)),
+    (segmentation.run, segmentation.Segmentation(data=Path("no"), out=Path("r.txt"), **HOW)),
+    (video.run, video.Video(data=Path("nowhere"), out=Path("r.txt"), **HOW)),
+    (export.run, export.FeatureSettings(data="nowhere", out=Path("r.txt"), **HOW)),
+]
+
+
+@pytest.mark.parametrize(("run", "settings"), COMMANDS)
+def test_a_wrong_destination_is_refused_before_anything_is_read(run: Any, settings: Any) -> None:
+    with pytest.raises(UserError, match=r"r\.txt"):
+        run(settings)

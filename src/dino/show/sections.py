@@ -245,8 +245,8 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> 
         row = f'<div class="pictures w4">{"".join(pictures)}</div>'
         blocks.append(f'<div class="block">{row}{strip}</div>')
     intro = (
-        "The attention of the CLS token, the vector that represents the image, to each patch in the "
-        "last block. The network was trained without labels or masks of objects. Good: attention "
+        "The attention of the CLS token, the vector that represents the image, to each patch in "
+        "the last block. The network was trained without labels or masks. Good: attention "
         "concentrates on objects and not on the background, heads differ from one another, and the "
         f"untrained network shows neither. {origin}"
     )

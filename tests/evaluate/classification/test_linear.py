@@ -296,7 +296,7 @@ def test_classes_are_matched_by_name(settings: Linear, color_folder: Callable[..
     partly = run(replace(measured, val=str(strange)))
     assert partly["classifier"]["top1"] == 100
     assert partly["images"] == {"val": 2, "left_out": 2}
-    other = color_folder("other", 2, {"white": (255, 255, 255)})
+    other = color_folder("other", 2, {"white": (255, 255, 255), "wood": (90, 60, 30)})
     for change in ({}, {"data": settings.data, "classifier": None}):
         with pytest.raises(UserError, match="none of their classes, such as white"):
             run(replace(measured, val=str(other), **change))
@@ -310,7 +310,7 @@ def test_published_classifiers_are_measured(settings: Linear, tmp_path: Path) ->
     with pytest.raises(UserError, match="takes 24 numbers, the features have 12"):
         run(replace(measured, blocks=1))
     torch.save({"state_dict": {k: v[:2] for k, v in tensors.items()}}, tmp_path / "l.pth")
-    with pytest.raises(UserError, match=r"knows 2 classes and not their names, .* has 3"):
+    with pytest.raises(UserError, match=r"has 2 classes without names, .* has 3"):
         run(measured)
 
 
