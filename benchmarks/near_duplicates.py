@@ -24,6 +24,7 @@ from torch import Tensor
 from dino.data.images.decode import as_picture
 from dino.data.sources.open import Samples, Source, open_source
 from dino.evaluate.command import table
+from dino.evaluate.features.extractor import extract
 from dino.evaluate.retrieval.copies import RIDGE, descriptor
 from dino.evaluate.retrieval.whitening import Whitening
 from dino.weights.load import load
@@ -81,7 +82,7 @@ def main(settings: Settings) -> None:
     photographs = open_source(settings.data)
 
     def features(source: Source) -> Tensor:
-        return extract(backbone, source, descriptor(backbone)).checked()
+        return extract(backbone, source, descriptor(backbone)).finite()
 
     originals = features(photographs)
     chosen = range(0, len(photographs), EVERY)

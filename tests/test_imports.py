@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = {
-    *("matplotlib", "numpy", "PIL", "safetensors", "scipy", "sklearn", "torch", "torchvision"),
+    *("numpy", "PIL", "safetensors", "scipy", "sklearn", "torch", "torchvision"),
     *("pyarrow", "skimage", "tensorboard", "timm"),
 }
 HELP = """

@@ -5,15 +5,25 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from dino.evaluate.command import FeatureEvaluationSettings, beside, networks, table, write
+from dino.data.images.preprocessing import Preprocessing
+from dino.data.images.readers import PixelFormat
+from dino.evaluate.classification import finetune, knn, linear, logistic
+from dino.evaluate.command import FeatureEvaluationSettings, beside, table, write
+from dino.evaluate.features import export
+from dino.evaluate.retrieval import copies, retrieval
+from dino.evaluate.segmentation import segmentation
+from dino.evaluate.video import video
 from dino.files import UserError, cache_folder
 from dino.models.create import create
-from dino.weights.load import fingerprint
+from dino.weights.load import fingerprint, save
+
+CPU = torch.device("cpu")
 
 
 def test_results_lie_beside_the_weights(tmp_path: Path) -> None:
@@ -24,17 +34,19 @@ def test_results_lie_beside_the_weights(tmp_path: Path) -> None:
     assert beside("dino_vits16", "knn") == Path("knn.json")
 
 
-def test_the_twin_is_measured_only_if_asked_for() -> None:
+def test_the_untrained_twin_is_measured_only_on_request(tmp_path: Path) -> None:
     torch.manual_seed(1)
     vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
-    assert list(networks(vit, FeatureEvaluationSettings(weights="w"))) == ["trained"]
-    both = networks(vit, FeatureEvaluationSettings(weights="w", baseline=True))
-    assert both["trained"] is vit
+    weights = str(tmp_path / "vit.safetensors")
+    save(vit, weights)
+    assert list(FeatureEvaluationSettings(weights=weights).networks(CPU)) == ["trained"]
+    both = FeatureEvaluationSettings(weights=weights, baseline=True).networks(CPU)
+    assert fingerprint(both["trained"]) == fingerprint(vit)
     assert both["untrained"].spec == vit.spec
     assert fingerprint(both["untrained"]) != fingerprint(vit)
 
 
-def test_features_are_kept_in_the_cache_unless_told_otherwise(tmp_path: Path) -> None:
+def test_features_are_stored_in_the_cache_by_default(tmp_path: Path) -> None:
     assert (
         FeatureEvaluationSettings(weights="w").extraction()["store"] == cache_folder() / "features"
     )
@@ -61,3 +73,43 @@ def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
     other = FeatureEvaluationSettings(weights="w", out=tmp_path / "x.csv")
     with pytest.raises(UserError, match=r"x\.csv"):
         write("retrieval", {}, vit, other)
+
+
+def test_more_networks_are_named_by_their_weights(tmp_path: Path) -> None:
+    first, second, grey = (str(tmp_path / f"{name}.safetensors") for name in "abc")
+    for path, channels in ((first, 3), (second, 3), (grey, 1)):
+        options: dict[str, Any] = {"embed_dim": 12, "depth": 1, "heads": 2, "patch_size": 4}
+        vit = create("vit_tiny", image_size=8, channels=channels, **options)
+        if channels == 1:
+            vit.preprocessing = Preprocessing(mean=(0.5,), std=(0.5,), pixels=PixelFormat(1))
+        save(vit, path)
+    both = FeatureEvaluationSettings(weights=first, compare=(second,)).networks(CPU)
+    assert list(both) == ["trained", second]
+    with pytest.raises(UserError, match="twice"):
+        FeatureEvaluationSettings(weights=first, compare=(second, second)).networks(CPU)
+    with pytest.raises(UserError, match="takes other pixels than"):
+        FeatureEvaluationSettings(weights=first, compare=(grey,)).networks(CPU)
+    with pytest.raises(UserError, match="takes 1 channels"):
+        FeatureEvaluationSettings(weights=grey).networks(CPU, rgb=True)
+
+
+HOW: dict[str, Any] = {"weights": "nowhere", "device": "cpu"}
+COMMANDS = [
+    (knn.run, knn.KNN(data="nowhere", out=Path("r.txt"), **HOW)),
+    (linear.run, linear.Linear(data="nowhere", val="nowhere", out=Path("r.txt"), **HOW)),
+    (logistic.run, logistic.Logistic(data="nowhere", val="nowhere", out=Path("r.txt"), **HOW)),
+    (finetune.run, finetune.FineTune(data="nowhere", val="nowhere", out=Path("r.txt"), **HOW)),
+    (retrieval.run, retrieval.Retrieval(data="nowhere", out=Path("r.txt"), **HOW)),
+    (retrieval.run, retrieval.Retrieval(benchmark="nowhere", out=Path("r.txt"), **HOW)),
+    (copies.run, copies.Copies(data="nowhere", out=Path("r.txt"), **HOW)),
+    (copies.run, copies.Copies(benchmark="nowhere", out=Path("r.txt"), **HOW)),
+    (segmentation.run, segmentation.Segmentation(data=Path("no"), out=Path("r.txt"), **HOW)),
+    (video.run, video.Video(data=Path("nowhere"), out=Path("r.txt"), **HOW)),
+    (export.run, export.FeatureSettings(data="nowhere", out=Path("r.txt"), **HOW)),
+]
+
+
+@pytest.mark.parametrize(("run", "settings"), COMMANDS)
+def test_a_wrong_destination_is_refused_before_anything_is_read(run: Any, settings: Any) -> None:
+    with pytest.raises(UserError, match=r"r\.txt"):
+        run(settings)

@@ -63,7 +63,7 @@ def test_what_is_no_mask_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"torn\.png cannot be read"):
         read_mask(tmp_path / "torn.png")
     Image.new("RGB", (3, 2)).save(tmp_path / "color.png")
-    with pytest.raises(UserError, match=r"color\.png is a picture of mode RGB"):
+    with pytest.raises(UserError, match=r"color\.png is an image of mode RGB"):
         read_mask(tmp_path / "color.png")
     soft = grey(tmp_path / "soft.png", 0, 13, 90, 160, 200, 255)
     with pytest.raises(UserError, match=r"objects 13, 90, 160, 200:"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -151,12 +152,12 @@ def read(run: Path) -> tuple[str, Reader]:
     return text, Reader(text)
 
 
-def test_a_whole_page(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
+def test_a_complete_page(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
     data, val = photos("train", True), photos("val", True)
     text, page = read(make_run(data=str(data), val=str(val), lines=metrics(5), knn=KNN, **VIT))
     assert page.headings == [
         "a & b",
-        "Do the features know what is in a picture?",
+        "k-NN accuracy of the features",
         "How the training went",
         *PICTURES,
     ]
@@ -171,7 +172,7 @@ def test_a_whole_page(make_run: MakeRun, photos: Callable[[str, bool], Path]) ->
         "recipe small_data",
         "ln K = 4.159",
         "25 % of the time",
-        "never seen in training",
+        "images that were not trained on",
         "each of the 2 heads",
         "50 steps",
     ):
@@ -208,7 +209,7 @@ def test_without_classes_neighbours_are_not_judged(
     assert "frame" not in text[text.index("Nearest neighbours") :].split("</p>")[0]
 
 
-def test_leave_one_out_is_told_as_such(make_run: MakeRun) -> None:
+def test_leave_one_out_is_named(make_run: MakeRun) -> None:
     knn = {**KNN, "bank": 100, "queries": 100, "leave_one_out": True}
     text, _ = read(make_run(knn=knn))
     assert "Each of 100 images is given the class that the 20 most similar of 99 others" in text
@@ -232,7 +233,7 @@ def test_convnets_have_components_but_no_attention(
     assert page.headings == ["a & b", PICTURES[0], PICTURES[2]]
 
 
-def test_a_run_that_has_only_begun(make_run: MakeRun) -> None:
+def test_a_run_that_has_just_begun(make_run: MakeRun) -> None:
     run = make_run(lines=metrics(5)[:2])
     text, page = read(run)
     assert page.headings == ["a & b", "How the training went"]
@@ -242,9 +243,9 @@ def test_a_run_that_has_only_begun(make_run: MakeRun) -> None:
     assert page.headings == ["a & b"]
 
 
-def test_images_that_are_gone_cost_the_pictures_only(make_run: MakeRun) -> None:
+def test_missing_images_affect_only_their_sections(make_run: MakeRun) -> None:
     text, page = read(make_run(data="/nowhere/at/all", lines=metrics(5), **VIT))
-    assert page.headings == ["a & b", "How the training went", "Pictures"]
+    assert page.headings == ["a & b", "How the training went", "Images"]
     assert "/nowhere/at/all does not exist" in text
 
 
@@ -252,7 +253,7 @@ def test_collapse_and_refused_steps_stand_at_the_top(make_run: MakeRun) -> None:
     lines = [*metrics(5), {"step": 50, "collapse": "uniform"}, {"step": 50, "refused": 3}]
     text, _ = read(make_run(lines=lines))
     top = text[: text.index("How the training went")]
-    assert "At step 50 the run was seen to collapse: uniform" in top
+    assert "At step 50 the run collapsed: uniform" in top
     assert "3 steps were refused" in top
 
 
@@ -293,7 +294,7 @@ def test_pictures_come_back_from_the_page() -> None:
         assert max(abs(red - 10), abs(green - 200), abs(blue - 90)) <= 3
 
 
-def test_a_run_that_began_with_weights_is_held_against_its_start(make_run: MakeRun) -> None:
+def test_a_run_from_weights_is_compared_with_its_start(make_run: MakeRun) -> None:
     lines = [
         {"step": 0, "knn": {"k20": 70.0}},
         *metrics(5),
@@ -303,5 +304,80 @@ def test_a_run_that_began_with_weights_is_held_against_its_start(make_run: MakeR
     text = report(make_run(lines=lines)).read_text()
     Reader(text)
     assert "start 70" in text
-    assert "At step 50 k-NN lay 7.5 points below the weights" in text
+    assert "At step 50 k-NN was 7.5 points below the weights" in text
     assert "2.5 points" not in text
+
+
+ODD_LINES = [
+    "not JSON",
+    "[1, 2]",
+    "7",
+    '{"loss": 3.0}',
+    '{"step": "ten", "loss": 3.0}',
+    '{"step": NaN, "loss": 3.0}',
+    "[" * 100_000,
+]
+
+
+def test_odd_lines_of_metrics_are_counted_and_ignored(make_run: MakeRun) -> None:
+    run = make_run(lines=metrics(5))
+    odd = [
+        '{"step": 15, "loss": [], "knn": 3, "refused": "many", "lr": true, "below_start": "far"}'
+    ]
+    odd += ['{"step": 16, "knn": {"best": 3.0, "k20": "high"}}', *ODD_LINES]
+    with (run / "metrics.jsonl").open("w") as file:
+        file.write("".join(f"{line}\n" for line in odd))
+        file.writelines(json.dumps(line) + "\n" for line in metrics(5))
+    (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + b"\xff\xfe\n")
+    text, page = read(run)
+    assert f"{len(ODD_LINES) + 1} lines of metrics.jsonl are no metrics" in text
+    assert page.tags.count("svg") == 8
+
+
+@pytest.mark.parametrize("content", ["{}", '{"about": 3, "defining": [], "total_steps": "all"}'])
+def test_missing_keys_of_a_run_are_missing_on_the_page(make_run: MakeRun, content: str) -> None:
+    run = make_run(lines=metrics(5))
+    (run / "config.json").write_text(content)
+    (run / "results.json").write_text('{"knn": {"trained": "high", "pixels": null}}')
+    _, page = read(run)
+    assert page.headings == ["a & b", "How the training went"]
+
+
+@pytest.mark.parametrize("name", ["results.json", "teacher.safetensors"])
+def test_damaged_files_become_a_sentence(make_run: MakeRun, name: str) -> None:
+    run = make_run(lines=metrics(5))
+    (run / name).write_bytes(b"damaged")
+    text, page = read(run)
+    assert page.headings == ["a & b", "How the training went"]
+    assert name in text
+
+
+def test_metrics_that_are_no_file_become_a_sentence(make_run: MakeRun) -> None:
+    run = make_run()
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    text, _ = read(run)
+    assert 'class="warn"' in text
+
+
+def test_features_that_are_not_finite_become_a_sentence(
+    make_run: MakeRun, photos: Callable[[str, bool], Path]
+) -> None:
+    run = make_run(data=str(photos("train", False)))
+    vit = create(**VIT)
+    next(vit.parameters()).data.fill_(float("nan"))
+    save(vit, run / "teacher.safetensors")
+    text, page = read(run)
+    assert page.headings == ["a & b", *PICTURES]
+    assert text.count("the network has diverged") == len(PICTURES)
+
+
+def test_names_that_are_not_utf8_and_unknown_back_ends_do_no_harm(
+    make_run: MakeRun, photos: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    folder = photos("train", False)
+    os.rename(folder / "0.png", os.fsencode(folder) + b"/\xff0.png")  # noqa: PTH104
+    run = make_run(data=str(folder), **VIT)
+    _, page = read(run)
+    assert page.headings == ["a & b", *PICTURES]

@@ -1,1 +1,1 @@
-"""Pictures of what emerged."""
+"""Attention, components and reports of trained networks."""

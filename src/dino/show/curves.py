@@ -1,4 +1,4 @@
-"""Curves as inline SVG: no script, no fonts, colours from the page's own style sheet."""
+"""Curves as inline SVG: no script, no fonts, colours from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 26
 POINTS = 300
-"""More points than that are averaged: a page shows no more."""
+"""More points than this are averaged: a page cannot show more."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Curve:
     """A measure over the steps of a run.
 
     Attributes:
-        name: what it is.
+        name: of the measure.
         steps: ascending.
         values: one a step, finite.
     """
@@ -42,7 +42,7 @@ def chart(curve: Curve, levels: Sequence[Level] = (), *, from_zero: bool = True)
 
     Args:
         curve: at least one point.
-        levels: values worth a line.
+        levels: values to draw as lines.
         from_zero: let the vertical axis begin at 0 (or below).
     """
     steps, values = thinned(curve.steps, curve.values, POINTS)
@@ -89,7 +89,7 @@ def _step(step: float, place: float) -> str:
 
 
 def _level(level: Level, height: float, curve: Curve, y: Callable[[float], float]) -> str:
-    """A dashed line, named at the end and on the side where the curve is not."""
+    """A dashed line, named at the end and on the side that are free of the curve."""
     first, last = y(curve.values[0]), y(curve.values[-1])
     left = abs(first - height) > abs(last - height)
     place, anchor = (LEFT + 4, "start") if left else (WIDTH - RIGHT - 2, "end")

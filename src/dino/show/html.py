@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: style and pictures inside, no script, no network."""
+"""A self-contained HTML page: style and images inside, no script, no network."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ PAGE = """<!doctype html>
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A whole HTML document; empty parts are left out.
+    """A complete HTML document; empty parts are left out.
 
     Args:
         title: plain text.
@@ -109,10 +109,10 @@ def picture(image: Image.Image, alt: str, *, width: int = 480, exact: bool = Fal
     """An `img` with the pixels inside.
 
     Args:
-        image: any picture; scaled down to `width` pixels where it is wider.
-        alt: what it shows, in words.
+        image: scaled down to `width` pixels where it is wider.
+        alt: a description.
         width: largest width.
-        exact: for maps of few pixels: stored without loss, shown as sharp squares.
+        exact: for maps of few pixels: lossless, with sharp squares.
     """
     if image.width > width:
         image = image.resize((width, max(1, round(image.height * width / image.width))))

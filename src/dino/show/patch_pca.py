@@ -1,4 +1,4 @@
-"""What the patches have in common: their principal components as colours.
+"""The principal components of patch features as colours.
 
 Shapes: D width, h w patches, n all patches of all images.
 """
@@ -28,7 +28,7 @@ def components(
 ) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """The first three principal components of patch tokens as red, green and blue.
 
-    One analysis for all images, so that a colour means the same in each. The picture does not
+    One analysis for all images, so that a colour means the same in each. The result does not
     depend on the order of the images, nor on the scale or offset of the tokens: a component's
     largest loading is made positive, and the middle `spread` of its values fills the range.
 
@@ -37,7 +37,7 @@ def components(
         spread: share of the values that are not clipped, in (0, 1].
 
     Returns:
-        One picture an image; a component that does not exist (constant tokens) is mid-grey.
+        One array an image; a component that does not exist (constant tokens) is mid-grey.
     """
     from sklearn.decomposition import PCA
 

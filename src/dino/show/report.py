@@ -1,7 +1,8 @@
 """`report.html`: a run on one page that opens without a network and needs no script.
 
 Everything comes from the run folder (`config.json`, `metrics.jsonl`, `results.json`, the teacher's
-weights) and, for the pictures, from the data it names. A section appears where its data exist.
+weights) and, for the images, from the data of the run. A section appears where its data exist; what
+cannot be read or drawn becomes a sentence on the page, never an error.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -28,15 +29,16 @@ from dino.weights.load import fingerprint, load, untrained_like
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says in words and numbers.
+    """The contents of a run folder.
 
     Attributes:
         folder: the run folder.
-        about: what the run was started on: recipe, data.
+        about: recipe and data of the run.
         settings: every setting that defines it, by its name on the command line.
-        total: steps of the whole run, 0 if unknown.
-        metrics: lines of `metrics.jsonl`.
+        total: steps of the full run, 0 if unknown.
+        metrics: lines of `metrics.jsonl`, each with a finite "step".
         knn: k-NN accuracies in percent: trained, untrained, pixels; k, bank, queries.
+        problems: sentences about files that could not be read.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Run:
     total: int
     metrics: list[dict[str, Any]]
     knn: dict[str, Any]
+    problems: list[str]
 
     def curve(self, *keys: str) -> Curve | None:
         """A measure over the steps, None if it was never measured."""
@@ -52,42 +55,75 @@ class Run:
         for line in self.metrics:
             value: Any = line
             for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            if isinstance(value, (int, float)) and math.isfinite(value):
+                value = _dict(value).get(key)
+            if _finite(value):
                 points.append((line["step"], value))
         if not points:
             return None
         steps, values = zip(*points, strict=True)
         return Curve(keys[-1], steps, values)
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """The k-NN accuracies that are numbers, in the order of `NETWORKS`."""
+        return {key: self.knn[key] for key in NETWORKS if _finite(self.knn.get(key))}
+
 
 def read_run(folder: str | Path) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it has no readable `config.json`.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no config.json: give the folder of a run")
-    config = read_json(folder / "config.json")
-    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    config, problems = _dict(read_json(folder / "config.json")), list[str]()
+    metrics, results = list[dict[str, Any]](), {}
+    try:
+        metrics, ignored = _lines(folder / "metrics.jsonl")
+        if ignored:
+            problems.append(f"{ignored} lines of metrics.jsonl are no metrics and were ignored")
+        if (folder / "results.json").exists():
+            results = _dict(read_json(folder / "results.json"))
+    except (UserError, OSError) as error:
+        problems.append(str(error))
+    total = config.get("total_steps")
     return Run(
         folder,
-        config.get("about", {}),
-        config.get("defining", {}),
-        config.get("total_steps", 0),
-        _lines(folder / "metrics.jsonl"),
-        results.get("knn", {}),
+        _dict(config.get("about")),
+        _dict(config.get("defining")),
+        total if isinstance(total, int) else 0,
+        metrics,
+        _dict(results.get("knn")),
+        problems,
     )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines; the last may still be being written."""
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _finite(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The complete lines that are metrics, and the number of others; the last may be incomplete."""
     if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+        return [], 0
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+    metrics = [line for line in map(_parse, lines) if _finite(line.get("step"))]
+    return metrics, len(lines) - len(metrics)
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        return _dict(json.loads(line))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
@@ -95,28 +131,46 @@ def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
 
     Args:
         run: the run folder, finished or not.
-        device: where the networks run for the pictures.
+        device: where the networks run for the images.
 
     Returns:
         The page.
 
     Raises:
         UserError: if `run` is no run folder.
+        OSError: if the page cannot be written.
     """
     read = read_run(run)
     backbone: Backbone | None = None
-    if (read.folder / "teacher.safetensors").exists():
-        backbone = load(read.folder, device)
+    weights = read.folder / "teacher.safetensors"
+    if weights.exists():
+        try:
+            backbone = load(read.folder, device)
+        except (UserError, OSError, RuntimeError) as error:
+            read.problems.append(f"the weights cannot be read: {error}")
+    name = read.folder.resolve().name
     parts = [
-        _header(read, backbone),
-        _numbers(read),
-        _curves(read),
-        *(_pictures(read, backbone) if backbone is not None else []),
-        _settings(read, backbone),
+        _section(name, lambda: _header(read, backbone), "h1"),
+        *(f'<p class="warn">{escape(problem)}.</p>' for problem in read.problems),
+        _section("k-NN accuracy", lambda: _numbers(read)),
+        _section("How the training went", lambda: _curves(read)),
+        *(_images(read, backbone) if backbone is not None else []),
+        _section("All settings", lambda: _settings(read, backbone)),
     ]
     path = read.folder / "report.html"
-    atomic_write(path, page(f"dino: {read.folder.resolve().name}", parts))
+    # Names of files may hold bytes that are not UTF-8: they become question marks.
+    atomic_write(path, page(f"dino: {name}", parts).encode("utf-8", "replace"))
     return path
+
+
+def _section(title: str, draw: Callable[[], str], tag: str = "h2") -> str:
+    """A section of the page; where it cannot be drawn, its title and the reason."""
+    try:
+        return draw()
+    except Exception as error:  # whatever a damaged run, image or network leads to
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        text = f"This section is left out, since it cannot be drawn: {reason}."
+        return f'<{tag}>{escape(title)}</{tag}><p class="soft">{escape(text)}</p>'
 
 
 # ------------------------------------------------------------------------------------- words
@@ -124,7 +178,8 @@ def _header(run: Run, backbone: Backbone | None) -> str:
     facts = []
     if "data" in run.about:
         count = run.settings.get("data.images")
-        facts.append(f"trained on {run.about['data']}" + (f" ({count:,} images)" if count else ""))
+        images = f" ({count:,} images)" if _finite(count) else ""
+        facts.append(f"trained on {run.about['data']}{images}")
     if backbone is not None:
         size = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
         facts.append(f"{backbone.spec.get('arch', 'backbone')}, {size:.1f} M parameters")
@@ -133,146 +188,132 @@ def _header(run: Run, backbone: Backbone | None) -> str:
     if "recipe" in run.about:
         facts.append(f"recipe {run.about['recipe']}")
     warnings = [
-        f'<p class="warn">At step {line["step"]:,} the run was seen to collapse: '
-        f"{escape(str(line['collapse']))}. Its features are not to be trusted.</p>"
+        f"At step {line['step']:,} the run collapsed: {line['collapse']}. Do not use its features."
         for line in run.metrics
         if line.get("collapse")
     ]
-    warnings += [
-        f'<p class="warn">At step {line["step"]:,} k-NN lay {line["below_start"]:.1f} points below '
-        "the weights that the run began with.</p>"
-        for line in [line for line in run.metrics if line.get("below_start")][-1:]
-    ]
-    refused = max((line.get("refused", 0) for line in run.metrics), default=0)
-    if refused:
+    if fallen := [line for line in run.metrics if _finite(line.get("below_start"))][-1:]:
         warnings.append(
-            f'<p class="warn">{refused} steps were refused because loss or gradients were not '
-            "finite; refused.jsonl names their images.</p>"
+            f"At step {fallen[0]['step']:,} k-NN was {fallen[0]['below_start']:.1f} points below "
+            "the weights from which the run started."
         )
-    title = escape(run.folder.resolve().name)
+    counts = [line["refused"] for line in run.metrics if _finite(line.get("refused"))]
+    if refused := max(counts, default=0):
+        warnings.append(
+            f"{refused} steps were refused because loss or gradients were not finite; "
+            "refused.jsonl names their images."
+        )
+    paragraphs = "".join(f'<p class="warn">{escape(warning)}</p>' for warning in warnings)
     about = escape(" · ".join(facts))
-    return f'<h1>{title}</h1><p class="soft">{about}</p>{"".join(warnings)}'
+    return f'<h1>{escape(run.folder.resolve().name)}</h1><p class="soft">{about}</p>{paragraphs}'
 
 
-ROWS = {
+NETWORKS = {
     "trained": "trained, without labels",
     "untrained": "same network, untrained",
     "pixels": "raw pixels",
 }
+"""The rows of the k-NN accuracies."""
 
 
 def _numbers(run: Run) -> str:
-    """The k-NN accuracies, largest on the page."""
-    scores = {key: run.knn[key] for key in ROWS if isinstance(run.knn.get(key), (int, float))}
+    """The k-NN accuracies as bars."""
+    scores = run.scores
     if not scores:
         return ""
     rows = "".join(
-        f'<div class="row"><span>{ROWS[key]}</span><b>{score:.1f} %</b><div class="rail">'
+        f'<div class="row"><span>{NETWORKS[key]}</span><b>{score:.1f} %</b><div class="rail">'
         f'<div class="bar {key}" style="width:{score:.1f}%"></div></div></div>'
         for key, score in scores.items()
     )
-    alone = run.knn.get("leave_one_out")
-    asked, bank = ("images", "others") if alone else ("test images", "training images")
-    exact = f"Each of the {asked} is given the class that its most similar {bank} vote for"
-    if all(run.knn.get(key) for key in ("k", "queries", "bank")):
+    alone = bool(run.knn.get("leave_one_out"))
+    queries, bank = ("images", "others") if alone else ("test images", "training images")
+    exact = f"Each of the {queries} is given the class that its most similar {bank} vote for"
+    if all(_finite(run.knn.get(key)) for key in ("k", "queries", "bank")):
         exact = (
-            f"Each of {run.knn['queries']:,} {asked} is given the class that the {run.knn['k']} "
-            f"most similar of {run.knn['bank'] - bool(alone):,} {bank} vote for"
+            f"Each of {run.knn['queries']:,} {queries} is given the class that the {run.knn['k']} "
+            f"most similar of {run.knn['bank'] - alone:,} {bank} vote for"
         )
     gains = [
         f"{scores['trained'] - scores[key]:+.1f} points against {name}"
         for key, name in (("untrained", "the untrained network"), ("pixels", "raw pixels"))
         if key in scores and "trained" in scores
     ]
-    verdict = f" Here: {' and '.join(gains)}." if gains else ""
+    gain = f" Here: {' and '.join(gains)}." if gains else ""
     caption = (
-        f"{exact}; the bars are the shares that come out right. Labels serve this test only, never "
-        f"the training. Good: the first bar stands well above the others.{verdict}"
+        f"{exact}; the bars are the shares of right classes. Labels are used by this test "
+        f"only, not by the training. Good: the first bar is well above the others.{gain}"
     )
-    table = figure(rows, caption, "card")
-    return f"<h2>Do the features know what is in a picture?</h2>{table}"
+    return f"<h2>k-NN accuracy of the features</h2>{figure(rows, caption, 'card')}"
 
 
 # ------------------------------------------------------------------------------------ curves
+CURVES = {
+    "loss": (
+        "Loss",
+        "Cross-entropy of the student against the teacher, in nats: teacher entropy plus KL. It "
+        "often rises first, and also falls with the temperatures, so judge a run by k-NN. Good: a "
+        "slow fall after the start, away from ln K.",
+    ),
+    "teacher_entropy": (
+        "Teacher entropy",
+        "Entropy of the teacher's targets. At ln K every image has the same uniform target, at 0 "
+        "all have one prototype: the two ways to collapse. Good: in between.",
+    ),
+    "kl": (
+        "KL divergence",
+        "Between the teacher's targets and the student. Good: clearly above 0. At 0 teacher and "
+        "student agree on everything, which is collapse.",
+    ),
+    "feature_std": (
+        "Spread of the features",
+        "1 where features fill the sphere evenly, 0 where all images have the same one. Good: it "
+        "does not approach 0.",
+    ),
+    "effective_rank": (
+        "Effective rank",
+        "The number of directions in which the features of a batch differ. Good: it grows, or "
+        "stays well above 1.",
+    ),
+    "lr": ("Learning rate", "Linear warm-up, then a cosine to its end value, as set."),
+}
+"""Title and caption of each measure of the training."""
+
+
 def _curves(run: Run) -> str:
-    prototypes = run.settings.get("head.prototypes")
-    flat = [Level("ln K =", math.log(prototypes))] if prototypes else []
-    known = [
-        Level(name, run.knn[key])
-        for key, name in (("untrained", "untrained"), ("pixels", "raw pixels"))
-        if isinstance(run.knn.get(key), (int, float))
-    ]
-    figures = [
-        *(_knn_curve(run, known) or []),
-        _measure(
-            run.curve("loss"),
-            "Loss",
-            "Cross-entropy of the student against the teacher, in nats: teacher entropy plus KL. "
-            "It often rises first, and falls with the temperatures too, so judge a run by k-NN. "
-            "Good: a slow fall after the start, away from ln K.",
-            flat,
-        ),
-        _measure(
-            run.curve("teacher_entropy"),
-            "Teacher entropy",
-            "How undecided the teacher's targets are. At ln K every image gets the same flat "
-            "target, at 0 all get one prototype: the two ways to collapse. Good: in between.",
-            flat,
-        ),
-        _measure(
-            run.curve("kl"),
-            "KL divergence",
-            "What the student has yet to learn from the teacher. Good: clearly above 0. At 0 "
-            "teacher and student agree on everything, which is collapse.",
-        ),
-        _measure(
-            run.curve("feature_std"),
-            "Spread of the features",
-            "1 where features fill the sphere evenly, 0 where all images have the same one. "
-            "Good: it does not run towards 0.",
-        ),
-        _measure(
-            run.curve("effective_rank"),
-            "Effective rank",
-            "In how many directions the features of a batch differ. Good: it grows, or stays "
-            "well above 1.",
-        ),
-        _measure(
-            run.curve("lr"),
-            "Learning rate",
-            "Linear warm-up, then a cosine down to its end value: as the settings ask.",
-            value=_peak(run.curve("lr")),
-        ),
-        _speed(run),
-    ]
-    shown = "".join(figures)
+    prototypes = run.settings.get("head.prototypes", 0)
+    uniform = [Level("ln K =", math.log(prototypes))] if _finite(prototypes) and prototypes else []
+    levels = {"loss": uniform, "teacher_entropy": uniform}
+    figures = [_knn_curve(run)]
+    for name, (title, caption) in CURVES.items():
+        curve = run.curve(name)
+        value = f"peak {max(curve.values):.3g}" if curve and name == "lr" else ""
+        figures.append(_measure(curve, title, caption, levels.get(name, ()), value))
+    shown = "".join([*figures, _speed(run)])
     return f'<h2>How the training went</h2><div class="grid">{shown}</div>' if shown else ""
 
 
-def _knn_curve(run: Run, known: Sequence[Level]) -> list[str]:
-    keys = {key for line in run.metrics for key in line.get("knn") or {}}
-    return [
-        _measure(
-            curve := run.curve("knn", key),
-            f"k-NN, k = {key.removeprefix('k')}",
-            "Share of images whose neighbours name their class, in percent, while training. "
-            "The measure to choose a run or a checkpoint by. Good: it rises above the dashed "
-            "lines.",
-            [*known, *_start(curve)],
-        )
-        for key in sorted(keys, key=lambda key: int(key.removeprefix("k")))[-1:]
-    ]
-
-
-def _start(curve: Curve | None) -> list[Level]:
-    """Where a run stood that began with weights: it was measured before its first step."""
-    return [Level("start", curve.values[0])] if curve and curve.steps[0] == 0 else []
+def _knn_curve(run: Run) -> str:
+    found = {key for line in run.metrics for key in _dict(line.get("knn"))}
+    numbers = [int(key[1:]) for key in found if key[:1] == "k" and key[1:].isdecimal()]
+    if not numbers:
+        return ""
+    curve, scores = run.curve("knn", f"k{max(numbers)}"), run.scores
+    levels = [Level(key.replace("pixels", "raw pixels"), scores[key]) for key in scores]
+    levels = [level for level in levels if level.name != "trained"]
+    if curve and curve.steps[0] == 0:  # a run from weights is measured before its first step
+        levels.append(Level("start", curve.values[0]))
+    caption = (
+        "Share of images whose neighbours vote for their class, in percent, during training. "
+        "Choose a run or a checkpoint by this measure. Good: it rises above the dashed lines."
+    )
+    return _measure(curve, f"k-NN, k = {max(numbers)}", caption, levels)
 
 
 def _measure(
     curve: Curve | None, title: str, caption: str, levels: Sequence[Level] = (), value: str = ""
 ) -> str:
-    """A curve in a frame, its last value (or another) beside the title; nothing without points."""
+    """A curve in a frame, its last value (or another) beside the title; empty without points."""
     if curve is None:
         return ""
     value = value or f"{curve.values[-1]:.3g}"
@@ -280,39 +321,34 @@ def _measure(
     return figure(head + chart(curve, levels), caption, "card")
 
 
-def _peak(curve: Curve | None) -> str:
-    return f"peak {max(curve.values):.3g}" if curve else ""
-
-
 def _speed(run: Run) -> str:
     speed, waits = run.curve("images_per_s"), run.curve("data_wait")
-    caption = "How many images the whole run trains on in a second."
+    caption = "Images per second of the full run."
     if waits is not None:
-        share = sum(waits.values) / len(waits.values)
-        caption += (
-            f" {100 * share:.0f} % of the time went into waiting for them; above 10 %, add workers."
-        )
+        share = statistics.fmean(waits.values)
+        caption += f" {100 * share:.0f} % of the time was spent waiting for images; above 10 %, "
+        caption += "add workers."
     middle = f"median {statistics.median(speed.values):.3g}" if speed else ""
     return _measure(speed, "Images per second", caption, value=middle)
 
 
-# ---------------------------------------------------------------------------------- pictures
-def _pictures(run: Run, backbone: Backbone) -> list[str]:
-    """The sections that need the network and the data; one sentence if the data are gone."""
+# ---------------------------------------------------------------------------------- images
+def _images(run: Run, backbone: Backbone) -> list[str]:
+    """The sections that need the network and the data."""
     data, val = run.about.get("data"), run.about.get("val")
     if not isinstance(data, str):
         return []
     pair = Pair(backbone, untrained_like(backbone))
     try:
         photos, origin = photographs(data, val, backbone.preprocessing.pixels)
-        return [
-            neighbours(pair, data, val),
-            attention(pair, photos, origin),
-            component_maps(pair, photos),
-        ]
-    except UserError as error:
+    except Exception as error:
         reason = f"They are left out, since the images cannot be opened: {error}."
-        return [f'<h2>Pictures</h2><p class="soft">{escape(reason)}</p>']
+        return [f'<h2>Images</h2><p class="soft">{escape(reason)}</p>']
+    return [
+        _section("Nearest neighbours", lambda: neighbours(pair, data, val)),
+        _section("Attention", lambda: attention(pair, photos, origin)),
+        _section("Components of the patch features", lambda: component_maps(pair, photos)),
+    ]
 
 
 def _settings(run: Run, backbone: Backbone | None) -> str:

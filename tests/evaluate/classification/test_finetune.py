@@ -44,7 +44,7 @@ from dino.weights.load import save
 
 timm = pytest.importorskip("timm")
 
-PLAIN = Recipe(lr=1e-3, epochs=4, batch=4, mixup=0, cutmix=0, erase=0, repeats=1)
+PLAIN = Recipe(lr=1e-3, epochs=4, batch=4, lr_end=1e-5, mixup=0, cutmix=0, erase=0, repeats=1)
 
 
 def small() -> Backbone:
@@ -60,15 +60,20 @@ def noise(count: int) -> list[tuple[Any, int]]:
 
 
 # ---------------------------------------------------------------------------------- numbers
+def preset(name: Any) -> Recipe:
+    return FineTune(weights="w", data="d", val="v", preset=name).recipe()
+
+
 def test_presets_hold_the_authors_numbers() -> None:
-    full = {name: recipe.lr * recipe.batch / 512 for name, recipe in PRESETS.items()}
+    presets = {name: preset(name) for name in PRESETS}
+    full = {name: recipe.lr * recipe.batch / 512 for name, recipe in presets.items()}
     assert full == pytest.approx({"imagenet": 1e-3, "cifar": 7.5e-6, "inat": 1e-4})
-    assert {name: recipe.epochs for name, recipe in PRESETS.items()} == {
+    assert {name: recipe.epochs for name, recipe in presets.items()} == {
         "imagenet": 300,
         "cifar": 1000,
         "inat": 300,
     }
-    for recipe in PRESETS.values():
+    for recipe in presets.values():
         assert (recipe.weight_decay, recipe.warmup, recipe.lr_start) == (0.05, 5, 1e-6)
         assert (recipe.mixup, recipe.cutmix, recipe.smoothing) == (0.8, 1.0, 0.1)
         assert (recipe.erase, recipe.drop_path, recipe.repeats) == (0.25, 0.1, 3)
@@ -78,7 +83,7 @@ def test_presets_hold_the_authors_numbers() -> None:
 def test_learning_rates_are_those_of_timm() -> None:
     from timm.scheduler.cosine_lr import CosineLRScheduler
 
-    recipe = PRESETS["imagenet"]
+    recipe = preset("imagenet")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], recipe.lr * 2)
     scheduler = CosineLRScheduler(
         optimizer, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6

@@ -47,6 +47,29 @@ def test_without_queries_it_is_leave_one_out() -> None:
     assert accuracies(bank, None, [1])[1].top1 == 80.0  # the only "c" has no fellow
 
 
+def test_no_class_in_common_is_refused_before_any_features(
+    weights: Path, color_folder: Callable[..., Path], mean_color: MeanColor
+) -> None:
+    bank = color_folder("train", 2)
+    other = color_folder("other", 2, {"white": (255, 255, 255), "wood": (90, 60, 30)})
+    settings = KNN(weights=str(weights), data=str(bank), queries=str(other), device="cpu")
+    with pytest.raises(UserError, match="none of their classes, such as white"):
+        run(settings)
+    assert not (weights / "knn.json").exists()
+    with pytest.raises(UserError, match="none of their classes"):
+        KNNEvaluation(open_source(bank), open_source(other))
+
+
+def test_training_measures_only_queries_of_known_classes(
+    color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = color_folder("train", 2, {"red": COLORS["red"], "blue": COLORS["blue"]})
+    evaluation = KNNEvaluation(open_source(bank), open_source(color_folder("val", 3)))
+    assert evaluation.asked == 6
+    told = " ".join(capsys.readouterr().err.split())
+    assert "3 of 9 images to classify were left out: their classes, such as green" in told
+
+
 def test_unlabelled_tables_are_refused() -> None:
     bank = table([0, 1], ["a", "b"])
     bare = FeatureTable(bank.features, None, bank.paths, None)
@@ -156,15 +179,15 @@ def test_what_is_taken_for_what(
     assert "blue as red" in capsys.readouterr().out
     with (weights / "knn.confusion.csv").open(newline="") as file:
         rows = {row["class"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["blue", "green", "red", "white"]
+    assert list(rows) == ["blue", "green", "red"]
     assert rows["blue"]["images"] == "3"
     assert rows["blue"]["taken for red"] == "1"
     assert rows["blue"]["top1"] == "66.67"
     right = sum(int(row[f"taken for {name}"]) for name, row in rows.items())
-    assert score == 100 * right / 7
-    by_class = json.loads((weights / "knn.json").read_text())["by_class"]
-    assert by_class["top1"]["green"] == 100
-    assert by_class["top1"]["white"] == 0
+    assert score == 100 * right / 6
+    content = json.loads((weights / "knn.json").read_text())
+    assert content["by_class"]["top1"]["green"] == 100
+    assert content["left_out"] == 1  # white
 
 
 def test_command_leaves_one_out_and_writes_where_it_is_told(

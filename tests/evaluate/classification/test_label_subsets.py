@@ -28,7 +28,7 @@ def test_a_fraction_is_taken_of_each_class() -> None:
 
 def test_shots_are_so_many_of_each_class() -> None:
     assert counts(shots(LABELS, 3, 0)) == [3, 3, 3]
-    with pytest.raises(UserError, match="3 images, which is fewer than 4"):
+    with pytest.raises(UserError, match="only 3 images: choose less than 4"):
         shots(LABELS, 4, 0)
     for count in (0, -1):
         with pytest.raises(UserError, match="at least 1"):

@@ -146,7 +146,7 @@ def test_crops_do_not_depend_on_how_they_are_computed() -> None:
     source = open_source(noise(11))
     whole = flat(from_crops(source, forward_batch=64), 2)
     assert len(whole) == 11
-    for how in ({"forward": 1}, {"forward": 3}, {"forward": 4, "workers": 2}):
+    for how in ({"forward_batch": 1}, {"forward_batch": 3}, {"forward_batch": 4, "workers": 2}):
         for (row, label), (other, expected) in zip(
             flat(from_crops(source, **how), 2), whole, strict=True
         ):
@@ -235,7 +235,7 @@ def test_stopped_and_gone_on_with_is_never_stopped(
 def test_another_training_does_not_go_on_with_it(
     settings: Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(EpochCheckpoint, "forget", lambda self: None)
+    monkeypatch.setattr(EpochCheckpoint, "delete", lambda self: None)
     run(settings)
     found: list[int] = []
     read = EpochCheckpoint.read
@@ -265,7 +265,7 @@ def test_command_trains_saves_and_measures_again(
     folder = Path(settings.weights)
     written = json.loads((folder / "linear.json").read_text())
     assert written["linear"] == json.loads(json.dumps(content["linear"]))
-    assert written["images"] == {"train": 15, "val": 9}
+    assert written["images"] == {"train": 15, "val": 9, "left_out": 0}
     assert written["features"] == {"blocks": 2, "average": False}
     assert written["settings"]["epochs"] == 4
     rows = written["linear"]["trained"]
@@ -293,18 +293,24 @@ def test_classes_are_matched_by_name(settings: Linear, color_folder: Callable[..
     classifier = Path(settings.weights) / "linear.safetensors"
     measured = replace(settings, data=None, classifier=classifier)
     assert run(replace(measured, val=str(some)))["classifier"]["top1"] == 100
-    assert run(replace(measured, val=str(strange)))["classifier"]["top1"] == 50
+    partly = run(replace(measured, val=str(strange)))
+    assert partly["classifier"]["top1"] == 100
+    assert partly["images"] == {"val": 2, "left_out": 2}
+    other = color_folder("other", 2, {"white": (255, 255, 255), "wood": (90, 60, 30)})
+    for change in ({}, {"data": settings.data, "classifier": None}):
+        with pytest.raises(UserError, match="none of their classes, such as white"):
+            run(replace(measured, val=str(other), **change))
 
 
 def test_published_classifiers_are_measured(settings: Linear, tmp_path: Path) -> None:
     tensors = {"module.linear.weight": torch.randn(3, 24), "module.linear.bias": torch.zeros(3)}
     torch.save({"state_dict": tensors}, tmp_path / "l.pth")
     measured = replace(settings, data=None, classifier=tmp_path / "l.pth", val=str(settings.data))
-    assert run(measured)["images"] == {"val": 15}
+    assert run(measured)["images"] == {"val": 15, "left_out": 0}
     with pytest.raises(UserError, match="takes 24 numbers, the features have 12"):
         run(replace(measured, blocks=1))
     torch.save({"state_dict": {k: v[:2] for k, v in tensors.items()}}, tmp_path / "l.pth")
-    with pytest.raises(UserError, match=r"knows 2 classes and not their names, .* has 3"):
+    with pytest.raises(UserError, match=r"has 2 classes without names, .* has 3"):
         run(measured)
 
 

@@ -148,5 +148,5 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load(tmp_path / "harm.pth", average=False)
     assert not (tmp_path / "harmed").exists()
     (tmp_path / "text.safetensors").write_text("words, not tensors")
-    with pytest.raises(UserError, match="not a whole safetensors"):
+    with pytest.raises(UserError, match="not a complete safetensors"):
         load(tmp_path / "text.safetensors", average=False)

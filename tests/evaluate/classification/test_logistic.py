@@ -175,7 +175,7 @@ def test_two_ranks_give_the_numbers_of_one(settings: Logistic, tmp_path: Path) -
         ({"holdout": 1.0}, "--holdout"),
         ({"seeds": 0}, "--seeds"),
         ({"fractions": (), "shots": ()}, "--fractions"),
-        ({"shots": (7,)}, "fewer than 7"),
+        ({"shots": (7,)}, "less than 7"),
         ({"lists": (Path("nowhere.txt"),)}, "nowhere.txt"),
         ({"fractions": (), "shots": (1,), "holdout": 0.5}, "--holdout"),
     ],
@@ -196,9 +196,11 @@ def test_unlabelled_images_are_refused(
             run(replace(settings, **change))
 
 
-def test_images_of_another_class_are_never_right(settings: Logistic) -> None:
+def test_images_of_unknown_classes_are_left_out_and_counted(settings: Logistic) -> None:
     other = Path(settings.val) / "white"
     other.mkdir()
     Image.new("RGB", (9, 9), (255, 255, 255)).save(other / "0.png")
-    found = run(replace(settings, fractions=(1.0,), shots=()))["logistic"]["trained"]
-    assert found["100 %"]["chosen"]["top1"]["mean"] == pytest.approx(90.0)
+    content = run(replace(settings, fractions=(1.0,), shots=()))
+    assert content["images"]["left_out"] == 1
+    found = content["logistic"]["trained"]
+    assert found["100 %"]["chosen"]["top1"]["mean"] == 100.0

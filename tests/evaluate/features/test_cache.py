@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -20,12 +21,13 @@ from helpers.fakes import COLORS, MeanColor
 from PIL import Image
 from torch import Tensor
 
+from dino import files
 from dino.data.images.preprocessing import Preprocessing
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.features import cache as stores
 from dino.evaluate.features.extractor import Descriptor, extract
 from dino.evaluate.features.table import FeatureTable
-from dino.files import UserError, read_json
+from dino.files import UserError, read_json, replacing
 from dino.models.backbone import Backbone
 from dino.runtime import Ranks
 
@@ -360,12 +362,35 @@ def test_a_part_that_is_gone_is_not_taken_for_zeros(
     assert_equal(measured(source, tmp_path / "store"), measured(source, None))
 
 
-def test_a_transform_that_does_not_say_what_it_does_is_refused(
-    source: Source, tmp_path: Path
-) -> None:
+def test_a_transform_that_hides_its_parameters_is_refused(source: Source, tmp_path: Path) -> None:
     descriptor = Descriptor("color", lambda image: SMALL(image), Counted(), {})
-    with pytest.raises(AssertionError, match="does not say"):
+    with pytest.raises(AssertionError, match="hides its parameters"):
         extract(MeanColor(), source, descriptor, store=tmp_path)
+
+
+def test_a_store_that_cannot_be_written_is_done_without(
+    source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    table = measured(source, tmp_path / "file" / "store")
+    assert_equal(table, measured(source, None))
+    assert "--store" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["part-", "features.npy", "done.json"])
+def test_a_full_disk_costs_the_cached_table_only(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(path: Path) -> Any:
+        if Path(path).name.startswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return replacing(path)
+
+    monkeypatch.setattr(files, "replacing", full)
+    monkeypatch.setattr(stores, "replacing", full)
+    assert_equal(measured(source, tmp_path / "store"), measured(source, None))
+    monkeypatch.undo()
+    assert_equal(measured(source, tmp_path / "store"), measured(source, None))
 
 
 if __name__ == "__main__":

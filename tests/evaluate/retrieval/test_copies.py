@@ -199,7 +199,7 @@ def test_whitening_is_learned_from_other_images(
     weights: str, copydays: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = run(settings(weights, benchmark=str(copydays)))["trained"]
-    how: dict[str, Any] = {"copydays": str(copydays), "whiten_with": str(photos)}
+    how: dict[str, Any] = {"benchmark": str(copydays), "whiten_with": str(photos)}
     centred = run(settings(weights, whitening="centred", **how))["trained"]
     assert "centred whitening" in capsys.readouterr().out
     reference = run(settings(weights, **how))["trained"]
@@ -230,7 +230,7 @@ def test_wrong_layouts_are_refused(tmp_path: Path, copydays: Path) -> None:
         open_copydays(tmp_path)
     shutil.copy(copydays / "original" / "1000.png", tmp_path / "crops" / "50")
     (tmp_path / "crops" / "small").mkdir()
-    with pytest.raises(UserError, match="small is no number"):
+    with pytest.raises(UserError, match=r"small in .*crops is no number"):
         open_copydays(tmp_path)
     (tmp_path / "crops" / "small").rmdir()
     shutil.copytree(copydays / "strong", tmp_path / "strong")
@@ -311,12 +311,12 @@ def test_a_few_images_need_others_to_be_whitened_by(
     [
         ({}, "either --benchmark"),
         ({"data": "a", "benchmark": "b"}, "either --benchmark"),
-        ({"data": "a", "baseline": True}, "--baseline needs the benchmark"),
-        ({"data": "a", "distractors": "b"}, "--distractors needs the benchmark"),
+        ({"data": "a", "baseline": True}, "--baseline needs --benchmark"),
+        ({"data": "a", "distractors": "b"}, "--distractors needs --benchmark"),
         ({"data": "a", "threshold": 85.0}, "--threshold is a cosine"),
         ({"data": "a", "size": 0}, "--size must be a number of pixels"),
         ({"data": "a"}, "a does not exist"),
-        ({"copydays": "a"}, "a has no folder original/"),
+        ({"benchmark": "a"}, "a has no folder original/"),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(options: dict[str, Any], words: str) -> None:

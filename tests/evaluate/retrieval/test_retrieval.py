@@ -177,7 +177,7 @@ def test_the_command_measures_what_the_oracle_measures(
 ) -> None:
     settings = Retrieval(
         weights=weights,
-        data=str(benchmark),
+        benchmark=str(benchmark),
         query=query,
         size=32,
         workers=0,
@@ -202,7 +202,7 @@ def test_the_command_measures_what_the_oracle_measures(
 
 def test_boxes_and_whole_queries_are_kept_apart(weights: str, benchmark: Path) -> None:
     """Both are features of the same files, in the same store."""
-    how: dict[str, Any] = {"data": str(benchmark), "size": 32, "workers": 0, "device": "cpu"}
+    how: dict[str, Any] = {"benchmark": str(benchmark), "size": 32, "workers": 0, "device": "cpu"}
     aps = [
         run(Retrieval(weights=weights, query=query, **how))["trained"]["medium"]["ap"]
         for query in ("whole", "box", "whole")
@@ -213,10 +213,10 @@ def test_boxes_and_whole_queries_are_kept_apart(weights: str, benchmark: Path) -
 def test_defaults_are_the_published_ones() -> None:
     settings = Retrieval(weights="w")
     assert settings.query == "whole"
-    assert settings.seen("roxford5k") == (224, "single")
-    assert settings.seen("rparis6k") == (512, "multi")
+    assert settings.input_size("roxford5k") == (224, "single")
+    assert settings.input_size("rparis6k") == (512, "multi")
     assert SCALES["multi"] == pytest.approx((1, 0.5**0.5, 0.5))
-    assert Retrieval(weights="w", size=96, scales="single").seen("rparis6k") == (96, "single")
+    assert Retrieval(weights="w", size=96, scales="single").input_size("rparis6k") == (96, "single")
 
 
 def test_one_thing_and_one_query_are_enough(weights: str, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_one_thing_and_one_query_are_enough(weights: str, tmp_path: Path) -> Non
     noise((1, 99, 9), 1, (20, 20)).save(tmp_path / "queries" / "q.png")
     gnd = {"imlist": ["a"], "qimlist": ["q"], "gnd": [{"easy": [0], "hard": [], "junk": []}]}
     (tmp_path / "gnd.json").write_text(json.dumps(gnd))
-    found = run(Retrieval(weights=weights, data=str(tmp_path), workers=0, device="cpu"))
+    found = run(Retrieval(weights=weights, benchmark=str(tmp_path), workers=0, device="cpu"))
     assert found["trained"]["easy"]["map"] == found["trained"]["medium"]["map"] == 100.0
     assert found["trained"]["hard"]["queries"] == 0
     written = json.loads((Path(weights) / "retrieval.json").read_text())
@@ -236,7 +236,7 @@ def test_one_thing_and_one_query_are_enough(weights: str, tmp_path: Path) -> Non
 def test_every_image_of_a_ground_truth_is_needed(weights: str, benchmark: Path) -> None:
     (benchmark / "database" / "tower_1.png").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"colors needs every .*tower_1\.png cannot be read"):
-        run(Retrieval(weights=weights, data=str(benchmark), workers=0, device="cpu"))
+        run(Retrieval(weights=weights, benchmark=str(benchmark), workers=0, device="cpu"))
 
 
 def test_features_that_are_not_finite_are_refused(benchmark: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_features_that_are_not_finite_are_refused(benchmark: Path, tmp_path: Pat
     save(vit, tmp_path / "bad.safetensors")
     bad = str(tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match="NaN or infinity"):
-        run(Retrieval(weights=bad, data=str(benchmark), workers=0, device="cpu"))
+        run(Retrieval(weights=bad, benchmark=str(benchmark), workers=0, device="cpu"))
 
 
 # ------------------------------------------------------------------------- without ground truth
@@ -313,15 +313,16 @@ def test_a_single_image_has_no_neighbours(weights: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "either --data"),
-        ({"data": "a", "database": "b"}, "either --data"),
-        ({"data": "a", "queries": "b"}, "leave --queries out"),
-        ({"data": "nowhere"}, "nowhere is no folder"),
-        ({"database": "b", "baseline": True}, "--baseline needs a benchmark"),
-        ({"database": "b", "query": "box"}, "--query box needs a benchmark"),
-        ({"database": "b", "k": 0}, "--k must be at least 1"),
-        ({"database": "b"}, "b does not exist"),
-        ({"database": ".", "size": 0}, "--size must be a number of pixels"),
+        ({}, "either --benchmark"),
+        ({"benchmark": "a", "data": "b"}, "either --benchmark"),
+        ({"benchmark": "a", "queries": "b"}, "omit --queries"),
+        ({"benchmark": "nowhere"}, "nowhere is no folder"),
+        ({"data": "b", "baseline": True}, "--baseline.* need --benchmark"),
+        ({"data": "b", "query": "box"}, "--query box need --benchmark"),
+        ({"data": "b", "k": 0}, "--k must be at least 1"),
+        ({"data": "b"}, "b does not exist"),
+        ({"data": "..", "k": 3}, "give it as --benchmark"),
+        ({"data": ".", "size": 0}, "--size must be a number of pixels"),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(
@@ -333,7 +334,7 @@ def test_mistakes_are_refused_in_one_sentence(
 
 
 def test_the_command_line(weights: str, benchmark: Path) -> None:
-    how = ["--weights", weights, "--data", str(benchmark), "--workers", "0", "--device", "cpu"]
+    how = ["--weights", weights, "--benchmark", str(benchmark), "--workers", "0", "--device", "cpu"]
     main(["evaluate", "retrieval", *how, "--scales", "multi", "--size", "32"])
     written = json.loads((Path(weights) / "retrieval.json").read_text())
     assert written["scales"] == pytest.approx([1, 0.5**0.5, 0.5])

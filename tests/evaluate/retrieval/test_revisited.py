@@ -99,7 +99,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(inside: bool, tmp_path: Path) -
     content = {**CONTENT, "imlist": Hostile(mark)} if inside else Hostile(mark)
     root = published(tmp_path, content)
     with pytest.raises(
-        UserError, match=r"gnd_roxford5k.pkl .* asks for (pathlib|getattr|builtins)"
+        UserError, match=r"gnd_roxford5k.pkl .* refers to (pathlib|getattr|builtins)"
     ):
         open_benchmark(root)
     assert not mark.exists()
@@ -139,7 +139,7 @@ def first(**changes: Any) -> dict[str, Any]:
         ([1, 2], "no list 'imlist'"),
         ({k: v for k, v in CONTENT.items() if k != "qimlist"}, "no list 'qimlist'"),
         (changed(gnd=[]), "'gnd' .* is empty"),
-        (changed(gnd=CONTENT["gnd"][:1]), "judges 1 queries but lists 2"),
+        (changed(gnd=CONTENT["gnd"][:1]), "1 queries in gnd but 2 in qimlist"),
         (changed(gnd=[1, 2]), "query 0 .* no dict"),
         (changed(gnd=[{"ok": [0], "junk": []}] * 2), "no 'easy': is it the revisited version"),
         (first(hard=[4]), "image 4 of 4: is it the ground truth of other images"),
@@ -166,7 +166,7 @@ def test_wrong_layouts_are_refused(tmp_path: Path) -> None:
         open_benchmark(tmp_path)
     (tmp_path / "inner").mkdir()
     inner = plain(tmp_path / "inner")
-    with pytest.raises(UserError, match=r"no ground truth: give --data .*inner"):
+    with pytest.raises(UserError, match=r"no ground truth: give --benchmark .*inner"):
         open_benchmark(tmp_path)
     (inner / "gnd_x.pkl").touch()
     with pytest.raises(UserError, match=r"several ground truths \(gnd.json, gnd_x.pkl\)"):

@@ -60,10 +60,10 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mask .*0\.png is 30 x 24 pixels, but its image .* 32 x"):
         scenes.pixels_and_ids(0)
     (root / "images/1.png").write_bytes(b"none")
-    with pytest.raises(UserError, match=r"1\.png cannot be read as an image.*; mend it"):
+    with pytest.raises(UserError, match=r"1\.png cannot be read as an image.*; repair it"):
         scenes.pixels_and_ids(1)
     Image.new("RGB", (3, 3)).save(root / "images/1.jpg")
-    with pytest.raises(UserError, match="have one name"):
+    with pytest.raises(UserError, match="have the same name"):
         open_scenes(root, None)
 
 

@@ -151,8 +151,8 @@ def test_neighbours_vote_by_similarity() -> None:
 @pytest.mark.parametrize("method", ["linear", "neighbours"])
 def test_colours_are_classified_perfectly(method: str, tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path), None), PatchColors().eval()
-    look = PatchExtractor(size=24, keep_aspect=True)  # the pictures as they are
-    bank = training_patches(backbone, scenes.some(range(3)), look, 10**6, 0, "test")
+    extractor = PatchExtractor(backbone, size=24, keep_aspect=True)  # images are not resized
+    bank = training_patches(extractor, scenes.some(range(3)), 10**6, 0, "test")
     assert bank.classes == [0, 1, 2]
     scorer = (
         patches.linear(bank, 1e-4, 100, CPU)
@@ -161,7 +161,7 @@ def test_colours_are_classified_perfectly(method: str, tmp_path: Path) -> None:
     )
     for seed in range(3, 6):
         picture, ids = scenes.pixels_and_ids(seed)
-        features = look.features(backbone, picture)
+        features = extractor.features(picture)
         scores = scorer(features.flatten(1).T).T.unflatten(1, features.shape[1:])
         assert np.array_equal(scores.argmax(dim=0).numpy(), ids[::4, ::4])
 
@@ -170,7 +170,7 @@ def test_few_patches_are_drawn_evenly_and_always_alike(tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path), None), PatchColors().eval()
 
     def draw(seed: int) -> Bank:
-        return training_patches(backbone, scenes, PatchExtractor(size=24), 30, seed, "test")
+        return training_patches(PatchExtractor(backbone, size=24), scenes, 30, seed, "test")
 
     first = draw(0)
     assert len(first.features) == 30
@@ -184,19 +184,14 @@ def test_void_patches_teach_nothing(tmp_path: Path) -> None:
     ids[:8] = 255
     save_mask(ids, root / "masks/0.png")
     bank = training_patches(
-        PatchColors().eval(),
-        open_scenes(root, None),
-        PatchExtractor(size=24, keep_aspect=True),
-        99,
-        0,
-        "",
+        PatchExtractor(PatchColors().eval(), 24, True), open_scenes(root, None), 99, 0, ""
     )
     assert len(bank.features) == 4 * 8
     assert bank.weights.eq(16).all()
     save_mask(np.zeros((24, 32), dtype=np.uint8), root / "masks/0.png")
-    with pytest.raises(UserError, match=r"1 masks to learn from, such as .*0\.png, hold one class"):
+    with pytest.raises(UserError, match=r"1 training masks, such as .*0\.png, hold only one class"):
         training_patches(
-            PatchColors().eval(), open_scenes(root, None), PatchExtractor(size=24), 99, 0, ""
+            PatchExtractor(PatchColors().eval(), 24), open_scenes(root, None), 99, 0, ""
         )
 
 
@@ -252,7 +247,7 @@ def test_the_command_on_voc(
     assert content["networks"]["trained"]["sha256"] == content["weights"]["sha256"]
     printed = capsys.readouterr().out
     assert f"{found['untrained']['knn']['miou']:.1f}" in printed
-    assert "2 images, 3 to learn from" in printed
+    assert "2 images, 3 for training" in printed
 
 
 def test_plain_folders_are_divided_once_and_for_all(tmp_path: Path, weights: str) -> None:
@@ -277,7 +272,7 @@ def test_networks_without_a_patch_size_have_maps(tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path, 1), None), PatchColors().eval()
     backbone.patch_size = None
     picture, _ = scenes.pixels_and_ids(0)
-    assert PatchExtractor(size=26, keep_aspect=True).features(backbone, picture).shape == (3, 6, 8)
+    assert PatchExtractor(backbone, 26, True).features(picture).shape == (3, 6, 8)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_other_files_make_another_fingerprint(root: Path) -> None:
 
 
 def test_wrong_layouts_are_refused_by_name(root: Path) -> None:
-    with pytest.raises(UserError, match=r"JPEGImages/1080p is not there"):
+    with pytest.raises(UserError, match=r"JPEGImages/1080p does not exist"):
         open_davis(root, resolution="1080p")
     with pytest.raises(UserError, match=r"ImageSets/2017/test-dev\.txt is missing"):
         open_davis(root, split="test-dev")

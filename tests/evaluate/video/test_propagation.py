@@ -68,7 +68,7 @@ def test_a_video_equals_the_oracle_and_forgets_old_frames() -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_a_moving_object_is_followed_within_the_window() -> None:
+def test_a_moving_object_is_tracked_within_the_window() -> None:
     generator = torch.Generator().manual_seed(0)
     background = torch.randn(8, 6, 12, generator=generator)
     thing = 5 * torch.eye(8)[0]

@@ -1,4 +1,4 @@
-"""Objects followed through small videos, and the steps from frames to labels to masks."""
+"""Objects tracked through small videos, and the steps from frames to labels to masks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from dino.evaluate.video.propagation import Neighbourhood, stretched
 from dino.evaluate.video.tracking import (
     REFERENCE_STD,
     Tracking,
+    mask_of,
     one_hot,
     read_frame,
     statistics_of,
+    track,
     working_size,
 )
 from dino.files import UserError
@@ -30,7 +32,7 @@ from dino.models.create import create
 SMALL = Tracking(size=32, how=Neighbourhood(radius=2))
 
 
-def test_two_objects_are_followed_with_their_numbers_and_colors(tmp_path: Path) -> None:
+def test_two_objects_are_tracked_with_their_numbers_and_colors(tmp_path: Path) -> None:
     clip = open_davis(write_davis(tmp_path, {"two": [1, 2]}))[0]
     found = list(track(PatchColors().eval(), clip, SMALL))
     assert len(found) == 5

@@ -35,8 +35,8 @@ def scores_of(clip: Clip, folder: Path, how: Tracking = SMALL, weights: str = "w
 
 
 @pytest.fixture
-def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Videos that were followed; instead of a network, the truth moved as each frame says."""
+def tracked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Videos that were tracked; instead of a network, the truth moved as each frame says."""
     names: list[str] = []
 
     def truth(backbone: Any, clip: Clip, how: Tracking) -> Iterator[Mask]:
@@ -44,11 +44,11 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for path in clip.masks:
             yield read_mask(path)
 
-    monkeypatch.setattr(sequences, "follow", truth)
+    monkeypatch.setattr(sequences, "track", truth)
     return names
 
 
-def test_the_truth_scores_everything(tmp_path: Path, followed: list[str]) -> None:
+def test_the_truth_scores_everything(tmp_path: Path, tracked: list[str]) -> None:
     clip = open_davis(write_davis(tmp_path / "data", {"two": [1, 2]}))[0]
     scores = scores_of(clip, tmp_path / "out")
     assert scores.keys() == {"1", "2"}
@@ -72,36 +72,36 @@ def test_scores_leave_out_the_first_and_last_frame(
                 mask = read_mask(path)
                 yield Mask(np.zeros_like(mask.ids), mask.palette) if time in places else mask
 
-        return follow
+        return track
 
-    monkeypatch.setattr(sequences, "follow", wrong_at({4}))
+    monkeypatch.setattr(sequences, "track", wrong_at({4}))
     assert scores_of(clip, tmp_path / "a")["1"]["J"]["mean"] == 100
-    monkeypatch.setattr(sequences, "follow", wrong_at({1}))
+    monkeypatch.setattr(sequences, "track", wrong_at({1}))
     assert scores_of(clip, tmp_path / "b")["1"]["J"]["mean"] == pytest.approx(200 / 3)
     assert scores_of(clip, tmp_path / "b")["1"]["F"]["mean"] == pytest.approx(200 / 3)
 
 
 def test_finished_sequences_are_kept_until_something_changes(
-    tmp_path: Path, followed: list[str]
+    tmp_path: Path, tracked: list[str]
 ) -> None:
     root = write_davis(tmp_path / "data", {"one": [1]})
     clip, out = open_davis(root)[0], tmp_path / "out"
     first = scores_of(clip, out)
     assert scores_of(clip, out) == first
-    assert len(followed) == 1
+    assert len(tracked) == 1
     scores_of(clip, out, Tracking(size=16))
     scores_of(clip, out, Tracking(size=16), weights="others")
-    assert len(followed) == 3
+    assert len(tracked) == 3
     (out / "one/00002.png").unlink()  # a mask is gone
     scores_of(clip, out, Tracking(size=16), weights="others")
-    assert len(followed) == 4
+    assert len(tracked) == 4
     (out / "one.json").write_text("{")  # stopped while it was written
     scores_of(clip, out, Tracking(size=16), weights="others")
-    assert len(followed) == 5
+    assert len(tracked) == 5
 
 
 def test_an_interrupted_sequence_is_not_finished(
-    tmp_path: Path, followed: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip, out = open_davis(write_davis(tmp_path / "data", {"one": [1]}))[0], tmp_path / "out"
     scores_of(clip, out)
@@ -114,7 +114,7 @@ def test_an_interrupted_sequence_is_not_finished(
         with pytest.raises(KeyboardInterrupt):
             scores_of(clip, out, Tracking(size=16))
     scores_of(clip, out)
-    assert len(followed) == 3
+    assert len(tracked) == 3
 
 
 def test_the_mean_is_over_objects_not_over_videos() -> None:
@@ -198,12 +198,12 @@ def test_other_weights_stand_beside(tmp_path: Path, weights: str) -> None:
 
 
 def test_a_result_that_cannot_be_written_is_refused_before_the_work(
-    tmp_path: Path, followed: list[str]
+    tmp_path: Path, tracked: list[str]
 ) -> None:
     root = write_davis(tmp_path / "davis", {"one": [1]})
     with pytest.raises(UserError, match="--out"):
         run(Video(weights="none", data=root, out=tmp_path / "r.txt"))
-    assert not followed
+    assert not tracked
 
 
 def test_objects_are_laid_over_in_their_colors() -> None:

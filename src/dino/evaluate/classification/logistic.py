@@ -235,11 +235,7 @@ class Task(NamedTuple):
 
 
 def _of_network(
-    network: Backbone,
-    source: Source,
-    val: Source,
-    drawn: Sequence[LabelSubset],
-    settings: Logistic,
+    network: Backbone, source: Source, val: Source, drawn: Sequence[LabelSubset], settings: Logistic
 ) -> dict[str, Any]:
     used = sorted({index for subset in drawn for index in subset.indices})
     options: dict[str, Any] = {"batch": settings.batch, **settings.extraction()}

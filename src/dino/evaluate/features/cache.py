@@ -191,8 +191,9 @@ class _CachedTable:
         """See `cached_table`."""
         pending = gather_objects(self._pending() if ranks().main else None)[0]
         share = my_share(pending)
-        failed = gather_objects(self._compute(batches, share) if share else None)
+        error = self._compute(batches, share) if share else None
         barrier()
+        failed = gather_objects(error)
         if not any(failed):
             failed = gather_objects(self._merge() if ranks().main else None)
         for error in filter(None, failed):

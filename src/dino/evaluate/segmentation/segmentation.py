@@ -15,14 +15,7 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from dino.evaluate.command import (
-    TRAINED,
-    EvaluationSettings,
-    destination,
-    identities,
-    table,
-    write,
-)
+from dino.evaluate.command import TRAINED, EvaluationSettings, destination, identities, table, write
 from dino.evaluate.segmentation import patch_classifiers as patches
 from dino.evaluate.segmentation.attention_jaccard import attention_jaccard
 from dino.evaluate.segmentation.datasets import Objects, Scenes, is_voc, open_scenes

@@ -43,12 +43,7 @@ def write_overlay(clip: Clip, masks: Path, path: Path) -> None:
 
     with replacing(path) as temporary:
         _picture(first, masks).save(
-            temporary,
-            "GIF",
-            save_all=True,
-            append_images=pictures(),
-            duration=MILLISECONDS,
-            loop=0,
+            temporary, "GIF", save_all=True, append_images=pictures(), duration=MILLISECONDS, loop=0
         )
 
 

@@ -98,11 +98,11 @@ def run(settings: Video) -> dict[str, Any]:
     Raises:
         UserError: for weights, videos or masks that do not exist or do not fit.
     """
+    path = destination("video", settings)
     clips = open_davis(
         settings.data, settings.split, settings.year, settings.resolution, settings.sequences
     )
     tracking = settings.tracking()
-    path = destination("video", settings)
     folder = settings.masks or path.with_suffix("")
     device = pick_device(settings.device)
     with process_group(device) as here:
