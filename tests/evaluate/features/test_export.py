@@ -125,8 +125,9 @@ def test_ranks_share_and_gather(
 def test_a_launcher_without_a_process_group_shares_nothing(
     mean_color: MeanColor, images: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)  # as after a training, when the group is gone
+    launcher = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in (*launcher.items(), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
     table = extract(mean_color, open_source(images))
     torch.testing.assert_close(table.features, one_by_one(mean_color, images))
 
