@@ -197,8 +197,8 @@ def _refuse(problem: str) -> NoReturn:
 def process_group(device: torch.device) -> Iterator[Ranks]:
     """The ranks for the body, as members of one process group; without a launcher there is none.
 
-    A process joins its group once and leaves it when it exits, so several programs may run one
-    after the other in one launch. The first one's device decides: NCCL for CUDA, else gloo.
+    A process joins its group once and leaves it when it exits, so all ranks may run several
+    programs one after the other. The device of the first decides: NCCL for CUDA, else gloo.
     Joining and every collective operation take at most `DINO_TIMEOUT` minutes (30 if unset).
 
     Raises:
@@ -212,7 +212,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     if not dist.is_initialized():
         _join(current, device, minutes)
     if dist.get_backend() == "nccl" and device.type != "cuda":
-        raise UserError("this job began on GPUs and cannot go on with others: use --device cuda")
+        raise UserError("this job began on GPUs and cannot continue on the CPU: use --device cuda")
     try:
         yield current
     except RuntimeError as error:  # gloo has no class of errors, but each names its source file
@@ -244,7 +244,7 @@ def _join(current: Ranks, device: torch.device, minutes: float) -> None:
 
 
 def _timeout_minutes() -> float:
-    """How long this process waits for others."""
+    """The limit of every wait for other processes."""
     value = os.environ.get("DINO_TIMEOUT", "30")
     with suppress(ValueError):
         if 0 < float(value) <= 7 * 24 * 60:

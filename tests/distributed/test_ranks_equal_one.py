@@ -1,7 +1,8 @@
-"""Two gloo processes with half a batch each are one process with the whole."""
+"""Two gloo processes with half a batch each equal one process with the full batch."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from helpers.ranks import run
 from helpers.small import TINY_RUN, assert_same, distillation, groups, images, schedules, state
 from torch import Tensor
 
-from dino import runtime
+from dino import pretraining, runtime
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
 from dino.train.loop import train
@@ -25,12 +26,12 @@ def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str,
     ours = distillation(ranks=ranks, **options)
     found: dict[str, Tensor] = {}
     for step in range(STEPS):
-        whole = groups(step, batch=4)
+        batch = groups(step, batch=4)
         if poison and step == 1:
-            whole[0][0, 3, 0, 0, 0] = float("nan")  # on the last rank only
+            batch[0][0, 3, 0, 0, 0] = float("nan")  # on the last rank only
         share = 4 // ranks.world
         part = slice(ranks.rank * share, (ranks.rank + 1) * share)
-        report = ours.step([group[:, part] for group in whole], step)
+        report = ours.step([group[:, part] for group in batch], step)
         found[f"loss{step}"] = report.loss
         found[f"entropy{step}"] = report.teacher_entropy
         found[f"refused{step}"] = report.refused.double()
@@ -71,7 +72,7 @@ def config() -> PretrainConfig:
     return demo().changed({**TINY_RUN, **changes})
 
 
-def whole_run(_: Ranks, out: Path) -> float:
+def train_on_a_rank(_: Ranks, out: Path) -> float:
     return float(train(config(), images(), out, device=torch.device("cpu")).step)
 
 
@@ -79,7 +80,7 @@ def test_a_run_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     train(config(), images(), tmp_path / "one", device=torch.device("cpu"))
-    assert run(whole_run, 2, tmp_path / "two", joined=False) == [5, 5]
+    assert run(train_on_a_rank, 2, tmp_path / "two", joined=False) == [5, 5]
     for name in ("student", "teacher", "loss"):
         one, two = (
             load_file(tmp_path / world / "checkpoints" / "step_00000005" / f"{name}.safetensors")
@@ -92,13 +93,60 @@ def test_a_run_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
     assert len(lines[0]) == len(lines[1]) == 5
 
 
+class Counted:
+    """Labelled images that count how often each is read."""
+
+    classes = ("even", "odd")
+    targets = (0, 1) * 6 + (0,)
+
+    def __init__(self) -> None:
+        self.reads = [0] * len(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.reads[index] += 1
+        generator = torch.Generator().manual_seed(index)
+        return torch.randint(256, (3, 20, 20), dtype=torch.uint8, generator=generator)
+
+
+def pretrain_on_a_rank(_: Ranks, out: Path) -> list[int]:
+    """How often the comparison after the training reads each image."""
+    dataset, train_only = Counted(), pretraining.train
+
+    def count_from_here(*arguments: Any, **options: Any) -> Any:
+        result = train_only(*arguments, **options)
+        dataset.reads = [0] * len(dataset)
+        return result
+
+    settings = {**TINY_RUN, "run.duration": "2 steps", "execution.knn_every": "0 steps"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "train", count_from_here)
+        pretraining.pretrain("demo", data=dataset, out=out, device="cpu", settings=settings)
+    return dataset.reads
+
+
+def test_ranks_share_the_comparison_after_a_run(tmp_path: Path) -> None:
+    networks = 3  # trained, untrained, raw pixels
+    assert pretrain_on_a_rank(Ranks(), tmp_path / "one") == [networks] * 13
+    first, second = run(pretrain_on_a_rank, 2, tmp_path / "two", joined=False)
+    assert first == [networks] * 6 + [0] * 7
+    assert second == [0] * 6 + [networks] * 7
+    one, two = (
+        json.loads((tmp_path / out / "results.json").read_text())["knn"] for out in ("one", "two")
+    )
+    assert two == {**one, "trained": two["trained"]}
+    assert two["trained"] == pytest.approx(one["trained"], abs=100 / 13 + 0.1)  # rounding
+
+
 def collectives(ranks: Ranks) -> tuple[float, list[int]]:
     total = runtime.all_sum(torch.tensor([float(ranks.rank + 1)]))
     runtime.barrier()
     return total.item(), runtime.gather_objects(ranks.rank)
 
 
-def test_collectives_really_talk_and_are_silent_alone() -> None:
+def test_collectives_reach_all_ranks_and_need_no_group_alone() -> None:
     assert run(collectives, 2) == [(3.0, [0, 1])] * 2
     assert collectives(Ranks()) == (1.0, [0])
-    assert not runtime.dist.is_initialized()
+    assert not torch.distributed.is_initialized()

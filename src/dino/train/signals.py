@@ -45,7 +45,7 @@ def stop_on_signals(ranks: Ranks) -> Iterator[threading.Event]:
     before = {
         number: signal.signal(number, handle)
         for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name))
-        if signal.getsignal(number) != signal.SIG_IGN
+        if signal.getsignal(number) not in (signal.SIG_IGN, None)  # None: not set by Python
     }
     try:
         yield stop
