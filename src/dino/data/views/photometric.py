@@ -4,8 +4,8 @@ Every image has its own parameters, one row of `dino.data.views.view_spec.PHOTOM
 there is no loop over images. The operations are those of torchvision and Pillow on PIL images,
 computed in floating point from 0 to 255 without rounding to whole levels in between.
 
-Every operation has a parameter that changes nothing (factor 1, sigma 0, ...). A GPU runs each one on
-the entire batch, with these where an image is not to be changed, so that the host never waits; a
+Every operation has a parameter that changes nothing (factor 1, sigma 0, ...). A GPU runs each one
+on the entire batch, with these where an image is not to be changed, so that the host never waits; a
 CPU runs it on the other images alone. Functions that end in an underscore overwrite their pixels.
 
 Shapes: N images, C channels, H height and W width or S side, P parameters.
