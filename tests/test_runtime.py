@@ -140,9 +140,7 @@ def test_every_wait_has_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch)
     found: list[Any] = []
     monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
-    monkeypatch.setattr(
-        dist, "init_process_group", lambda *_, timeout, **__: found.append(timeout)
-    )
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, timeout, **__: found.append(timeout))
     monkeypatch.setattr(runtime.atexit, "register", found.append)
     for value in (None, "2.5"):
         if value is not None:

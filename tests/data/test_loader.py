@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dino.data.images.decode import crop_resize, to_pil, to_tensor
 from dino.data.images.preprocessing import Preprocessing
-from dino.data.loader import Batch, PretrainLoader, Whole, _Views, evaluation_loader
+from dino.data.loader import Batch, EvaluationBatch, PretrainLoader, _Views, evaluation_loader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Folder, open_source
 from dino.data.views.random_streams import draw_views, generator
@@ -216,7 +216,7 @@ def test_a_group_goes_to_a_device(images: list[Tensor]) -> None:
 
 
 # ---------------------------------------------------------------------------------- evaluation
-def evaluated(data: object, workers: int = 0) -> Iterator[Whole]:
+def evaluated(data: object, workers: int = 0) -> Iterator[EvaluationBatch]:
     preprocess = Preprocessing(resize=20, crop=16)
     return evaluation_loader(open_source(data), preprocess, batch=4, workers=workers)
 

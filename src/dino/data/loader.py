@@ -1,4 +1,4 @@
-"""Batches of views for pretraining, batches of whole images for evaluation.
+"""Batches of views for pretraining, batches of preprocessed images for evaluation.
 
 Workers decode each image once and cut every crop from it, in uint8; the photometric parameters
 travel beside the crops, and `dino.data.views.photometric.augment` applies them on the device.
@@ -9,11 +9,11 @@ Shapes: V views, B images (this rank's share of a batch), C channels, S side, P 
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +21,16 @@ from jaxtyping import Float32, Int64, Num, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino.data.images.decode import Reduce, Sample, as_picture, as_pixels, crop_resize
+from dino.data.images.decode import OpenedImage, as_picture, as_pixels, crop_resize, open_image
 from dino.data.images.image_errors import ImageError
 from dino.data.images.jpeg_scale import Box, reduced_box, reduction
+from dino.data.images.pixel_format import PixelFormat
 from dino.data.sampler import EpochSampler
+from dino.data.sources.base import Images
 from dino.data.sources.open import Source
 from dino.data.views.random_streams import ViewParams, draw_views, generator, substitutes
 from dino.data.views.view_spec import PHOTOMETRIC, ViewSpec, expand, view_groups
-from dino.data.workers import watched
+from dino.data.workers import batches_of
 from dino.files import UserError
 
 # Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
@@ -88,13 +90,13 @@ class Batch:
 
 
 @dataclass
-class Whole:
+class EvaluationBatch:
     """Some images of an evaluation.
 
     Attributes:
         images: preprocessed; normalised, or still pixels.
         index: of each in the source.
-        skipped: those asked for that cannot be used.
+        skipped: those that cannot be used.
     """
 
     images: Num[Tensor, "B C H W"]
@@ -141,7 +143,7 @@ class PretrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the sampler's steps."""
-        for step, batch in enumerate(_started(self._loader), self.sampler.start_step):
+        for step, batch in enumerate(batches_of(self._loader), self.sampler.start_step):
             if isinstance(batch, UserError):
                 raise batch
             batch.step = step
@@ -153,7 +155,7 @@ def evaluation_loader(
     preprocess: Callable[[Any], Num[Tensor, "C H W"]],
     batch: int = 64,
     workers: int = 0,
-) -> Iterator[Whole]:
+) -> Iterator[EvaluationBatch]:
     """Every image of a source once, in order, preprocessed.
 
     Args:
@@ -166,19 +168,20 @@ def evaluation_loader(
     Raises:
         RuntimeError: if a user's data set fails (naming the item).
     """
-    loader = _data_loader(_Whole(source, preprocess), workers, batch_size=batch)
-    yield from _started(loader)
+    loader = _data_loader(_Images(source, preprocess), workers, batch_size=batch)
+    yield from batches_of(loader)
 
 
 # ---------------------------------------------------------------------------------- in workers
 class _Views(Dataset[Any]):
-    """Makes a whole batch from a list of (epoch, index)."""
+    """Makes the views of an entire batch from a list of (epoch, index)."""
 
     def __init__(
         self, source: Source, specs: Sequence[ViewSpec], seed: int, channels: int = 3
     ) -> None:
         self.source, self.seed, self.channels = source, seed, channels
         self.specs = tuple(spec.for_channels(channels) for spec in specs)
+        self.sizes = [spec.size for spec in expand(specs)]
         self.groups = view_groups(specs)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | UserError:
@@ -188,36 +191,27 @@ class _Views(Dataset[Any]):
             return error
 
     def _batch(self, keys: list[tuple[int, int]]) -> Batch:
-        sizes = [spec.size for spec in expand(self.specs)]
-        groups = [
-            ViewGroup(
-                torch.empty(
-                    (len(group), len(keys), self.channels, sizes[group[0]], sizes[group[0]]),
-                    dtype=torch.uint8,
-                ),
-                torch.empty((len(group), len(keys), len(PHOTOMETRIC))),
-            )
-            for group in self.groups
-        ]
+        groups = []
+        for members in self.groups:
+            shape, side = (len(members), len(keys)), self.sizes[members[0]]
+            crops = torch.empty((*shape, self.channels, side, side), dtype=torch.uint8)
+            groups.append(ViewGroup(crops, torch.empty((*shape, len(PHOTOMETRIC)))))
         indices, skipped = [], []
         for position, (epoch, index) in enumerate(keys):
-            image, plan, taken, unusable = self._usable(epoch, index)
+            plan, taken, unusable = self._usable(epoch, index)
             indices.append(taken)
             skipped += unusable
-            boxes = plan.boxes(*image.shape[1:])
             for members, group in zip(self.groups, groups, strict=True):
                 for place, view in enumerate(members):
                     group.images[place, position] = crop_resize(
-                        image, boxes[view], sizes[view], plan.views[view].flip
+                        plan.image, plan.boxes[view], self.sizes[view], plan.views[view].flip
                     )
                 rows = [plan.views[view].row() for view in members]
                 group.params[:, position] = torch.tensor(rows)
         return Batch(groups, torch.tensor(indices), keys[0][0], skipped=skipped)
 
-    def _usable(
-        self, epoch: int, index: int
-    ) -> tuple[UInt8[Tensor, "C H W"], _Plan, int, list[ImageError]]:
-        """Image `index`, or the first of its substitutes that can be used; its views; which.
+    def _usable(self, epoch: int, index: int) -> tuple[_Plan, int, list[ImageError]]:
+        """The views of image `index`, or of the first of its substitutes that can be used; which.
 
         The draws stay those for (seed, epoch, `index`), so the other images keep theirs. Last come
         the images that failed.
@@ -225,54 +219,41 @@ class _Views(Dataset[Any]):
         skipped: list[ImageError] = []
         others = substitutes(len(self.source), self.seed, epoch, index)
         for candidate in chain([index], islice(others, TRIES - 1)):
-            plan = _Plan(self.specs, generator(self.seed, epoch, index))
             try:
-                image = as_pixels(_read(self.source, candidate, plan.reduce))
-                self._check_channels(image, candidate)
-                return image, plan, candidate, skipped
+                plan = self._plan(candidate, generator(self.seed, epoch, index))
+                return plan, candidate, skipped
             except ImageError as error:
                 skipped.append(error)
         raise UserError(
             f"{TRIES} images, one after the other, could not be used, the last because "
-            f"{skipped[-1]}: look at the images before training on them"
+            f"{skipped[-1]}: check the images with 'dino data check' before training on them"
         )
 
-    def _check_channels(self, image: UInt8[Tensor, "C H W"], index: int) -> None:
-        if len(image) != self.channels:
-            reason = f"it has {len(image)} channels, not {self.channels}"
+    def _plan(self, index: int, rng: np.random.Generator) -> _Plan:
+        """Open image `index`, draw its views, and decode it at the scale that they allow."""
+        with opened(self.source, index, PixelFormat(self.channels)) as image:
+            height, width = image.size
+            views = draw_views(self.specs, height, width, rng)
+            boxes = [view.box for view in views]
+            factor = reduction(boxes, self.sizes)
+            pixels = as_pixels(image.decode(factor))
+        if len(pixels) != self.channels:
+            reason = f"it has {len(pixels)} channels, not {self.channels}"
             raise ImageError(self.source.path(index), reason, "misfit")
+        if pixels.shape[1:] != (height, width):
+            boxes = [reduced_box(box, factor, *pixels.shape[1:]) for box in boxes]
+        return _Plan(pixels, views, boxes)
 
 
-class _Plan:
-    """The views of one image, drawn as soon as its size is known.
+class _Plan(NamedTuple):
+    """An image, perhaps decoded smaller, the parameters of its views, and their boxes in it."""
 
-    Attributes:
-        views: their parameters; boxes are in pixels of the whole image.
-    """
-
+    image: UInt8[Tensor, "C H W"]
     views: list[ViewParams]
-
-    def __init__(self, specs: Sequence[ViewSpec], rng: np.random.Generator) -> None:
-        self._specs, self._rng = specs, rng
-        self._whole: tuple[int, int] | None = None
-
-    def reduce(self, height: int, width: int) -> int:
-        """Draw the views of a whole image; by how much its decoding may shrink it."""
-        self.views, self._whole = draw_views(self._specs, height, width, self._rng), (height, width)
-        sizes = [spec.size for spec in expand(self._specs)]
-        self._factor = reduction([view.box for view in self.views], sizes)
-        return self._factor
-
-    def boxes(self, height: int, width: int) -> list[Box]:
-        """Every crop, in pixels of an image that was decoded to this size."""
-        if self._whole is None:  # a source that decodes whole images only
-            self.reduce(height, width)
-        if self._whole == (height, width):
-            return [view.box for view in self.views]
-        return [reduced_box(view.box, self._factor, height, width) for view in self.views]
+    boxes: list[Box]
 
 
-class _Whole(Dataset[Any]):
+class _Images(Dataset[Any]):
     """Makes a batch of preprocessed images from a list of indices."""
 
     def __init__(self, source: Source, preprocess: Callable[[Any], Tensor]) -> None:
@@ -281,26 +262,35 @@ class _Whole(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, indices: list[int]) -> Whole:
+    def __getitems__(self, indices: list[int]) -> EvaluationBatch:
         images: dict[int, Tensor] = {}
         skipped = []
         for index in indices:
             try:
-                sample = _read(self.source, index)
+                with _errors_named(self.source, index):
+                    sample = self.source[index]
                 # Transforms of evaluations know pictures; only other channels come as tensors.
                 rgb = not isinstance(sample, Tensor) or len(sample) == 3
                 images[index] = self.preprocess(as_picture(sample) if rgb else sample)
             except ImageError as error:
                 skipped.append(error)
         stacked = torch.stack(list(images.values())) if images else torch.empty(0, 0, 0, 0)
-        return Whole(stacked, torch.tensor(list(images), dtype=torch.int64), skipped)
+        return EvaluationBatch(stacked, torch.tensor(list(images), dtype=torch.int64), skipped)
 
 
-def _read(source: Source, index: int, reduce: Reduce | None = None) -> Sample:
-    """Image `index`, with errors that name it: a user's data set may raise anything."""
+def opened(source: Source, index: int, pixels: PixelFormat) -> AbstractContextManager[OpenedImage]:
+    """Image `index` of any source, opened; see `dino.data.images.decode.open_image`."""
+    with _errors_named(source, index):
+        if isinstance(source, Images):
+            return source.open(index)
+        return open_image(source[index], source.path(index), pixels)
+
+
+@contextmanager
+def _errors_named(source: Source, index: int) -> Iterator[None]:
+    """Errors that name the image: a user's data set may raise anything."""
     try:
-        reduced = getattr(source, "reduced", None)  # our own sources have it
-        return source[index] if reduced is None else reduced(index, reduce)
+        yield
     except UserError:
         raise
     except Exception as error:
@@ -325,11 +315,3 @@ def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoa
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Iterate; workers are started here, and Python's warning about forking threads is answered."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-        batches = iter(loader)
-    return watched(batches) if loader.num_workers else batches

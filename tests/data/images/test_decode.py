@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from dino.data.images.decode import as_image, crop_resize, read_image, to_pil, to_rgb, to_tensor
+from dino.data.images.decode import crop_resize, read_image, to_pil, to_rgb, to_tensor
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
@@ -161,12 +161,12 @@ def test_samples_of_every_accepted_kind() -> None:
     colour = np.stack([grey, grey + 1, grey + 2], axis=-1)
     for sample in (colour, torch.from_numpy(colour).permute(2, 0, 1), Image.fromarray(colour)):
         for wrapped in (sample, (sample, 7), [sample, "label"]):
-            image = as_image(wrapped, "item 0")
+            image = read_image(wrapped, "item 0")
             tensor = image if isinstance(image, torch.Tensor) else to_tensor(image)
             assert np.array_equal(tensor.permute(1, 2, 0).numpy(), colour)
     for sample in (grey, grey[:, :, None], torch.from_numpy(grey)[None]):
-        assert torch.equal(as_image(sample, "item 0")[2], torch.from_numpy(grey))
-    assert as_image(Image.fromarray(grey), "item 0").mode == "RGB"
+        assert torch.equal(read_image(sample, "item 0")[2], torch.from_numpy(grey))
+    assert read_image(Image.fromarray(grey), "item 0").mode == "RGB"
 
 
 @pytest.mark.parametrize(
@@ -177,19 +177,18 @@ def test_samples_of_every_accepted_kind() -> None:
         np.zeros((4, 4), dtype=np.float32),
         np.zeros((2, 3, 4, 4), dtype=np.uint8),
         {"image": 1},
-        "a.jpg",
         (),
         None,
     ],
 )
 def test_other_samples_are_refused_by_name(sample: object) -> None:
     with pytest.raises(ImageError, match=r"item 3 .* return a PIL image"):
-        as_image(sample, "item 3")
+        read_image(sample, "item 3")
 
 
 def test_samples_of_other_channels_are_refused_by_name() -> None:
     with pytest.raises(ImageError, match=r"item 3 .*4 channels, not 3: say --channels 4"):
-        as_image(torch.zeros(4, 4, 4, dtype=torch.uint8), "item 3")
+        read_image(torch.zeros(4, 4, 4, dtype=torch.uint8), "item 3")
 
 
 # ---------------------------------------------------------------------------------- cropping
@@ -234,7 +233,7 @@ def test_crops_are_nearly_those_of_pillow_in_one_call(pictures: list[Image.Image
 
 def test_crops_of_a_grey_tensor(pictures: list[Image.Image]) -> None:
     """As `as_image` makes them: three channels that share one memory."""
-    grey = as_image(to_tensor(pictures[0].convert("L")), "grey")
+    grey = read_image(to_tensor(pictures[0].convert("L")), "grey")
     view = crop_resize(grey, (5, 5, 60, 70), 32, False)
     assert torch.equal(view[0], view[1])
     assert torch.equal(view, crop_resize(grey.contiguous(), (5, 5, 60, 70), 32, False))

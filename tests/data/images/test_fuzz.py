@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from dino.data.images.decode import read_image, read_values
+from dino.data.images.decode import open_image, read_image
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.loader import evaluation_loader
@@ -147,9 +147,10 @@ def survive(content: bytes, pixels: PixelFormat) -> bool:
     """Read it in every way; whether it still is an image."""
     usable = True
     with as_in_a_run():
-        for reduce in (None, lambda height, width: 4):
+        for factor in (1, 4):
             try:
-                sample = read_image(io.BytesIO(content), "fuzzed", pixels, reduce)
+                with open_image(io.BytesIO(content), "fuzzed", pixels) as image:
+                    sample = image.decode(factor)
             except ImageError as error:
                 usable = False
                 if "\n" in str(error):
@@ -162,7 +163,8 @@ def survive(content: bytes, pixels: PixelFormat) -> bool:
             else:
                 assert sample.mode == "RGB"
         try:
-            values = read_values(io.BytesIO(content), "fuzzed", pixels)
+            with open_image(io.BytesIO(content), "fuzzed", pixels) as image:
+                values = image.values()
             assert values.ndim == 3
             assert values.dtype.kind in "buif"
         except ImageError:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dino.data.images.decode import as_pixels, crop_resize, read_image
+from dino.data.images.decode import as_pixels, crop_resize, open_image, read_image
 from dino.data.images.jpeg_scale import SPARE, reduced_box, reduction
 from dino.data.loader import Batch, PretrainLoader
 from dino.data.sampler import EpochSampler
@@ -79,6 +79,12 @@ def test_a_reduced_box_lies_in_the_reduced_image(
 
 
 # ---------------------------------------------------------------------------------- how far off
+def decoded(path: Path, factor: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The file decoded at a factor, and its full size."""
+    with open_image(path) as image:
+        return as_pixels(image.decode(factor)), image.size
+
+
 def test_views_are_those_of_the_whole_image(jpegs: list[Path]) -> None:
     """Within 1.2 levels on average of every view, and 0.7 on average of all views."""
     differences: dict[int, list[float]] = {2: [], 4: [], 8: []}
@@ -92,7 +98,7 @@ def test_views_are_those_of_the_whole_image(jpegs: list[Path]) -> None:
                 factor = reduction([view.box for view in drawn], sizes)
                 if factor == 1:
                     continue
-                small = as_pixels(read_image(path, reduce=lambda *_, by=factor: by))
+                small, _ = decoded(path, factor)
                 shape = [-(-length // factor) for length in whole.shape[1:]]
                 assert list(small.shape[1:]) == shape
                 for view, size in zip(drawn, sizes, strict=True):
@@ -126,26 +132,15 @@ def test_the_place_of_a_crop_moves_by_less_than_a_pixel_of_the_view(jpegs: list[
 
 
 # ---------------------------------------------------------------------------------- files
-def asked(path: Path, factor: int) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    """The file decoded at a factor, and the sizes that it was asked for."""
-    sizes = []
-
-    def reduce(height: int, width: int) -> int:
-        sizes.append((height, width))
-        return factor
-
-    return as_pixels(read_image(path, reduce=reduce)), sizes
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_jpegs_are_asked_upright(orientation: int, tmp_path: Path) -> None:
+def test_sizes_and_pixels_of_turned_jpegs_are_upright(orientation: int, tmp_path: Path) -> None:
     picture = photographs()["rocket"].resize((400, 272))
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(tmp_path / "a.jpg", quality=95, exif=exif)
     upright = as_pixels(read_image(tmp_path / "a.jpg"))
-    small, sizes = asked(tmp_path / "a.jpg", 2)
-    assert sizes == [tuple(upright.shape[1:])]
+    small, size = decoded(tmp_path / "a.jpg", 2)
+    assert size == tuple(upright.shape[1:])
     assert small.shape == (3, upright.shape[1] // 2, upright.shape[2] // 2)
     averaged = torch.nn.functional.avg_pool2d(upright.float(), 2)
     assert (small - averaged).abs().mean() < 2
@@ -155,12 +150,12 @@ def test_only_jpegs_are_decoded_smaller(tmp_path: Path) -> None:
     picture = photographs()["rocket"].resize((400, 272))
     for name in ("a.png", "a.webp", "a.tif", "a.bmp"):
         picture.save(tmp_path / name)
-        small, sizes = asked(tmp_path / name, 8)
-        assert (small.shape, sizes) == ((3, 272, 400), [])
+        small, size = decoded(tmp_path / name, 8)
+        assert (small.shape, size) == ((3, 272, 400), (272, 400))
 
 
 def test_one_is_the_whole_image(jpegs: list[Path]) -> None:
-    assert torch.equal(asked(jpegs[0], 1)[0], as_pixels(read_image(jpegs[0])))
+    assert torch.equal(decoded(jpegs[0], 1)[0], as_pixels(read_image(jpegs[0])))
 
 
 # ---------------------------------------------------------------------------------- sources

@@ -5,23 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
-from PIL import Image, ImageMode, UnidentifiedImageError
 from rich.table import Table
 
 from dino.data.commands.stats import read_stats
-from dino.data.images.decode import Sample, as_pixels, as_values, read_values
+from dino.data.images.bit_depth import Stored
+from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError, write_list
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.loader import evaluation_loader
-from dino.data.sources.base import Images, is_file
+from dino.data.loader import evaluation_loader, opened
 from dino.data.sources.open import Source, open_source
 from dino.files import UserError, atomic_json, check_output
 from dino.progress import Console, bar
@@ -31,26 +29,6 @@ SMALL = 224
 """Pixels on the shorter side below which the global views of most recipes enlarge an image."""
 
 _HASH, _WORD = 12, 3  # bytes; a word is exact in single precision
-
-
-class Stored(NamedTuple):
-    """What an image is stored as.
-
-    Attributes:
-        channels: of a palette, those of its colours.
-        bits: of each value.
-        floating: whether values are floating-point numbers.
-    """
-
-    channels: int
-    bits: int
-    floating: bool
-
-    def __str__(self) -> str:
-        """Such as "3 channels of 8 bits"."""
-        plural = "s" * (self.channels != 1)
-        bits = f"{self.bits} bit{'s' * (self.bits != 1)}"
-        return f"{self.channels} channel{plural} of {bits}{' (floats)' * self.floating}"
 
 
 @dataclass(frozen=True)
@@ -143,49 +121,15 @@ class _Facts:
         return self.source.path(index)
 
     def __getitem__(self, index: int) -> Any:
-        content: Any = None
-        if isinstance(self.source, Images):  # fetched once, since it may come from afar
-            content = self.source.content(index)
-            sample = self.source.decoded(content, index)
-        else:
-            sample = self.source[index]
-        image = as_pixels(sample).contiguous().numpy(force=True)
-        if len(image) != self.pixels.channels:
-            reason = f"it has {len(image)} channels, not {self.pixels.channels}"
+        with opened(self.source, index, self.pixels) as image:
+            stored, sample = image.stored, image.decode()
+        levels = as_pixels(sample).contiguous().numpy(force=True)
+        if len(levels) != self.pixels.channels:
+            reason = f"it has {len(levels)} channels, not {self.pixels.channels}"
             raise ImageError(self.path(index), reason, "misfit")
-        digest = hashlib.blake2b(image.tobytes(), digest_size=_HASH, salt=b"%d" % image.shape[2])
+        digest = hashlib.blake2b(levels.tobytes(), digest_size=_HASH, salt=b"%d" % levels.shape[2])
         words = np.frombuffer(digest.digest(), np.uint8).reshape(-1, _WORD) @ (1, 2**8, 2**16)
-        facts = (*image.shape[1:], *self._stored(content, sample, self.path(index)), *words)
-        return np.array(facts, np.float32)[:, None, None]
-
-    def _stored(self, content: Any, sample: Sample, name: str) -> Stored:
-        if isinstance(content, (tuple, list)):
-            content = content[0]
-        if isinstance(content, Image.Image):
-            return _of_picture(content)
-        values = as_pixels(sample).numpy(force=True)
-        with suppress(OSError):  # the file was there a moment ago
-            if is_file(content):
-                with suppress(UnidentifiedImageError), Image.open(content) as picture:
-                    if picture.format != "TIFF" or self.pixels.channels in (1, 3):
-                        return _of_picture(picture)
-                values = read_values(content, name, self.pixels)
-            elif content is not None:
-                values = as_values(content, name, self.pixels)
-        return _of_values(values)
-
-
-def _of_picture(picture: Image.Image) -> Stored:
-    kind = np.dtype(ImageMode.getmode(picture.mode).typestr)
-    channels = len(picture.getbands())
-    if picture.mode in ("P", "PA"):
-        channels = 4 if picture.has_transparency_data else 3
-    return Stored(channels, 1 if kind == np.bool_ else 8 * kind.itemsize, kind.kind == "f")
-
-
-def _of_values(values: np.ndarray) -> Stored:
-    kind = values.dtype
-    return Stored(len(values), 1 if kind == np.bool_ else 8 * kind.itemsize, kind.kind == "f")
+        return np.array((*levels.shape[1:], *stored, *words), np.float32)[:, None, None]
 
 
 # ---------------------------------------------------------------------------------- command

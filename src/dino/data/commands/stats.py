@@ -18,12 +18,10 @@ import tyro
 from jaxtyping import Float64, UInt8
 from rich.table import Table
 
-from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError, count_defects
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.loader import evaluation_loader
+from dino.data.loader import evaluation_loader, opened
 from dino.data.sampler import spread
-from dino.data.sources.base import Images
 from dino.data.sources.open import Source, open_source
 from dino.data.views.random_streams import generator
 from dino.files import UserError, atomic_json, check_output, read_json
@@ -115,7 +113,7 @@ def measure(
     """Range, mean and standard deviation of each channel of a source.
 
     Args:
-        source: the images; of those that are no `Images` the levels are taken.
+        source: the images.
         pixels: channels and page; its range, if it has one, is used as it is.
         images: at most so many are read, evenly spread over the source.
         range: "full" takes what the type of the values offers (of floats, what each image has),
@@ -224,10 +222,8 @@ class _Sampled:
 
     def __getitem__(self, index: int) -> Any:
         index = self.indices[index]
-        if isinstance(self.stored, Images):
-            values = self.stored.values(index)
-        else:
-            values = as_pixels(self.source[index]).numpy(force=True)
+        with opened(self.stored, index, self.pixels) as image:
+            values = image.values()
         values = self.pixels.fit(values, self.source.path(index))
         levels = self.pixels.levels(values)
         drawn = generator(0, 0, index).integers(values[0].size, size=(SIDE, SIDE))

@@ -1,4 +1,4 @@
-"""From a file to pixels: reading, cropping, and the fixed preprocessing of evaluation.
+"""From a file to pixels: opening, decoding and cropping.
 
 Images are `PIL.Image` RGB or uint8 tensors [C, H, W]; nothing becomes floating point before the
 device has it, except in `Preprocessing`, which ends in the network's input.
@@ -7,8 +7,9 @@ device has it, except in `Preprocessing`, which ends in the network's input.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,7 +18,16 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dino.data.images.bit_depth import (
+    SWAPPED,
+    Stored,
+    narrowed,
+    of_picture,
+    of_values,
+    read_all_bits,
+)
 from dino.data.images.image_errors import ImageError
+from dino.data.images.library_messages import Messages, log_and_stderr, python_warnings
 from dino.data.images.pixel_format import RGB, PixelFormat, Stream, kind_of
 from dino.data.images.readers import beyond_pillow, read_dicom, read_npy, read_tiff
 from dino.files import UserError
@@ -28,17 +38,111 @@ Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]
 File: TypeAlias = str | os.PathLike[str] | Stream
 """A path, or an open binary file that can seek."""
 
-Reduce: TypeAlias = Callable[[int, int], int]
-"""Of an image's height and width in pixels: by how much its decoding may shrink it."""
-
-_SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+_ORIENTATION = 0x0112  # EXIF tag
 
 
-# ---------------------------------------------------------------------------------- reading
-def read_image(
-    file: File, name: str | None = None, pixels: PixelFormat = RGB, reduce: Reduce | None = None
-) -> Sample:
-    """Read an image file, upright.
+# ---------------------------------------------------------------------------------- opened images
+class OpenedImage:
+    """An image whose size is known and whose pixels are decoded on request; see `open_image`.
+
+    Attributes:
+        size: height and width in pixels, upright.
+        stored: channels and bits of the file.
+    """
+
+    size: tuple[int, int]
+    stored: Stored
+
+    def decode(self, factor: int = 1) -> Sample:
+        """The pixels: an RGB picture where the format is plain RGB, else a uint8 tensor [C, H, W].
+
+        Args:
+            factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its height and width, by
+                fewer coefficients of its cosine transform; other files at their full size.
+        """
+        raise NotImplementedError
+
+    def values(self) -> Shaped[np.ndarray, "C H W"]:
+        """The values as they are stored, of any type."""
+        raise NotImplementedError
+
+
+class _OpenedArray(OpenedImage):
+    """Values that are in memory.
+
+    Args:
+        values: of any type.
+        name: of the image in messages.
+        pixels: channels and range expected.
+        unusable: why they cannot be decoded; None if they can.
+    """
+
+    def __init__(
+        self,
+        values: Shaped[np.ndarray, "own H W"],
+        name: str,
+        pixels: PixelFormat,
+        unusable: str | None = None,
+    ) -> None:
+        self._values, self._name, self._pixels, self._unusable = values, name, pixels, unusable
+        self.size, self.stored = (values.shape[1], values.shape[2]), of_values(values)
+
+    def decode(self, factor: int = 1) -> Tensor:
+        if self._unusable is not None:
+            raise ImageError(self._name, self._unusable, "misfit")
+        return _levels(self._values, self._name, self._pixels)
+
+    def values(self) -> Shaped[np.ndarray, "C H W"]:
+        return self._values
+
+
+class _OpenedPicture(OpenedImage):
+    """A picture of Pillow's, not decoded yet if it has a file.
+
+    Args:
+        picture: at the page that is wanted.
+        name: of the image in messages.
+        pixels: channels and range expected.
+        stream: its file; None for a picture in memory, which is taken as it stands.
+    """
+
+    def __init__(
+        self, picture: Image.Image, name: str, pixels: PixelFormat, stream: Stream | None = None
+    ) -> None:
+        self._picture, self._name, self._pixels, self._stream = picture, name, pixels, stream
+        self.stored = of_picture(picture, stream)  # before a PNG is decoded for its EXIF
+        self._orientation = 1 if stream is None else picture.getexif().get(_ORIENTATION, 1)
+        width, height = picture.size
+        swapped = self._orientation in SWAPPED
+        self.size = (width, height) if swapped else (height, width)
+
+    def decode(self, factor: int = 1) -> Sample:
+        if self._pixels.channels == 3 and self._pixels.low is None:
+            return to_rgb(self._upright(factor))
+        return _levels(self.values(), self._name, self._pixels)
+
+    def values(self) -> Shaped[np.ndarray, "C H W"]:
+        picture, stream, bits = self._picture, self._stream, self.stored.bits
+        if stream is None or not narrowed(picture, self.stored):
+            return picture_values(self._upright(), self._pixels)
+        with log_and_stderr(Messages()):  # harmless, or part of the error
+            return read_all_bits(picture, stream, self._name, self._pixels, bits, self._orientation)
+
+    def _upright(self, factor: int = 1) -> Image.Image:
+        picture = self._picture
+        if self._stream is not None:
+            if factor > 1 and picture.format == "JPEG":
+                picture.draft(None, (picture.width // factor, picture.height // factor))
+            ImageOps.exif_transpose(picture, in_place=True)
+        picture.load()
+        return picture
+
+
+@contextmanager
+def open_image(
+    content: Any, name: str | None = None, pixels: PixelFormat = RGB
+) -> Iterator[OpenedImage]:
+    """Open an image; within the context, every error of reading it is an `ImageError`.
 
     The EXIF orientation is applied, the first frame of an animation taken. In RGB, what is
     transparent becomes white and grey is repeated in three channels. 16 bits are divided by 257, so
@@ -47,112 +151,29 @@ def read_image(
     range.
 
     Args:
-        file: a path, or an open binary file that can seek.
-        name: what to call the image in a message; by default its path.
+        content: a path, or an open binary file that can seek; or a sample of a user's data set: a
+            PIL image, a tensor [C, H, W] or an array [H, W] or [H, W, C] of 8 or 16-bit integers,
+            or of any type if `pixels` has a range; or a tuple or list whose first item is one.
+        name: of the image in messages; by default its path.
         pixels: channels and range expected.
-        reduce: asked for the largest reduction, 1 to 8, that all crops allow (see
-            `dino.data.images.jpeg_scale.reduction`). A JPEG may then be decoded at 1/2, 1/4 or 1/8
-            of its height and width, by fewer coefficients of its cosine transform.
-
-    Returns:
-        An RGB picture where `pixels` asks for nothing else, or a tensor of its channels.
 
     Raises:
-        ImageError: if the file is missing, damaged, not an image, absurdly large, or has other
-            channels.
+        ImageError: if the file is missing, no regular file, damaged, not an image, absurdly large,
+            or has other channels.
+        UserError: if it needs a library that is not installed.
     """
-    name = str(file) if name is None else name
-    if pixels.channels == 3 and pixels.low is None:
-        with _opened(file, name) as stream, _picture(stream, name) as picture:
-            if picture is not None:
-                return to_rgb(_upright(picture, name, pixels, reduce))
-    values = read_values(file, name, pixels)
-    return _levels(values, name, pixels)
-
-
-def read_picture(file: File, name: str | None = None) -> Image.Image:
-    """An image file as an RGB picture, see `read_image`."""
-    return as_picture(read_image(file, name))
-
-
-def read_values(
-    file: File, name: str | None = None, pixels: PixelFormat = RGB
-) -> Shaped[np.ndarray, "C H W"]:
-    """The values of an image file as they are stored, of any type.
-
-    Raises:
-        ImageError: if the file is missing, damaged, not an image or absurdly large.
-    """
-    name = str(file) if name is None else name
-    with _opened(file, name) as stream:
-        kind = kind_of(stream, name)
-        if kind == "npy":
-            return read_npy(stream, name, pixels)
-        if kind == "dicom":
-            return read_dicom(stream, name, pixels)
-        if kind == "tiff" and pixels.channels not in (1, 3):
-            return read_tiff(stream, name, pixels)
-        with _picture(stream, name) as picture:
-            if picture is not None:
-                return picture_values(_upright(picture, name, pixels), pixels)
-        stream.seek(0)
-        return read_tiff(stream, name, pixels)
-
-
-def _levels(values: Shaped[np.ndarray, "own H W"], name: str, pixels: PixelFormat) -> Tensor:
-    """As a tensor in memory of its own: what was read may be locked, or one plane for all."""
-    levels = pixels.fit(pixels.levels(values), name)
-    return torch.from_numpy(np.require(levels, requirements=["C", "W"]))
-
-
-@contextmanager
-def _picture(stream: Stream, name: str) -> Iterator[Image.Image | None]:
-    """A file open in Pillow; None for one that others must read."""
-    kind = kind_of(stream, name)
-    if kind in ("npy", "dicom"):
-        yield None
-        return
+    name = str(content) if name is None else name
+    messages = Messages()
     try:
-        picture = Image.open(stream)
-    except UnidentifiedImageError:
-        if kind != "tiff":
-            raise
-        picture = None  # samples that Pillow has no mode for
-    if picture is not None and picture.format == "EPS":  # Pillow would run it by Ghostscript
-        raise ImageError(name, "it is a program in PostScript", "not an image")
-    with picture or nullcontext():
-        yield None if picture is None or beyond_pillow(picture, name) else picture
-
-
-def _upright(
-    picture: Image.Image, name: str, pixels: PixelFormat, reduce: Reduce | None = None
-) -> Image.Image:
-    """The page asked for, decoded and turned upright."""
-    if pixels.page:
-        try:
-            picture.seek(pixels.page)
-        except EOFError:
-            raise ImageError(name, f"it has no page {pixels.page}", "misfit") from None
-    if reduce is not None and picture.format == "JPEG":
-        width, height = picture.size
-        if picture.getexif().get(0x0112) in _SWAPPED:
-            width, height = height, width
-        factor = reduce(height, width)
-        picture.draft(None, (picture.width // factor, picture.height // factor))
-    ImageOps.exif_transpose(picture, in_place=True)
-    picture.load()
-    return picture
-
-
-@contextmanager
-def _opened(file: File, name: str) -> Iterator[Stream]:
-    """An open file, and every error of reading it as an `ImageError`."""
-    try:
-        if isinstance(file, (str, os.PathLike)):
-            with open(file, "rb") as stream:  # noqa: PTH123, pathlib interns, see `names.Files`
-                yield stream
-        else:
-            yield file
+        with ExitStack() as stack:
+            stack.enter_context(python_warnings(messages))
+            if not is_file(content):
+                yield _opened_sample(content, name, pixels)
+                return
+            stream = content
+            if isinstance(content, (str, os.PathLike)):
+                stream = stack.enter_context(_open_regular(content, name))
+            yield _opened_file(stream, name, pixels, messages, stack)
     except UserError:
         raise
     except FileNotFoundError:
@@ -165,12 +186,114 @@ def _opened(file: File, name: str) -> Iterator[Stream]:
     except Exception as error:  # readers of damaged bytes raise everything that Python has
         refused = isinstance(error, OSError) and error.errno is not None  # by the system
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(name, reason, "unreadable" if refused else "damaged") from error
+        raise ImageError(
+            name, reason + messages.first, "unreadable" if refused else "damaged"
+        ) from error
+
+
+def _opened_file(
+    stream: Stream, name: str, pixels: PixelFormat, messages: Messages, stack: ExitStack
+) -> OpenedImage:
+    """An image file, by the library for its format."""
+    kind = kind_of(stream, name)
+    if kind != "picture":
+        stack.enter_context(log_and_stderr(messages))
+    if kind == "npy":
+        return _OpenedArray(read_npy(stream, name, pixels), name, pixels)
+    if kind == "dicom":
+        return _OpenedArray(read_dicom(stream, name, pixels), name, pixels)
+    if kind == "picture" or pixels.channels in (1, 3):
+        try:
+            picture = stack.enter_context(Image.open(stream))
+        except UnidentifiedImageError:
+            if kind != "tiff":
+                raise
+        else:
+            if picture.format == "EPS":  # Pillow would run it by Ghostscript
+                raise ImageError(name, "it is a program in PostScript", "not an image")
+            if not beyond_pillow(picture, name):
+                if pixels.page:
+                    try:
+                        picture.seek(pixels.page)
+                    except EOFError:
+                        reason = f"it has no page {pixels.page}"
+                        raise ImageError(name, reason, "misfit") from None
+                return _OpenedPicture(picture, name, pixels, stream)
+        stream.seek(0)
+    return _OpenedArray(read_tiff(stream, name, pixels), name, pixels)
+
+
+def _opened_sample(sample: Any, name: str, pixels: PixelFormat) -> OpenedImage:
+    """An item of a user's data set."""
+    if isinstance(sample, (tuple, list)) and len(sample) > 0:
+        sample = sample[0]
+    if isinstance(sample, Image.Image):
+        return _OpenedPicture(sample, name, pixels)
+    numbers = isinstance(sample, Tensor) or (
+        isinstance(sample, np.ndarray) and sample.dtype.kind in "buif"
+    )
+    if not numbers or sample.ndim not in (2, 3) or 0 in sample.shape:
+        raise ImageError(name, _unusable(sample, pixels), "misfit")
+    if isinstance(sample, Tensor):
+        values = sample.numpy(force=True)
+        values = values if values.ndim == 3 else values[None]
+    else:
+        values = sample[None] if sample.ndim == 2 else np.moveaxis(sample, 2, 0)
+    typed = pixels.low is not None or values.dtype in (np.uint8, np.uint16, np.int16)
+    return _OpenedArray(values, name, pixels, None if typed else _unusable(sample, pixels))
+
+
+def _unusable(sample: Any, pixels: PixelFormat) -> str:
+    kind = f"a {type(sample).__name__}"
+    if isinstance(sample, (Tensor, np.ndarray)):
+        kind += f" of {sample.dtype} and shape {tuple(sample.shape)}"
+    shapes = f"with 1 or {pixels.channels}" if pixels.channels == 3 else f"with {pixels.channels}"
+    return (
+        f"it is {kind}; return a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C] "
+        f"{shapes} channels (no ToTensor or Normalize: dino does that; other types need the range "
+        "of their values, see dino data stats)"
+    )
+
+
+def is_file(content: Any) -> bool:
+    """Whether an image's content is a path or an open file, and not its pixels."""
+    return isinstance(content, (str, os.PathLike)) or hasattr(content, "read")
+
+
+def _open_regular(path: str | os.PathLike[str], name: str) -> Stream:
+    """Open a regular file; a named pipe or a device could be read for ever."""
+    # Not by pathlib, which interns each part of a path: that writes to memory shared by workers.
+    stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise ImageError(name, "it is a folder, a pipe or a device, not a file", "unreadable")
+    return stream
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+
+
+def _levels(values: Shaped[np.ndarray, "own H W"], name: str, pixels: PixelFormat) -> Tensor:
+    """As a tensor in memory of its own: what was read may be locked, or one plane for all."""
+    levels = pixels.fit(pixels.levels(values), name)
+    return torch.from_numpy(np.require(levels, requirements=["C", "W"]))
+
+
+def read_image(content: Any, name: str | None = None, pixels: PixelFormat = RGB) -> Sample:
+    """An image at its full size; see `open_image`."""
+    with open_image(content, name, pixels) as image:
+        return image.decode()
+
+
+def read_picture(file: File, name: str | None = None) -> Image.Image:
+    """An image file as an RGB picture, see `open_image`."""
+    return as_picture(read_image(file, name))
 
 
 # ---------------------------------------------------------------------------------- pictures
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode of Pillow's to RGB, as `read_image` describes."""
+    """Convert any mode of Pillow's to RGB, as `open_image` describes."""
     if image.mode == "RGB":
         return image
     if (values := _deep_values(image)) is not None:
@@ -198,8 +321,8 @@ def picture_values(image: Image.Image, pixels: PixelFormat) -> Shaped[np.ndarray
 
 def _deep_values(image: Image.Image) -> np.ndarray | None:
     """Values of a grey image of 16 or 32 bits; None for others."""
-    # Pillow before 10.3 opens 16-bit PNGs in its mode for 32 bits, which PNG does not have.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    # Pillow opens 16-bit PGMs, and before 10.3 PNGs, in its mode for 32 bits.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return np.asarray(image).astype(np.uint16)
     return np.asarray(image) if image.mode in ("I", "F") else None
 
@@ -229,65 +352,6 @@ def as_picture(sample: Sample) -> Image.Image:
     if len(sample) == 3:
         return to_pil(sample)
     return to_pil(sample.float().mean(0, keepdim=True).to(torch.uint8).expand(3, -1, -1))
-
-
-def as_image(sample: Any, name: str, pixels: PixelFormat = RGB) -> Sample:
-    """Take a sample of a user's data set for what it is: an image, or a tuple that starts with one.
-
-    Args:
-        sample: a PIL image, a tensor [C, H, W] or an array [H, W] or [H, W, C] of 8 or 16-bit
-            integers, or of any type if `pixels` has a range; or a tuple or list whose first item is
-            one.
-        name: what to call the sample in a message.
-        pixels: channels and range expected.
-
-    Returns:
-        An RGB image or a uint8 tensor [C, H, W].
-
-    Raises:
-        ImageError: if it is none of these.
-    """
-    if isinstance(sample, (tuple, list)) and len(sample) > 0:
-        sample = sample[0]
-    if isinstance(sample, Image.Image) and pixels.channels == 3 and pixels.low is None:
-        return to_rgb(sample)
-    values = as_values(sample, name, pixels)
-    if pixels.low is None and values.dtype not in (np.uint8, np.uint16, np.int16):
-        raise ImageError(name, _unusable(sample, pixels), "misfit")
-    return _levels(values, name, pixels)
-
-
-def as_values(sample: Any, name: str, pixels: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
-    """The values of a sample of a user's data set, of any type.
-
-    Raises:
-        ImageError: if it is no image.
-    """
-    if isinstance(sample, (tuple, list)) and len(sample) > 0:
-        sample = sample[0]
-    if isinstance(sample, Image.Image):
-        return picture_values(sample, pixels)
-    numbers = isinstance(sample, Tensor) or (
-        isinstance(sample, np.ndarray) and sample.dtype.kind in "buif"
-    )
-    if not numbers or sample.ndim not in (2, 3) or 0 in sample.shape:
-        raise ImageError(name, _unusable(sample, pixels), "misfit")
-    if isinstance(sample, Tensor):
-        values: np.ndarray = sample.numpy(force=True)
-        return values if values.ndim == 3 else values[None]
-    return sample[None] if sample.ndim == 2 else np.moveaxis(sample, 2, 0)
-
-
-def _unusable(sample: Any, pixels: PixelFormat) -> str:
-    kind = f"a {type(sample).__name__}"
-    if isinstance(sample, (Tensor, np.ndarray)):
-        kind += f" of {sample.dtype} and shape {tuple(sample.shape)}"
-    shapes = f"with 1 or {pixels.channels}" if pixels.channels == 3 else f"with {pixels.channels}"
-    return (
-        f"it is {kind}; return a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C] "
-        f"{shapes} channels (no ToTensor or Normalize: dino does that; other types need the range "
-        "of their values, see dino data stats)"
-    )
 
 
 # ---------------------------------------------------------------------------------- cropping

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
-from jaxtyping import Shaped
-
-from dino.data.images.decode import Reduce, Sample, as_image, as_values, read_image, read_values
+from dino.data.images.decode import OpenedImage, Sample, open_image
 from dino.data.images.pixel_format import RGB, PixelFormat
 
 
@@ -30,7 +27,7 @@ class Images:
         raise NotImplementedError
 
     def content(self, index: int) -> Any:
-        """A path or an open binary file, or what `decode.as_image` takes."""
+        """A path, an open binary file or a sample, as `open_image` takes them."""
         raise NotImplementedError
 
     def path(self, index: int) -> str:
@@ -39,26 +36,9 @@ class Images:
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index`; raises `ImageError` if it cannot be used."""
-        return self.reduced(index)
+        with self.open(index) as image:
+            return image.decode()
 
-    def reduced(self, index: int, reduce: Reduce | None = None) -> Sample:
-        """Image `index`, decoded smaller where `reduce` allows it (see `read_image`)."""
-        return self.decoded(self.content(index), index, reduce)
-
-    def decoded(self, content: Any, index: int, reduce: Reduce | None = None) -> Sample:
-        """Image `index`, whose content is at hand."""
-        if is_file(content):
-            return read_image(content, self.path(index), self.pixels, reduce)
-        return as_image(content, self.path(index), self.pixels)
-
-    def values(self, index: int) -> Shaped[np.ndarray, "C H W"]:
-        """The values of image `index` as they are stored; raises `ImageError` as well."""
-        content = self.content(index)
-        if is_file(content):
-            return read_values(content, self.path(index), self.pixels)
-        return as_values(content, self.path(index), self.pixels)
-
-
-def is_file(content: Any) -> bool:
-    """Whether an image's content is a path or an open file, and not its pixels."""
-    return isinstance(content, (str, os.PathLike)) or hasattr(content, "read")
+    def open(self, index: int) -> AbstractContextManager[OpenedImage]:
+        """Image `index`, its size known, its pixels not decoded yet; see `open_image`."""
+        return open_image(self.content(index), self.path(index), self.pixels)

@@ -67,8 +67,8 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
             * `demo` (or `demo:train`) and `demo:test`, the embedded photographs;
             * a `Source`;
             * any data set or sequence with a length whose items are PIL images, tensors
-              [C, H, W], arrays [H, W] or [H, W, C] (`dino.data.images.decode.as_image`), or tuples
-              that start with one of these and go on with a label.
+              [C, H, W], arrays [H, W] or [H, W, C] (`dino.data.images.decode.open_image`), or
+              tuples that start with one of these and go on with a label.
 
         pixels: channels and range expected of the images: those of the weights, where there are
             any (`backbone.preprocessing.pixels`). A `Source` of the user's own does as it likes.

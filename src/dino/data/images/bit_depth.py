@@ -1,0 +1,178 @@
+"""Bits of the values in image files, and the files that Pillow would cut to 8 bits.
+
+Pillow has no mode for colour of more than 8 bits a channel: it opens 16-bit PNGs, TIFFs, JPEG 2000
+and others in a mode of 8 bits. Where the values matter, imagecodecs and tifffile read them.
+
+Shapes: C channels, H height and W width.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image, ImageMode
+
+from dino.data.images.image_errors import ImageError
+from dino.data.images.pixel_format import PixelFormat, Stream, check_size
+from dino.data.images.readers import read_tiff
+from dino.files import UserError
+
+_CODECS = {"PNG": "png_decode", "JPEG2000": "jpeg2k_decode", "AVIF": "avif_decode"}
+_LUMA = (0.299, 0.587, 0.114)  # as Pillow's "L" (ITU-R 601-2)
+_FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}  # EXIF orientation -> axes
+
+SWAPPED = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
+
+
+class Stored(NamedTuple):
+    """What an image is stored as.
+
+    Attributes:
+        channels: of a palette, those of its colours.
+        bits: of each value.
+        floating: whether values are floating-point numbers.
+    """
+
+    channels: int
+    bits: int
+    floating: bool
+
+    def __str__(self) -> str:
+        """Such as "3 channels of 8 bits"."""
+        plural = "s" * (self.channels != 1)
+        bits = f"{self.bits} bit{'s' * (self.bits != 1)}"
+        return f"{self.channels} channel{plural} of {bits}{' (floats)' * self.floating}"
+
+
+def of_values(values: Shaped[np.ndarray, "C H W"]) -> Stored:
+    """What an array is stored as."""
+    return Stored(len(values), _bits(values.dtype), values.dtype.kind == "f")
+
+
+def of_picture(picture: Image.Image, stream: Stream | None) -> Stored:
+    """What a picture is stored as in its file.
+
+    Args:
+        picture: not decoded yet.
+        stream: the file; None for a picture that is in memory.
+    """
+    kind = np.dtype(ImageMode.getmode(picture.mode).typestr)
+    channels, bits = len(picture.getbands()), _bits(kind)
+    if picture.mode in ("P", "PA"):
+        channels = 4 if picture.has_transparency_data else 3
+    if stream is not None:
+        if picture.format == "PNG" and _arguments(picture)[:1] == ["LA;16B"]:
+            channels = 2  # of which Pillow makes four
+        bits = _file_bits(picture, stream) or bits
+    return Stored(channels, bits, kind.kind == "f")
+
+
+def narrowed(picture: Image.Image, stored: Stored) -> bool:
+    """Whether Pillow would cut the values of a file to its mode."""
+    return stored.bits > max(8, _bits(np.dtype(ImageMode.getmode(picture.mode).typestr)))
+
+
+def read_all_bits(
+    picture: Image.Image,
+    stream: Stream,
+    name: str,
+    wanted: PixelFormat,
+    bits: int,
+    orientation: int,
+) -> Shaped[np.ndarray, "C H W"]:
+    """The values of a file that Pillow would cut, upright.
+
+    Where 3 channels or 1 are wanted, what is transparent becomes white; where 1 is wanted, colour
+    becomes grey. Values of 9 to 15 bits are scaled to 16 bits, but for TIFF.
+
+    Args:
+        picture: the file open in Pillow.
+        stream: the file.
+        name: of the image in messages.
+        wanted: channels and page expected.
+        bits: of each value in the file.
+        orientation: EXIF's, 1 to 8.
+
+    Raises:
+        ImageError: for a format that has no other decoder.
+        UserError: if the decoder is not installed.
+    """
+    stream.seek(0)
+    if picture.format == "TIFF":
+        values = read_tiff(stream, name, wanted)
+    else:
+        values = _decoded(picture, stream, name, bits)
+    if orientation in SWAPPED:
+        values = values.swapaxes(1, 2)
+    values = np.flip(values, _FLIPS.get(orientation, ()))
+    if wanted.channels not in (1, 3) or values.dtype != np.uint16:
+        return values
+    if len(values) in (2, 4) and picture.mode in ("LA", "RGBA"):
+        colour, share = values[:-1].astype(np.float64), values[-1:] / 65535
+        values = np.rint(colour * share + 65535 * (1 - share)).astype(np.uint16)
+    if wanted.channels == 1 and len(values) == 3:
+        values = np.rint(np.tensordot(_LUMA, values, 1))[None].astype(np.uint16)
+    return values
+
+
+def _decoded(picture: Image.Image, stream: Stream, name: str, bits: int) -> np.ndarray:
+    words = f"its values have {bits} bits, of which Pillow reads 8"
+    decoder = _CODECS.get(picture.format or "")
+    if decoder is None:
+        raise ImageError(name, f"{words}: convert it to TIFF or PNG", "misfit")
+    try:
+        import imagecodecs
+    except ImportError:
+        raise UserError(f"{name}: {words}: pip install 'dino-ssl[tiff]'") from None
+    check_size(name, picture.width * picture.height)
+    values: np.ndarray = getattr(imagecodecs, decoder)(stream.read())
+    if bits < 16:
+        values = values << (16 - bits)
+    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+
+
+# ---------------------------------------------------------------------------------- bits of files
+def _bits(kind: np.dtype) -> int:
+    return 1 if kind == np.bool_ else 8 * kind.itemsize
+
+
+def _file_bits(picture: Image.Image, stream: Stream) -> int:
+    """Bits of the values in a file as its header says; 0 where Pillow's mode says it."""
+    arguments = _arguments(picture)
+    if picture.format == "TIFF":
+        bits: Any = picture.tag_v2.get(258, 1)  # type: ignore[attr-defined]
+        return max(bits) if isinstance(bits, tuple) else int(bits)
+    if picture.format == "PPM" and len(arguments) > 1:  # the mode and the largest value
+        return int(arguments[1]).bit_length()
+    if picture.format == "JPEG2000":  # Ssiz of the first component, behind SOC and SIZ
+        return (_behind(stream, b"\xff\x4f\xff\x51", 42) & 0x7F) + 1
+    if picture.format == "AVIF":  # flags of the codec's configuration
+        flags = _behind(stream, b"av1C", 6)
+        return 12 if flags & 0x20 else 10 if flags & 0x40 else 8
+    deep = arguments and re.search(r";16[BLN]$", str(arguments[0]))
+    return 16 if deep or _tile(picture)[:1] == ["SGI16"] else 0
+
+
+def _tile(picture: Image.Image) -> list[Any]:
+    tiles = getattr(picture, "tile", None) or [()]
+    return list(tiles[0])
+
+
+def _arguments(picture: Image.Image) -> list[Any]:
+    """What Pillow's decoder is given; first the mode of the values in the file."""
+    arguments = _tile(picture)[3:]
+    return list(arguments[0]) if arguments and isinstance(arguments[0], tuple) else arguments
+
+
+def _behind(stream: Stream, mark: bytes, offset: int) -> int:
+    """The byte at `offset` from a mark in a file; 0 where there is none."""
+    place = stream.tell()
+    stream.seek(0)
+    content = stream.read()
+    stream.seek(place)
+    start = content.find(mark)
+    return content[start + offset] if 0 <= start < len(content) - offset else 0
