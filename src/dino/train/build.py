@@ -7,10 +7,11 @@ from dataclasses import asdict, fields, replace
 
 import torch
 
-from dino.distillation.loss import DINOLoss
+from dino.distillation.loss import StudentLoss
+from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
-from dino.distillation.teacher import Network
+from dino.distillation.targets import Centering
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.models.create import architecture, create, defaults
@@ -61,12 +62,11 @@ def build(
     for size in {view.size for view in config.views.specs()}:
         backbone.check_size(size)
     return Distillation(
-        Network(backbone, Head(backbone.embed_dim, head.pop("prototypes"), **head)),
-        DINOLoss(
-            config.head.prototypes,
-            student_temperature=config.teacher.student_temperature,
-            center_momentum=config.teacher.center_momentum,
+        StudentLoss(
+            Network(backbone, Head(backbone.embed_dim, head.pop("prototypes"), **head)),
+            temperature=config.teacher.student_temperature,
         ),
+        Centering(config.head.prototypes, momentum=config.teacher.center_momentum),
         schedules,
         optimizer=config.optim.optimizer,
         clip=config.optim.clip,

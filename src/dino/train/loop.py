@@ -22,7 +22,7 @@ from dino.data.loader import Batch, PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Source
 from dino.data.views.photometric import augment
-from dino.distillation.collapse import Monitor, effective_rank, feature_spread
+from dino.distillation.collapse import CollapseMonitor, effective_rank, feature_spread
 from dino.distillation.schedules import Schedules, in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
@@ -142,7 +142,7 @@ class _Loop:
         elif initial is not None:
             initial.fill(self.distillation)
         self._claim_folder()
-        self.monitor = Monitor(config.head.prototypes)
+        self.monitor = CollapseMonitor(config.head.prototypes)
         self.window = Window()
 
     def _every(self, duration: str) -> int:
@@ -286,18 +286,18 @@ class _Loop:
         """Read a step's report: refusals, collapse, metrics."""
         report, done = seen.report, seen.step + 1
         loss, entropy = report.loss.item(), report.teacher_entropy.item()
-        if bool(report.refused.item()):
+        if bool(report.found_inf.item()):
             self._refuse(seen, loss)
             return
         self.refused_in_row = 0
-        advice = self.monitor.watch(entropy, loss - entropy)
+        advice = self.monitor.update(entropy, loss - entropy)
         self.window.add(loss, entropy, len(seen.batch.index) * self.ranks.world)
         if not self.ranks.main:
             return
         self.tell.advance(done)
         if advice:
             self.tell.say(f"step {done}: {advice}", "bold red")
-            self.tell.write({"step": done, "collapse": self.monitor.called})
+            self.tell.write({"step": done, "collapse": self.monitor.collapse})
         if self._due(done, self.log_every):
             self.tell.write(self._metrics(seen))
 
