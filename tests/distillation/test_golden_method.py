@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers.golden_set import assert_agree, manifest, part, read, tensors
+from helpers.small import loss_of_logits
 from torch import Tensor
 
-from dino.distillation.loss import DINOLoss, match, pairs, prototype_cross_entropy
+from dino.distillation.loss import StudentLoss, num_pairs, prototype_cross_entropy
+from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules, cosine
 from dino.distillation.step import Distillation
-from dino.distillation.teacher import Network
+from dino.distillation.targets import Centering, targets_for_views
 from dino.models.head import Head
 from dino.models.vit import ViT
 
@@ -22,49 +24,46 @@ CONFIG, TRAINING = MANIFEST["config"], MANIFEST["training"]
 LOSS_EPOCHS = sorted({int(k[5:].split(".")[0]) for k in tensors("loss.safetensors")})
 
 
-def golden_loss(center: Tensor) -> DINOLoss:
-    loss = DINOLoss(
-        center.shape[-1],
-        student_temperature=TRAINING["student_temp"],
-        center_momentum=TRAINING["center_momentum"],
-    ).double()
-    loss.center.copy_(center.squeeze(0))
-    return loss
+def golden_centering(center: Tensor) -> Centering:
+    centering = Centering(center.shape[-1], momentum=TRAINING["center_momentum"]).double()
+    centering.center.copy_(center.squeeze(0))
+    return centering
 
 
 @pytest.mark.parametrize("epoch", LOSS_EPOCHS)
 def test_golden_loss_and_center(epoch: int) -> None:
     golden = part(tensors("loss.safetensors"), f"epoch{epoch}.")
-    loss = golden_loss(golden["center_before"])
+    centering = golden_centering(golden["center_before"])
     teacher = golden["teacher"].unflatten(0, (2, -1))
     student = golden["student"].clone().requires_grad_()
-    value = loss(
-        student.unflatten(0, (-1, teacher.shape[1])), teacher, golden["teacher_temp"].item()
-    )
+    targets = centering.targets(teacher, golden["teacher_temp"].item())
+    views = student.unflatten(0, (-1, teacher.shape[1]))
+    value = loss_of_logits(views, targets, TRAINING["student_temp"])
     value.backward()
     assert_agree(value[None], golden["loss"])
     assert student.grad is not None
     assert_agree(student.grad, golden["grad_student"])
-    loss.update_center(golden["teacher"].sum(dim=0), len(golden["teacher"]))
-    assert_agree(loss.center[None], golden["center_after"])
+    centering.update(golden["teacher"].sum(dim=0), len(golden["teacher"]))
+    assert_agree(centering.center[None], golden["center_after"])
 
 
 @pytest.mark.parametrize("epoch", LOSS_EPOCHS)
 def test_golden_loss_streamed_view_by_view_and_row_by_row(epoch: int) -> None:
     golden = part(tensors("loss.safetensors"), f"epoch{epoch}.")
-    loss = golden_loss(golden["center_before"])
+    centering = golden_centering(golden["center_before"])
     teacher = golden["teacher"].unflatten(0, (2, -1))
-    targets = loss.targets(teacher, golden["teacher_temp"].item())
+    targets = centering.targets(teacher, golden["teacher_temp"].item())
     student = golden["student"].unflatten(0, (-1, teacher.shape[1]))
     total, gradients = torch.zeros((), dtype=torch.float64), torch.zeros_like(student)
+    identity = torch.eye(student.shape[-1], dtype=torch.float64)
     for view in range(len(student)):
         for row in range(student.shape[1]):
             logits = student[None, view, row : row + 1].clone().requires_grad_()
-            matched, count = match(targets, min(view, 2) if view >= 2 else 0)
-            target = matched[view : view + 1] if len(matched) > 1 else matched
+            summed, count = targets_for_views(targets, min(view, 2) if view >= 2 else 0)
+            target = summed[view : view + 1] if len(summed) > 1 else summed
             term = prototype_cross_entropy(
-                logits, None, None, target[:, row : row + 1], count, loss.student_temperature
-            ) / (pairs(2, len(student)) * student.shape[1])
+                logits, identity, None, target[:, row : row + 1], count, TRAINING["student_temp"]
+            ) / (num_pairs(2, len(student)) * student.shape[1])
             term.backward()
             assert logits.grad is not None
             total += term.detach()
@@ -119,8 +118,8 @@ def golden_distillation(golden: dict[str, Tensor], micro_batch: int | None, stre
         freeze_steps=TRAINING["freeze_last_layer_epochs"] * per_epoch,
     )
     return Distillation(
-        student,
-        golden_loss(torch.zeros(1, CONFIG["prototypes"])),
+        StudentLoss(student, temperature=TRAINING["student_temp"]),
+        golden_centering(torch.zeros(1, CONFIG["prototypes"])),
         schedules,
         clip=TRAINING["clip"],
         drop_path=TRAINING["drop_path"],
@@ -151,4 +150,4 @@ def test_golden_training(micro_batch: int | None, streamed: bool) -> None:
         assert ours.keys() == expected.keys()
         for name, value in ours.items():
             assert_agree(value, expected[name])
-    assert_agree(distillation.loss.center[None], golden["final.center"])
+    assert_agree(distillation.targets.center[None], golden["final.center"])

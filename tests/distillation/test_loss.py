@@ -7,13 +7,15 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers.small import loss_of_logits
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import dino as oracle
 from torch import Tensor
 
 from dino.distillation import loss as module
-from dino.distillation.loss import DINOLoss, entropy, match, pairs, prototype_cross_entropy
+from dino.distillation.loss import num_pairs, prototype_cross_entropy
+from dino.distillation.targets import Centering, entropy, targets_for_views
 
 SIZES = {"views": st.integers(2, 6), "batch": st.integers(1, 4), "prototypes": st.integers(2, 9)}
 
@@ -28,15 +30,16 @@ def test_the_papers_example() -> None:
 
     random = np.random.RandomState(0)
     student, teacher, center = random.randn(12, 5), random.randn(6, 5), 0.1 * random.randn(1, 5)
-    loss = DINOLoss(5).double()
-    loss.center.copy_(torch.from_numpy(center[0]))
+    centering = Centering(5).double()
+    centering.center.copy_(torch.from_numpy(center[0]))
     s, t = (
         torch.from_numpy(student).unflatten(0, (4, 3)),
         torch.from_numpy(teacher).unflatten(0, (2, 3)),
     )
-    assert loss(s, t, 0.04).item() == pytest.approx(11.678675352907305, rel=1e-12)
-    loss.update_center(t.sum(dim=(0, 1)), 6)
-    assert loss.center.tolist() == pytest.approx(
+    value = loss_of_logits(s, centering.targets(t, 0.04), 0.1)
+    assert value.item() == pytest.approx(11.678675352907305, rel=1e-12)
+    centering.update(t.sum(dim=(0, 1)), 6)
+    assert centering.center.tolist() == pytest.approx(
         [
             -0.04127295151924888,
             0.09915406152079816,
@@ -54,9 +57,9 @@ def test_loss_and_gradient_equal_naive_loops(
 ) -> None:
     student = logits(seed, views, batch, prototypes).requires_grad_()
     teacher, center = logits(seed + 1, 2, batch, prototypes), logits(seed + 2, prototypes)
-    loss = DINOLoss(prototypes, student_temperature=tau_s).double()
-    loss.center.copy_(center)
-    value = loss(student, teacher, tau_t)
+    centering = Centering(prototypes).double()
+    centering.center.copy_(center)
+    value = loss_of_logits(student, centering.targets(teacher, tau_t), tau_s)
     (gradient,) = torch.autograd.grad(value, student)
     expected = oracle.loss(list(student), list(teacher), center, tau_s, tau_t)
     (expected_gradient,) = torch.autograd.grad(expected, student)
@@ -107,41 +110,41 @@ def test_fused_prototypes_equal_materialised_logits(
 
 def test_extreme_logits_stay_finite() -> None:
     student = torch.tensor([[[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]], requires_grad=True)
-    value = DINOLoss(3)(student, student.detach().clone(), 0.04)
+    value = loss_of_logits(student, Centering(3).targets(student, 0.04), 0.1)
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(student.grad).all()  # type: ignore[arg-type]
     assert value.item() == pytest.approx(2e5)
 
 
-def test_each_view_matches_the_other_teacher_views() -> None:
+def test_the_targets_of_a_view_are_those_of_the_other_teacher_views() -> None:
     targets = logits(0, 2, 3, 4).softmax(-1)
-    own, count = match(targets, 0)
+    others, count = targets_for_views(targets, 0)
     assert count == 1
-    assert torch.equal(own, targets.flip(0))
-    common, count = match(targets, 2)
+    assert torch.equal(others, targets.flip(0))
+    common, count = targets_for_views(targets, 2)
     assert count == 2
     torch.testing.assert_close(common, targets.sum(0, keepdim=True))
-    assert [pairs(2, n + 2) for n in (10, 8, 6, 0)] == [22, 18, 14, 2]
+    assert [num_pairs(2, n + 2) for n in (10, 8, 6, 0)] == [22, 18, 14, 2]
 
 
 def test_targets_are_centered_sharpened_and_detached() -> None:
-    loss = DINOLoss(5).double()
-    loss.center.copy_(logits(1, 5))
+    centering = Centering(5).double()
+    centering.center.copy_(logits(1, 5))
     teacher = logits(0, 2, 3, 5).requires_grad_()
-    targets = loss.targets(teacher, 0.04)
+    targets = centering.targets(teacher, 0.04)
     assert not targets.requires_grad
-    torch.testing.assert_close(targets, ((teacher - loss.center) / 0.04).softmax(-1))
+    torch.testing.assert_close(targets, ((teacher - centering.center) / 0.04).softmax(-1))
     assert teacher.grad is None
 
 
-def test_the_center_is_a_buffer_and_obeys_refusal() -> None:
-    loss = DINOLoss(3)
-    assert "center" in loss.state_dict()
-    loss.update_center(torch.full((3,), float("nan")), 2, torch.tensor(True))
-    assert loss.center.tolist() == [0, 0, 0]
-    loss.update_center(torch.tensor([2.0, 4.0, 6.0]), 2, torch.tensor(False))
-    assert loss.center.tolist() == pytest.approx([0.1, 0.2, 0.3])
+def test_the_center_is_a_buffer_and_does_not_move_where_found_inf() -> None:
+    centering = Centering(3)
+    assert "center" in centering.state_dict()
+    centering.update(torch.full((3,), float("nan")), 2, torch.tensor(True))
+    assert centering.center.tolist() == [0, 0, 0]
+    centering.update(torch.tensor([2.0, 4.0, 6.0]), 2, torch.tensor(False))
+    assert centering.center.tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_entropy_of_certain_and_uniform_targets() -> None:

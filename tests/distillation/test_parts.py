@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dino.distillation.collapse import Monitor, effective_rank, feature_spread
-from dino.distillation.optimizer import LARS, clip_per_tensor, parameter_groups, refusable_step
+from dino.distillation.collapse import CollapseMonitor, effective_rank, feature_spread
+from dino.distillation.optimizer import LARS, clip_per_tensor, parameter_groups, step_unless
 from dino.distillation.schedules import cosine, in_steps, ramp
-from dino.distillation.teacher import follow
+from dino.distillation.teacher import ema_update
 from dino.files import UserError
 
 
@@ -122,7 +122,7 @@ def test_lars_against_its_formula() -> None:
         layer.weight.grad, layer.bias.grad = torch.randn_like(weight), torch.randn_like(bias)
         for group in optimizer.param_groups:
             group["lr"], group["weight_decay"] = 0.5, 0.1 if group["decayed"] else 0.0
-        refusable_step(optimizer, torch.tensor(step == 2))
+        step_unless(torch.tensor(step == 2), optimizer)
         if step == 2:
             continue
         g = layer.weight.grad + 0.1 * weight
@@ -134,15 +134,15 @@ def test_lars_against_its_formula() -> None:
 
 
 @given(momentum=st.floats(0, 1))
-def test_the_teacher_follows_parameters_not_buffers(momentum: float) -> None:
+def test_the_teacher_averages_parameters_not_buffers(momentum: float) -> None:
     teacher, student = nn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double()
     nn.init.constant_(student.weight, 3.0)
     student.running_mean.fill_(7)  # type: ignore[union-attr]
-    follow(teacher, student, momentum)
+    ema_update(teacher, student, momentum)
     assert teacher.weight.tolist() == pytest.approx([momentum + 3 * (1 - momentum)] * 3)
     assert teacher.running_mean.tolist() == [0, 0, 0]  # type: ignore[union-attr]
     before = teacher.weight.clone()
-    follow(teacher, student, momentum, torch.tensor(True))
+    ema_update(teacher, student, momentum, torch.tensor(True))
     assert torch.equal(teacher.weight, before)
 
 
@@ -158,21 +158,21 @@ def test_spread_and_rank_of_known_features() -> None:
 
 
 @pytest.mark.parametrize(("entropy", "name"), [(math.log(64), "uniform"), (0.0, "one prototype")])
-def test_a_collapse_is_called_once_by_its_name_after_patience(entropy: float, name: str) -> None:
-    monitor = Monitor(64, patience=5)
-    told = [monitor.watch(entropy, 1e-4) for _ in range(12)]
-    assert told[:4] == [None] * 4
-    assert told[4] is not None
-    assert name in told[4]
-    assert told[5:] == [None] * 7
-    monitor.watch(2.0, 0.5)  # it recovers, then falls again
-    assert sum(monitor.watch(entropy, 1e-4) is not None for _ in range(5)) == 1
+def test_a_collapse_is_reported_once_by_its_name_after_patience(entropy: float, name: str) -> None:
+    monitor = CollapseMonitor(64, patience=5)
+    advice = [monitor.update(entropy, 1e-4) for _ in range(12)]
+    assert advice[:4] == [None] * 4
+    assert advice[4] is not None
+    assert name in advice[4]
+    assert advice[5:] == [None] * 7
+    monitor.update(2.0, 0.5)  # it recovers, then falls again
+    assert sum(monitor.update(entropy, 1e-4) is not None for _ in range(5)) == 1
 
 
 def test_low_entropy_with_information_is_no_collapse() -> None:
-    monitor = Monitor(64, patience=2)
-    assert [monitor.watch(0.01, 1.5) for _ in range(9)] == [None] * 9
-    assert [monitor.watch(4.1, 0.5) for _ in range(9)] == [None] * 9
+    monitor = CollapseMonitor(64, patience=2)
+    assert [monitor.update(0.01, 1.5) for _ in range(9)] == [None] * 9
+    assert [monitor.update(4.1, 0.5) for _ in range(9)] == [None] * 9
 
 
 def run_to_collapse(center_momentum: float, temperature: float) -> str | None:
@@ -186,15 +186,15 @@ def run_to_collapse(center_momentum: float, temperature: float) -> str | None:
         temperature=temperature,
     )
     ours = distillation(planned=planned, dtype=torch.float32)
-    ours.loss.center_momentum = center_momentum
-    monitor = Monitor(24, patience=20)
+    ours.targets.momentum = center_momentum
+    monitor = CollapseMonitor(24, patience=20)
     images = torch.randn(4, 1, 3, 1, 1) + 0.1 * torch.randn(4, 1, 3, 16, 16)
     for step in range(planned.total):
         noise = 0.1 * torch.randn(2, 4, 3, 16, 16)
         report = ours.step([images.squeeze(1)[None] + noise], step)
         entropy = report.teacher_entropy.item()
-        if monitor.watch(entropy, report.loss.item() - entropy):
-            return monitor.called
+        if monitor.update(entropy, report.loss.item() - entropy):
+            return monitor.collapse
     return None
 
 

@@ -10,9 +10,10 @@ import torch
 from helpers.small import assert_same, distillation, groups, network, schedules, state
 from oracle.dino import Oracle
 
-from dino.distillation.loss import DINOLoss
+from dino.distillation.loss import StudentLoss
+from dino.distillation.network import Network
 from dino.distillation.step import Distillation
-from dino.distillation.teacher import Network
+from dino.distillation.targets import Centering
 from dino.files import UserError
 from dino.models.convnet import ResNet50
 from dino.models.head import Head
@@ -41,7 +42,7 @@ def test_steps_equal_the_oracle(local: int, head: dict[str, Any], clip: float) -
         assert value == pytest.approx(expected, rel=1e-10)
     for own, theirs in ((ours.student, oracle.student), (ours.teacher, oracle.teacher)):
         assert_same(own.state_dict(), theirs.state_dict(), 1e-8)
-    torch.testing.assert_close(ours.loss.center, oracle.center, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(ours.targets.center, oracle.center, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
@@ -65,8 +66,8 @@ def test_drop_path_acts_on_the_student_and_is_drawn_anew_each_step() -> None:
     again = distillation(drop_path=0.5)
     assert again.step(same, 0).loss.item() == distillation(drop_path=0.5).step(same, 0).loss.item()
     assert again.step(same, 0).loss.item() != other.step(same, 0).loss.item()
-    first = distillation(drop_path=0.5)._keep_factors(5, 4, 0)
-    second = distillation(drop_path=0.5)._keep_factors(5, 4, 1)
+    first = distillation(drop_path=0.5)._drop_path_scales(5, 4, 0)
+    second = distillation(drop_path=0.5)._drop_path_scales(5, 4, 1)
     assert first is not None
     assert second is not None
     assert not torch.equal(first, second)
@@ -75,9 +76,9 @@ def test_drop_path_acts_on_the_student_and_is_drawn_anew_each_step() -> None:
 
 
 def test_drop_path_of_two_ranks_is_that_of_one() -> None:
-    whole = distillation(drop_path=0.5)._keep_factors(5, 6, 3)
+    whole = distillation(drop_path=0.5)._drop_path_scales(5, 6, 3)
     halves = [
-        distillation(drop_path=0.5, ranks=Ranks(rank, 2, rank))._keep_factors(5, 3, 3)
+        distillation(drop_path=0.5, ranks=Ranks(rank, 2, rank))._drop_path_scales(5, 3, 3)
         for rank in range(2)
     ]
     assert whole is not None
@@ -89,16 +90,16 @@ def test_drop_path_of_two_ranks_is_that_of_one() -> None:
 def test_a_step_that_is_not_finite_moves_nothing(optimizer: str, poison: float) -> None:
     ours = distillation(optimizer=optimizer, clip=1.0)
     for step in range(3):
-        assert not ours.step(groups(step), step).refused.item()
+        assert not ours.step(groups(step), step).found_inf.item()
     before = state(ours)
     views = groups(9)
     views[1][0, 2, 0, 0, 0] = poison
-    assert ours.step(views, 3).refused.item()
+    assert ours.step(views, 3).found_inf.item()
     views = groups(9)
-    views[0][1, 2, 0, 0, 0] = poison  # also in what the teacher sees
-    assert ours.step(views, 3).refused.item()
+    views[0][1, 2, 0, 0, 0] = poison  # also in a view of the teacher
+    assert ours.step(views, 3).found_inf.item()
     assert_same(state(ours), before)
-    assert not ours.step(groups(3), 3).refused.item()
+    assert not ours.step(groups(3), 3).found_inf.item()
     clean = distillation(optimizer=optimizer, clip=1.0)
     for step in range(4):
         clean.step(groups(step), step)
@@ -128,7 +129,7 @@ def test_frozen_last_layer_neither_moves_nor_decays_nor_keeps_moments(optimizer:
     assert not torch.equal(ours.student.head.last_layer.weight_g, before["weight_g"])
 
 
-def test_teacher_shares_no_storage_and_asks_for_no_gradient() -> None:
+def test_teacher_shares_no_storage_and_has_no_gradient() -> None:
     ours = distillation()
     theirs = {p.untyped_storage().data_ptr() for p in ours.student.parameters()}
     for parameter in ours.teacher.parameters():
@@ -140,9 +141,9 @@ def test_center_is_the_mean_over_rows_on_one_process() -> None:
     ours = distillation()
     views = groups(0)
     with torch.no_grad():
-        logits = ours.teacher.logits(ours.teacher.forward_features(views[0]))
+        _, logits = ours.teacher(views[0])
     ours.step(views, 0)
-    torch.testing.assert_close(ours.loss.center, 0.1 * logits.mean(dim=(0, 1)))
+    torch.testing.assert_close(ours.targets.center, 0.1 * logits.mean(dim=(0, 1)))
 
 
 def batch_norm_distillation(streamed: bool) -> Distillation:
@@ -150,36 +151,38 @@ def batch_norm_distillation(streamed: bool) -> Distillation:
     student = Network(
         ResNet50(image_size=32), Head(2048, 16, hidden=8, bottleneck=4, batch_norm=True)
     )
-    return Distillation(student, DINOLoss(16), schedules(), optimizer="lars", streamed=streamed)
+    return Distillation(
+        StudentLoss(student), Centering(16), schedules(), optimizer="lars", streamed=streamed
+    )
 
 
-def test_a_head_with_batch_norm_sees_all_views_at_once() -> None:
+def test_a_head_with_batch_norm_processes_all_views_in_one_batch() -> None:
     views = [torch.randn(2, 3, 3, 32, 32), torch.randn(2, 3, 3, 32, 32)]
-    asked, whole = batch_norm_distillation(True), batch_norm_distillation(False)
-    assert not asked.streamed
+    streamed, whole = batch_norm_distillation(True), batch_norm_distillation(False)
+    assert not streamed.streamed
     for step in range(2):
-        assert asked.step(views, step).loss.item() == whole.step(views, step).loss.item()
-    assert_same(state(asked), state(whole))
-    head = asked.student.head
+        assert streamed.step(views, step).loss.item() == whole.step(views, step).loss.item()
+    assert_same(state(streamed), state(whole))
+    head = streamed.student.head
     assert isinstance(head.mlp[1], torch.nn.BatchNorm1d)
     assert head.mlp[1].num_batches_tracked == 2  # one pass a step, not one a group
-    teacher = asked.teacher.backbone.network.bn1
-    assert teacher.num_batches_tracked == 2  # its running statistics are its own
-    assert not torch.equal(teacher.running_mean, asked.student.backbone.network.bn1.running_mean)
+    teacher = streamed.teacher.backbone.network.bn1
+    assert teacher.num_batches_tracked == 2  # it has running statistics of its own
+    assert not torch.equal(teacher.running_mean, streamed.student.backbone.network.bn1.running_mean)
 
 
 def test_what_cannot_be_is_refused() -> None:
     student = Network(ResNet50(), Head(2048, 16, hidden=8, bottleneck=4))
     with pytest.raises(UserError, match="micro-batches"):
-        Distillation(student, DINOLoss(16), schedules(), micro_batch=1)
+        Distillation(StudentLoss(student), Centering(16), schedules(), micro_batch=1)
     with pytest.raises(UserError, match="drop path"):
-        Distillation(student, DINOLoss(16), schedules(), drop_path=0.1)
+        Distillation(StudentLoss(student), Centering(16), schedules(), drop_path=0.1)
 
 
 def test_bf16_keeps_head_loss_and_center_in_full_precision() -> None:
     ours = distillation(dtype=torch.float32, precision="bf16")
     report = ours.step(groups(0, dtype=torch.float32), 5)
-    assert report.loss.dtype == ours.loss.center.dtype == report.features.dtype == torch.float32
+    assert report.loss.dtype == ours.targets.center.dtype == report.features.dtype == torch.float32
     exact = distillation(dtype=torch.float32)
     assert report.loss.item() == pytest.approx(
         exact.step(groups(0, dtype=torch.float32), 5).loss.item(), rel=1e-2
@@ -191,7 +194,7 @@ def test_a_network_on_its_own_is_the_student_at_the_start() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
-def test_a_frozen_backbone_stands_still_and_the_head_gets_the_same_gradients(
+def test_a_frozen_backbone_does_not_move_and_the_head_gets_the_same_gradients(
     optimizer: Any,
 ) -> None:
     planned = schedules(warmup=0, backbone_freeze_steps=2)

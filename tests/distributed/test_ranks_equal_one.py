@@ -34,7 +34,7 @@ def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str,
         report = ours.step([group[:, part] for group in batch], step)
         found[f"loss{step}"] = report.loss
         found[f"entropy{step}"] = report.teacher_entropy
-        found[f"refused{step}"] = report.refused.double()
+        found[f"refused{step}"] = report.found_inf.double()
     gradients = {f"gradient.{n}": p.grad for n, p in ours.student.named_parameters()}
     return {**found, **state(ours), **{n: g.clone() for n, g in gradients.items() if g is not None}}
 

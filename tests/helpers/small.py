@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from dino.data.sources.torch_dataset import Samples
-from dino.distillation.loss import DINOLoss
+from dino.distillation.loss import StudentLoss, num_pairs, prototype_cross_entropy
+from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
-from dino.distillation.teacher import Network
+from dino.distillation.targets import Centering, targets_for_views
 from dino.models.head import Head
 from dino.models.vit import ViT
 
@@ -53,8 +54,24 @@ def distillation(
     **options: Any,
 ) -> Distillation:
     student = network(seed, dtype=dtype, **(head or {}))
-    loss = DINOLoss(PROTOTYPES).to(dtype)
-    return Distillation(student, loss, planned or schedules(), **options)
+    targets = Centering(PROTOTYPES).to(dtype)
+    return Distillation(StudentLoss(student), targets, planned or schedules(), **options)
+
+
+def loss_of_logits(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """The loss of all student logits [V, B, K] for targets [A, B, K], without a network."""
+    (count, batch, prototypes), views = targets.shape, len(student)
+    total = student.new_zeros(())
+    for first, last in ((0, count), (count, views)):
+        if first < last:
+            total = total + prototype_cross_entropy(
+                student[first:last],
+                torch.eye(prototypes, dtype=student.dtype),
+                None,
+                *targets_for_views(targets, first),
+                temperature,
+            )
+    return total / (num_pairs(count, views) * batch)
 
 
 def groups(
@@ -72,7 +89,7 @@ def state(distillation: Distillation) -> dict[str, Tensor]:
     parts = {
         "student": distillation.student.state_dict(),
         "teacher": distillation.teacher.state_dict(),
-        "loss": distillation.loss.state_dict(),
+        "loss": distillation.targets.state_dict(),
     }
     flat = {f"{part}.{k}": v.clone() for part, tensors in parts.items() for k, v in tensors.items()}
     names = {p: n for n, p in distillation.student.named_parameters()}

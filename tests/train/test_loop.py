@@ -233,9 +233,9 @@ def test_collapse_is_told_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        module.Monitor,
-        "watch",
-        lambda self, entropy, kl: setattr(self, "called", "uniform") or "flat!",
+        module.CollapseMonitor,
+        "update",
+        lambda self, entropy, kl: setattr(self, "collapse", "uniform") or "flat!",
     )
     train(config(run__duration="2 steps"), images(), tmp_path, device=CPU)
     assert "step 1: flat!" in capsys.readouterr().err

@@ -85,11 +85,12 @@ def test_a_run_folder_gives_student_teacher_head_and_center(earlier: Path, tmp_p
     assert config.optim.freeze_backbone == "0 epochs"
     made = filled(config, initial)
     last = earlier / "checkpoints" / "step_00000004"
-    for name in ("student", "teacher", "loss"):
-        assert_equal(getattr(made, name).state_dict(), load_file(last / f"{name}.safetensors"))
+    assert set(made.stored()) == {"student", "teacher", "loss"}
+    for name, part in made.stored().items():
+        assert_equal(part.state_dict(), load_file(last / f"{name}.safetensors"))
     student, teacher = (net.backbone.state_dict() for net in (made.student, made.teacher))
     assert not torch.equal(student["cls_token"], teacher["cls_token"])
-    assert made.loss.center.abs().max() > 0
+    assert made.targets.center.abs().max() > 0
     views = torch.randn(2, 3, 16, 16)
     assert torch.equal(made.teacher.backbone.eval()(views), dino.load(earlier)(views))
 
@@ -105,7 +106,7 @@ def test_a_file_of_one_network_is_student_and_teacher_and_gets_a_new_head(
     for network in (made.student, made.teacher):
         assert_equal(network.backbone.state_dict(), load_file(earlier / "teacher.safetensors"))
     assert_equal(made.student.head.state_dict(), made.teacher.head.state_dict())
-    assert made.loss.center.abs().max() == 0
+    assert made.targets.center.abs().max() == 0
     asked, _ = start(earlier, tmp_path, optim__freeze_backbone="2 steps", head="new")
     assert (asked.optim.freeze_backbone, asked.head.prototypes) == ("2 steps", 4096)
 
@@ -130,7 +131,7 @@ def test_a_published_full_checkpoint(earlier: Path, tmp_path: Path, center: bool
     made = filled(config, initial)
     assert_equal(made.student.state_dict(), student)
     assert_equal(made.teacher.state_dict(), teacher)
-    assert torch.equal(made.loss.center, torch.arange(16.0) * center)
+    assert torch.equal(made.targets.center, torch.arange(16.0) * center)
     assert any("no center" in note for note in initial.notes) is not center
 
 

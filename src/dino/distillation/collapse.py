@@ -1,4 +1,4 @@
-"""Is the training healthy? Label-free measures and a monitor that calls a collapse by its name.
+"""Label-free measures of the features, and a monitor that detects and names a collapse.
 
 Equation 5 splits the loss: H(P_t, P_s) = h(P_t) + KL(P_t || P_s). Section 5.3: both collapses show
 as KL -> 0; h -> ln K is the uniform collapse (centering won), h -> 0 the one on a single prototype
@@ -54,40 +54,40 @@ def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 
 
 @dataclass
-class Monitor:
-    """Watches teacher entropy and KL for a collapse that lasts.
+class CollapseMonitor:
+    """Detects a lasting collapse from the teacher's entropy and the KL divergence.
 
-    A flat target is normal for some steps after the start, so a collapse is called only after
+    A flat target is normal for some steps after the start, so a collapse is reported only after
     `patience` steps in a row, and once.
 
     Args:
         prototypes: K.
         patience: steps in a row that must look collapsed.
+
+    Attributes:
+        collapse: the present collapse, "uniform" or "one prototype"; None for none.
     """
 
     prototypes: int
     patience: int = 200
-    called: str | None = None
-    _steps: deque[str | None] = field(default_factory=deque)
+    collapse: str | None = None
+    _kinds: deque[str | None] = field(default_factory=deque)
 
-    def watch(self, teacher_entropy: float, kl: float) -> str | None:
-        """Take one step's measures in nats; returns what to tell the user, once a collapse."""
+    def update(self, teacher_entropy: float, kl: float) -> str | None:
+        """Add one step's measures in nats; returns advice for the user, once for each collapse."""
         limit = math.log(self.prototypes)
-        look = None
+        kind = None
         if kl < 0.01 * limit:
             if teacher_entropy > 0.99 * limit:
-                look = "uniform"
+                kind = "uniform"
             elif teacher_entropy < 0.01 * limit:
-                look = "one prototype"
-        self._steps.append(look)
-        if len(self._steps) > self.patience:
-            self._steps.popleft()
-        lasting = look is not None and self._steps.count(look) == self.patience
-        if not lasting:
-            if look is None:
-                self.called = None
-            return None
-        if look == self.called:
-            return None
-        self.called = look
-        return ADVICE[str(look)].format(limit=limit)
+                kind = "one prototype"
+        self._kinds.append(kind)
+        if len(self._kinds) > self.patience:
+            self._kinds.popleft()
+        if kind is None:
+            self.collapse = None
+        elif kind != self.collapse and self._kinds.count(kind) == self.patience:
+            self.collapse = kind
+            return ADVICE[kind].format(limit=limit)
+        return None

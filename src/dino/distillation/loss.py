@@ -2,7 +2,7 @@
 
 With q_a the target that teacher view a gives and s_v the logits of student view v over the student
 temperature, the loss is the mean over the pairs (a, v), v != a, of the cross-entropy
-H(q_a, softmax(s_v)). For one view v, summed over the n_v teacher views it must match, that is
+H(q_a, softmax(s_v)). For one view v, summed over its n_v teacher views, that is
 
     n_v * logsumexp(s_v) - <t_v, s_v>,    t_v = sum of q_a over a != v,
 
@@ -10,17 +10,33 @@ with the gradient n_v * softmax(s_v) - t_v for s_v. So each view's term stands a
 targets are known: views can be streamed, split and accumulated in any way with the same result,
 and logits need to live only for a moment (`prototype_cross_entropy`).
 
-Shapes: V student views, A teacher views, B batch, K prototypes, E bottleneck width.
+In naive loops over A teacher views with targets Q and V student views with logits S [V, B, K]:
+
+    loss = 0
+    for a in range(A):
+        for v in range(V):
+            if v != a:
+                loss += mean over B of -sum(Q[a] * log_softmax(S[v] / student_temperature))
+    loss /= number of pairs
+
+Equation 3 sums over the pairs; the published code, and so its learning rates, average.
+
+Shapes: V student views, B batch, S pixels a side, K prototypes, E size of the bottleneck.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from dino.distillation.network import Network
+from dino.runtime import full_precision
 
 CHUNK_ELEMENTS = 2**24
 """Logits computed at a time (64 MiB of fp32): large enough for full speed, small beside a ViT."""
@@ -29,110 +45,78 @@ CACHED_ELEMENTS = 2**18
 """Elements of the prototypes' gradient finished together while a CPU's cache holds them."""
 
 
-class DINOLoss(nn.Module):
-    """Targets by centering and sharpening, cross-entropy over all pairs of different views.
-
-    In naive loops, for student logits S [V, B, K] and teacher logits T [A, B, K]:
-
-        loss = 0
-        for a in range(A):
-            for v in range(V):
-                if v != a:
-                    q = softmax((T[a] - center) / teacher_temperature)
-                    loss += mean over B of -sum(q * log_softmax(S[v] / student_temperature))
-        loss /= number of pairs
-
-    Equation 3 sums over the pairs; the published code, and so its learning rates, average.
-
-    Args:
-        prototypes: K.
-        student_temperature: tau_s.
-        center_momentum: m of equation 4.
+@dataclass(frozen=True)
+class StudentViews:
+    """Equally large views for the student, and what it learns from them.
 
     Attributes:
-        center: [K], subtracted from the teacher's logits. (Section 3.1 prints g + c; Algorithm 1
-            and the code subtract.) A buffer: it is part of every checkpoint.
+        images: normalised.
+        targets: t_v, of each view or (first axis 1) common to all.
+        count: n_v, the number of distributions summed in each row of `targets`.
+        drop_path_scale: the factors of drop path; None for no drop path.
     """
 
-    center: Tensor
+    images: Float[Tensor, "V B C S S"]
+    targets: Float[Tensor, "v B K"]
+    count: int
+    drop_path_scale: Float[Tensor, "branches V B"] | None = None
 
-    def __init__(
-        self, prototypes: int, *, student_temperature: float = 0.1, center_momentum: float = 0.9
-    ) -> None:
+
+class StudentLoss(nn.Module):
+    """The student and its loss: what DistributedDataParallel wraps.
+
+    Args:
+        student: the network to train.
+        temperature: tau_s.
+
+    Attributes:
+        divisor: pairs of views times images of this rank, set for each batch: the terms are then
+            means over both, and those of groups and micro-batches add up.
+    """
+
+    def __init__(self, student: Network, *, temperature: float = 0.1) -> None:
         super().__init__()
-        self.student_temperature = student_temperature
-        self.center_momentum = center_momentum
-        self.register_buffer("center", torch.zeros(prototypes))
-
-    @torch.no_grad()
-    def targets(
-        self, teacher_logits: Float[Tensor, "A B K"], temperature: float
-    ) -> Float[Tensor, "A B K"]:
-        """P_t, equation 1: softmax((T - center) / temperature), detached."""
-        return teacher_logits.sub(self.center).div_(temperature).softmax(dim=-1)
-
-    @torch.no_grad()
-    def update_center(
-        self, total: Float[Tensor, " K"], rows: int, refused: Tensor | None = None
-    ) -> None:
-        """Equation 4, once a step: c <- m c + (1 - m) mean of the raw teacher logits.
-
-        Args:
-            total: sum of the teacher's logits over both views and the whole effective batch.
-            rows: how many rows were summed.
-            refused: 0-dim bool; where true the center stays as it is.
-        """
-        center = self.center.lerp(total.to(self.center.dtype) / rows, 1 - self.center_momentum)
-        self.center.copy_(center if refused is None else torch.where(refused, self.center, center))
+        self.student, self.temperature, self.divisor = student, temperature, 1
 
     def forward(
-        self,
-        student_logits: Float[Tensor, "V B K"],
-        teacher_logits: Float[Tensor, "A B K"],
-        temperature: float,
-    ) -> Float[Tensor, ""]:
-        """The loss of whole, materialised logits; changes nothing (call `update_center` after).
+        self, groups: Sequence[StudentViews], frozen: bool = False
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms of the loss by name; their sum is minimised.
+
+        The head processes the views of all groups in one batch, which matters only if it has batch
+        norm; called group by group, the terms add up.
 
         Args:
-            student_logits: raw logits of all views, the teacher's views first.
-            teacher_logits: raw logits of the teacher's views.
-            temperature: tau_t.
+            groups: views of equal size together.
+            frozen: the backbone gets no gradient, and nothing of its forward pass is stored.
         """
-        targets, views = self.targets(teacher_logits, temperature), len(student_logits)
-        total = student_logits.new_zeros(())
-        for first, last in ((0, len(targets)), (len(targets), views)):
-            if first < last:
-                matched = match(targets, first)
+        head = self.student.head
+        with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
+            features = [self.student.features(v.images, v.drop_path_scale) for v in groups]
+        with full_precision(features[0].device):
+            z = head.embed(torch.cat([rows.flatten(0, 1) for rows in features]))
+            total = z.new_zeros(())
+            split = z.split([len(rows) * rows.shape[1] for rows in features])
+            for rows, views in zip(split, groups, strict=True):
                 total = total + prototype_cross_entropy(
-                    student_logits[first:last], None, None, *matched, self.student_temperature
+                    rows.unflatten(0, views.images.shape[:2]),
+                    head.last_layer.weight_v,
+                    head.last_layer.weight_g,
+                    views.targets,
+                    views.count,
+                    self.temperature,
                 )
-        return total / (pairs(len(targets), views) * student_logits.shape[1])
+        return {"cross_entropy": total / self.divisor}
 
 
-def pairs(teacher_views: int, student_views: int) -> int:
+def num_pairs(teacher_views: int, student_views: int) -> int:
     """Number of pairs (a, v) with v != a: 2n + 2 for two global and n local views."""
     return teacher_views * (student_views - 1)
 
 
-def match(targets: Float[Tensor, "A B K"], first: int) -> tuple[Float[Tensor, "v B K"], int]:
-    """What student views from index `first` on must match.
-
-    Returns:
-        t_v and n_v. For the teacher's own views (`first` 0) one target a view, the sum over the
-        *other* teacher views; for all later views one common target, the sum over all.
-    """
-    count = len(targets)
-    if first > 0:
-        return targets.sum(dim=0, keepdim=True), count
-    others = targets.roll(1, dims=0)
-    for shift in range(2, count):
-        others = others + targets.roll(shift, dims=0)
-    return others, count - 1
-
-
 def prototype_cross_entropy(
     z: Float[Tensor, "V B E"],
-    weight_v: Float[Tensor, "K E"] | None,
+    weight_v: Float[Tensor, "K E"],
     weight_g: Float[Tensor, "K 1"] | None,
     targets: Float[Tensor, "v B K"],
     count: int,
@@ -141,11 +125,11 @@ def prototype_cross_entropy(
     """Sum over views and rows of `count * logsumexp(s) - <t, s>`, s = z @ prototypes.T / tau_s.
 
     Logits, softmax and gradient live for `CHUNK_ELEMENTS` at a time; the gradient is made in the
-    forward pass, while the logits are there, and never again.
+    forward pass, while the logits exist.
 
     Args:
         z: what the prototypes are compared with, V views of B rows.
-        weight_v: the prototypes, or their directions; None if `z` holds the logits themselves.
+        weight_v: the prototypes, or their directions.
         weight_g: norms of the prototypes; None if `weight_v` is used as it is.
         targets: t_v, of each view or (first axis 1) common to all.
         count: n_v, the number of distributions summed in each row of `targets`.
@@ -160,26 +144,24 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         z: Tensor,
-        weight_v: Tensor | None,
+        weight_v: Tensor,
         weight_g: Tensor | None,
         targets: Tensor,
         count: int,
         temperature: float,
     ) -> Tensor:
         need_z, need_v, need_g = ctx.needs_input_grad[:3]
-        norm = None if weight_v is None or weight_g is None else weight_v.norm(dim=1)  # [K]
+        norm = None if weight_g is None else weight_v.norm(dim=1)  # [K]
         scale = None if norm is None or weight_g is None else weight_g.squeeze(1) / norm
         factor = 1 / temperature if scale is None else scale / temperature
         grad_z = torch.empty_like(z) if need_z else None
         # The gradient of the prototypes themselves; those of v and g follow from it.
-        grad_rows = (
-            torch.empty_like(weight_v) if weight_v is not None and (need_v or need_g) else None
-        )
+        grad_rows = torch.empty_like(weight_v) if need_v or need_g else None
         total = z.new_zeros(())
         for index, part in enumerate(_chunks(*targets.shape[1:], views=len(z))):
             z_n, target = z[part], targets[part if len(targets) > 1 else (slice(None), part[1])]
             # [v, n, K]
-            logits = z_n * factor if weight_v is None else (z_n @ weight_v.T).mul_(factor)
+            logits = (z_n @ weight_v.T).mul_(factor)
             slope, normalizer = softmax_and_normalizer(logits)
             total += count * normalizer.sum() - torch.linalg.vecdot(target, logits).sum()
             slope.mul_(count).sub_(target)  # d total / d logits
@@ -189,9 +171,9 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
                 grad_rows.addmm_(slope_n.T, z_n.flatten(0, 1), beta=before, alpha=alpha)
             if grad_z is not None:
                 slope.mul_(factor)
-                grad_z[part] = slope if weight_v is None else slope @ weight_v
+                grad_z[part] = slope @ weight_v
         grad_g = None
-        if not (grad_rows is None or weight_v is None or scale is None or norm is None):
+        if not (grad_rows is None or scale is None or norm is None):
             grad_g = _split_gradient(grad_rows, weight_v, scale, norm)
         ctx.gradients = (
             grad_z,
@@ -230,7 +212,7 @@ def _split_gradient(
 
 
 def _chunks(batch: int, prototypes: int, *, views: int) -> list[tuple[slice, slice]]:
-    """Views and rows of [views, batch] that go together: several whole views, or part of one.
+    """Views and rows of [views, batch] that go together: several full views, or part of one.
 
     Few large products with the prototypes: a thin one reads all of them for a handful of rows.
     """
@@ -254,8 +236,3 @@ def softmax_and_normalizer(
     largest, where = logits.max(dim=-1, keepdim=True)
     normalizer = largest - probabilities.gather(-1, where).log()
     return probabilities, normalizer.squeeze(-1)
-
-
-def entropy(probabilities: Float[Tensor, "*rows K"]) -> Float[Tensor, ""]:
-    """Mean entropy of the rows in nats (h of equation 5); 0 log 0 counts as 0."""
-    return -torch.xlogy(probabilities, probabilities).sum(dim=-1).mean()

@@ -1,7 +1,7 @@
 """Parameter groups, optimizers, clipping and the last-layer freeze, as the published code has them.
 
-Every `step` here can be refused on the device: where `refused` is true nothing moves, neither a
-parameter nor a moment nor a step count, and the host is not asked.
+Every step here is conditional on the device: where `found_inf` is true nothing moves, neither a
+parameter nor a moment nor a step count, and the host does not wait for the answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
     The CLS token, the position embedding and the prototypes' norms are not 1-D and hence decayed
     (published code utils.py:632-643; DeiT and timm would exempt the first two). Each parameter
-    that is trained stands in exactly one group.
+    that is trained is in exactly one group.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -59,10 +59,10 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_deca
         group["weight_decay"] = weight_decay if group["decayed"] else 0.0
 
 
-def refusable_step(optimizer: torch.optim.Optimizer, refused: Tensor) -> None:
-    """`optimizer.step()` that changes nothing where `refused` (0-dim bool) is true."""
+def step_unless(found_inf: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` that changes nothing where `found_inf` (0-dim bool) is true."""
     # The hook that gradient scalers use: PyTorch's fused kernels, and LARS below, obey it.
-    cast(Any, optimizer).found_inf = refused.float()
+    cast(Any, optimizer).found_inf = found_inf.float()
     cast(Any, optimizer).grad_scale = None
     optimizer.step()
 
@@ -84,7 +84,7 @@ def clip_per_tensor(gradients: Sequence[Tensor], limit: float) -> Tensor:
 
 
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Freeze: without a gradient the optimizer neither moves nor decays nor keeps moments."""
+    """Freeze: without a gradient the optimizer neither moves nor decays nor updates moments."""
     for parameter in parameters:
         parameter.grad = None
 
@@ -105,7 +105,6 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step over all parameters that have a gradient."""
-        refused = self.found_inf
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -121,8 +120,9 @@ class LARS(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 buffer = state["momentum_buffer"]
                 moved = buffer.mul(group["momentum"]).add_(update)
-                if refused is not None:
-                    moved = torch.where(refused.bool(), buffer, moved)
+                rate = group["lr"]
+                if self.found_inf is not None:
+                    moved = torch.where(self.found_inf.bool(), buffer, moved)
+                    rate = rate * (1 - self.found_inf)
                 buffer.copy_(moved)
-                rate = group["lr"] if refused is None else group["lr"] * (1 - refused)
                 parameter.sub_(rate * moved)

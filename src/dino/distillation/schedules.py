@@ -1,6 +1,6 @@
 """Schedules as pure functions of the step (paper section 3.2; published code utils.py:187-198).
 
-Nothing is stored or replayed: a resumed run asks for the same step and gets the same value.
+Nothing is stored: a resumed run computes the same value for the same step.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ class Schedules:
         return ramp(epoch, self.temperature_start, self.temperature, self.temperature_epochs)
 
     def frozen_at(self, step: int) -> bool:
-        """Whether the prototypes stand still."""
+        """Whether the last layer does not move."""
         return step < self.freeze_steps
 
     def backbone_frozen_at(self, step: int) -> bool:
-        """Whether the backbone stands still, so that a new head comes to fit it first."""
+        """Whether the backbone does not move, so that a new head is fitted to it first."""
         return step < self.backbone_freeze_steps
 
 

@@ -1,29 +1,31 @@
 """One step of training: Algorithm 1 of the paper with multi-crop, for any number of processes.
 
-Shapes: A teacher views, V views of a group, B images of this rank, K prototypes, D width.
+Shapes: A teacher views, V views of a group, B images of this rank, K prototypes, D embed_dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from dino.distillation.loss import DINOLoss, entropy, match, pairs
+from dino.distillation.loss import StudentLoss, StudentViews, num_pairs
 from dino.distillation.optimizer import (
     OptimizerName,
     clip_per_tensor,
     drop_gradients,
     make_optimizer,
-    refusable_step,
     set_hyperparameters,
+    step_unless,
 )
 from dino.distillation.schedules import Schedules
-from dino.distillation.teacher import Network, follow, make_teacher
+from dino.distillation.targets import Centering, entropy, targets_for_views
+from dino.distillation.teacher import Teacher
 from dino.files import UserError
 from dino.models.backbone import has_batch_norm
 from dino.runtime import (
@@ -40,47 +42,71 @@ from dino.runtime import (
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step measured, over all ranks; tensors stay on the device until somebody looks.
+    """What one step measured, over all ranks; tensors stay on the device until they are read.
 
     Attributes:
-        loss: the cross-entropy, mean over pairs and images, in nats.
-        teacher_entropy: h(P_t), mean over the teacher's views and images; KL is loss minus it.
-        refused: bool: loss or gradients were not finite and nothing was moved.
+        terms: the terms of the loss by name, in nats: means over pairs of views and images.
+        teacher_entropy: h(P_t), mean over the teacher's views and images; KL is the cross-entropy
+            minus it.
+        found_inf: bool: loss or gradients were not finite and nothing was moved.
         features: the teacher's features of this rank's first views.
     """
 
-    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
     teacher_entropy: Float[Tensor, ""]
-    refused: Tensor
+    found_inf: Tensor
     features: Float[Tensor, "B D"]
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """The sum of the terms, which is minimised."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+@dataclass
+class _Sums:
+    """What the micro-batches of this rank add up to; the terms and the entropy are means."""
+
+    logits: Float[Tensor, " K"]
+    teacher_entropy: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    features: list[Float[Tensor, "b D"]]
+
+    def reduce(self, world: int) -> None:
+        """Add up the logits, and average the rest, over all ranks."""
+        packed = torch.cat([self.logits, torch.stack([self.teacher_entropy, *self.terms.values()])])
+        all_sum(packed)
+        means = packed[len(self.logits) :] / world
+        self.logits, self.teacher_entropy = packed[: len(self.logits)], means[0]
+        self.terms = dict(zip(self.terms, means[1:], strict=True))
 
 
 class Distillation:
-    """Student, teacher, center and optimizer, and how one step moves them.
+    """Student, teacher, targets and optimizer, and how one step moves them.
 
     Args:
-        student: the network to train; the teacher starts as its copy.
-        loss: temperatures and center.
+        loss: the student, which is trained, and its loss; the teacher starts as its copy.
+        targets: the operation on the teacher's logits.
         schedules: learning rate, weight decay, momentum and teacher temperature of every step.
         optimizer: adamw, sgd or lars.
         clip: largest l2 norm of each gradient tensor; 0 for none.
         drop_path: rate of the student's last block; block 0 has none (linear in between).
         micro_batch: images of this rank that go through the networks at a time; None for all.
             Gradients, center and targets are the same (networks with batch norm must have all).
-        streamed: take the groups of views one after the other, which needs the memory of one
+        streamed: process the groups of views one after the other, which needs the memory of one
             group only; networks whose head has batch norm are never streamed.
-        seed: of drop path's draws, which depend on the step and on an image's place in the whole
-            batch, but not on ranks, micro-batches or streaming.
+        seed: of drop path's draws, which depend on the step and on an image's place in the
+            effective batch, but not on ranks, micro-batches or streaming.
         device, precision, ranks: where and how it runs.
 
     Raises:
-        UserError: if micro-batches or drop path are asked of a network that cannot have them.
+        UserError: for micro-batches or drop path with a network that cannot have them.
     """
 
     def __init__(
         self,
-        student: Network,
-        loss: DINOLoss,
+        loss: StudentLoss,
+        targets: Centering,
         schedules: Schedules,
         *,
         optimizer: OptimizerName = "adamw",
@@ -93,23 +119,27 @@ class Distillation:
         precision: Precision = "fp32",
         ranks: Ranks | None = None,
     ) -> None:
-        if micro_batch is not None and has_batch_norm(student):
+        if micro_batch is not None and has_batch_norm(loss.student):
             raise UserError("micro-batches change batch norm's statistics: leave micro_batch out")
-        if drop_path and not student.backbone.residual_branches:
+        if drop_path and not loss.student.backbone.has_drop_path:
             raise UserError(
                 "drop path is offered for vit_tiny, vit_small and vit_base: set it to 0"
             )
         self.device = device or torch.device("cpu")
-        self.student = student.to(self.device).train()
+        self.loss, self.student = loss.to(self.device).train(), loss.student
         synchronize_batch_norm(self.student, self.device)
-        self.teacher = make_teacher(self.student)
-        self.loss = loss.to(self.device)
+        self.teacher = Teacher(self.student, schedules.momentum_at)
+        self.targets = targets.to(self.device)
         self.schedules, self.clip, self.drop_path = schedules, clip, drop_path
         self.optimizer = make_optimizer(optimizer, self.student)
         self.micro_batch, self.seed = micro_batch, seed
-        self.streamed = streamed and not has_batch_norm(student.head)
+        self.streamed = streamed and not has_batch_norm(self.student.head)
         self.precision, self.ranks = precision, ranks or Ranks()
-        self._parallel = data_parallel(self.student, self.device)
+        self._parallel = data_parallel(self.loss, self.device)
+
+    def stored(self) -> dict[str, nn.Module]:
+        """What a checkpoint stores besides the optimizer, by the names of its files."""
+        return {"student": self.student, "teacher": self.teacher, "loss": self.targets}
 
     def step(self, groups: Sequence[Float[Tensor, "_ B C _ _"]], step: int) -> StepReport:
         """Move student, teacher and center once.
@@ -124,70 +154,61 @@ class Distillation:
         )
         self.optimizer.zero_grad(set_to_none=True)
         frozen = self.schedules.backbone_frozen_at(step)
-        sums, features = self._accumulate(groups, self.schedules.temperature_at(step), step, frozen)
+        sums = self._accumulate(groups, step, frozen)
         if frozen:
             all_mean(p.grad for p in self.student.head.parameters() if p.grad is not None)
-        all_sum(sums)
-        sums_center, (loss, teacher_entropy) = sums[:-2], sums[-2:] / self.ranks.world
+        sums.reduce(self.ranks.world)
 
-        trained = [p for p in self.student.parameters() if p.grad is not None]
-        refused = clip_per_tensor([p.grad for p in trained if p.grad is not None], self.clip)
-        refused = refused | ~torch.isfinite(loss)
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        found_inf = clip_per_tensor(gradients, self.clip)
+        for term in sums.terms.values():
+            found_inf = found_inf | ~torch.isfinite(term)
         if self.schedules.frozen_at(step):
             drop_gradients(self.student.head.last_layer.parameters())
-        refusable_step(self.optimizer, refused)
-        follow(self.teacher, self.student, self.schedules.momentum_at(step), refused)
+        step_unless(found_inf, self.optimizer)
+        self.teacher.update(self.student, step, found_inf)
         rows = groups[0].shape[0] * groups[0].shape[1] * self.ranks.world
-        self.loss.update_center(sums_center, rows, refused)
-        return StepReport(loss, teacher_entropy, refused, features)
+        self.targets.update(sums.logits, rows, found_inf)
+        return StepReport(sums.terms, sums.teacher_entropy, found_inf, torch.cat(sums.features))
 
-    def _accumulate(
-        self, groups: Sequence[Tensor], temperature: float, step: int, frozen: bool
-    ) -> tuple[Float[Tensor, " sums"], Float[Tensor, "B D"]]:
-        """Gradients of this rank's whole batch, micro-batch by micro-batch, group by group.
+    def _accumulate(self, groups: Sequence[Tensor], step: int, frozen: bool) -> _Sums:
+        """Gradients of this rank's batch, micro-batch by micro-batch, group by group.
 
-        Those of a frozen backbone do not exist, which DistributedDataParallel would wait for: then
-        it is left aside and the head's are averaged by the caller.
-
-        Returns:
-            The sum of the teacher's logits, followed by the mean loss and the mean teacher
-            entropy of this rank, in one tensor; and the teacher's features of its first views.
+        A frozen backbone has no gradients, for which DistributedDataParallel would wait: it is then
+        bypassed, and the caller averages the gradients of the head.
         """
         batch, views = groups[0].shape[1], [len(group) for group in groups]
-        divisor = pairs(views[0], sum(views)) * batch
-        keep = self._keep_factors(sum(views), batch, step)
-        network = self.student if frozen else self._parallel
-        center_sum = torch.zeros_like(self.loss.center)
-        loss, teacher_entropy = center_sum.new_zeros(()), center_sum.new_zeros(())
-        features = []
-        size = self.micro_batch or batch
+        self.loss.divisor = num_pairs(views[0], sum(views)) * batch
+        student = self.loss if frozen else self._parallel
+        scales = self._drop_path_scales(sum(views), batch, step)
+        temperature = self.schedules.temperature_at(step)
+        mixed = partial(autocast, self.device, self.precision)
+        zero = torch.zeros((), device=self.device)
+        sums, size = _Sums(zero, zero, {}, []), self.micro_batch or batch
         for start in range(0, batch, size):
             part = slice(start, start + size)
-            seen, logits = self._teach(groups[0][:, part])
-            features.append(seen[0])
-            center_sum += logits.sum(dim=(0, 1))
-            targets = self.loss.targets(logits, temperature)
+            with mixed():
+                features, logits = self.teacher(groups[0][:, part])
+            sums.features.append(features[0])
+            sums.logits = sums.logits + logits.sum(dim=(0, 1))
+            targets = self.targets.targets(logits, temperature)
             del logits
-            teacher_entropy += entropy(targets) * targets.shape[1] / batch
-            streams = _streams(groups, targets, keep, part)
-            for stream in [[one] for one in streams] if self.streamed else [streams]:
-                last = stream[-1] is streams[-1] and start + size >= batch
-                images, matched, kept = zip(*stream, strict=True)
-                with no_sync(network, skip=not last):
-                    with autocast(self.device, self.precision):
-                        term = network(images, matched, self.loss.student_temperature, kept, frozen)
-                    (term / divisor).backward()
-                loss += term.detach() / divisor
-        return torch.cat([center_sum, torch.stack([loss, teacher_entropy])]), torch.cat(features)
+            share = targets.shape[1] / batch
+            sums.teacher_entropy = sums.teacher_entropy + entropy(targets) * share
 
-    @torch.no_grad()
-    def _teach(self, images: Float[Tensor, "A b C S S"]) -> tuple[Tensor, Tensor]:
-        """The teacher's features [A, b, D] and logits [A, b, K]."""
-        with autocast(self.device, self.precision):
-            features = self.teacher.forward_features(images)
-        return features, self.teacher.logits(features)
+            student_views = _student_views(groups, targets, scales, part)
+            passes = [[v] for v in student_views] if self.streamed else [student_views]
+            for number, one_pass in enumerate(passes, 1):
+                last = number == len(passes) and start + size >= batch
+                with no_sync(student, skip=not last):
+                    with mixed():
+                        terms = student(one_pass, frozen)
+                    sum(terms.values()).backward()
+                for name, term in terms.items():
+                    sums.terms[name] = sums.terms.get(name, zero) + term.detach()
+        return sums
 
-    def _keep_factors(self, views: int, batch: int, step: int) -> Tensor | None:
+    def _drop_path_scales(self, views: int, batch: int, step: int) -> Tensor | None:
         """Drop path's factors [branches, views, B] of this rank: 0, or 1 / (1 - rate)."""
         if not self.drop_path:
             return None
@@ -197,19 +218,19 @@ class Distillation:
         generator = torch.Generator().manual_seed(seed)
         draws = torch.rand(branches, views, batch * self.ranks.world, generator=generator)
         factors = (draws >= rates) / (1 - rates)
-        mine = slice(self.ranks.rank * batch, (self.ranks.rank + 1) * batch)
+        ours = slice(self.ranks.rank * batch, (self.ranks.rank + 1) * batch)
         dtype = next(self.student.parameters()).dtype
-        return factors[:, :, mine].to(self.device, dtype, non_blocking=True)
+        return factors[:, :, ours].to(self.device, dtype, non_blocking=True)
 
 
-def _streams(
-    groups: Sequence[Tensor], targets: Tensor, keep: Tensor | None, part: slice
-) -> list[tuple[Tensor, tuple[Tensor, int], Tensor | None]]:
-    """For each group: its images, what they must match, and its drop-path factors."""
-    streams, first = [], 0
+def _student_views(
+    groups: Sequence[Tensor], targets: Tensor, scales: Tensor | None, part: slice
+) -> list[StudentViews]:
+    """The images `part` of each group, with their targets and drop-path factors."""
+    found, first = [], 0
     for group in groups:
         views = slice(first, first + len(group))
-        kept = None if keep is None else keep[:, views, part]
-        streams.append((group[:, part], match(targets, first), kept))
+        scale = None if scales is None else scales[:, views, part]
+        found.append(StudentViews(group[:, part], *targets_for_views(targets, first), scale))
         first += len(group)
-    return streams
+    return found

@@ -7,10 +7,11 @@ from dataclasses import asdict, fields, replace
 
 import torch
 
-from dino.distillation.loss import DINOLoss
+from dino.distillation.loss import StudentLoss
+from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
-from dino.distillation.teacher import Network
+from dino.distillation.targets import Centering
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.models.create import architecture, create, defaults
@@ -60,12 +61,8 @@ def build(
     for size in {view.size for view in config.views.specs()}:
         network.backbone.check_size(size)
     return Distillation(
-        network,
-        DINOLoss(
-            config.head.prototypes,
-            student_temperature=config.teacher.student_temperature,
-            center_momentum=config.teacher.center_momentum,
-        ),
+        StudentLoss(network, temperature=config.teacher.student_temperature),
+        Centering(config.head.prototypes, momentum=config.teacher.center_momentum),
         schedules,
         optimizer=config.optim.optimizer,
         clip=config.optim.clip,

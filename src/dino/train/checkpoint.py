@@ -118,8 +118,8 @@ class Checkpoints:
             raise UserError(
                 f"{path} is damaged ({error}): write the name of an older folder into LAST"
             ) from None
-        for name in ("student", "teacher", "loss"):
-            load_strictly(getattr(distillation, name), files[name], path / f"{name}.safetensors")
+        for name, module in distillation.stored().items():
+            load_strictly(module, files[name], path / f"{name}.safetensors")
         _restore_optimizer(distillation, files["optimizer"], path / "optimizer.safetensors")
         return state
 
@@ -131,9 +131,7 @@ class Checkpoints:
 
 def _tensors(distillation: Distillation) -> dict[str, dict[str, Tensor]]:
     return {
-        "student": _plain(distillation.student.state_dict()),
-        "teacher": _plain(distillation.teacher.state_dict()),
-        "loss": _plain(distillation.loss.state_dict()),
+        **{name: _plain(part.state_dict()) for name, part in distillation.stored().items()},
         "optimizer": _plain(_optimizer_state(distillation)),
     }
 

@@ -18,12 +18,11 @@ from dino.data.loader import Batch, PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Source
 from dino.data.views.photometric import augment
-from dino.distillation.collapse import Monitor
+from dino.distillation.collapse import CollapseMonitor
 from dino.distillation.schedules import in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
-from dino.models.backbone import Backbone
 from dino.runtime import barrier, default_workers, process_group
 from dino.settings import validated
 from dino.train.build import build, check_memory
@@ -149,7 +148,6 @@ class _Loop:
         self.warnings = folder.compare(self.defining, self.images)
         check_memory(config, device, self.ranks, initial)
         self.distillation = build(config, self.schedules, device, self.ranks, initial)
-        _check_view_sizes(self.distillation.teacher.backbone, config)
         self.loader = PretrainLoader(
             source,
             config.views.specs(),
@@ -163,7 +161,7 @@ class _Loop:
         if initial is not None and self.checkpoints.last() is None:
             initial.fill(self.distillation)
         self.tracker = EvaluationTracker(evaluations)
-        self.monitor = Monitor(config.head.prototypes)
+        self.monitor = CollapseMonitor(config.head.prototypes)
         self.refused = self.refused_in_row = 0
 
     def _steps(self, duration: str) -> int:
@@ -271,18 +269,18 @@ class _Loop:
         """Refusal, collapse and metrics of one step."""
         report, done = launched.report, launched.step + 1
         loss, entropy = report.loss.item(), report.teacher_entropy.item()
-        if bool(report.refused.item()):
+        if bool(report.found_inf.item()):
             self._refuse(launched, loss)
             return
         self.refused_in_row = 0
-        advice = self.monitor.watch(entropy, loss - entropy)
+        advice = self.monitor.update(entropy, loss - entropy)
         self.metrics.add(loss, entropy)
         if not self.ranks.main:
             return
         self.log.advance(done)
         if advice:
             self.log.say(f"step {done}: {advice}", "bold red")
-            self.log.write({"step": done, "collapse": self.monitor.called})
+            self.log.write({"step": done, "collapse": self.monitor.collapse})
         if self._due(done, self.log_every):
             line = self.metrics.line(launched.step, report)
             self.log.write({**line, "refused": self.refused, "skipped": len(self.skipped)})
@@ -343,22 +341,3 @@ class _Loop:
     def _result(self, step: int) -> Result:
         skipped, measured = len(self.skipped), self.tracker.measured
         return Result(self.folder.path, step, self.total, self.refused, skipped, measured)
-
-
-def _check_view_sizes(backbone: Backbone, config: PretrainConfig) -> None:
-    """Refuse views that the network does not take, by one forward pass of each size."""
-    training, device = backbone.training, next(backbone.parameters()).device
-    backbone.eval()
-    for size in sorted({spec.size for spec in config.views.specs()}):
-        try:
-            with torch.no_grad():
-                backbone(torch.zeros(1, config.pixels.channels, size, size, device=device))
-        except UserError:
-            raise
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"{config.model.arch} does not take views of {size} px ({reason}): change "
-                "views.global_size and views.local_size, or the network"
-            ) from None
-    backbone.train(training)

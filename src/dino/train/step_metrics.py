@@ -50,7 +50,10 @@ class StepMetrics:
         self._entropy += entropy
 
     def line(self, step: int, report: StepReport) -> dict[str, Any]:
-        """The line of metrics of step `step` (0-based), with means since the line before."""
+        """The line of metrics of step `step` (0-based), with means since the line before.
+
+        Several terms of the loss stand under their names, as they were in this step.
+        """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         loss, entropy = (total / max(1, self._steps) for total in (self._loss, self._entropy))
         line = {
@@ -68,5 +71,7 @@ class StepMetrics:
             "momentum": self.schedules.momentum_at(step),
             "teacher_temp": self.schedules.temperature_at(step),
         }
+        if len(report.terms) > 1:
+            line |= {name: term.item() for name, term in report.terms.items()}
         self._start()
         return line

@@ -99,7 +99,7 @@ class Initial:
             if self.kept_head and part.head is not None:
                 load_strictly(network.head, part.head.tensors, parts.path)
         if self.kept_head and parts.center is not None:
-            load_strictly(distillation.loss, {"center": parts.center}, parts.path)
+            load_strictly(distillation.targets, {"center": parts.center}, parts.path)
         self.parts = None
 
 

@@ -1,0 +1,48 @@
+"""g = h o f: a backbone and its projection head (paper section 3.1).
+
+Shapes: V views, B batch, S pixels a side, D embed_dim, K prototypes.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dino.models.backbone import Backbone
+from dino.models.head import Head
+from dino.runtime import full_precision
+
+
+class Network(nn.Module):
+    """A backbone and its projection head; student and teacher are both one."""
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def features(
+        self,
+        images: Float[Tensor, "V B C S S"],
+        drop_path_scale: Float[Tensor, "branches V B"] | None = None,
+    ) -> Float[Tensor, "V B D"]:
+        """Features of a group of equally large views, promoted to at least fp32."""
+        scale = None if drop_path_scale is None else drop_path_scale.flatten(1, 2)
+        features = self.backbone(images.flatten(0, 1), scale)
+        if features.dtype in (torch.bfloat16, torch.float16):
+            features = features.float()
+        return features.unflatten(0, images.shape[:2])
+
+    def logits(self, features: Float[Tensor, "V B D"]) -> Float[Tensor, "V B K"]:
+        """Logits of every prototype, never in reduced precision."""
+        with full_precision(features.device):
+            logits: Tensor = self.head(features.flatten(0, 1))
+        return logits.unflatten(0, features.shape[:2])
+
+    def forward(
+        self, images: Float[Tensor, "V B C S S"]
+    ) -> tuple[Float[Tensor, "V B D"], Float[Tensor, "V B K"]]:
+        """Features and logits of a group of equally large views."""
+        features = self.features(images)
+        return features, self.logits(features)
