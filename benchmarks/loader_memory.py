@@ -157,7 +157,9 @@ def main() -> None:
     for who in ("list", "folder", "shards"):
         words = [sys.executable, __file__, "--where", str(given.where), "--one", who]
         words += ["--workers", str(given.workers)]
-        done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            words, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=3600
+        )
         row = json.loads(done.stdout.splitlines()[-1])
         (rss, uss), (rss_later, uss_later) = row["sizes"].values()
         table.add_row(

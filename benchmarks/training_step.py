@@ -75,7 +75,11 @@ def child(**options: object) -> dict:
     arguments = [f"--{k}={v}" for k, v in options.items() if v not in (None, False)]
     arguments = [a.removesuffix("=True") for a in arguments]
     output = subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+        [sys.executable, __file__, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=3600,
     ).stdout
     return json.loads(output.splitlines()[-1])
 

@@ -121,10 +121,10 @@ def peak(who: str, patch: int, threads: int, answer: multiprocessing.Queue) -> N
 def peak_of(who: str, patch: int, threads: int) -> float:
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
-    process = context.Process(target=peak, args=(who, patch, threads, answer))
+    process = context.Process(target=peak, args=(who, patch, threads, answer), daemon=True)
     process.start()
-    result = answer.get()
-    process.join()
+    result = answer.get(timeout=3600)
+    process.join(timeout=60)
     return result
 
 

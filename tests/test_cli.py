@@ -65,7 +65,7 @@ def test_help_needs_no_network_library() -> None:
         "print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300
     ).stdout
     for command in cli.COMMANDS:
         assert command in out
@@ -79,7 +79,7 @@ def test_help_of_a_recipe_needs_no_torch() -> None:
         "finally: print('torch' in sys.modules)"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300
     ).stdout
     assert out.endswith("False\n")
     assert "--optim.lr" in out

@@ -29,7 +29,8 @@ except SystemExit as stop:
 def loaded_by(code: str, cwd: Path | None = None) -> set[str]:
     """The packages of `HEAVY` that a new Python has loaded after running `code` in `cwd`."""
     code += "\nimport sys\nprint(*sorted({name.split('.')[0] for name in sys.modules}), sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return HEAVY.intersection(done.stdout.splitlines())
 

@@ -170,9 +170,9 @@ def test_processes_that_do_not_meet_end_in_one_sentence(
             launch(monkeypatch, RANK="0", LOCAL_RANK="0", MASTER_PORT=port)
         else:
             launch(monkeypatch, RANK="0", LOCAL_RANK="0", MASTER_PORT="0")
-        with pytest.raises(UserError, match="did not meet at 127.0.0.1:.*DINO_TIMEOUT") as caught:
-            with process_group(CPU):
-                pass
+        sentence = r"did not meet at 127\.0\.0\.1:.*DINO_TIMEOUT"
+        with pytest.raises(UserError, match=sentence) as caught, process_group(CPU):
+            pass
     assert "\n" not in str(caught.value)
     assert not dist.is_initialized()
 

@@ -84,4 +84,4 @@ def serving() -> Iterator[tuple[str, Files]]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(timeout=60)

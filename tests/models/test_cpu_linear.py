@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dino import runtime
 from dino.models import cpu_linear as module
 from dino.models.cpu_linear import ENOUGH_ROWS, Linear, linear
 from dino.models.vit import ViT
@@ -23,15 +24,15 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Every input that is convolved."""
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     convolve = module._convolve
 
     def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        seen.append(x)
+        inputs.append(x)
         return convolve(x, weight, bias)
 
     monkeypatch.setattr(module, "_convolve", counted)
-    return seen
+    return inputs
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -65,11 +66,13 @@ def test_values_and_gradients_are_those_of_linear(
         torch.testing.assert_close(own.grad.double(), other.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_only_what_needs_a_gradient_gets_one(two_threads: None, convolutions: list[Tensor]) -> None:
+def test_gradients_are_computed_only_where_needed(
+    two_threads: None, convolutions: list[Tensor]
+) -> None:
     layer = Linear(8, 8)
     layer.weight.requires_grad_(False)
     layer(torch.randn(ENOUGH_ROWS, 8)).sum().backward()
-    assert len(convolutions) == 1  # the images at the bottom want no gradient
+    assert len(convolutions) == 1  # the images need no gradient
     assert layer.weight.grad is None
     torch.testing.assert_close(layer.bias.grad, torch.full((8,), float(ENOUGH_ROWS)))
 
@@ -96,9 +99,12 @@ def test_gradients_of_gradients_and_functional_transforms(two_threads: None) -> 
     )
 
 
-@pytest.mark.parametrize("why", ["few rows", "double", "one thread", "autocast"])
+@pytest.mark.parametrize("why", ["few rows", "double", "one thread", "autocast", "switch"])
 def test_elsewhere_it_is_linear_itself(
-    why: str, two_threads: None, convolutions: list[Tensor]
+    why: str,
+    two_threads: None,
+    convolutions: list[Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layer, x = Linear(8, 8), torch.randn(ENOUGH_ROWS, 8)
     layer(x)
@@ -109,13 +115,17 @@ def test_elsewhere_it_is_linear_itself(
         layer, x = layer.double(), x.double()
     if why == "one thread":
         torch.set_num_threads(1)
+    if why == "switch":
+        monkeypatch.setattr(runtime, "ONEDNN_LINEAR", False)
     with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     assert len(convolutions) == 1
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
-def test_graphs_that_leave_stay_plain(two_threads: None, convolutions: list[Tensor]) -> None:
+def test_exported_graphs_use_plain_linear_layers(
+    two_threads: None, convolutions: list[Tensor]
+) -> None:
     network = ViT(patch_size=8, embed_dim=16, depth=2, heads=2, image_size=32).eval()
     images = torch.randn(64, 3, 32, 32)
     assert ENOUGH_ROWS <= 64 * 17

@@ -165,7 +165,7 @@ def test_killed_at_random_moments_and_resumed_equals_never_stopped(tmp_path: Pat
     halves = 0
     for kill in range(10):
         before = (checkpoints / "LAST").read_text() if kill else None
-        process = context.Process(target=cli.main, args=(command(data, out),))
+        process = context.Process(target=cli.main, args=(command(data, out),), daemon=True)
         process.start()
         while process.is_alive():  # until it has gone on from where it was
             if (checkpoints / "LAST").exists() and (checkpoints / "LAST").read_text() != before:
@@ -175,7 +175,7 @@ def test_killed_at_random_moments_and_resumed_equals_never_stopped(tmp_path: Pat
                 pass
         time.sleep(moments.uniform(0, 0.004 if kill % 2 else 0.1))
         process.kill()
-        process.join()
+        process.join(timeout=60)
         assert process.exitcode == -signal.SIGKILL
         halves += any(checkpoints.glob(".step_*"))
     assert halves > 0

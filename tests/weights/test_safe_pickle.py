@@ -296,5 +296,5 @@ def test_refusals_take_little_memory(tmp_path: Path) -> None:
     (tmp_path / "old.pth").write_bytes(b"\x80\x04\x8d" + struct.pack("<Q", 2**33) + b"x.")
     paths = [str(path) for path in (claims, memo, string, tmp_path / "old.pth")]
     command = [sys.executable, "-c", MEASURE, str(64 * 1024), *paths]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

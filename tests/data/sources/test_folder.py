@@ -254,7 +254,7 @@ def test_processes_that_scan_at_once_agree(root: Path) -> None:
         subprocess.Popen([*words, name], stdout=subprocess.PIPE, text=True) for name in ("x", "y")
     ]
     for process in started:
-        told, _ = process.communicate()
+        told, _ = process.communicate(timeout=300)
         assert told.split() == NAMES
 
 

@@ -128,11 +128,13 @@ def test_a_killed_extraction_goes_on(color_folder: Callable[..., Path], tmp_path
         env={**os.environ, "PYTHONPATH": path},
     )
     assert process.stdout is not None
-    for _ in range(3):  # the third batch has begun, so the first two are written
-        assert process.stdout.readline() == "batch\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    try:
+        for _ in range(3):  # the third batch has begun, so the first two are written
+            assert process.stdout.readline() == "batch\n"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+        process.stdout.close()
     assert not list(store.glob("*/done.json"))
     rest = Counted()
     assert_equal(measured(open_source(folder), store, rest), measured(open_source(folder), None))
