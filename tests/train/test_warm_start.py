@@ -86,8 +86,8 @@ def test_a_run_folder_gives_student_teacher_head_and_center(earlier: Path, tmp_p
     made = filled(config, initial)
     last = earlier / "checkpoints" / "step_00000004"
     assert set(made.stored()) == {"student", "teacher", "loss"}
-    for name, part in made.stored().items():
-        assert_equal(part.state_dict(), load_file(last / f"{name}.safetensors"))
+    for name, saved in made.stored().items():
+        assert_equal(saved.state_dict(), load_file(last / f"{name}.safetensors"))
     student, teacher = (net.backbone.state_dict() for net in (made.student, made.teacher))
     assert not torch.equal(student["cls_token"], teacher["cls_token"])
     assert made.targets.center.abs().max() > 0
