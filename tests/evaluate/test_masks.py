@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dino.evaluate.masks import VOID, Mask, read_mask, with_ids, write_mask
+from dino.evaluate.masks import VOID, Mask, read_mask, write_mask
 from dino.files import UserError
 
 IDS = np.array([[0, 1, 2], [255, 2, 7]], dtype=np.uint8)
@@ -33,7 +34,7 @@ def test_indexed_masks_keep_numbers_and_palette(tmp_path: Path) -> None:
 def test_black_and_white_is_one_object(tmp_path: Path) -> None:
     found = read_mask(grey(tmp_path / "a.png", 0, 255, 255))
     assert found.ids.tolist() == [[0, 1, 1]]
-    write_mask(with_ids(found, np.array([[1, 1, 0]], dtype=np.uint8)), tmp_path / "b.png")
+    write_mask(replace(found, ids=np.array([[1, 1, 0]], dtype=np.uint8)), tmp_path / "b.png")
     assert np.asarray(Image.open(tmp_path / "b.png")).tolist() == [[255, 255, 0]]
     Image.fromarray(np.array([[True, False]])).save(tmp_path / "c.png")
     assert read_mask(tmp_path / "c.png").ids.tolist() == [[1, 0]]

@@ -21,10 +21,10 @@ def points(svg: str) -> list[tuple[float, float]]:
 
 
 @settings(deadline=None)
-@given(values=st.lists(FINITE, min_size=1, max_size=30), level=FINITE, zero=st.booleans())
-def test_everything_lies_inside_the_frame(values: list[float], level: float, zero: bool) -> None:
+@given(values=st.lists(FINITE, min_size=1, max_size=30), level=FINITE)
+def test_everything_lies_inside_the_frame(values: list[float], level: float) -> None:
     curve = Curve("loss", range(1, len(values) + 1), values)
-    svg = chart(curve, [Level("limit", level)], from_zero=zero)
+    svg = chart(curve, [Level("limit", level)])
     for x, y in points(svg):
         assert 0 <= x <= WIDTH
         assert 0 <= y <= HEIGHT

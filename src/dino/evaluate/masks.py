@@ -6,7 +6,7 @@ Shapes: H W pixels.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -107,11 +107,6 @@ def write_mask(mask: Mask, path: Path) -> None:
         image.putpalette(list(mask.palette))
     with replacing(path) as temporary:
         image.save(temporary, "PNG")
-
-
-def with_ids(mask: Mask, ids: Ids) -> Mask:
-    """Other pixels, written like `mask`."""
-    return replace(mask, ids=ids)
 
 
 def resized_ids(ids: Ids, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:

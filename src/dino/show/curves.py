@@ -37,17 +37,16 @@ class Level:
     value: float
 
 
-def chart(curve: Curve, levels: Sequence[Level] = (), *, from_zero: bool = True) -> str:
-    """One curve with its levels as an SVG element.
+def chart(curve: Curve, levels: Sequence[Level] = ()) -> str:
+    """One curve with its levels as an SVG element; the vertical axis begins at 0 or below.
 
     Args:
         curve: at least one point.
         levels: values to draw as lines.
-        from_zero: let the vertical axis begin at 0 (or below).
     """
     steps, values = thinned(curve.steps, curve.values, POINTS)
     reach = [*values, *(level.value for level in levels)]
-    ticks = nice_ticks(min(0.0, *reach) if from_zero else min(reach), max(reach))
+    ticks = nice_ticks(min(0.0, *reach), max(reach))
     low, high = min(ticks[0], *reach), max(ticks[-1], *reach)
     last = curve.steps[-1]
 

@@ -160,7 +160,7 @@ def test_pictures_are_keyed_and_repeated() -> None:
     assert not all(np.array_equal(a, b) for a, b in zip(first, later, strict=True))
     twins = AugmentedImages(open_source(noise(1) * 2), backbone, PLAIN, 0, 0)
     assert not np.array_equal(np.asarray(twins[0]), np.asarray(twins[1]))
-    order = AugmentedImages(source, backbone, replace(PLAIN, repeats=3), 0, 0).order
+    order = AugmentedImages(source, backbone, replace(PLAIN, repeats=3), 0, 0).indices
     assert order[0] == order[1] == order[2] != order[3] == order[5] != order[6]
     repeated = shown(0, repeats=3)[1:4]
     assert not np.array_equal(repeated[0], repeated[1])

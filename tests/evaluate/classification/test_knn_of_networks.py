@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from helpers.fakes import COLORS, MeanColor
 from PIL import Image
 
 from dino.data.sources.open import open_source
-from dino.evaluate.classification.knn import KNN, KNNEvaluation, accuracies, run, spread
+from dino.evaluate.classification.knn import KNN, KNNEvaluation, run, spread, votes_of
+from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy
 from dino.evaluate.features.table import FeatureTable, Subset
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
@@ -27,6 +29,10 @@ def table(labels: list[int], classes: list[str] | None) -> FeatureTable:
     names = classes or ["a", "b", "c", "d"]
     axes = torch.eye(4)[["abcd".index(names[label][0]) for label in labels]]
     return FeatureTable(axes, torch.tensor(labels), [""] * len(labels), classes)
+
+
+def accuracies(*arguments: Any) -> dict[int, Accuracy]:
+    return votes_of(*arguments).accuracies(TEMPERATURE)
 
 
 def test_classes_are_matched_by_name() -> None:

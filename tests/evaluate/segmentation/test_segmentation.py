@@ -79,7 +79,7 @@ def test_attention_of_a_network_over_pictures(tmp_path: Path) -> None:
     root = write_plain(tmp_path, 3)
     save_mask(np.zeros((24, 32), dtype=np.uint8), root / "masks/1.png")
     scenes, backbone = open_scenes(root, None), vit()
-    found = attention_jaccard(backbone, scenes, [0.5], 16, True)
+    found = attention_jaccard(PatchExtractor(backbone, 16, True), scenes, [0.5])
     assert (found["images"], found["objects"], found["empty"]) == (2, 4, 1)
     expected = []
     for index in (0, 2):
@@ -98,10 +98,10 @@ def test_attention_of_a_network_over_pictures(tmp_path: Path) -> None:
 def test_what_attention_cannot_measure_is_refused(tmp_path: Path) -> None:
     scenes = open_scenes(write_plain(tmp_path, 1), None)
     with pytest.raises(UserError, match="no CLS attention"):
-        attention_jaccard(create("resnet50").eval(), scenes, [0.6], 32, False)
+        attention_jaccard(PatchExtractor(create("resnet50").eval(), 32), scenes, [0.6])
     save_mask(np.zeros((24, 32), dtype=np.uint8), scenes.masks[0])
     with pytest.raises(UserError, match=r"none of the masks, such as .*0\.png, holds an object"):
-        attention_jaccard(vit(), scenes, [0.6], 16, False)
+        attention_jaccard(PatchExtractor(vit(), 16), scenes, [0.6])
 
 
 # --------------------------------------------------------------------------------------- patches

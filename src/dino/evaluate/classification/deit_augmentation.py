@@ -126,14 +126,11 @@ def seeded(seed: int, epoch: int, index: int) -> Iterator[np.random.Generator]:
             np.random.set_state(states[1])
 
 
-class AugmentedImages:
+class AugmentedImages(Subset):
     """The augmented images of one epoch, in its order: a `Source`.
 
     A random crop (bicubic) and flip, then RandAugment, keyed by (seed, epoch, repeat, image).
     """
-
-    labels: list[int] | None = None
-    classes: list[str] | None = None
 
     def __init__(
         self, source: Source, backbone: Backbone, recipe: Recipe, seed: int, epoch: int
@@ -149,23 +146,15 @@ class AugmentedImages:
         for operation in self.policy.ops:
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = posterize
-        self.source, self.seed, self.epoch = source, seed, epoch
-        self.spec = crop_spec(transform.crop)
+        self.seed, self.epoch, self.spec = seed, epoch, crop_spec(transform.crop)
         order = epoch_order(len(source), seed, epoch)
-        self.order = np.repeat(order, recipe.repeats)[: len(source)].tolist()
-
-    def __len__(self) -> int:
-        return len(self.order)
+        super().__init__(source, np.repeat(order, recipe.repeats)[: len(source)].tolist())
 
     def __getitem__(self, place: int) -> Image.Image:
-        image, repeats = as_picture(self.source[self.order[place]]), self.recipe.repeats
-        with seeded(self.seed, self.epoch * repeats + place % repeats, self.order[place]) as rng:
+        image, repeats = as_picture(super().__getitem__(place)), self.recipe.repeats
+        with seeded(self.seed, self.epoch * repeats + place % repeats, self.indices[place]) as rng:
             crop = random_crop(image, self.spec, rng, Image.Resampling.BICUBIC)
             return self.policy(crop)
-
-    def path(self, place: int) -> str:
-        """The path of the image at this place of the order, for messages."""
-        return self.source.path(self.order[place])
 
 
 @dataclass(frozen=True)
@@ -212,7 +201,7 @@ class AugmentedBatches:
                 raise UserError(f"no image of a batch can be used, the first: {part.skipped[0]}")
             filled = torch.arange(share) % len(part.index)
             places = [mine[int(place)] for place in part.index[filled]]
-            truth = labels[[images.order[place] for place in places]]
+            truth = labels[[images.indices[place] for place in places]]
             # Larger than the indices of the images, which key their crops.
             key = len(self.source) + step * batch + mine[step * share] % batch
             with seeded(self.seed, epoch, key):

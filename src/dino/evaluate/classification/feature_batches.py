@@ -28,6 +28,7 @@ from dino.evaluate.features.extractor import FeatureExtractor
 from dino.evaluate.features.table import (
     FeatureBatch,
     FeatureTable,
+    Subset,
     labels_of,
     place_among_ranks,
     share_of,
@@ -93,30 +94,22 @@ def crop_spec(size: int) -> ViewSpec:
     return ViewSpec(name="crop", count=1, size=size, scale=(0.08, 1.0))
 
 
-class RandomCrops:
+class RandomCrops(Subset):
     """The random crops and flips of one epoch: a `Source` of images of S x S pixels.
 
     Resized bilinearly (paper, appendix F.2); random numbers are keyed by (seed, epoch, index).
     """
 
     def __init__(self, source: Source, size: int, seed: int, epoch: int) -> None:
-        self.source, self.seed, self.epoch = source, seed, epoch
-        self.labels, self.classes = source.labels, source.classes
-        self.spec = crop_spec(size)
-
-    def __len__(self) -> int:
-        return len(self.source)
+        super().__init__(source, range(len(source)))
+        self.seed, self.epoch, self.spec = seed, epoch, crop_spec(size)
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "C S S"]:
-        image = as_pixels(self.source[index])
+        image = as_pixels(super().__getitem__(index))
         random = generator(self.seed, self.epoch, index)
         height, width = image.shape[1:]
         (view,) = draw_views([self.spec], height, width, random)
         return crop_resize(image, view.box, self.spec.size, view.flip, "bilinear")
-
-    def path(self, index: int) -> str:
-        """The path of image `index`, for messages."""
-        return self.source.path(index)
 
 
 @dataclass(frozen=True)

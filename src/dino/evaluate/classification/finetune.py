@@ -20,7 +20,7 @@ from dino.evaluate.classification.finetune_training import Epoch, FineTunedNetwo
 from dino.evaluate.classification.linear_classifier import Classifier
 from dino.evaluate.command import (
     TRAINED,
-    FeatureEvaluationSettings,
+    EvaluationSettings,
     destination,
     file_name,
     identities,
@@ -52,7 +52,7 @@ classifier's initial weights is "small"; .01 is a guess.
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(FeatureEvaluationSettings, RecipeSettings):
+class FineTune(RecipeSettings, EvaluationSettings):
     """Train the full network on labelled images with DeiT's recipe (paper section 4.2.3)."""
 
     renamed: ClassVar[dict[str, str]] = {"forward": "forward-batch"}
@@ -64,6 +64,8 @@ class FineTune(FeatureEvaluationSettings, RecipeSettings):
     preset: Literal["imagenet", "cifar", "inat"] = "imagenet"
     """The authors' lr, epochs, batch and lr-end for a kind of data; cifar suits small sets.
     Each can be set by itself."""
+    workers: int = 4
+    """Processes that read images."""
     forward_batch: int = 64
     """Test images at a time."""
     seed: int = 0

@@ -50,22 +50,11 @@ PAIRS = 10
 """Confused classes that are printed."""
 
 
-def accuracies(
-    bank: FeatureTable,
-    queries: FeatureTable | None,
-    k: Sequence[int] = K,
-    temperature: float = TEMPERATURE,
-    device: torch.device | str | None = None,
-) -> dict[int, Accuracy]:
-    """`knn_classifier.knn` on tables, see `votes_of`."""
-    return votes_of(bank, queries, k, (temperature,), device).accuracies(temperature)
-
-
 def votes_of(
     bank: FeatureTable,
     queries: FeatureTable | None,
-    k: Sequence[int],
-    temperatures: Sequence[float],
+    k: Sequence[int] = K,
+    temperatures: Sequence[float] = (TEMPERATURE,),
     device: torch.device | str | None = None,
 ) -> Votes:
     """`knn_classifier.vote` on tables; without queries, leave-one-out on the bank.
@@ -143,8 +132,9 @@ class KNNEvaluation:
         """Top-1 accuracy in percent, for example `{"k10": 61.2, "k20": 62.0}`."""
         queries = None if self.queries is None else self.extract(backbone, self.queries)
         bank, device = self.extract(backbone, self.bank), next(backbone.parameters()).device
-        scores = accuracies(bank, queries, self.k, self.temperature, device)
-        return {f"k{n}": score.top1 for n, score in scores.items()}
+        votes = votes_of(bank, queries, self.k, (self.temperature,), device)
+        accuracies = votes.accuracies(self.temperature)
+        return {f"k{n}": accuracy.top1 for n, accuracy in accuracies.items()}
 
 
 def spread(source: Source, limit: int | None) -> Source:

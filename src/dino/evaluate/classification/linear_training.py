@@ -105,7 +105,6 @@ def train(
     epochs: int,
     batch: int,
     checkpoint: EpochCheckpoint | None = None,
-    progress: bool = True,
 ) -> list[list[Accuracy]]:
     """Train all classifiers of a sweep together; their scores after each epoch.
 
@@ -116,7 +115,7 @@ def train(
     if before:
         sweep.load_state(state)
     history = [[Accuracy(*row) for row in rows] for rows in before]
-    shown = progress and ranks().main and isinstance(batches, TableBatches)
+    shown = ranks().main and isinstance(batches, TableBatches)
     with bar("linear", epochs * len(batches), shown=shown) as advance:
         advance(len(history) * len(batches))
         for epoch in range(len(history), epochs):

@@ -156,11 +156,6 @@ class _Part(NamedTuple):
             skipped = _errors_from_json(json.loads(file.metadata()["skipped"]))
             return cls(path, file.get_tensor("index").tolist(), skipped)
 
-    def width(self) -> int:
-        """N; 0 where there is no row."""
-        with safe_open(self.path, "np") as file:
-            return int(file.get_slice("features").get_shape()[1])
-
     def rows(self) -> np.ndarray:
         """The rows, [len(indices), N]."""
         with safe_open(self.path, "np") as file:
@@ -283,7 +278,7 @@ class _CachedTable:
 
     def _merge_parts(self, parts: Sequence[_Part], skipped: dict[int, ImageError]) -> None:
         if not self.done.exists():
-            width = max(part.width() for part in parts)
+            width = next(part for part in parts if part.indices).rows().shape[1]
             with replacing(self.features) as temporary:
                 shape = (len(self.source), width)
                 np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)

@@ -67,7 +67,6 @@ class FeatureExtractor:
         compute: from a batch to its rows.
         batch: images at a time; 1 for images of different sizes.
         workers: processes that read images.
-        progress: show a bar on a terminal.
         title: of the bar.
         memory_option: the option to lower where memory does not suffice.
     """
@@ -76,7 +75,6 @@ class FeatureExtractor:
     compute: Callable[[Num[Tensor, "B C H W"]], Float[Tensor, "B N"]]
     batch: int = 64
     workers: int = 0
-    progress: bool = True
     title: str = "features"
     memory_option: str = "--batch"
 
@@ -87,7 +85,7 @@ class FeatureExtractor:
             UserError: if a batch does not fit into memory.
         """
         subset, start = Subset(source, indices), 0
-        with bar(self.title, len(subset), shown=self.progress and ranks().main) as advance:
+        with bar(self.title, len(subset), shown=ranks().main) as advance:
             for batch in evaluation_loader(subset, self.transform, self.batch, self.workers):
                 usable = batch.index.tolist()
                 requested = range(start, start + len(usable) + len(batch.skipped))
@@ -156,8 +154,8 @@ def extract(
             Only images that are files are cached, since changes of others cannot be noticed. None
             caches nothing.
         precision: fp32, or bf16 for speed (features agree to about two digits).
-        **options: of `FeatureExtractor`: batch (it does not change the result), workers, progress,
-            title, memory_option.
+        **options: of `FeatureExtractor`: batch (it does not change the result), workers, title,
+            memory_option.
 
     Raises:
         UserError: if no image can be used, or a batch does not fit into memory.

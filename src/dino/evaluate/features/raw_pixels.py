@@ -53,7 +53,7 @@ def raw_pixels(
         size: S.
         mean: of the normalisation.
         std: of the normalisation.
-        **options: of `FeatureExtractor`: batch, workers, progress.
+        **options: of `FeatureExtractor`: batch, workers.
     """
     transform = SquareResize(size, mean, std)
     extractor = FeatureExtractor(

@@ -267,7 +267,7 @@ def _duplicates(settings: Copies) -> dict[str, Any]:
         content: dict[str, Any] = {}
         if here.main:
             known = equal_files(images.paths)
-            found = groups(features, settings.threshold, known, device=device, progress=True)
+            found = groups(features, settings.threshold, known, device=device)
             content = {
                 "images": len(images),
                 "skipped": [error.path for error in images.skipped],

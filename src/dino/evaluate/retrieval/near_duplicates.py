@@ -13,9 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from dino.evaluate.features.search import directions
@@ -70,7 +73,6 @@ def groups(
     *,
     tile: int = 2**12,
     device: torch.device | str | None = None,
-    progress: bool = False,
 ) -> list[Group]:
     """Groups of two images or more, the largest first, among equals in the order of the images.
 
@@ -80,16 +82,30 @@ def groups(
         known: pairs that are connected whatever their features.
         tile: see `similar_pairs`.
         device: where to compute.
-        progress: show a bar on a terminal.
     """
-    sets = _DisjointSets(len(features))
-    sets.add(torch.tensor(known, dtype=torch.int64).reshape(-1, 2))
+    labels = _connected(np.arange(len(features)), torch.tensor(known).reshape(-1, 2))
     strips = -(-len(features) // tile)
-    with bar("pairs", strips * (strips + 1) // 2, shown=progress) as advance:
+    with bar("pairs", strips * (strips + 1) // 2) as advance:
         for pairs in similar_pairs(features, threshold, tile=tile, device=device):
-            sets.add(pairs)
+            labels = _connected(labels, pairs)
             advance(1)
-    return [_ordered(members, features) for members in sets.components()]
+    found: dict[int, list[int]] = defaultdict(list)
+    for image, label in enumerate(labels.tolist()):
+        found[label].append(image)
+    components = sorted((m for m in found.values() if len(m) > 1), key=lambda m: (-len(m), m))
+    return [_ordered(members, features) for members in components]
+
+
+def _connected(
+    labels: Int[np.ndarray, " n"], pairs: Int[Tensor, "pairs 2"]
+) -> Int[np.ndarray, " n"]:
+    """The component of each image, given those so far and more connected pairs."""
+    if len(pairs) == 0:
+        return labels
+    first, second = labels[pairs.numpy().T]
+    graph = coo_matrix((np.ones(len(pairs), bool), (first, second)), (len(labels), len(labels)))
+    component: Int[np.ndarray, " n"] = connected_components(graph, directed=False)[1]
+    return component[labels]
 
 
 def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
@@ -99,33 +115,6 @@ def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     similarity[(rows == rows[first]).all(dim=1)] = 1.0  # also of zeros, which have no direction
     order = similarity.argsort(descending=True, stable=True).tolist()
     return Group([members[i] for i in order], similarity[order].tolist())
-
-
-class _DisjointSets:
-    """Disjoint sets of images; `root` holds for each the smallest image of its set."""
-
-    def __init__(self, count: int) -> None:
-        self.root = torch.arange(count)
-
-    def add(self, pairs: Int[Tensor, "pairs 2"]) -> None:
-        """Join the sets of the two images of each pair."""
-        sets = self.root[pairs]
-        sets = sets[sets[:, 0] != sets[:, 1]]
-        while len(sets):
-            # Of each set the smallest partner becomes the parent, where it is smaller.
-            low, high = sets.amin(dim=1), sets.amax(dim=1)
-            parent = torch.arange(len(self.root)).scatter_reduce(0, high, low, "amin")
-            while not torch.equal(above := parent[parent], parent):
-                parent = above
-            self.root, sets = parent[self.root], parent[sets]
-            sets = sets[sets[:, 0] != sets[:, 1]]
-
-    def components(self) -> list[list[int]]:
-        """All sets of two or more."""
-        found: dict[int, list[int]] = defaultdict(list)
-        for image, root in enumerate(self.root.tolist()):
-            found[root].append(image)
-        return sorted((m for m in found.values() if len(m) > 1), key=lambda m: (-len(m), m))
 
 
 def equal_files(paths: Sequence[str]) -> list[tuple[int, int]]:

@@ -16,15 +16,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import Ids, objects_in
-from dino.evaluate.segmentation.datasets import Scenes, patch_counts, prepared
+from dino.evaluate.segmentation.datasets import Scenes, patch_counts
+from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.files import UserError
-from dino.models.attention import attention_maps, mass_mask
-from dino.models.backbone import Backbone
+from dino.models.attention import mass_mask
 from dino.progress import bar
-from dino.runtime import Precision, autocast, gather_objects, ranks
+from dino.runtime import gather_objects, ranks
 
 
 def object_jaccards(masks: Bool[Tensor, "M h w"], ids: Ids) -> Float[Tensor, "O M"]:
@@ -41,25 +40,16 @@ def object_jaccards(masks: Bool[Tensor, "M h w"], ids: Ids) -> Float[Tensor, "O 
 
 
 def attention_jaccard(
-    backbone: Backbone,
-    scenes: Scenes,
-    masses: Sequence[float],
-    size: int,
-    keep_aspect: bool,
-    precision: Precision = "fp32",
-    title: str = "attention",
+    extractor: PatchExtractor, scenes: Scenes, masses: Sequence[float], title: str = "attention"
 ) -> dict[str, Any]:
     """Jaccard indices of a network's attention masks over images, in percent.
 
     Images without any object are left out, and counted.
 
     Args:
-        backbone: a network with attention, in evaluation mode.
+        extractor: of a network with attention.
         scenes: the images, divided among the ranks.
         masses: shares of the attention that masks hold, each in (0, 1).
-        size: see `dino.evaluate.segmentation.datasets.prepared`.
-        keep_aspect: likewise.
-        precision: of the network.
         title: of the progress bar.
 
     Returns:
@@ -70,17 +60,14 @@ def attention_jaccard(
     Raises:
         UserError: for networks without attention, or if no image holds an object.
     """
-    device = next(backbone.parameters()).device
     found: list[list[Float[Tensor, "O M"]]] = []
     full: Bool[Tensor, "1 1 1"] = torch.ones(1, 1, 1, dtype=torch.bool)
     mine = my_share(range(len(scenes)))
     with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
         for index in mine:
             picture, ids = scenes.pixels_and_ids(index)
-            images = prepared(picture, backbone, size, keep_aspect)
-            with memory_advice("--size"), autocast(device, precision):
-                maps = attention_maps(backbone, images)[0]
-            maps = torch.cat([maps.float(), maps.float().mean(dim=0, keepdim=True)])
+            maps = extractor.attention(picture)
+            maps = torch.cat([maps, maps.mean(dim=0, keepdim=True)])
             masks = [*(mass_mask(maps, mass) for mass in masses), full]
             found.append([object_jaccards(mask, ids) for mask in masks])
             advance(1)

@@ -27,6 +27,7 @@ from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import VOID, Ids
 from dino.evaluate.segmentation.datasets import Scenes, patch_counts, prepared
 from dino.files import UserError
+from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import Precision, autocast, gather_objects, ranks
@@ -37,7 +38,7 @@ Scorer = Callable[[Float[Tensor, "q D"]], Float[Tensor, "q K"]]
 
 @dataclass(frozen=True)
 class PatchExtractor:
-    """Extracts the patch tokens of images.
+    """Extracts patch tokens and attention of images.
 
     Attributes:
         backbone: the network, in evaluation mode.
@@ -57,6 +58,12 @@ class PatchExtractor:
         images = prepared(image, self.backbone, self.size, self.keep_aspect)
         with memory_advice("--size"), autocast(images.device, self.precision):
             return self.backbone.features(images).patches[-1, 0].float()
+
+    def attention(self, image: Image.Image) -> Float[Tensor, "heads h w"]:
+        """Attention of the last block's CLS token to the patches."""
+        images = prepared(image, self.backbone, self.size, self.keep_aspect)
+        with memory_advice("--size"), autocast(images.device, self.precision):
+            return attention_maps(self.backbone, images)[0].float()
 
 
 class Bank(NamedTuple):

@@ -137,29 +137,16 @@ def divided(settings: Segmentation) -> tuple[Scenes, Scenes]:
 def _measure(
     backbone: Backbone, training: Scenes, scored: Scenes, settings: Segmentation, name: str
 ) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    if "attention" in settings.methods:
-        result["attention"] = attention_jaccard(
-            backbone,
-            scored,
-            settings.mass,
-            settings.size,
-            settings.keep_aspect,
-            settings.precision,
-            name,
-        )
-    if settings.learns:
-        result |= _learned(backbone, training, scored, settings, name)
-    return result
-
-
-def _learned(
-    backbone: Backbone, training: Scenes, scored: Scenes, settings: Segmentation, name: str
-) -> dict[str, Any]:
-    device = next(backbone.parameters()).device
+    """The results of each method."""
     extractor = patches.PatchExtractor(
         backbone, settings.size, settings.keep_aspect, settings.precision
     )
+    result: dict[str, Any] = {}
+    if "attention" in settings.methods:
+        result["attention"] = attention_jaccard(extractor, scored, settings.mass, name)
+    if not settings.learns:
+        return result
+    device = next(backbone.parameters()).device
     bank = patches.training_patches(extractor, training, settings.patches, settings.seed, name)
     scorers: dict[str, patches.Scorer] = {}
     if "linear" in settings.methods:
@@ -167,7 +154,7 @@ def _learned(
     if "knn" in settings.methods:
         scorers["knn"] = patches.neighbours(bank, settings.k, settings.temperature, device)
     counts = patches.confusions(extractor, scored, scorers, bank.classes, name)
-    return {method: patches.mean_iou(count) for method, count in counts.items()}
+    return result | {method: patches.mean_iou(count) for method, count in counts.items()}
 
 
 CHOICES = {

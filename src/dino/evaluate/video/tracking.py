@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from dino.data.images.decode import read_picture, to_tensor
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.views.photometric import normalize
 from dino.evaluate.features.extractor import memory_advice
-from dino.evaluate.masks import Ids, Mask, read_mask, resized_ids, with_ids
+from dino.evaluate.masks import Ids, Mask, read_mask, resized_ids
 from dino.evaluate.video.davis import Clip
 from dino.evaluate.video.propagation import PAPER, Neighbourhood, Propagator, stretched
 from dino.files import UserError
@@ -100,7 +100,7 @@ def track(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterato
             yield first
         else:
             labels = propagator.step(features)
-            yield with_ids(first, mask_of(labels, pixels.shape[1:], numbers, first.ids.shape))
+            yield replace(first, ids=mask_of(labels, pixels.shape[1:], numbers, first.ids.shape))
 
 
 def statistics_of(
