@@ -45,8 +45,7 @@ OPTIONAL = {
     *("pydicom", "skimage", "tensorboard", "tifffile", "timm", "webdataset"),
 }
 
-# These are imported by the packages that dino imports: tifffile, torch.utils.tensorboard; skimage is
-# named in a table of the demo's photographs.
+# Imported by tifffile and torch.utils.tensorboard; the data of skimage are read as files.
 INDIRECT = {"imagecodecs", "skimage", "tensorboard"}
 
 RUNTIME_ONLY = {"cuda", "distributed"}
