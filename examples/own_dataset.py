@@ -1,9 +1,9 @@
-"""Pretrain on a data set of your own: anything with a length, and images by index.
+"""Pretrain on a custom data set: any object with a length and images by index.
 
     python examples/own_dataset.py --out runs/shapes --steps 400
 
-Here the images are drawn; yours may come from a database, a microscope's format, a simulation. No
-label is needed. Where there is `targets` (and `classes`), as here, k-NN tells what was learned.
+This one draws its images; others read a database, a microscope's format or a simulation. Labels are
+optional: with `targets` (and `classes`), k-NN accuracy is measured during training.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import dino
 
 
 class Shapes(Dataset[Image.Image]):
-    """Discs, squares and triangles, in any place, size and colour.
+    """Discs, squares and triangles at random places, in random sizes and colours.
 
-    Items may be PIL images, uint8 arrays [H, W, C], uint8 tensors [C, H, W], or tuples that start
-    with one of these. No ToTensor and no Normalize: dino does that, after its own augmentation.
+    Items can be PIL images, uint8 arrays [H, W, C], uint8 tensors [C, H, W], or tuples that start
+    with one of these. Do not apply ToTensor or Normalize: dino does both after its augmentation.
     """
 
     classes = ("disc", "square", "triangle")
@@ -35,7 +35,7 @@ class Shapes(Dataset[Image.Image]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> Image.Image:
-        # The same image for the same index, whichever process asks: then a run can be resumed.
+        # The same image for the same index in every process: required to resume a run.
         rng = np.random.default_rng(index)
         back, front = (tuple(rng.integers(0, 256, 3).tolist()) for _ in range(2))
         picture = Image.new("RGB", (72, 64), back)

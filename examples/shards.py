@@ -2,9 +2,9 @@
 
     python examples/shards.py --images photos/ --shards shards/ --out runs/photos
 
-Shards are for images in object stores, on spinning disks, or on file systems that are slow with
-millions of small files. They are written by webdataset here, and any other tool's are as good:
-uncompressed tars whose members are called KEY.jpg, KEY.cls.
+Use shards for images in object stores, on hard disks, or on file systems that are slow with
+millions of small files. Webdataset writes them here; any uncompressed tar with members KEY.jpg and
+KEY.cls works.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dino.data.sources.open import Folder
 
 
 def pack(images: Folder, target: Path, per_shard: int) -> str:
-    """Write the files as they are, and give the name under which all shards are found.
+    """Copy the files into shards in random order; return the pattern that names all shards.
 
-    In a random order: training reads some shards at a time, so none should be of one class alone.
-    Some hundred to some thousand images a shard, and at least a few times 16 shards, mix well.
+    Training reads 16 shards at a time, so a shard should not hold a single class. Some hundred to
+    some thousand images a shard, and at least a few times 16 shards, mix well.
     """
     target.mkdir(parents=True, exist_ok=True)
     pattern = str(target / "train-%05d.tar")
@@ -46,7 +46,7 @@ def pack(images: Folder, target: Path, per_shard: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", required=True, help="a folder of images")
-    parser.add_argument("--shards", type=Path, required=True, help="where the shards go")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--out", required=True, help="the run folder")
     parser.add_argument("--per-shard", type=int, default=1000)
     parser.add_argument("--recipe", default="small_data")

@@ -1,20 +1,29 @@
-"""The command as a user meets it: help, one table, one sentence for each mistake."""
+"""The command line: help, one table, one sentence for each mistake."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import dino
-from dino import cli
+from dino import cli, pretraining
+from dino.files import UserError
+from dino.models.create import create
 from dino.train.recipes import RECIPES
+from dino.weights.load import save
 
 # tyro hands over its MISSING in place of a string.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -49,49 +58,127 @@ TINY: dict[str, Any] = {
 FLAGS = [w for k, v in TINY.items() for w in (f"--{k.replace('_', '-')}", str(v))]
 
 
+def run(words: str, *more: str | Path) -> None:
+    """Run the command; `words` are split at blanks."""
+    cli.main([*words.split(), *map(str, more)])
+
+
+def status(words: str, *more: str | Path) -> Any:
+    """The exit status of a command that exits."""
+    with pytest.raises(SystemExit) as caught:
+        run(words, *more)
+    return caught.value.code
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one sentence with which the command ends, with status 2."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
+    assert status("", *arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("dino: ")
     return line
 
 
-def test_help_needs_no_network_library() -> None:
-    code = (
-        "import sys; from dino.cli import main; main(['--help'])\n"
-        "print('torch' in sys.modules, 'numpy' in sys.modules)"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300
-    ).stdout
-    for command in cli.COMMANDS:
-        assert command in out
-    assert out.endswith("False False\n")
+def every(commands: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, cli.Command]]:
+    for name, command in commands.items():
+        if isinstance(command, cli.Group):
+            yield from every(command.commands, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
 
 
-def test_help_of_a_recipe_needs_no_torch() -> None:
-    code = (
-        "import sys; from dino.cli import main\n"
-        "try: main(['pretrain', 'vit_b8', '--help'])\n"
-        "finally: print('torch' in sys.modules)"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300
-    ).stdout
-    assert out.endswith("False\n")
-    assert "--optim.lr" in out
-    for recipe in RECIPES:
-        assert recipe in out
+@pytest.mark.parametrize(("name", "command"), list(every(cli.COMMANDS)))
+def test_every_command_exists_and_explains_its_settings(
+    name: str, command: cli.Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *names = command.target.split(":")
+    assert all(callable(getattr(import_module(module), part)) for part in names)
+    assert status(f"{name} --help") == 0
+    assert f"dino {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"], ["--version"]])
-def test_words_about_the_program(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(words)
+@pytest.mark.parametrize("code", ["main(['--help'])", "main(['pretrain', 'vit_b8', '--help'])"])
+def test_help_needs_no_network_library(code: str) -> None:
+    code = f"try: {code}\nfinally: print('torch' in sys.modules)"
+    code = f"import sys; from dino.cli import main\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("False\n")
+    for name in RECIPES if "vit_b8" in code else cli.COMMANDS:
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("words", ["--help", "evaluate --help", "data --help", "--version"])
+def test_words_about_the_program(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(words)
     out = capsys.readouterr().out
-    assert dino.__version__ in out or "knn" in out
+    assert dino.__version__ in out or "knn" in out or "preview" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("train", "'dino train': did you mean 'dino pretrain'?"),
+        ("knn", "'dino knn': did you mean 'dino evaluate knn'?"),
+        ("evaluate lineer", "did you mean 'dino evaluate linear'?"),
+        ("evaluate map", "'dino evaluate map': known are knn, linear"),
+        ("wieghts list", "did you mean 'dino weights'?"),
+        ("pretrain smal_data --out x", "unknown recipe 'smal_data': did you mean small_data?"),
+        ("pretrain xyz --out x", "unknown recipe 'xyz': known are vit_s16"),
+    ],
+)
+def test_similar_names_are_suggested(
+    words: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in refused(capsys, *words.split())
+
+
+def test_former_options_are_refused_and_the_new_one_named() -> None:
+    @dataclass
+    class Settings:
+        renamed: ClassVar[dict[str, str]] = {"old_name": "new_name", "--gone": "--here"}
+        new_name: int = 1
+
+    assert cli.parse(Settings, "dino x", ["--new-name", "3"]) == Settings(3)
+    for word in ("--old-name", "--old_name=3"):
+        with pytest.raises(UserError, match="dino x: --old-name is called --new-name now"):
+            cli.parse(Settings, "dino x", [word, "3"])
+    with pytest.raises(UserError, match="--gone is called --here now"):
+        cli.parse(Settings, "dino x", ["--gone"])
+
+
+def test_an_interruption_ends_in_status_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dino.show.report.run", interrupted)
+    assert status("report --run x") == 130
+    assert capsys.readouterr() == ("", "")
+    stopped = SimpleNamespace(finished=False, run=tmp_path, refused=0)
+    monkeypatch.setattr("dino.pretraining.pretrain", lambda *_, **__: stopped)
+    assert status("pretrain demo --out x") == 130
+
+
+@pytest.mark.parametrize("words", ["--help", "pretrain --help", "weights list --all"])
+def test_a_reader_that_stops_reading_is_no_mistake(words: str) -> None:
+    command = [sys.executable, "-m", "dino", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, error = process.communicate(timeout=120)
+    assert error == b""
+    assert process.returncode in (1, 141)  # 1 comes from rich
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_is_full_is_named() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dino", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "the output cannot be used (No space left on device)" in line
 
 
 def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,8 +191,6 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     def pretrain(*words: str) -> str:
         return refused(capsys, "pretrain", *words, "--out", out)
 
-    assert "unknown recipe 'vits': did you mean vit_s" in pretrain("vits")
-    assert "unknown recipe 'x': known are vit_s16" in pretrain("x")
     assert str(tmp_path / "nowhere") in pretrain("demo", "--data", str(tmp_path / "nowhere"))
     assert "empty" in pretrain("demo", "--data", str(empty))
     line = pretrain("demo", "--data", str(texts))
@@ -116,110 +201,46 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "optim.warmup" in pretrain(
         "demo", *FLAGS, "--optim.warmup", "9 steps", "--data", str(folder(tmp_path / "ok"))
     )
-    assert "'dino train': did you mean 'dino pretrain'?" in refused(capsys, "train")
-    assert "'dino evaluate map': known are knn, linear" in refused(capsys, "evaluate", "map")
     assert "unknown device 'tpu9'" in pretrain("demo", "--device", "tpu9")
     assert not (tmp_path / "run").exists()
 
 
 def test_wrong_flags_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["pretrain", "demo", "--out", "x", "--optim.lrr", "3"])
-    assert caught.value.code == 2
+    assert status("pretrain demo --out x --optim.lrr 3") == 2
     assert "--optim.lr" in capsys.readouterr().err
 
 
 def test_from_images_to_numbers_and_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, run = folder(tmp_path / "images"), tmp_path / "run"
-    cli.main(
-        [
-            "pretrain",
-            "small_data",
-            "--data",
-            str(data),
-            "--out",
-            str(run),
-            *FLAGS,
-            "--device",
-            "cpu",
-            "--model.arch",
-            "vit_tiny",
-            "--execution.precision",
-            "fp32",
-            "--optim.freeze-last-layer",
-            "0 steps",
-        ]
-    )
-    out = capsys.readouterr().out
-    assert "raw pixels" in out
-    assert "report.html" in out
-    results = json.loads((run / "results.json").read_text())["knn"]
-    assert set(results) == {
-        "trained",
-        "untrained",
-        "pixels",
-        "k",
-        "bank",
-        "queries",
-        "skipped",
-        "leave_one_out",
+    data, out = folder(tmp_path / "images"), tmp_path / "run"
+    words = "pretrain small_data --device cpu --model.arch vit_tiny --execution.precision fp32"
+    run(words, "--optim.freeze-last-layer", "0 steps", *FLAGS, "--data", data, "--out", out)
+    printed = capsys.readouterr().out
+    assert "raw pixels" in printed
+    assert "report.html" in printed
+    results = json.loads((out / "results.json").read_text())["knn"]
+    assert results.keys() == {
+        *("trained", "untrained", "pixels", "k", "bank", "queries", "skipped", "leave_one_out")
     }
-    assert (run / "report.html").stat().st_size > 10_000
+    assert (out / "report.html").stat().st_size > 10_000
 
-    cli.main(
-        [
-            "evaluate",
-            "knn",
-            "--weights",
-            str(run),
-            "--data",
-            str(data),
-            "--k",
-            "1",
-            "3",
-            "--workers",
-            "0",
-        ]
-    )
+    run("evaluate knn --k 1 3 --workers 0", "--weights", out, "--data", data)
     assert "k = 3" in capsys.readouterr().out
-    found = json.loads((run / "knn.json").read_text())
-    assert found["leave_one_out"] is True
+    assert json.loads((out / "knn.json").read_text())["leave_one_out"] is True
 
-    cli.main(
-        [
-            "features",
-            "--weights",
-            str(run),
-            "--data",
-            str(data),
-            "--out",
-            str(tmp_path / "f.npy"),
-            "--workers",
-            "0",
-        ]
-    )
-    assert np.load(tmp_path / "f.npy").shape == (12, 24)
+    table = tmp_path / "f.npy"
+    run("features --workers 0", "--weights", out, "--data", data, "--out", table)
+    assert np.load(table).shape == (12, 24)
 
-    (run / "report.html").unlink()
-    cli.main(["report", "--run", str(run)])
-    assert (run / "report.html").exists()
+    (out / "report.html").unlink()
+    run("report", "--run", out)
+    assert (out / "report.html").exists()
 
 
 def test_a_folder_of_train_and_val_is_split(tmp_path: Path) -> None:
     folder(tmp_path / "data" / "train"), folder(tmp_path / "data" / "val", 6)
-    cli.main(
-        [
-            "pretrain",
-            "demo",
-            "--data",
-            str(tmp_path / "data"),
-            "--out",
-            str(tmp_path / "run"),
-            *FLAGS,
-        ]
-    )
+    run("pretrain demo", "--data", tmp_path / "data", "--out", tmp_path / "run", *FLAGS)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["defining"]["data.images"] == 12
     assert config["about"]["val"].endswith("val")
@@ -236,21 +257,45 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.parametrize("job", ["check", "stats", "preview"])
-def test_jobs_for_data_explain_themselves(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["data", "--help"])
-    assert job in capsys.readouterr().out
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["data", job, "--help"])
-    assert caught.value.code == 0
-    assert "--out" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("words", [["evaluate", "knn"], ["features"], ["report"]])
-def test_every_job_explains_its_settings(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: dino.load(None), "weights must be a path, not None"),
+        (lambda: dino.load(["a", "b"]), "weights must be a path"),
+        (lambda: dino.load("nowhere"), "there are no weights at nowhere"),
+        (lambda: dino.load("w", network="techer"), "network must be one of teacher, student"),
+        (lambda: dino.load("w", position="foo"), "position must be one of reference, exact"),
+        (lambda: dino.load("w", channels="3"), "channels must be a positive whole number"),
+        (lambda: dino.load("w", heads=0), "heads must be a positive whole number, not 0"),
+        (lambda: dino.create(5), "arch must be a name such as vit_small, not 5"),
+        (lambda: dino.pretrain(out=None), "out must be a path, not None"),
+        (lambda: dino.pretrain("demo", out="run", stats=3), "stats must be a path, not 3"),
+        (lambda: dino.pretrain("demo", out="run", init_from=3), "init_from must be a path, not 3"),
+        (lambda: dino.pretrain("demo", out="run", device=3.5), "unknown device 3.5"),
+        (lambda: dino.pretrain("demo", out="run", data=5), "cannot take images from a int"),
+    ],
+)
+def test_wrong_arguments_in_python_end_in_one_sentence(
+    call: Callable[[], Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main([*words, "--help"])
-    assert caught.value.code == 0
-    assert "--device" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_on_a_wrong_device(tmp_path: Path) -> None:
+    save(dino.create("vit_tiny", patch_size=8, image_size=16, depth=1), tmp_path / "w")
+    for device in ("cpux", 3.5):
+        with pytest.raises(UserError, match=f"cannot be moved to device {device!r}"):
+            dino.load(tmp_path / "w", device)
+
+
+def test_the_public_functions_are_the_real_ones() -> None:
+    assert {"create", "load", "pretrain"} <= {*dir(dino)}
+    assert dino.create is create
+    assert dino.pretrain is pretraining.pretrain
+    assert list(inspect.signature(dino.load).parameters)[:2] == ["weights", "device"]
+    assert "run folder" in (dino.load.__doc__ or "")
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        dino.lode  # noqa: B018

@@ -1,4 +1,4 @@
-"""The examples do what they say, on a small scale."""
+"""The examples run, with small networks."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_every_example_is_run_here() -> None:
     }
 
 
-def test_a_data_set_of_ones_own(
+def test_a_custom_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     run(monkeypatch, "own_dataset.py", "--out", str(out), "--images", "24")
-    told = capsys.readouterr().out
-    assert "4 steps, k-NN {" in told
-    assert "the feature of an image: 24 numbers" in told
+    printed = capsys.readouterr().out
+    assert "4 steps, k-NN {" in printed
+    assert "the feature of an image: 24 numbers" in printed
     assert (out / "teacher.safetensors").exists()
     assert json.loads((out / "results.json").read_text())["knn"]["bank"] == 24
 
@@ -49,9 +49,9 @@ def test_writing_shards_and_training_on_them(
     words = ["--images", str(root), "--shards", str(packed), "--out", str(out), "--recipe", "demo"]
     run(monkeypatch, "shards.py", *words, "--per-shard", "2")
     name = f"{packed}/train-{{00000..00019}}.tar"
-    told = capsys.readouterr().out
-    assert f"--data '{name}'" in told
-    assert "4 steps, k-NN {" in told
+    printed = capsys.readouterr().out
+    assert f"--data '{name}'" in printed
+    assert "4 steps, k-NN {" in printed
     source, folder = open_source(name), open_source(root)
     assert isinstance(source, Shards)
     assert (len(source), source.classes) == (40, folder.classes)

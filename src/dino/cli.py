@@ -18,6 +18,9 @@ from typing import Any, NamedTuple, NoReturn
 from dino import __version__
 from dino.files import UserError, disk_errors
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, and of a run that a signal stopped before its end."""
+
 
 class Command(NamedTuple):
     """A sub-command.
@@ -168,6 +171,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     )
     if ranks().main:
         pretraining.tell(result)
+    if not result.finished:
+        sys.exit(INTERRUPTED)
 
 
 def preview(arguments: Sequence[str]) -> None:
@@ -281,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _end(2, str(error))
     except KeyboardInterrupt:
-        _end(130)
+        _end(INTERRUPTED)
     except BrokenPipeError:
         _end(141)
 

@@ -12,7 +12,7 @@ from helpers import ranks as processes
 from helpers.small import TINY_RUN
 from PIL import Image
 
-from dino.data.images.image_errors import ImageError
+from dino.data.images.image_errors import ImageError, read_list, write_list
 from dino.data.sources.open import Folder
 from dino.files import UserError
 from dino.runtime import Ranks
@@ -147,3 +147,10 @@ def test_all_ranks_know_and_stop_together(tmp_path: Path) -> None:
     answers = processes.run(_of_rank, 2, tmp_path)
     assert answers == [(3, "4 empty, 1 damaged", True)] * 2
     assert len(listed(tmp_path)) == 5
+
+
+def test_a_list_gives_back_names_that_begin_like_formulas(tmp_path: Path) -> None:
+    found = {"=1.png": ("damaged", "+ why"), "-a/@b.png": ("empty", "no bytes")}
+    write_list(tmp_path / "list.csv", found)
+    assert "\n'=1.png,damaged,'+ why\n" in (tmp_path / "list.csv").read_text()
+    assert read_list(tmp_path / "list.csv") == found

@@ -233,3 +233,17 @@ def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:
     assert backbone.origin["file_sha256"] == HASH
     with pytest.raises(UserError, match="`dino weights list` shows"):
         dino.load("dino_vits17")
+
+
+def test_a_shared_cache_need_not_be_writable(
+    server: Files, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fetch(KNOWN)
+    for ending in (".json", ".lock"):
+        path.with_name(path.name + ending).unlink()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert fetch(KNOWN) == path
+    assert beside(KNOWN) == {""}
+    path.write_bytes(b"other")
+    with pytest.raises(UserError, match="is not what was published"):
+        fetch(KNOWN)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dino.files import UserError, as_path, disk_errors, replacing
+from dino.files import UserError, as_path, disk_errors, naming, replacing
 from dino.models.backbone import Backbone
 from dino.models.create import create
 from dino.models.position_embedding import Position
@@ -114,7 +114,8 @@ def load(
     path = _locate(weights)
     if network == "teacher" and path.is_dir() and (path / "teacher.safetensors").exists():
         path = _newest_teacher(path)
-    parts = read_parts(path, heads)
+    with naming(path):
+        parts = read_parts(path, heads)
     spec = dict(parts.spec)
     tensors = parts.network(network).backbone
     with torch.device("meta"):  # what does not fit is refused before it costs memory
