@@ -4,29 +4,36 @@ On the command line the settings of a list follow it like those of a web address
 
     --data plankton.csv
     --data "plankton.csv?path=filename&label=species&root=/data/plankton"
+
+Blanks around the names of columns, paths and labels of a table do not count. A table whose rows
+might be misaligned (columns of one name, rows of other lengths, stray quotes) is refused.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from dino.data.sources.packed_strings import Files, numbered
-from dino.data.sources.query import parse
+from dino.data.sources.base import number_classes, split_settings
+from dino.data.sources.folder import ImageFiles
 from dino.files import UserError
 
 TEXT, TABLES = (".txt", ".lst"), (".csv", ".tsv", ".parquet")
 """Endings of lists, in any case."""
+
+FORM = "LIST?path=COLUMN&label=COLUMN&root=DIR"
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
 LABEL_COLUMNS = ("label", "class", "class_name", "target", "category")
 """Columns that are taken without being named, the first that there is, in any case."""
 
 
-class FileList(Files):
+class FileList(ImageFiles):
     """The images that a list names, in its order.
 
     Args:
@@ -38,7 +45,7 @@ class FileList(Files):
 
     Raises:
         UserError: if the list is missing, empty or not what its name says, lacks a column or, in
-            some row, a path or a label, or if its first image does not exist.
+            some row, a path or a label, may be misaligned, or if its first image does not exist.
     """
 
     def __init__(
@@ -50,100 +57,138 @@ class FileList(Files):
         label: str | None = None,
     ) -> None:
         self.file = Path(file)
-        if not self.file.is_file():
+        if not os.path.isfile(file):  # noqa: PTH113, Path's may raise
             raise UserError(f"the list {self.file} does not exist: give --data a list or a folder")
-        paths, labels = self._read(path, label)
+        try:
+            paths, labels = self._read(path, label)
+        except UserError:
+            raise
+        except (OSError, csv.Error, ValueError) as error:
+            raise UserError(f"{self.file} cannot be read as a list: {error}") from error
         if not paths:
             raise UserError(f"the list {self.file} is empty: it must name one image a line")
-        super().__init__(self.file.parent if root is None else Path(root), paths)
-        first = Path(self.path(0))
-        if not first.exists():
+        folder = self.file.parent if root is None else Path(root)
+        # What all paths begin with may differ between machines, and the digest must not.
+        shared = os.path.dirname(os.path.commonprefix([min(paths), max(paths)]))  # noqa: PTH120
+        if os.path.isabs(shared):  # noqa: PTH117
+            folder, paths = Path(shared), [name[len(shared) :].lstrip("/\\") for name in paths]
+        super().__init__(folder, paths)
+        if not os.path.exists(first := self.path(0)):  # noqa: PTH110
             raise UserError(
                 f"{first}, the first image of {self.file}, does not exist: say where the paths "
                 f"start, as in --data '{self.file}?root=FOLDER'"
             )
-        self.classes: list[str] | None = None
-        self.labels: list[int] | None = None
         if labels is not None:
-            self.classes, self.labels = numbered(labels)
+            self.classes, self.labels = number_classes(labels)
 
-    # ------------------------------------------------------------------ reading
     def _read(self, path: str | None, label: str | None) -> tuple[list[str], list[str] | None]:
         suffix = self.file.suffix.lower()
-        try:
-            if suffix in TEXT:
-                if path or label:
-                    raise UserError(f"{self.file} is a list of paths and has no columns")
-                # Only line feeds end a line: other separators may be part of a name.
-                text = self.file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-                lines = (line.rstrip("\r") for line in text.split("\n"))
-                return [line for line in lines if line.strip()], None
-            table = self._parquet() if suffix == ".parquet" else self._csv(suffix)
-        except (OSError, csv.Error, ValueError) as error:
-            raise UserError(f"{self.file} cannot be read as a list: {error}") from error
-        return self._columns(table, path, label)
+        if suffix in TEXT:
+            if path or label:
+                raise UserError(f"{self.file} is a list of paths and has no columns")
+            with self._text() as file:
+                lines = [line.rstrip("\r\n") for line in file]
+            return [line for line in lines if line.strip()], None
+        if suffix == ".parquet":
+            from dino.data.sources.parquet import column_names, read_column
 
-    def _csv(self, suffix: str) -> dict[str, list[Any]]:
-        with self.file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = csv.reader(file, delimiter="\t" if suffix == ".tsv" else ",")
-            header = next(rows, [])
-            table: dict[str, list[Any]] = {name: [] for name in header}
-            for row in rows:
-                if not row:
-                    continue
+            columns = choose_columns(self.file, column_names(self.file), path, label)
+            cells = [read_column(self.file, name) for name in columns]
+        else:
+            cells = self._csv("\t" if suffix == ".tsv" else ",", path, label)
+        return cells[0], cells[1] if len(cells) == 2 else None
+
+    def _text(self) -> TextIO:
+        with self.file.open("rb") as file:
+            utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding, errors = ("utf-16", "strict") if utf16 else ("utf-8-sig", "surrogateescape")
+        # Only line feeds end a line: other separators may be part of a name.
+        return self.file.open(newline="\n", encoding=encoding, errors=errors)
+
+    def _csv(self, separator: str, path: str | None, label: str | None) -> list[list[str]]:
+        with self._text() as file:
+            rows = csv.reader(file, delimiter=separator, strict=True)
+            header = [name.strip() for name in next(rows, [])]
+            columns = choose_columns(self.file, header, path, label)
+            cells: list[list[str]] = [[] for _ in columns]
+            for row in filter(None, rows):
+                line = rows.line_num
                 if len(row) != len(header):
                     raise UserError(
-                        f"line {rows.line_num} of {self.file} has {len(row)} fields, "
-                        f"its header {len(header)}: quote fields that hold the separator"
+                        f"line {line} of {self.file} has {len(row)} fields, its header "
+                        f"{len(header)}: quote fields that hold the separator"
                     )
-                for name, value in zip(header, row, strict=True):
-                    table[name].append(value)
-        return table
-
-    def _parquet(self) -> dict[str, list[Any]]:
-        try:
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise UserError(
-                "a Parquet list needs pyarrow: pip install 'dino-ssl[parquet]', or give a CSV"
-            ) from None
-        # The wanted columns alone would do, but which they are is known only from the names.
-        names = set(pq.read_schema(self.file).names)
-        columns: dict[str, list[Any]] = pq.read_table(self.file, columns=sorted(names)).to_pydict()
-        return columns
-
-    def _columns(
-        self, table: dict[str, list[Any]], path: str | None, label: str | None
-    ) -> tuple[list[str], list[str] | None]:
-        column = self._column(table, path, PATH_COLUMNS)
-        if column is None:
-            raise UserError(
-                f"no column of {self.file} is called path: it has {', '.join(table) or 'none'}; "
-                f"name the one that holds the paths, as in --data '{self.file}?path=COLUMN'"
-            )
-        classes = None if label == "" else self._column(table, label, LABEL_COLUMNS)
-        paths = self._filled(table[column], column, "")
-        advice = f" (or leave labels out with '{self.file}?label=')"
-        return paths, None if classes is None else self._filled(table[classes], classes, advice)
-
-    def _column(
-        self, table: dict[str, list[Any]], wanted: str | None, known: Sequence[str]
-    ) -> str | None:
-        if wanted is not None:
-            if wanted not in table:
-                raise UserError(f"{self.file} has no column {wanted!r}: it has {', '.join(table)}")
-            return wanted
-        lower = {name.lower(): name for name in reversed(list(table))}
-        return next((lower[name] for name in known if name in lower), None)
-
-    def _filled(self, values: list[Any], column: str, advice: str) -> list[str]:
-        for row, value in enumerate(values, start=1):
-            if value is None or value == "":
-                raise UserError(f"row {row} of {self.file} has no {column}: fill it in{advice}")
-        return [str(value) for value in values]
+                if [name.strip() for name in row] == header:
+                    raise UserError(f"line {line} of {self.file} is its header again: remove it")
+                for name, found in zip(columns, cells, strict=True):
+                    found.append(cell(self.file, name, row[header.index(name)], "line", line))
+        return cells
 
 
-def split_settings(data: str) -> tuple[str, dict[str, str]] | None:
+def choose_columns(
+    file: Path, names: Sequence[str], path: str | None, label: str | None
+) -> list[str]:
+    """The column of the paths and, if there is one, that of the labels.
+
+    Args:
+        file: of the table.
+        names: of all its columns.
+        path: name of the first; by default one of `PATH_COLUMNS`.
+        label: name of the second; by default one of `LABEL_COLUMNS`; "" for none.
+
+    Raises:
+        UserError: if a column is not there, or two have the same name.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise UserError(f"{file} has several columns called {twice[0]!r}: rename or remove one")
+    column = _column(file, names, path, PATH_COLUMNS)
+    if column is None:
+        raise UserError(
+            f"no column of {file} is called path: it has {', '.join(names) or 'none'}; "
+            f"name the one that holds the paths, as in --data '{file}?path=COLUMN'"
+        )
+    classes = None if label == "" else _column(file, names, label, LABEL_COLUMNS)
+    return [column] if classes is None else [column, classes]
+
+
+def _column(
+    file: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str]
+) -> str | None:
+    if wanted is not None and wanted not in names:
+        raise UserError(f"{file} has no column {wanted!r}: it has {', '.join(names)}")
+    if wanted is not None:
+        return wanted
+    for known in usual:
+        found = [name for name in names if name.lower() == known]
+        if len(found) > 1:
+            raise UserError(f"{file} has the columns {' and '.join(found)}: name one, as in {FORM}")
+        if found:
+            return found[0]
+    return None
+
+
+def cell(file: Path, column: str, value: Any, unit: str, number: int) -> str:
+    """A cell as text, without blanks around it.
+
+    Raises:
+        UserError: if it is empty, NaN or holds a line break, naming its place, such as "line 3".
+    """
+    text = "" if value is None or value != value else str(value).strip()
+    if not text:
+        raise UserError(
+            f"{unit} {number} of {file} has no {column}: fill it in (labels can be left out with "
+            f"'{file}?label=')"
+        )
+    if "\n" in text:
+        raise UserError(
+            f"the {column} that ends on {unit} {number} of {file} holds a line break: "
+            "a quotation mark may be missing before"
+        )
+    return text
+
+
+def list_settings(data: str) -> tuple[str, dict[str, str]] | None:
     """A list's file and settings, or None if `data` does not end, before any "?", like a list.
 
     Raises:
@@ -151,7 +196,7 @@ def split_settings(data: str) -> tuple[str, dict[str, str]] | None:
     """
     if data.lower().endswith((*TEXT, *TABLES)):  # also a name with a question mark
         return data, {}
-    file, mark, query = data.rpartition("?")
+    file, mark, _ = data.rpartition("?")
     if not (mark and file.lower().endswith((*TEXT, *TABLES))):
         return None
-    return file, parse(query, "LIST?path=COLUMN&label=COLUMN&root=DIR", "a list")
+    return split_settings(data, FORM, "a list")
