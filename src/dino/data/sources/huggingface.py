@@ -9,21 +9,20 @@ The folder is one that `save_to_disk` wrote, or one of pictures or Parquet files
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dino.data.images.image_errors import ImageError
-from dino.data.sources.base import Images
+from dino.data.sources.base import Source, number_classes, split_settings
 from dino.data.sources.lists import LABEL_COLUMNS
-from dino.data.sources.packed_strings import numbered
-from dino.data.sources.query import split as split_query
 from dino.files import UserError
 
 FORM = "hf:NAME?split=SPLIT&image=COLUMN&label=COLUMN&config=NAME"
 
 
-class HubImages(Images):
+class HubImages(Source):
     """The images of one column of a data set. Its tables stay on the disk, mapped into memory.
 
     Args:
@@ -37,7 +36,9 @@ class HubImages(Images):
     """
 
     def __init__(self, data: str) -> None:
-        name, settings = split_query(data, FORM, "data sets of the hub")
+        name, settings = split_settings(data, FORM, "data sets of the hub")
+        if not name:
+            raise UserError(f"hf: lacks the name of a data set: write {FORM}")
         try:
             import datasets
         except ImportError:
@@ -59,8 +60,6 @@ class HubImages(Images):
         self._table = table.select_columns([self._column]).cast_column(
             self._column, datasets.Image(decode=False)
         )
-        self.classes: list[str] | None = None
-        self.labels: list[int] | None = None
         label = settings.get("label")
         if label != "" and (column := self._label_column(table, label)) is not None:
             self.classes, self.labels = self._read_labels(table, column, asked=label is not None)
@@ -79,6 +78,12 @@ class HubImages(Images):
     def path(self, index: int) -> str:
         """The image's row."""
         return f"row {index} of {self.name}"
+
+    def identity(self) -> list[bytes]:
+        """The first, middle and last image: its bytes, or the name of its file."""
+        rows = (self._table[i][self._column] or {} for i in {0, len(self) // 2, len(self) - 1})
+        names = ((row.get("bytes"), os.path.basename(row.get("path") or "")) for row in rows)  # noqa: PTH119
+        return sorted(content or name.encode("utf-8", "surrogatepass") for content, name in names)
 
     # ------------------------------------------------------------------ columns
     def _one(self, table: Any, wanted: str | None, found: Sequence[str], what: str) -> str:
@@ -113,7 +118,7 @@ class HubImages(Images):
             return None, None  # -1 stands for unknown, as in test parts whose answers are secret
         if names is not None:
             return list(names), values
-        return numbered([str(value) for value in values])
+        return number_classes([str(value) for value in values])
 
 
 def _opened(name: str, config: str | None, split: str | None) -> Any:

@@ -51,7 +51,7 @@ class ParquetImages(Source):
         self.blocks = np.array([group.num_rows for group in groups], dtype=np.int64)
         self._ends = np.cumsum(self.blocks)
         self._sizes = np.array([_bytes_of(group, path) for group in groups], dtype=np.int64)
-        if not sum(self.blocks):
+        if not self.blocks.sum():
             raise UserError(f"{file} is empty: give --data a table with images")
         if (largest := max(self._sizes)) > MEMORY:
             raise UserError(
@@ -126,14 +126,14 @@ def _labels(
     file: Path, column: str, *, asked: bool
 ) -> tuple[list[str], list[int]] | tuple[None, None]:
     """The classes; by the names that the hub stores beside their numbers, where it does."""
-    values = read_column(file, column)
+    values = _values(file, column)
     about = json.loads((_schema(file).metadata or {}).get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get(column, {}).get("names")
     if names is not None and -1 in values and not asked:
         return None, None  # -1 stands for unknown, as in test parts whose answers are secret
     if names is not None and all(value in range(len(names)) for value in values):
         return names, values
-    return number_classes([cell(file, column, v, "row", row) for row, v in enumerate(values, 1)])
+    return number_classes(read_column(file, column))
 
 
 def image_column(file: Path, wanted: str | None) -> str | None:
@@ -175,8 +175,12 @@ def column_names(file: Path) -> list[str]:
     return names
 
 
-def read_column(file: Path, column: str) -> list[Any]:
-    """The values of a column."""
+def read_column(file: Path, column: str) -> list[str]:
+    """The cells of a column as text; see `lists.cell`."""
+    return [cell(file, column, value, "row", row) for row, value in enumerate(_values(file, column), 1)]
+
+
+def _values(file: Path, column: str) -> list[Any]:
     values: list[Any] = _parquet().read_table(file, columns=[column]).column(0).to_pylist()
     return values
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
+import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from dino.data.images.readers import EXTENSIONS
-from dino.data.sources.array_cache import keep, recall
 from dino.data.sources.byte_ranges import examine, is_remote, reading
-from dino.data.sources.packed_strings import Names
-from dino.data.sources.tar import Member, TarDamage, members
-from dino.files import UserError
+from dino.data.sources.packed_strings import PackedStrings
+from dino.files import UserError, atomic_write, cache_folder
 from dino.progress import bar
 from dino.runtime import ranks
 
@@ -29,6 +35,10 @@ LONGEST_NAME = 80
 """Of a class, in characters."""
 THREADS = 16
 """Shards that are indexed at a time."""
+LONGEST_HEADER = 2**20
+"""Bytes of an extended header: nothing sane needs more."""
+TAIL = 2**20
+"""Bytes behind the end mark that are checked."""
 
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
@@ -48,13 +58,13 @@ class Index:
     """
 
     version: str
-    names: Names
+    names: PackedStrings
     places: np.ndarray
-    labels: dict[str, Names]
+    labels: dict[str, PackedStrings]
     kinds: Counter[str]
     damage: str
 
-    def chosen(self, url: str, image: str | None) -> tuple[Names, np.ndarray]:
+    def chosen(self, url: str, image: str | None) -> tuple[PackedStrings, np.ndarray]:
         """Name, and offset and size [n, 2], of the image of each sample; labels follow suit."""
         samples = self.places[:, 2]
         if image is None and (len(samples) == 0 or samples[-1] + 1 == len(samples)):
@@ -77,9 +87,9 @@ class Index:
             kept += [sample] * len(wanted)
             rows += [row for row, _ in wanted]
         self.labels = {
-            kind: Names(labels[sample] for sample in kept) for kind, labels in self.labels.items()
+            kind: PackedStrings(labels[sample] for sample in kept) for kind, labels in self.labels.items()
         }
-        return Names(self.names[row] for row in rows), self.places[rows, :2].reshape(-1, 2)
+        return PackedStrings(self.names[row] for row in rows), self.places[rows, :2].reshape(-1, 2)
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -113,17 +123,104 @@ def _index(url: str) -> Index:
     """The index of a shard, from the cache if the shard is as it was."""
     size, version = examine(url)
     key = f"1 {' '.join(EXTENSIONS)} {url if is_remote(url) else Path(url).absolute()}"
+    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
+    cached = cache_folder() / "shards" / f"{name}.safetensors"
     if version:
-        kept = _unpacked(recall("shards", key), size, version)
-        if kept is not None:
-            return kept
+        with suppress(OSError, SafetensorError):  # missing or damaged: the headers are read again
+            if (index := _unpacked(load_file(cached), size, version)) is not None:
+                return index
     with reading(url, version) as read:
         if size >= 2 and read(0, 2) == b"\x1f\x8b":
             raise UserError(f"{url} is compressed by gzip, whatever its name: unpack it first")
         index = _Indexer(url, version, read).index(size)
     if version:
-        keep("shards", key, _packed(index, size))
+        with suppress(OSError):  # a full disk, or a folder that may not be written
+            atomic_write(cached, save(_packed(index, size)))
     return index
+
+
+# ---------------------------------------------------------------------------------- headers
+class DamagedArchive(Exception):
+    """What is wrong with an archive, in a few words, from which byte on."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(offset, reason)
+        self.offset, self.reason = offset, reason
+
+
+class _Ranges(io.RawIOBase):
+    """A file for `tarfile`, over a function that reads ranges of bytes."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read, self._size, self._position = read, size, 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset  # tarfile seeks from the start only
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.HeaderError(f"a header of {size} bytes")
+        size = max(0, min(size, self._size - self._position))
+        self._position += size
+        return self._read(self._position - size, size)
+
+
+def members(read: Callable[[int, int], bytes], size: int) -> Iterator[tarfile.TarInfo]:
+    """All members of an archive in order, up to its end mark; their contents are not read.
+
+    `tarfile` alone ends without a word at a damaged header or a missing end.
+
+    Args:
+        read: gives the bytes at (offset, count), all that are asked for.
+        size: of the archive in bytes.
+
+    Yields:
+        Each member, also a last one that the archive's end cuts off.
+
+    Raises:
+        DamagedArchive: after the last member that can be read, if the archive does not end as it
+            should.
+    """
+    file = _Ranges(read, size)
+    # All that `fromtarfile` needs: a `TarFile` keeps every member, and hides what ended it.
+    archive: Any = SimpleNamespace(
+        fileobj=file, encoding=tarfile.ENCODING, errors="surrogateescape", pax_headers={}, offset=0
+    )
+    while True:
+        start = file.seek(archive.offset)
+        reason = "it has a damaged header"
+        try:
+            member = tarfile.TarInfo.fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            if not any(read(start, min(size - start, TAIL))):
+                return
+            reason = "more follows its end mark, as in joined archives"
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+            reason = "it ends without an end mark"
+        except UserError:  # a file that cannot be read
+            raise
+        except Exception:  # damaged bytes raise nearly anything
+            pass
+        else:
+            if archive.offset > start:
+                yield member
+                if member.isreg() and member.offset_data + member.size > size:
+                    raise DamagedArchive(start, f"it ends inside {member.name}")
+                continue
+        raise DamagedArchive(start, reason)
+
+
+def _kind(member: tarfile.TarInfo) -> Literal["file", "link", "sparse", ""]:
+    if member.islnk() or member.issym():
+        return "link"
+    sparse = member.type == tarfile.GNUTYPE_SPARSE
+    if sparse or any(name.startswith("GNU.sparse") for name in member.pax_headers):
+        return "sparse"
+    return "file" if member.isreg() else ""
 
 
 class _Indexer:
@@ -143,28 +240,29 @@ class _Indexer:
         try:
             for member in members(self.read, size):
                 self._take(member, size)
-        except TarDamage as error:
+        except DamagedArchive as error:
             damage = f"{error.reason}, at byte {error.offset:,} of {size:,}"
             self._drop_part(size)
         self._close()
         return Index(
             self.version,
-            Names(self.names),
+            PackedStrings(self.names),
             np.array(self.places, dtype=np.int64).reshape(-1, 3),
-            {kind: Names(labels) for kind, labels in self.labels.items()},
+            {kind: PackedStrings(labels) for kind, labels in self.labels.items()},
             self.kinds,
             damage,
         )
 
-    def _take(self, member: Member, size: int) -> None:
+    def _take(self, member: tarfile.TarInfo, size: int) -> None:
         key, extension = _parts(member.name)
-        if member.kind == "other" or not key or _META.match(member.name):
+        kind = _kind(member)
+        if not kind or not key or _META.match(member.name):
             return
         image = f".{extension.rpartition('.')[2]}" in EXTENSIONS
-        if member.kind != "file":
+        if kind != "file":
             if image:
                 raise UserError(
-                    f"{member.name} in {self.url} is a {member.kind}, not a file of its own: pack "
+                    f"{member.name} in {self.url} is a {kind}, not a file of its own: pack "
                     "it again, with tar --dereference --hard-dereference and without --sparse"
                 )
             return
@@ -176,9 +274,9 @@ class _Indexer:
             self._sample += not self._has_image
             self._has_image = True
             self.names.append(member.name)
-            self.places.append((member.offset, member.size, self._sample))
-        elif extension in LABELS and member.offset + member.size <= size:
-            self._found[extension] = _label(extension, self.read(member.offset, member.size))
+            self.places.append((member.offset_data, member.size, self._sample))
+        elif extension in LABELS and member.offset_data + member.size <= size:
+            self._found[extension] = _label(extension, self.read(member.offset_data, member.size))
 
     def _drop_part(self, size: int) -> None:
         """Forget the last sample if the damage took a part of it: its image, or a label."""
@@ -226,7 +324,7 @@ def _unpacked(arrays: dict[str, np.ndarray], size: int, version: str) -> Index |
     try:
         told, told_version, kinds, damage = json.loads(arrays["about"].tobytes())
         names, *labels = (
-            Names.of(arrays[f"{name}.text"], arrays[f"{name}.ends"]) for name in ("names", *LABELS)
+            PackedStrings.of(arrays[f"{name}.text"], arrays[f"{name}.ends"]) for name in ("names", *LABELS)
         )
         places = arrays["places"]
     except (KeyError, ValueError, TypeError):  # none, or not written here

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from dino.data.images.image_errors import ImageError
-from dino.data.sources.query import split as split_query
-from dino.data.sources.torch_dataset import Samples
+from dino.data.sources.base import split_settings
+from dino.data.sources.torch_dataset import TorchDataset
 from dino.files import UserError, cache_folder
 
 FORM = "torchvision:NAME?root=DIR&split=SPLIT&download=1"
@@ -25,7 +25,7 @@ NAMES = (
 _LABELS, _PAIRS = ("targets", "labels", "_labels", "y"), "_samples"
 
 
-class VisionImages(Samples):
+class TorchvisionDataset(TorchDataset):
     """A data set of torchvision's.
 
     Args:
@@ -39,7 +39,7 @@ class VisionImages(Samples):
     """
 
     def __init__(self, data: str) -> None:
-        name, settings = split_query(data, FORM, "torchvision's data sets")
+        name, settings = split_settings(data, FORM, "torchvision's data sets")
         opened = _open(name, settings)
         self.name = f"torchvision:{name}"
         super().__init__(opened, _labels_of(opened))
@@ -57,6 +57,10 @@ class VisionImages(Samples):
     def path(self, index: int) -> str:
         """The image's place in the data set."""
         return f"image {index} of {self.name}"
+
+    def identity(self) -> list[bytes]:
+        """The name of the data set, and what `TorchDataset` covers."""
+        return [self.name.encode(), *super().identity()]
 
 
 def _open(name: str, settings: dict[str, str]) -> Any:
