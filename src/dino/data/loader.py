@@ -40,7 +40,7 @@ from dino.data.workers import watched
 from dino.files import UserError
 
 # Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
-# start in milliseconds, and the list of files stays shared memory (`names.Names`). Workers touch
+# start in milliseconds, and the list of files stays shared memory (`PackedStrings`). Workers touch
 # no accelerator and run one thread, so what fork does not copy is not missed. Elsewhere system
 # libraries do not survive a fork.
 _START_METHOD = "fork" if sys.platform == "linux" else "spawn"
@@ -307,8 +307,7 @@ class _Whole(Dataset[Any]):
 def _read(source: Source, index: int, reduce: Reduce | None = None) -> Sample:
     """Image `index`, with errors that name it: a user's data set may raise anything."""
     try:
-        reduced = getattr(source, "reduced", None)  # our own sources have it
-        return source[index] if reduced is None else reduced(index, reduce)
+        return source[index] if reduce is None else source.reduced(index, reduce)
     except UserError:
         raise
     except Exception as error:

@@ -248,7 +248,7 @@ class _Loop:
             world=self.ranks.world,
             start_step=self.start,
             stop_step=self.schedules.total,
-            blocks=getattr(self.source, "blocks", None),
+            blocks=self.source.blocks,
         )
         loader: Iterator[Batch] = iter(
             PretrainLoader(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dino.data.sources.lists import FileList, split_settings
+from dino.data.sources.lists import FileList, list_settings
 from dino.data.sources.open import Folder, Source, open_source
 from dino.files import UserError
 
@@ -128,16 +128,16 @@ def test_what_is_wrong_is_said_in_a_sentence(
 
 
 def test_settings_of_a_list(root: Path) -> None:
-    assert split_settings("a.csv") == ("a.csv", {})
-    assert split_settings("A.CSV?path=x&root=/c++/a=b") == (
+    assert list_settings("a.csv") == ("a.csv", {})
+    assert list_settings("A.CSV?path=x&root=/c++/a=b") == (
         "A.CSV",
         {"path": "x", "root": "/c++/a=b"},
     )
-    assert split_settings("what?.txt") == ("what?.txt", {})
-    assert split_settings("folder") is None
-    assert split_settings("folder?path=x") is None
+    assert list_settings("what?.txt") == ("what?.txt", {})
+    assert list_settings("folder") is None
+    assert list_settings("folder?path=x") is None
     with pytest.raises(UserError, match=r"'column' is no setting of a list"):
-        split_settings("a.csv?column=x")
+        list_settings("a.csv?column=x")
     with pytest.raises(UserError, match="has no columns"):
         open_source(f"{text(root)}?label=x")
 

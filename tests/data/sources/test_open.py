@@ -12,8 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from dino.data.images.image_errors import ImageError
+from dino.data.sources.base import number_classes
 from dino.data.sources.open import Folder, Source, open_source
-from dino.data.sources.packed_strings import Names, numbered
+from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError
 
 
@@ -111,26 +112,26 @@ def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
 
 def test_names_are_a_sequence_of_strings() -> None:
     strings = ["a", "", "ä/b.png", "c" * 300]
-    names = Names(strings)
+    names = PackedStrings(strings)
     assert list(names) == strings
     assert (names[-1], names[1:3]) == (strings[-1], strings[1:3])
     with pytest.raises(IndexError):
         names[4]
-    assert list(Names([])) == []
+    assert list(PackedStrings([])) == []
 
 
 def test_names_are_joined_and_divided() -> None:
     parts = [["a", "é"], [], ["", "c" * 300]]
-    joined = Names.joined([Names(part) for part in parts])
+    joined = PackedStrings.joined([PackedStrings(part) for part in parts])
     assert list(joined) == [name for part in parts for name in part]
-    assert list(Names.of(joined.text, joined.ends)) == list(joined)
-    assert list(Names.joined([])) == []
+    assert list(PackedStrings.of(joined.text, joined.ends)) == list(joined)
+    assert list(PackedStrings.joined([])) == []
 
 
 def test_classes_are_numbered_in_their_order() -> None:
-    assert numbered(["b", "a", "b"]) == (["a", "b"], [1, 0, 1])
-    assert numbered(["10", "9", "-1"]) == (["-1", "9", "10"], [2, 1, 0])
-    assert numbered(["10", "9", "x"]) == (["10", "9", "x"], [0, 1, 2])
+    assert number_classes(["b", "a", "b"]) == (["a", "b"], [1, 0, 1])
+    assert number_classes(["10", "9", "-1"]) == (["-1", "9", "10"], [2, 1, 0])
+    assert number_classes(["10", "9", "x"]) == (["10", "9", "x"], [0, 1, 2])
 
 
 # ---------------------------------------------------------------------------------- objects

@@ -24,7 +24,7 @@ from dino.data.sampler import EpochSampler
 from dino.data.sources import byte_ranges as blobs
 from dino.data.sources import shard_index
 from dino.data.sources.open import Source, open_source
-from dino.data.sources.shards import Shards, expand, split_shards
+from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.views.view_spec import WINDOW, dino_views, epoch_order
 from dino.files import UserError
 from dino.runtime import Ranks
@@ -180,17 +180,20 @@ def test_names_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_is_called_like_shards() -> None:
-    assert split_shards("a.tar") == ("a.tar", {})
-    assert split_shards("a.TAR?image=png&label=") == ("a.TAR", {"image": "png", "label": ""})
+    assert shard_settings("a.tar") == ("a.tar", {})
+    assert shard_settings("a.TAR?image=png&label=") == ("a.TAR", {"image": "png", "label": ""})
     signed = "https://host/a.tar?X-Signature=3"
-    assert split_shards(signed) == (signed, {})
-    assert split_shards("https://host/a.tar?label=cls") == ("https://host/a.tar", {"label": "cls"})
-    assert split_shards("tar") is None
+    assert shard_settings(signed) == (signed, {})
+    assert shard_settings("https://host/a.tar?label=cls") == (
+        "https://host/a.tar",
+        {"label": "cls"},
+    )
+    assert shard_settings("tar") is None
     with pytest.raises(UserError, match="'imgae' is no setting of shards: write SHARDS"):
-        split_shards("a.tar?imgae=png")
+        shard_settings("a.tar?imgae=png")
     for name in ("a.tar.gz", "a-{0..9}.tgz", "https://host/a.tar.zst?x=1"):
         with pytest.raises(UserError, match="is compressed, so that no single image"):
-            split_shards(name)
+            shard_settings(name)
 
 
 # ---------------------------------------------------------------------------------- URLs
@@ -427,7 +430,7 @@ def test_open_files_are_few(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def batches(
     source: Source, workers: int = 0, rank: int = 0, world: int = 1, start: int = 0
 ) -> list[Batch]:
-    blocks = getattr(source, "blocks", None)
+    blocks = source.blocks
     sampler = EpochSampler(len(source), BATCH, 5, rank, world, start, STEPS, blocks)
     return list(PretrainLoader(source, SPECS, sampler, seed=5, workers=workers))
 
@@ -530,7 +533,7 @@ def test_a_shards_index_is_small(many: str) -> None:
     source = open_source(many)
     assert isinstance(source, Shards)
     assert {type(value).__name__ for value in vars(source).values()} <= {
-        *("Names", "ndarray", "list", "NoneType")
+        *("PackedStrings", "ndarray", "list", "NoneType")
     }
     assert not any(isinstance(value, list) for value in vars(source).values())
     assert json.dumps(source.blocks.tolist()) == json.dumps([1] * COUNT)

@@ -22,7 +22,7 @@ from dino.data.images.decode import Sample, as_pixels, as_values, read_values
 from dino.data.images.image_errors import ImageError, write_list
 from dino.data.images.readers import PixelFormat
 from dino.data.loader import evaluation_loader
-from dino.data.sources.base import Images, is_file
+from dino.data.sources.base import is_file
 from dino.data.sources.open import Source, open_source
 from dino.files import UserError, atomic_json
 from dino.progress import bar
@@ -125,14 +125,11 @@ def check(
     return Checked(len(source), bad, sizes, dict(stored.most_common()), len(sizes) - len(seen))
 
 
-class _Facts:
+class _Facts(Source):
     """Each image as a few numbers [9, 1, 1]: itself a `Source`.
 
     Height, width, what it is stored as (`Stored`), and four words of a hash of its pixels.
     """
-
-    labels: list[int] | None = None
-    classes: list[str] | None = None
 
     def __init__(self, source: Source, pixels: PixelFormat) -> None:
         self.source, self.pixels = source, pixels
@@ -144,12 +141,8 @@ class _Facts:
         return self.source.path(index)
 
     def __getitem__(self, index: int) -> Any:
-        content: Any = None
-        if isinstance(self.source, Images):  # fetched once, since it may come from afar
-            content = self.source.content(index)
-            sample = self.source.decoded(content, index)
-        else:
-            sample = self.source[index]
+        content = self.source.content(index)  # fetched once, since it may come from afar
+        sample = self.source.decoded(content, index)
         image = as_pixels(sample).contiguous().numpy(force=True)
         if len(image) != self.pixels.channels:
             reason = f"it has {len(image)} channels, not {self.pixels.channels}"

@@ -19,12 +19,10 @@ from jaxtyping import Float64, UInt8
 from rich.console import Console
 from rich.table import Table
 
-from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError, count_defects
 from dino.data.images.readers import PixelFormat
 from dino.data.loader import evaluation_loader
 from dino.data.sampler import spread
-from dino.data.sources.base import Images
 from dino.data.sources.open import Source, open_source
 from dino.data.views.view_spec import generator
 from dino.files import UserError, atomic_json, read_json
@@ -116,7 +114,7 @@ def measure(
     """Range, mean and standard deviation of each channel of a source.
 
     Args:
-        source: the images; of those that are no `Images` the levels are taken.
+        source: the images.
         pixels: channels and page; its range, if it has one, is used as it is.
         images: at most so many are read, evenly spread over the source.
         range: "full" takes what the type of the values offers (of floats, what each image has),
@@ -202,14 +200,11 @@ def _vary(number: int, low: float, high: float) -> None:
         )
 
 
-class _Sampled:
+class _Sampled(Source):
     """Pixels of some images of a source: itself a `Source`, of arrays [2 C + 1, G, G].
 
     First the values as they are stored, then their levels, then 1 if they have other than 8 bits.
     """
-
-    labels: list[int] | None = None
-    classes: list[str] | None = None
 
     def __init__(
         self, source: Source, pixels: PixelFormat, reading: PixelFormat, indices: list[int]
@@ -225,10 +220,7 @@ class _Sampled:
 
     def __getitem__(self, index: int) -> Any:
         index = self.indices[index]
-        if isinstance(self.stored, Images):
-            values = self.stored.values(index)
-        else:
-            values = as_pixels(self.source[index]).numpy(force=True)
+        values = self.stored.values(index)
         values = self.pixels.fit(values, self.source.path(index))
         levels = self.pixels.levels(values)
         drawn = generator(0, 0, index).integers(values[0].size, size=(SIDE, SIDE))

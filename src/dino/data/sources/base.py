@@ -106,6 +106,12 @@ def sampled(values: np.ndarray) -> bytes:
     return f"{values.shape} {values.dtype.str} ".encode() + some.tobytes()
 
 
+def shared_folder(paths: Sequence[str]) -> str:
+    """The folder that all of some absolute paths lie in, as they spell it; "" for other paths."""
+    prefix = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071, for exactly its length
+    return os.path.dirname(prefix) if os.path.isabs(prefix) else ""  # noqa: PTH117, PTH120
+
+
 def number_classes(labels: Sequence[str]) -> tuple[list[str], list[int]]:
     """The classes among some labels, in order, and the number of each label's class.
 

@@ -7,6 +7,7 @@ belongs to a process, and reading moves no position that others share.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -44,9 +45,13 @@ def examine(url: str) -> tuple[int, str]:
     try:
         if not is_remote(url):
             status = os.stat(url)  # noqa: PTH116, `url` is a string of many
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{url} is no regular file: shards must be files")
             return status.st_size, _version(status)
         system, path = _system(url)
         about = {key.lower(): value for key, value in _patiently(system.info, path).items()}
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{url} does not exist: name --data shards that are there") from None
     except Exception as error:  # each file system has its own

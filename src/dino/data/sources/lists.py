@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from dino.data.sources.base import number_classes, split_settings
+from dino.data.sources.base import number_classes, shared_folder, split_settings
 from dino.data.sources.folder import ImageFiles
 from dino.files import UserError
 
@@ -69,8 +69,7 @@ class FileList(ImageFiles):
             raise UserError(f"the list {self.file} is empty: it must name one image a line")
         folder = self.file.parent if root is None else Path(root)
         # What all paths begin with may differ between machines, and the digest must not.
-        shared = os.path.dirname(os.path.commonprefix([min(paths), max(paths)]))  # noqa: PTH120
-        if os.path.isabs(shared):  # noqa: PTH117
+        if shared := shared_folder(paths):
             folder, paths = Path(shared), [name[len(shared) :].lstrip("/\\") for name in paths]
         super().__init__(folder, paths)
         if not os.path.exists(first := self.path(0)):  # noqa: PTH110

@@ -20,6 +20,8 @@ from dino.data.sources.lists import FileList, list_settings
 from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.sources.torch_dataset import TorchDataset
 
+__all__ = ["Folder", "Source", "open_source"]
+
 
 def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
     """Open what the user calls `--data`; one sentence on stderr counts files that are not read.

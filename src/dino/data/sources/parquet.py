@@ -48,10 +48,10 @@ class ParquetImages(Source):
         self.root = os.path.dirname(self.file) if root is None else root  # noqa: PTH120
         about = _parquet().read_metadata(file)
         groups = [about.row_group(number) for number in range(about.num_row_groups)]
-        self.blocks = np.array([group.num_rows for group in groups], dtype=np.int64)
-        self._ends = np.cumsum(self.blocks)
+        self.blocks = self._rows = np.array([group.num_rows for group in groups], np.int64)
+        self._ends = np.cumsum(self._rows)
         self._sizes = np.array([_bytes_of(group, path) for group in groups], dtype=np.int64)
-        if not self.blocks.sum():
+        if not self._rows.sum():
             raise UserError(f"{file} is empty: give --data a table with images")
         if (largest := max(self._sizes)) > MEMORY:
             raise UserError(
@@ -77,7 +77,7 @@ class ParquetImages(Source):
         """The image's bytes or its file; raises `ImageError` if there are none."""
         index = range(len(self))[index]
         group = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - int(self._ends[group] - self.blocks[group])
+        row = index - int(self._ends[group] - self._rows[group])
         try:
             value = self._group(group)[row].as_py()
         except (OSError, ValueError, IndexError) as error:
@@ -110,7 +110,7 @@ class ParquetImages(Source):
 
     def identity(self) -> list[bytes]:
         """Rows and bytes of each group."""
-        return [self.blocks.tobytes(), self._sizes.tobytes()]
+        return [self._rows.tobytes(), self._sizes.tobytes()]
 
 
 def _bytes_of(group: Any, column: str) -> int:
@@ -177,7 +177,9 @@ def column_names(file: Path) -> list[str]:
 
 def read_column(file: Path, column: str) -> list[str]:
     """The cells of a column as text; see `lists.cell`."""
-    return [cell(file, column, value, "row", row) for row, value in enumerate(_values(file, column), 1)]
+    return [
+        cell(file, column, value, "row", row) for row, value in enumerate(_values(file, column), 1)
+    ]
 
 
 def _values(file: Path, column: str) -> list[Any]:

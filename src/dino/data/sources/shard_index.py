@@ -87,7 +87,8 @@ class Index:
             kept += [sample] * len(wanted)
             rows += [row for row, _ in wanted]
         self.labels = {
-            kind: PackedStrings(labels[sample] for sample in kept) for kind, labels in self.labels.items()
+            kind: PackedStrings(labels[sample] for sample in kept)
+            for kind, labels in self.labels.items()
         }
         return PackedStrings(self.names[row] for row in rows), self.places[rows, :2].reshape(-1, 2)
 
@@ -324,7 +325,8 @@ def _unpacked(arrays: dict[str, np.ndarray], size: int, version: str) -> Index |
     try:
         told, told_version, kinds, damage = json.loads(arrays["about"].tobytes())
         names, *labels = (
-            PackedStrings.of(arrays[f"{name}.text"], arrays[f"{name}.ends"]) for name in ("names", *LABELS)
+            PackedStrings.of(arrays[f"{name}.text"], arrays[f"{name}.ends"])
+            for name in ("names", *LABELS)
         )
         places = arrays["places"]
     except (KeyError, ValueError, TypeError):  # none, or not written here

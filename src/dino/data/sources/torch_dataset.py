@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from dino.data.sources.base import Source, sampled
+from dino.data.sources.base import Source, sampled, shared_folder
 from dino.data.sources.folder import KINDS
 from dino.files import UserError
 
@@ -90,7 +90,7 @@ class TorchDataset(Source):
         files = [self._file(index) for index in range(self._length)]
         names = [name for name in files if name is not None]
         if len(names) == self._length:
-            shared = len(os.path.dirname(os.path.commonprefix([min(names), max(names)])))  # noqa: PTH120
+            shared = len(shared_folder(names))
             return [name[shared:].encode("utf-8", "surrogatepass") for name in names]
         if isinstance(self._data, (list, tuple, Tensor, TensorDataset)):
             some = sorted({0, self._length // 2, self._length - 1})

@@ -114,14 +114,11 @@ def seeded(seed: int, epoch: int, index: int) -> Iterator[np.random.Generator]:
             np.random.set_state(states[1])
 
 
-class Pictures:
+class Pictures(Source):
     """The augmented pictures of one epoch, in its order: a `Source`.
 
     A random crop (bicubic) and flip, then RandAugment, keyed by (seed, epoch, repeat, image).
     """
-
-    labels: list[int] | None = None
-    classes: list[str] | None = None
 
     def __init__(
         self, source: Source, backbone: Backbone, recipe: Recipe, seed: int, epoch: int

@@ -92,7 +92,7 @@ def crop_spec(size: int) -> ViewSpec:
     return ViewSpec(name="crop", count=1, size=size, scale=(0.08, 1.0))
 
 
-class RandomCrops:
+class RandomCrops(Source):
     """The random crops and flips of one epoch: a `Source` of pictures of S x S pixels.
 
     Resized bilinearly (paper, appendix F.2); the numbers are keyed by (seed, epoch, index).

@@ -63,7 +63,7 @@ class FeatureTable:
         return self.features
 
 
-class Part:
+class Part(Source):
     """Some images of a source, in the given order: itself a `Source`."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
