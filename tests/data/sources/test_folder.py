@@ -80,8 +80,7 @@ def test_other_files_are_counted_by_their_ending(
     assert source.left_out == {".txt": 2, ".xcf": 1, "": 1}
     assert len(source) == len(NAMES)
     assert capsys.readouterr().err == (
-        f"{root}: 4 files are left out, being no images: "
-        "2 .txt, 1 without extension, 1 .xcf\n"
+        f"{root}: 4 files are left out, being no images: 2 .txt, 1 .xcf, 1 without extension\n"
     )
     assert open_source(root / "a" / "..").left_out == source.left_out
     capsys.readouterr()
@@ -90,7 +89,9 @@ def test_other_files_are_counted_by_their_ending(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_pipes_sockets_and_devices_are_no_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipes_sockets_and_devices_are_no_images(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(root / "pipe.png")
     (root / "link.png").symlink_to("/dev/zero")
     monkeypatch.chdir(root)  # the name of a socket is short

@@ -112,8 +112,8 @@ def test_absolute_paths_need_no_root(root: Path, tmp_path: Path) -> None:
         ("empty.csv", "", "no column of .* it has none"),
         ("header.csv", "path,label\n", "is empty"),
         ("short.csv", "path,label\nb/2.png\n", "line 2 of .* has 1 fields, its header 2"),
-        ("gap.csv", "path,label\nb/2.png,\n", r"row 1 of .* has no label: fill it in \(or leave"),
-        ("nopath.csv", "path,label\nb/2.png,x\n,y\n", "row 2 of .* has no path"),
+        ("gap.csv", "path,label\nb/2.png,\n", r"line 2 of .* has no label: fill it in \(labels"),
+        ("nopath.csv", "path,label\nb/2.png,x\n,y\n", "line 3 of .* has no path"),
         ("no.parquet", "text", "cannot be read as a list"),
     ],
 )

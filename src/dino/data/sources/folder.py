@@ -170,8 +170,9 @@ def extension_of(name: str) -> str:
 
 def count_kinds(kinds: Mapping[str, int]) -> str:
     """Such as "3 .txt, 1 .csv", the four most frequent."""
-    ranking = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count:,} {kind or 'without extension'}" for kind, count in ranking[:4]]
+    named = ((kind or "without extension", count) for kind, count in kinds.items())
+    ranking = sorted(named, key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {kind}" for kind, count in ranking[:4]]
     return ", ".join([*shown, "others"] if len(ranking) > 4 else shown)
 
 

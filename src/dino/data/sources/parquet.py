@@ -1,4 +1,4 @@
-"""Parquet tables: their columns, and tables that hold the encoded bytes of images.
+"""Parquet tables that hold the encoded bytes of images.
 
 The Hugging Face hub stores images so. A table consists of groups of rows, and a group is the least
 that can be read: each process keeps a few, and `Source.blocks` lets an epoch visit few at a time.
@@ -16,7 +16,7 @@ import numpy as np
 
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.base import Source, number_classes
-from dino.data.sources.lists import cell, choose_columns
+from dino.data.sources.tables import choose_columns, parquet, read_column, schema, values_of
 from dino.files import UserError
 
 IMAGE_COLUMNS = ("bytes", "image", "image_bytes", "img", "jpg", "jpeg", "png", "webp")
@@ -32,7 +32,7 @@ class ParquetImages(Source):
     Args:
         file: the table.
         path: column of the images, see `image_column`.
-        label: column of the classes; by default the first of `lists.LABEL_COLUMNS`, if there is
+        label: column of the classes; by default the first of `tables.LABEL_COLUMNS`, if there is
             one; "" for none.
         root: folder that paths of structs without bytes start from; by default the table's.
 
@@ -46,7 +46,7 @@ class ParquetImages(Source):
     ) -> None:
         self.file, self.column = str(file), path
         self.root = os.path.dirname(self.file) if root is None else root  # noqa: PTH120
-        about = _parquet().read_metadata(file)
+        about = parquet().read_metadata(file)
         groups = [about.row_group(number) for number in range(about.num_row_groups)]
         self.blocks = self._rows = np.array([group.num_rows for group in groups], np.int64)
         self._ends = np.cumsum(self._rows)
@@ -60,7 +60,7 @@ class ParquetImages(Source):
             )
         self._most = int(MEMORY // max(1, largest))
         self._groups: dict[int, Any] = {}
-        names = column_names(file)
+        names = schema(file).names
         columns = choose_columns(file, names, path, label)
         if len(columns) == 2:
             self.classes, self.labels = _labels(file, columns[1], asked=label is not None)
@@ -99,7 +99,7 @@ class ParquetImages(Source):
             while len(self._groups) >= self._most:
                 del self._groups[next(iter(self._groups))]
             # Opened anew each time: a process that was forked must share no position in a file.
-            with _parquet().ParquetFile(self.file) as opened:
+            with parquet().ParquetFile(self.file) as opened:
                 rows = opened.read_row_group(number, columns=[self.column], use_threads=False)
             self._groups[number] = rows.column(0).combine_chunks()
         return self._groups[number]
@@ -126,8 +126,8 @@ def _labels(
     file: Path, column: str, *, asked: bool
 ) -> tuple[list[str], list[int]] | tuple[None, None]:
     """The classes; by the names that the hub stores beside their numbers, where it does."""
-    values = _values(file, column)
-    about = json.loads((_schema(file).metadata or {}).get(b"huggingface", b"{}"))
+    values = values_of(file, column)
+    about = json.loads((schema(file).metadata or {}).get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get(column, {}).get("names")
     if names is not None and -1 in values and not asked:
         return None, None  # -1 stands for unknown, as in test parts whose answers are secret
@@ -153,7 +153,7 @@ def image_column(file: Path, wanted: str | None) -> str | None:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     found, named = [], []
-    for column in _schema(file):
+    for column in schema(file):
         struct = pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
         if struct or holds_bytes(column.type):
             found.append(column.name)
@@ -167,40 +167,3 @@ def image_column(file: Path, wanted: str | None) -> str | None:
             f"{named[0]}'"
         )
     return named[0] if named else None
-
-
-def column_names(file: Path) -> list[str]:
-    """The names of all columns of a table."""
-    names: list[str] = _schema(file).names
-    return names
-
-
-def read_column(file: Path, column: str) -> list[str]:
-    """The cells of a column as text; see `lists.cell`."""
-    return [
-        cell(file, column, value, "row", row) for row, value in enumerate(_values(file, column), 1)
-    ]
-
-
-def _values(file: Path, column: str) -> list[Any]:
-    values: list[Any] = _parquet().read_table(file, columns=[column]).column(0).to_pylist()
-    return values
-
-
-def _schema(file: Path) -> Any:
-    if not os.path.isfile(file):  # noqa: PTH113, Path's may raise
-        raise UserError(f"the list {file} does not exist: give --data a list or a folder")
-    try:
-        return _parquet().read_schema(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as a list: {error}") from error
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            "a Parquet list needs pyarrow: pip install 'dino-ssl[parquet]', or give a CSV"
-        ) from None
-    return pyarrow.parquet
