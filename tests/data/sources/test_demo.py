@@ -39,7 +39,7 @@ def test_a_tile_belongs_to_its_photograph() -> None:
         assert tiles.path(index).startswith(f"demo:{name}/train/")
     with pytest.raises(IndexError):
         tiles[len(tiles)]
-    assert tiles[-1] == tiles[len(tiles) - 1]
+    assert tiles[-1].tobytes() == tiles[len(tiles) - 1].tobytes()
 
 
 def test_training_and_test_share_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_training_and_test_share_no_pixel(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(demo, "photographs", lambda spoilt=spoilt: spoilt)
         after = DemoTiles(split)
         for index in range(0, len(after), 5):
-            assert after[index] == before[split][index]
+            assert after[index].tobytes() == before[split][index].tobytes()
         monkeypatch.undo()
 
 
@@ -71,7 +71,7 @@ def test_a_margin_lies_between_training_and_test() -> None:
 
 def test_tiles_are_the_same_every_time() -> None:
     one, two = DemoTiles("test"), DemoTiles("test")
-    assert all(one[index] == two[index] for index in range(0, len(one), 7))
+    assert all(one[index].tobytes() == two[index].tobytes() for index in range(0, len(one), 7))
 
 
 def test_the_demo_by_name() -> None:

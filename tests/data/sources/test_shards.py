@@ -159,6 +159,29 @@ def test_which_member_is_the_image(root: Path, tmp_path: Path) -> None:
         open_source(f"{tmp_path}/b.tar?image=gif")
 
 
+def test_the_digest_is_that_of_members(root: Path, tmp_path: Path) -> None:
+    items = samples(root)
+    digests = []
+    for number, files in enumerate((members(items, "cls"), members(items, ""), members(items[1:]))):
+        tar(tmp_path / f"{number}.tar", files)
+        digests.append(open_source(tmp_path / f"{number}.tar").digest())
+    assert len(set(digests)) == 3
+    tar(tmp_path / "copy.tar", members(items, "cls"))
+    os.utime(tmp_path / "copy.tar", (1, 1))
+    assert open_source(tmp_path / "copy.tar").digest() == digests[0]
+
+
+def test_other_members_are_counted(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [("a.png", samples(root)[0][1]), ("a.cls", b"1"), ("a.xcf", b""), ("a.[b].xcf", b"")]
+    tar(tmp_path / "a.tar", files)
+    assert open_source(tmp_path / "a.tar").left_out == {".xcf": 1, ".[b].xcf": 1}
+    assert "a.tar: 2 files are left out, being no images: 1 .[b].xcf, 1 .xcf\n" in (
+        capsys.readouterr().err
+    )
+
+
 # ---------------------------------------------------------------------------------- names
 def test_names_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WDS_WHERE", "/data")

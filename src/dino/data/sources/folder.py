@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from dino.data.images.readers import EXTENSIONS
-from dino.data.sources.base import Source
+from dino.data.sources.base import Source, warn
 from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError
 from dino.progress import bar
@@ -110,6 +111,27 @@ def splits(root: str | os.PathLike[str]) -> dict[str, Path]:
         if found := {split: Path(paths[0]) for split, paths in named.items() if paths}:
             return found
     return {}
+
+
+def use_splits(data: Any, val: Any) -> tuple[Any, Any]:
+    """Images to learn from and images to measure on, where one folder may hold both.
+
+    Of a folder that is divided, `train` is taken, and `val` where `val` is None; one sentence on
+    stderr says so. The split `test` is never taken. All else is returned as it is.
+    """
+    parts = splits(data) if isinstance(data, (str, os.PathLike)) else {}
+    if "train" not in parts:
+        return data, val
+    if val is None and "val" in parts:
+        val = parts["val"]
+        also = f", and images to measure on from {val}"
+    else:
+        also = ""
+    warn(
+        f"{data} is divided into splits: images to learn from are taken from {parts['train']}"
+        f"{also}; nothing else in it is used"
+    )
+    return parts["train"], val
 
 
 def _spelled(folder: str, name: str) -> list[str]:

@@ -147,13 +147,14 @@ def image_column(file: Path, wanted: str | None) -> str | None:
     Raises:
         UserError: if the file is no table, or there are several such columns.
     """
+    about = schema(file)
     import pyarrow as pa
 
     def holds_bytes(kind: Any) -> bool:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     found, named = [], []
-    for column in schema(file):
+    for column in about:
         struct = pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
         if struct or holds_bytes(column.type):
             found.append(column.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn_classifier import (
     TEMPERATURE,
@@ -175,6 +176,8 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     Raises:
         UserError: for weights or data that are not there or have no classes.
     """
+    data, asked = use_splits(settings.data, settings.queries)
+    settings = replace(settings, data=str(data), queries=None if asked is None else str(asked))
     device = pick_device(settings.device)
     usable_k(settings.k, max(settings.k, default=0))  # refuse nonsense before the work
     with process_group(device) as here:
