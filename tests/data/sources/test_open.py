@@ -244,8 +244,8 @@ def test_what_is_no_data_set() -> None:
         def __len__(self) -> int:
             return 1
 
-    for data in (Stream(), Sized(), 7, None, {GREY}, (image for image in [GREY]), b"bytes"):
-        with pytest.raises(UserError, match="cannot take images from a .*: give a folder"):
+    for data in (Stream(), Sized(), 7, None, {1}, (image for image in [GREY]), b"bytes"):
+        with pytest.raises(UserError, match=r"cannot take images from a .*: give a folder"):
             open_source(data)
     for data in ({"train": [GREY], "test": [GREY]}, {}):
         with pytest.raises(UserError, match=r"from a dict of ('train', 'test'|nothing): give one"):
