@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dino.data.images.image_errors import ImageError
 from dino.data.sources.lists import FileList, list_settings
 from dino.data.sources.open import Folder, Source, open_source
 from dino.files import UserError
@@ -181,6 +182,17 @@ def test_the_digest_does_not_depend_on_where_images_lie(root: Path, tmp_path: Pa
     root = root.rename(tmp_path / "moved")
     assert absolute("two.csv") == digest
     assert open_source(f"{tmp_path}/two.csv?label=").digest() != digest
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_devices_in_a_list_are_not_read(root: Path) -> None:
+    os.mkfifo(root / "pipe.png")
+    (root / "list.txt").write_text(f"{next(iter(COLOURS))}\npipe.png\n/dev/zero\n.\n")
+    source = open_source(root / "list.txt")
+    for index in range(1, 4):
+        with pytest.raises(ImageError, match="it is no regular file") as caught:
+            source[index]
+        assert caught.value.defect == "unreadable"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

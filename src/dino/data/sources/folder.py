@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from dino.data.images.image_errors import ImageError
 from dino.data.images.readers import EXTENSIONS
 from dino.data.sources.base import Source, warn
 from dino.data.sources.packed_strings import PackedStrings
@@ -29,6 +30,8 @@ SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "te
 
 SPECIAL = "special"
 """Stands in `left_out` for named pipes, sockets and devices, whatever their ending."""
+
+_ENDINGS = frozenset(ending.removeprefix(".") for ending in EXTENSIONS)
 
 THREADS = 16
 """They mostly wait, for a disk or a server."""
@@ -53,8 +56,11 @@ class ImageFiles(Source):
         return len(self._names)
 
     def content(self, index: int) -> str:
-        """The image's file."""
-        return self.path(index)
+        """The image's file; raises `ImageError` for a pipe or device, which might never end."""
+        path = self.path(index)
+        if not os.path.isfile(path) and os.path.exists(path):  # noqa: PTH110, PTH113, never raise
+            raise ImageError(path, "it is no regular file", "unreadable")
+        return path
 
     def path(self, index: int) -> str:
         """The image's file."""
@@ -164,12 +170,15 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
         UserError: if a folder cannot be read, or there is no image.
     """
     files, special = visible_files(root)
-    names = sorted(filter(_is_image, files))
-    others = Counter(extension_of(name) for name in files if not _is_image(name))
-    others[SPECIAL] += special
-    others = +others
+    names: list[str] = []
+    others = +Counter({SPECIAL: special})
+    for name in files:
+        if _is_image(name):
+            names.append(name)
+        else:
+            others[extension_of(name)] += 1
     if names:
-        return names, others
+        return sorted(names), others
     if not others:
         raise UserError(f"{root} is empty: give --data a folder of images, or demo")
     found = count_kinds(others)
@@ -181,7 +190,7 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
+    return name.rpartition(".")[2].lower() in _ENDINGS  # a million times
 
 
 def extension_of(name: str) -> str:

@@ -139,6 +139,6 @@ def _opened(name: str, config: str | None, split: str | None) -> Any:
         if wanted not in found:
             raise ValueError(f"it has no split {wanted!r} but {', '.join(found)}")
         return found[wanted]
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of this package, the network, or a reader of files
         reason = " ".join(str(error).split())
         raise UserError(f"hf:{name} cannot be opened: {reason}; write {FORM}") from error

@@ -33,8 +33,9 @@ class TorchDataset(Source):
 
     def __init__(self, data: Any, labels: Any = None) -> None:
         self._data, self._kind = data, type(data).__name__
-        if hasattr(data, "keys"):  # a dict, a DatasetDict, a table of columns
-            names = ", ".join(map(repr, list(data.keys())[:4])) or "nothing"
+        named = data.keys() if hasattr(data, "keys") else getattr(data, "column_names", None)
+        if named is not None:  # a dict, a DatasetDict, a table of columns
+            names = ", ".join(map(repr, list(named)[:4])) or "nothing"
             raise UserError(
                 f"cannot take images from a {self._kind} of {names}: give one of its values, with "
                 "len() and items by number"
