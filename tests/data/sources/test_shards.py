@@ -330,10 +330,10 @@ def test_a_shard_that_cannot_be_read_to_its_end(
         with pytest.raises(UserError, match=r"memory://a\.tar gave \d+ bytes of \d+ at \d+: start"):
             open_source("memory://a.tar")
 
-    def failing(*_: object) -> None:
+    def failing(*_: object, **__: object) -> None:
         raise RuntimeError("no\nroute")
 
-    monkeypatch.setattr(blobs, "_read_at", failing)
+    monkeypatch.setattr(type(memory), "cat_file", failing)
     with pytest.raises(UserError, match=r"memory://a\.tar cannot be read: no route"):
         open_source("memory://a.tar")
     with pytest.raises(UserError, match="does not exist"):

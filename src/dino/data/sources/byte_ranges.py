@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -19,8 +18,12 @@ from dino.files import UserError
 
 OPEN_FILES = 64
 """Local files that a process holds open at most; twice as many shards as one window has."""
+LOCAL_AHEAD, READ_AHEAD = 2**13, 2**22
+"""Bytes that `RangeFile` reads at once, of local files and over a network."""
+LONGEST_READ = 2**26
+"""Bytes that are read at once at most: headers and labels that are longer are damage."""
 TRIES = 3
-"""Of a server, before its refusal is believed."""
+"""Requests to a server before it is given up."""
 PAUSE = 0.5
 """Seconds before the second try; twice as long before each further one."""
 
@@ -55,7 +58,7 @@ def examine(url: str) -> tuple[int, str]:
     except FileNotFoundError:
         raise UserError(f"{url} does not exist: name --data shards that are there") from None
     except Exception as error:  # each file system has its own
-        raise UserError(f"{url} cannot be read: {_said(error)}") from error
+        raise UserError(f"{url} cannot be read: {_reason(error)}") from error
     if about.get("type") == "directory" or about.get("size") is None:
         raise UserError(f"{url} is no file of known size: shards must be files")
     version = {key: str(about[key]) for key in _VERSIONS if about.get(key)}
@@ -67,7 +70,7 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
 
     Args:
         url: of the file.
-        version: of a local file, as `examine` told.
+        version: of a local file, as `examine` gave it.
         offset: of the first byte.
         size: number of bytes.
 
@@ -85,7 +88,7 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(_said(error)) from error
+        raise OSError(_reason(error)) from error
     if len(content) > size:
         raise UserError(
             f"the server of {url} sends whole files where parts are asked for: fetch the shards, "
@@ -94,46 +97,55 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
     return content
 
 
-@contextmanager
-def reading(url: str, version: str) -> Iterator[Callable[[int, int], bytes]]:
-    """A function of (offset, size) that reads a whole file from front to back, in large pieces.
+class RangeFile:
+    """A file that is read from front to back, by ranges that are larger than what is asked for.
 
-    Raises:
-        UserError: if it is out of reach, or gives fewer bytes than asked for.
+    Args:
+        url: of the file.
+        version: as `examine` gave it.
+        size: in bytes.
     """
 
-    def whole(offset: int, size: int) -> bytes:
-        try:
-            content = read(offset, size)
-        except Exception as error:
-            raise UserError(f"{url} cannot be read: {_said(error)}") from error
-        if len(content) < size:
-            raise UserError(
-                f"{url} gave {len(content)} bytes of {size} at {offset}: "
-                "start again when nobody is writing it"
-            )
-        return content
+    def __init__(self, url: str, version: str, size: int) -> None:
+        self.url, self.version, self.size = url, version, size
+        self._ahead = READ_AHEAD if is_remote(url) else LOCAL_AHEAD
+        self._position = self._start = 0
+        self._buffer = b""
 
-    opened: AbstractContextManager[Any] = nullcontext()
-    try:
-        if is_remote(url):
-            system, path = _system(url)
-            opened = _patiently(system.open, path, "rb")
-            read: Callable[[int, int], bytes] = partial(_patiently, _read_at, opened)
-        else:
-            read = _opened(url, version).read
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{url} cannot be read: {_said(error)}") from error
-    with opened:
-        yield whole
+    def tell(self) -> int:
+        """Where the next byte comes from."""
+        return self._position
 
+    def seek(self, offset: int) -> int:
+        """Go to a byte, counted from the start."""
+        self._position = offset
+        return offset
 
-def _read_at(file: Any, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    content: bytes = file.read(size)
-    return content
+    def read(self, count: int) -> bytes:
+        """The next bytes; fewer where the file ends.
+
+        Raises:
+            ValueError: for less than none or more than `LONGEST_READ`.
+            UserError: if the file is out of reach, or ends too early.
+        """
+        if not 0 <= count <= LONGEST_READ:
+            raise ValueError(f"{count} bytes at once")
+        count = max(0, min(count, self.size - self._position))
+        begin = self._position - self._start
+        if begin < 0 or begin + count > len(self._buffer):
+            wanted = min(max(count, self._ahead), self.size - self._position)
+            try:
+                self._buffer = read_range(self.url, self.version, self._position, wanted)
+            except OSError as error:
+                raise UserError(f"{self.url} cannot be read: {_reason(error)}") from error
+            if len(self._buffer) < wanted:
+                raise UserError(
+                    f"{self.url} gave {len(self._buffer)} bytes of {wanted} at {self._position}: "
+                    "start again when nobody is writing it"
+                )
+            self._start, begin = self._position, 0
+        self._position += count
+        return self._buffer[begin : begin + count]
 
 
 # ---------------------------------------------------------------------------------- local
@@ -187,7 +199,7 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a protocol whose package is missing, or unknown
-        raise UserError(f"{url} cannot be read: {_said(error)}") from error
+        raise UserError(f"{url} cannot be read: {_reason(error)}") from error
     return system, path
 
 
@@ -203,7 +215,7 @@ def _patiently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any
     return call(*arguments, **options)
 
 
-def _said(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
+def _reason(error: BaseException) -> str:
+    """The message of an error of a library, in one line."""
     reason = error.strerror if isinstance(error, OSError) else None
     return reason or " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,7 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dino.data.images.readers import EXTENSIONS
-from dino.data.sources.byte_ranges import examine, is_remote, reading
+from dino.data.sources.byte_ranges import LONGEST_READ, RangeFile, examine, is_remote
 from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError, atomic_write, cache_folder
 from dino.progress import bar
@@ -35,8 +35,6 @@ LONGEST_NAME = 80
 """Of a class, in characters."""
 THREADS = 16
 """Shards that are indexed at a time."""
-LONGEST_HEADER = 2**20
-"""Bytes of an extended header: nothing sane needs more."""
 TAIL = 2**20
 """Bytes behind the end mark that are checked."""
 
@@ -130,10 +128,10 @@ def _index(url: str) -> Index:
         with suppress(OSError, SafetensorError):  # missing or damaged: the headers are read again
             if (index := _unpacked(load_file(cached), size, version)) is not None:
                 return index
-    with reading(url, version) as read:
-        if size >= 2 and read(0, 2) == b"\x1f\x8b":
-            raise UserError(f"{url} is compressed by gzip, whatever its name: unpack it first")
-        index = _Indexer(url, version, read).index(size)
+    file = RangeFile(url, version, size)
+    if file.read(2) == b"\x1f\x8b":
+        raise UserError(f"{url} is compressed by gzip, whatever its name: unpack it first")
+    index = _Indexer(file).index()
     if version:
         with suppress(OSError):  # a full disk, or a folder that may not be written
             atomic_write(cached, save(_packed(index, size)))
@@ -149,35 +147,14 @@ class DamagedArchive(Exception):
         self.offset, self.reason = offset, reason
 
 
-class _Ranges(io.RawIOBase):
-    """A file for `tarfile`, over a function that reads ranges of bytes."""
-
-    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
-        self._read, self._size, self._position = read, size, 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset  # tarfile seeks from the start only
-        return offset
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= LONGEST_HEADER:
-            raise tarfile.HeaderError(f"a header of {size} bytes")
-        size = max(0, min(size, self._size - self._position))
-        self._position += size
-        return self._read(self._position - size, size)
-
-
-def members(read: Callable[[int, int], bytes], size: int) -> Iterator[tarfile.TarInfo]:
+def members(file: RangeFile | io.BytesIO, size: int) -> Iterator[tarfile.TarInfo]:
     """All members of an archive in order, up to its end mark; their contents are not read.
 
     `tarfile` alone ends without a word at a damaged header or a missing end.
 
     Args:
-        read: gives the bytes at (offset, count), all that are asked for.
-        size: of the archive in bytes.
+        file: the archive.
+        size: of it in bytes.
 
     Yields:
         Each member, also a last one that the archive's end cuts off.
@@ -186,7 +163,6 @@ def members(read: Callable[[int, int], bytes], size: int) -> Iterator[tarfile.Ta
         DamagedArchive: after the last member that can be read, if the archive does not end as it
             should.
     """
-    file = _Ranges(read, size)
     # All that `fromtarfile` needs: a `TarFile` keeps every member, and hides what ended it.
     archive: Any = SimpleNamespace(
         fileobj=file, encoding=tarfile.ENCODING, errors="surrogateescape", pax_headers={}, offset=0
@@ -197,7 +173,8 @@ def members(read: Callable[[int, int], bytes], size: int) -> Iterator[tarfile.Ta
         try:
             member = tarfile.TarInfo.fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            if not any(read(start, min(size - start, TAIL))):
+            file.seek(start)
+            if not any(file.read(TAIL)):
                 return
             reason = "more follows its end mark, as in joined archives"
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
@@ -227,8 +204,8 @@ def _kind(member: tarfile.TarInfo) -> Literal["file", "link", "sparse", ""]:
 class _Indexer:
     """Goes through the members of one shard."""
 
-    def __init__(self, url: str, version: str, read: Callable[[int, int], bytes]) -> None:
-        self.url, self.version, self.read = url, version, read
+    def __init__(self, file: RangeFile) -> None:
+        self.file = file
         self.kinds: Counter[str] = Counter()
         self.names: list[str] = []
         self.places: list[tuple[int, int, int]] = []
@@ -236,17 +213,17 @@ class _Indexer:
         self._key, self._found = "", dict.fromkeys(LABELS, "")
         self._sample, self._has_image = -1, False
 
-    def index(self, size: int) -> Index:
-        damage = ""
+    def index(self) -> Index:
+        damage, size = "", self.file.size
         try:
-            for member in members(self.read, size):
-                self._take(member, size)
+            for member in members(self.file, size):
+                self._take(member)
         except DamagedArchive as error:
             damage = f"{error.reason}, at byte {error.offset:,} of {size:,}"
             self._drop_part(size)
         self._close()
         return Index(
-            self.version,
+            self.file.version,
             PackedStrings(self.names),
             np.array(self.places, dtype=np.int64).reshape(-1, 3),
             {kind: PackedStrings(labels) for kind, labels in self.labels.items()},
@@ -254,7 +231,7 @@ class _Indexer:
             damage,
         )
 
-    def _take(self, member: tarfile.TarInfo, size: int) -> None:
+    def _take(self, member: tarfile.TarInfo) -> None:
         key, extension = _parts(member.name)
         kind = _kind(member)
         if not kind or not key or _META.match(member.name):
@@ -263,7 +240,7 @@ class _Indexer:
         if kind != "file":
             if image:
                 raise UserError(
-                    f"{member.name} in {self.url} is a {kind}, not a file of its own: pack "
+                    f"{member.name} in {self.file.url} is a {kind}, not a file of its own: pack "
                     "it again, with tar --dereference --hard-dereference and without --sparse"
                 )
             return
@@ -276,8 +253,10 @@ class _Indexer:
             self._has_image = True
             self.names.append(member.name)
             self.places.append((member.offset_data, member.size, self._sample))
-        elif extension in LABELS and member.offset_data + member.size <= size:
-            self._found[extension] = _label(extension, self.read(member.offset_data, member.size))
+        elif extension in LABELS and member.offset_data + member.size <= self.file.size:
+            self.file.seek(member.offset_data)
+            text = self.file.read(min(member.size, LONGEST_READ))
+            self._found[extension] = _label(extension, text)
 
     def _drop_part(self, size: int) -> None:
         """Forget the last sample if the damage took a part of it: its image, or a label."""
