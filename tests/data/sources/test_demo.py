@@ -78,7 +78,7 @@ def test_the_demo_by_name() -> None:
     assert open_source("demo").split == "train"
     assert open_source("demo:train").split == "train"
     assert open_source("demo:test").split == "test"
-    with pytest.raises(UserError, match="no part 'val': use demo, demo:train or demo:test"):
+    with pytest.raises(UserError, match="no split 'val': use demo, demo:train or demo:test"):
         open_source("demo:val")
 
 

@@ -247,7 +247,9 @@ def test_shards_by_url(root: Path, tmp_path: Path, memory: Any) -> None:
         open_source("nosuch://a/b.tar")
 
 
-def test_a_server_is_asked_again(root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_to_a_server_are_repeated(
+    root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory.pipe("/a.tar", tar("", members(samples(root))))
     source = open_source("memory://a.tar")
     cat, failures = type(memory).cat_file, [OSError("reset"), ValueError("busy")]
@@ -266,7 +268,7 @@ def test_a_server_is_asked_again(root: Path, memory: Any, monkeypatch: pytest.Mo
             source[2]
         assert caught.value.defect == "unreadable"
         patched.setattr(type(memory), "cat_file", lambda self, path, **_: cat(self, path))
-        with pytest.raises(UserError, match=r"sends whole files .* simplecache::memory://a\.tar"):
+        with pytest.raises(UserError, match=r"sends entire files .* simplecache::memory://a\.tar"):
             source[2]
     memory.rm("/a.tar")
     with pytest.raises(ImageError) as caught:
@@ -296,9 +298,9 @@ def test_a_cut_shard_gives_what_is_whole_and_says_so(
                 as_pixels(open_source(root)[i]).shape for i in range(kept)
             ]
             assert source.labels == ([0] * kept if label else None)
-            told = capsys.readouterr().err
-            assert f"a.tar is damaged: {reason}" in told
-            assert f"the {kept} images before are used, what follows is lost" in told
+            printed = capsys.readouterr().err
+            assert f"a.tar is damaged: {reason}" in printed
+            assert f"the {kept} images before are used, the rest is lost" in printed
     path.write_bytes(whole)
     assert len(open_source(path)) == COUNT
     assert capsys.readouterr().err == ""
@@ -348,10 +350,10 @@ def test_many_damaged_shards_are_one_sentence(
         path = tmp_path / f"part-{number:03}.tar"
         path.write_bytes(path.read_bytes()[:4000])
     open_source(name)
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "part-001.tar is damaged" in told
-    assert "(and 1 more shards are damaged)" in told
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "part-001.tar is damaged" in printed
+    assert "(and 1 more shards are damaged)" in printed
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -374,7 +376,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         about = tarfile.TarInfo("a.png")
         about.type, about.linkname = tarfile.LNKTYPE, "b.png"
         archive.addfile(about)
-    refused(r"a\.png in .*a\.tar is a link, not a file of its own: pack it again")
+    refused(r"a\.png in .*a\.tar is a link and no regular file: pack it again")
 
 
 # ---------------------------------------------------------------------------------- the index
@@ -429,7 +431,7 @@ def test_a_shard_that_changes_under_a_run_is_not_read(
 ) -> None:
     source = open_source(shards(tmp_path, root, 2))
     source = pickle.loads(pickle.dumps(source))
-    blobs._opened.cache_clear()
+    blobs._local_file.cache_clear()
     tar(tmp_path / "part-001.tar", [("a.png", b"other")])
     assert as_pixels(source[0]).shape[0] == 3
     with pytest.raises(UserError, match=r"part-001\.tar has changed since the start"):
@@ -439,8 +441,8 @@ def test_a_shard_that_changes_under_a_run_is_not_read(
 def test_open_files_are_few(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = shards(tmp_path, root, COUNT)
     source = open_source(name)
-    blobs._opened.cache_clear()
-    monkeypatch.setattr(blobs, "_opened", blobs.lru_cache(maxsize=3)(blobs._Opened))
+    blobs._local_file.cache_clear()
+    monkeypatch.setattr(blobs, "_local_file", blobs.lru_cache(maxsize=3)(blobs._LocalFile))
     folder = Path("/proc/self/fd")
     if not folder.exists():
         pytest.skip("this system does not list open files")
@@ -547,7 +549,7 @@ def test_the_order_of_shards_is_that_of_their_blocks(many: str) -> None:
 
 def test_what_a_worker_gets_can_be_sent_to_a_new_process(many: str) -> None:
     views = pickle.dumps(_Views(open_source(many), SPECS, seed=0))
-    blobs._opened.cache_clear()
+    blobs._local_file.cache_clear()
     assert pickle.loads(views).__getitems__([(0, 3)]).groups[0].images.shape == (2, 1, 3, 12, 12)
 
 

@@ -16,7 +16,7 @@ class Arrays(Source):
     """The images of an array [N, H, W], [N, H, W, C] or [N, C, H, W].
 
     Of four axes the smaller one of the second and the last counts the channels. Values are taken by
-    `dino.data.images.decode.as_image`, which says what they may be.
+    `dino.data.images.decode.as_image`, which defines what they may be.
 
     Args:
         data: an array, or the path of a `.npy` file, which is mapped into memory: only what is

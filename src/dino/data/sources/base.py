@@ -91,7 +91,7 @@ class Source:
         return found.hexdigest()
 
     def identity(self) -> Iterable[bytes]:
-        """What tells these images from others; by default their names."""
+        """What distinguishes these images from others; by default their names."""
         return [self.path(index).encode("utf-8", "surrogatepass") for index in range(len(self))]
 
 
@@ -115,11 +115,11 @@ def shared_folder(paths: Sequence[str]) -> str:
 def number_classes(labels: Sequence[str]) -> tuple[list[str], list[int]]:
     """The classes among some labels, in order, and the number of each label's class.
 
-    Classes that are all whole numbers are ordered by size, others by name.
+    Classes that are all integers are ordered by size, others by name.
     """
     names = set(labels)
-    whole = all(name.removeprefix("-").isdecimal() for name in names)
-    classes = sorted(names, key=(lambda name: (int(name), name)) if whole else None)
+    integers = all(name.removeprefix("-").isdecimal() for name in names)
+    classes = sorted(names, key=(lambda name: (int(name), name)) if integers else None)
     number = {name: index for index, name in enumerate(classes)}
     return classes, [number[label] for label in labels]
 

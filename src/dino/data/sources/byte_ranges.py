@@ -40,7 +40,7 @@ def is_remote(url: str) -> bool:
 
 
 def examine(url: str) -> tuple[int, str]:
-    """Size of a file in bytes, and what tells its versions apart: "" where nothing does.
+    """Size of a file in bytes, and a mark of its version: "" where there is none.
 
     Raises:
         UserError: if it is missing or out of reach.
@@ -52,12 +52,12 @@ def examine(url: str) -> tuple[int, str]:
                 raise UserError(f"{url} is no regular file: shards must be files")
             return status.st_size, _version(status)
         system, path = _system(url)
-        about = {key.lower(): value for key, value in _patiently(system.info, path).items()}
+        about = {key.lower(): value for key, value in _with_retries(system.info, path).items()}
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{url} does not exist: name --data shards that are there") from None
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # each file system raises different ones
         raise UserError(f"{url} cannot be read: {_reason(error)}") from error
     if about.get("type") == "directory" or about.get("size") is None:
         raise UserError(f"{url} is no file of known size: shards must be files")
@@ -75,30 +75,30 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
         size: number of bytes.
 
     Raises:
-        UserError: if a local file is not the version that it was, or a server knows no ranges.
+        UserError: if a local file is not the version that it was, or a server supports no ranges.
         OSError: if the file cannot be read.
     """
     if size == 0:
         return b""
     if not is_remote(url):
-        return _opened(url, version).read(offset, size)
+        return _local_file(url, version).read(offset, size)
     system, path = _system(url)
     try:
-        content: bytes = _patiently(system.cat_file, path, start=offset, end=offset + size)
+        content: bytes = _with_retries(system.cat_file, path, start=offset, end=offset + size)
     except OSError:
         raise
     except Exception as error:
         raise OSError(_reason(error)) from error
     if len(content) > size:
         raise UserError(
-            f"the server of {url} sends whole files where parts are asked for: fetch the shards, "
+            f"the server of {url} sends entire files where ranges are requested: fetch the shards, "
             f"as in simplecache::{url}"
         )
     return content
 
 
 class RangeFile:
-    """A file that is read from front to back, by ranges that are larger than what is asked for.
+    """A file that is read from front to back, by ranges larger than each read.
 
     Args:
         url: of the file.
@@ -141,7 +141,7 @@ class RangeFile:
             if len(self._buffer) < wanted:
                 raise UserError(
                     f"{self.url} gave {len(self._buffer)} bytes of {wanted} at {self._position}: "
-                    "start again when nobody is writing it"
+                    "start again when it is no longer being written"
                 )
             self._start, begin = self._position, 0
         self._position += count
@@ -149,8 +149,8 @@ class RangeFile:
 
 
 # ---------------------------------------------------------------------------------- local
-class _Opened:
-    """A file that stays open as long as somebody holds this."""
+class _LocalFile:
+    """A file that is closed with the last reference to this."""
 
     def __init__(self, path: str, version: str) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115, PTH123, closed when it is let go
@@ -180,7 +180,7 @@ class _Opened:
 
 
 # The version is part of the key: a file that was replaced is opened anew.
-_opened = lru_cache(maxsize=OPEN_FILES)(_Opened)
+_local_file = lru_cache(maxsize=OPEN_FILES)(_LocalFile)
 
 
 def _version(status: os.stat_result) -> str:
@@ -203,7 +203,7 @@ def _system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _patiently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _with_retries(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call, and again after a pause where a server may only be busy."""
     for attempt in range(TRIES - 1):
         try:

@@ -2,9 +2,8 @@
 
 scikit-image and scikit-learn carry some of their example pictures inside their packages; these
 files are read directly, nothing is downloaded. Tiles of a photograph's left part are the training
-set, tiles of its right part the test set, and the photograph is the label: a network that knows
-what a photograph looks like tells from a part of it which one it was, without having seen that
-part.
+set, tiles of its right part the test set, and the photograph is the label: a good network
+recognises a photograph from a part that was not in the training set.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ TILES = {"train": 96, "test": 32}  # of each photograph
 
 
 def photographs() -> dict[str, Image.Image]:
-    """Every photograph of the demo, whole, as RGB, by its name (the label), in label order.
+    """Every photograph of the demo, uncropped, as RGB, by its name (the label), in label order.
 
     Raises:
         UserError: if scikit-image or scikit-learn is not installed or lacks a picture.
@@ -70,7 +69,7 @@ def _locate(file: str) -> Path:
 class DemoTiles(Source):
     """Square tiles of the demo's photographs, `TILE` pixels wide, in memory.
 
-    Each side of a photograph is cut off first and resized on its own, so no pixel, not even
+    Each side of a photograph is cut off first and resized separately, so no pixel, not even
     through interpolation, is shared by training and test. Within a side the tiles lie on a regular
     grid, as far apart as its shape allows, and overlap; every photograph has the same number.
 
@@ -83,7 +82,7 @@ class DemoTiles(Source):
 
     def __init__(self, split: str = "train") -> None:
         if split not in TILES:
-            raise UserError(f"the demo has no part {split!r}: use demo, demo:train or demo:test")
+            raise UserError(f"the demo has no split {split!r}: use demo, demo:train or demo:test")
         self.split = split
         pictures = photographs()
         self._sides = [_side(picture, split) for picture in pictures.values()]

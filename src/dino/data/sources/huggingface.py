@@ -56,13 +56,13 @@ class HubImages(Source):
                 f"the column {self._column} of {self.name} holds no images: "
                 f"{f'take {images[0]}' if images else 'it must be of the type Image of datasets'}"
             )
-        # Bytes as they are, for our own reader.
+        # Bytes as they are stored, for `read_image`.
         self._table = table.select_columns([self._column]).cast_column(
             self._column, datasets.Image(decode=False)
         )
         label = settings.get("label")
         if label != "" and (column := self._label_column(table, label)) is not None:
-            self.classes, self.labels = self._read_labels(table, column, asked=label is not None)
+            self.classes, self.labels = self._read_labels(table, column, required=label is not None)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -108,12 +108,12 @@ class HubImages(Source):
         return self._one(table, wanted, found, "label") if found or wanted else None
 
     def _read_labels(
-        self, table: Any, column: str, *, asked: bool
+        self, table: Any, column: str, *, required: bool
     ) -> tuple[list[str], list[int]] | tuple[None, None]:
         values = table.select_columns([column])[:][column]
         names = getattr(table.features[column], "names", None)
         if not all(isinstance(value, (int, str)) and value not in (-1, "") for value in values):
-            if asked:
+            if required:
                 raise UserError(f"some rows of {self.name} have no class in {column}")
             return None, None  # -1 stands for unknown, as in test parts whose answers are secret
         if names is not None:

@@ -26,11 +26,10 @@ class FileList(ImageFiles):
 
     Args:
         file: .txt or .lst with one path a line; .csv, .tsv or .parquet with a header.
-        root: folder that relative paths start from; by default the list's own.
+        root: folder that relative paths start from; by default the folder of the list.
         path: column of the paths; by default the first of `tables.PATH_COLUMNS`.
         label: column of the classes; by default the first of `tables.LABEL_COLUMNS`, if there is
-            one; "" for none. Classes are numbered in the order of their names, whole numbers by
-            size.
+            one; "" for none. Classes are numbered in the order of their names, integers by size.
 
     Raises:
         UserError: if the list is missing, empty or not what its name says, lacks a column or, in
@@ -63,8 +62,8 @@ class FileList(ImageFiles):
         super().__init__(folder, paths)
         if not os.path.exists(first := self.path(0)):  # noqa: PTH110
             raise UserError(
-                f"{first}, the first image of {self.file}, does not exist: say where the paths "
-                f"start, as in --data '{self.file}?root=FOLDER'"
+                f"{first}, the first image of {self.file}, does not exist: name the folder where "
+                f"the paths start, as in --data '{self.file}?root=FOLDER'"
             )
         if labels is not None:
             self.classes, self.labels = number_classes(labels)

@@ -48,7 +48,7 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
             any (`backbone.preprocessing.pixels`).
 
     Raises:
-        UserError: if there is nothing to train on, in one sentence that says what was found.
+        UserError: if there is nothing to train on, in one sentence that names what was found.
     """
     source: Source
     if isinstance(data, (str, os.PathLike)):

@@ -63,10 +63,10 @@ class ParquetImages(Source):
         names = schema(file).names
         columns = choose_columns(file, names, path, label)
         if len(columns) == 2:
-            self.classes, self.labels = _labels(file, columns[1], asked=label is not None)
+            self.classes, self.labels = _labels(file, columns[1], required=label is not None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the groups of rows: another process reads its own."""
+        """Without the groups of rows: another process reads them again."""
         return {**self.__dict__, "_groups": {}}
 
     def __len__(self) -> int:
@@ -123,13 +123,13 @@ def _bytes_of(group: Any, column: str) -> int:
 
 
 def _labels(
-    file: Path, column: str, *, asked: bool
+    file: Path, column: str, *, required: bool
 ) -> tuple[list[str], list[int]] | tuple[None, None]:
     """The classes; by the names that the hub stores beside their numbers, where it does."""
     values = values_of(file, column)
     about = json.loads((schema(file).metadata or {}).get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get(column, {}).get("names")
-    if names is not None and -1 in values and not asked:
+    if names is not None and -1 in values and not required:
         return None, None  # -1 stands for unknown, as in test parts whose answers are secret
     if names is not None and all(value in range(len(names)) for value in values):
         return names, values

@@ -1,4 +1,4 @@
-"""What lies where in tar shards: found once by reading the headers, then kept in the cache."""
+"""Where images lie in tar shards: found once by reading the headers, then cached."""
 
 from __future__ import annotations
 
@@ -63,29 +63,29 @@ class Index:
     damage: str
 
     def chosen(self, url: str, image: str | None) -> tuple[PackedStrings, np.ndarray]:
-        """Name, and offset and size [n, 2], of the image of each sample; labels follow suit."""
+        """Name, and offset and size [n, 2], of each sample's image; `labels` becomes theirs."""
         samples = self.places[:, 2]
         if image is None and (len(samples) == 0 or samples[-1] + 1 == len(samples)):
             return self.names, self.places[:, :2]
         of_sample: dict[int, list[tuple[int, str]]] = {}
         for row, (name, sample) in enumerate(zip(self.names, samples.tolist(), strict=True)):
             of_sample.setdefault(sample, []).append((row, _parts(name)[1]))
-        kept, rows = [], []
+        samples_of_rows, rows = [], []
         for sample, found in of_sample.items():
             wanted = [pair for pair in found if image in (None, pair[1])]
             # The one without another dot; an array beside a picture is no image, as embeddings are.
-            for whole in (lambda kind: "." not in kind, lambda kind: kind != "npy"):
+            for plain in (lambda kind: "." not in kind, lambda kind: kind != "npy"):
                 if len(wanted) > 1:
-                    wanted = [pair for pair in wanted if whole(pair[1])] or wanted
+                    wanted = [pair for pair in wanted if plain(pair[1])] or wanted
             if len(wanted) > 1:
                 raise UserError(
                     f"a sample of {url} holds several images ({self.names[wanted[0][0]]} and "
-                    f".{wanted[1][1]}): say which, as in '{url}?image={wanted[0][1]}'"
+                    f".{wanted[1][1]}): choose one, as in '{url}?image={wanted[0][1]}'"
                 )
-            kept += [sample] * len(wanted)
+            samples_of_rows += [sample] * len(wanted)
             rows += [row for row, _ in wanted]
         self.labels = {
-            kind: PackedStrings(labels[sample] for sample in kept)
+            kind: PackedStrings(labels[sample] for sample in samples_of_rows)
             for kind, labels in self.labels.items()
         }
         return PackedStrings(self.names[row] for row in rows), self.places[rows, :2].reshape(-1, 2)
@@ -113,7 +113,7 @@ def index_shards(urls: Sequence[str]) -> list[Index]:
                 found.append(index)
                 advance(1)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # the rest is not worth the wait
+            pool.shutdown(wait=False, cancel_futures=True)  # do not wait for the rest
             raise
     return found
 
@@ -240,7 +240,7 @@ class _Indexer:
         if kind != "file":
             if image:
                 raise UserError(
-                    f"{member.name} in {self.file.url} is a {kind}, not a file of its own: pack "
+                    f"{member.name} in {self.file.url} is a {kind} and no regular file: pack "
                     "it again, with tar --dereference --hard-dereference and without --sparse"
                 )
             return
@@ -260,13 +260,13 @@ class _Indexer:
 
     def _drop_part(self, size: int) -> None:
         """Forget the last sample if the damage took a part of it: its image, or a label."""
-        mine = [place for place in self.places if place[2] == self._sample and self._has_image]
-        cut = any(offset + length > size for offset, length, _ in mine)
+        places = [place for place in self.places if place[2] == self._sample and self._has_image]
+        cut = any(offset + length > size for offset, length, _ in places)
         lacks = any(
             labels and labels[-1] and not self._found[kind] for kind, labels in self.labels.items()
         )
-        if mine and (cut or lacks):
-            del self.places[-len(mine) :], self.names[-len(mine) :]
+        if places and (cut or lacks):
+            del self.places[-len(places) :], self.names[-len(places) :]
             self._sample -= 1
             self._has_image = False
 
@@ -302,7 +302,7 @@ def _packed(index: Index, size: int) -> dict[str, np.ndarray]:
 
 def _unpacked(arrays: dict[str, np.ndarray], size: int, version: str) -> Index | None:
     try:
-        told, told_version, kinds, damage = json.loads(arrays["about"].tobytes())
+        cached_size, cached_version, kinds, damage = json.loads(arrays["about"].tobytes())
         names, *labels = (
             PackedStrings.of(arrays[f"{name}.text"], arrays[f"{name}.ends"])
             for name in ("names", *LABELS)
@@ -310,7 +310,7 @@ def _unpacked(arrays: dict[str, np.ndarray], size: int, version: str) -> Index |
         places = arrays["places"]
     except (KeyError, ValueError, TypeError):  # none, or not written here
         return None
-    if (told, told_version) != (size, version):
+    if (cached_size, cached_version) != (size, version):
         return None
     by_kind = dict(zip(LABELS, labels, strict=True))
     return Index(version, names, places, by_kind, Counter(kinds), damage)

@@ -1,7 +1,7 @@
 """Tar shards as webdataset writes them, each image by its index.
 
-A shard is an uncompressed tar. Members that follow one another and are called the same up to the
-first dot of their base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. Where the images lie
+A shard is an uncompressed tar. Consecutive members whose names agree up to the first dot of the
+base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. Where the images lie
 is found once (`dino.data.sources.shard_index`); from then on an image is one read of its bytes. So
 any order is possible, and what holds for folders holds for shards: the views of an image, resuming,
 ranks and workers.
@@ -60,7 +60,7 @@ class Shards(Source):
         UserError: if a shard is missing or compressed, holds links or sparse files that are images,
             if no shard holds an image, a sample holds several to choose from, or some samples lack
             the label that others have. Of a damaged shard the samples before the damage are used,
-            and one sentence on stderr says from where on the rest is lost.
+            and one sentence on stderr names the byte from which the rest is lost.
     """
 
     def __init__(self, urls: Sequence[str], *, image: str | None = None, label: str | None = None):
@@ -144,7 +144,7 @@ def _warn_of_damage(urls: Sequence[str], indices: Sequence[Index]) -> None:
         others = f" (and {len(bad) - 1:,} more shards are damaged)" if len(bad) > 1 else ""
         warn(
             f"{url} is damaged: {index.damage}; the {len(index.places):,} images before are used, "
-            f"what follows is lost{others}"
+            f"the rest is lost{others}"
         )
 
 
@@ -154,7 +154,7 @@ def expand(data: str) -> list[str]:
 
     As in webdataset, `{000..127}` and `{a,b}` stand for several, `::` stands between lists, and
     `${NAME}` for the environment's `WDS_NAME`. A `::` behind one of fsspec's caches belongs to the
-    URL: `simplecache::s3://bucket/train-{000..127}.tar` keeps whole shards on the local disk.
+    URL: `simplecache::s3://bucket/train-{000..127}.tar` caches entire shards on the local disk.
 
     Raises:
         UserError: for braces that do not fit, or a variable that is not there.
@@ -182,7 +182,7 @@ def _expanded(url: str) -> list[str]:
             "pip install 'dino-ssl[shards]'"
         ) from None
     try:
-        # A cache's "::" is not for webdataset's eyes.
+        # webdataset would split at the "::" of a cache.
         *caches, last = url.split("::")
         return ["::".join([*caches, expanded]) for expanded in expand_urls(last)]
     except (ValueError, AssertionError) as error:
@@ -197,9 +197,9 @@ def shard_settings(data: str) -> tuple[str, dict[str, str]] | None:
     """
     name, mark, query = data.rpartition("?")
     settings = {part.partition("=")[0] for part in query.split("&")}
-    own = mark and not (is_remote(data) and not settings <= setting_names(FORM))
-    if not own:
-        name = data  # what follows the mark of another URL is its own, as a signature
+    ours = mark and not (is_remote(data) and not settings <= setting_names(FORM))
+    if not ours:
+        name = data  # the query belongs to the URL, as a signature
     bare = name.partition("?")[0] if is_remote(name) else name
     if _COMPRESSED.search(bare):
         raise UserError(
@@ -208,4 +208,4 @@ def shard_settings(data: str) -> tuple[str, dict[str, str]] | None:
         )
     if not bare.lower().endswith(".tar"):
         return None
-    return split_settings(data, FORM, "shards") if own else (name, {})
+    return split_settings(data, FORM, "shards") if ours else (name, {})

@@ -127,7 +127,7 @@ def _labels(data: Any) -> list[int] | None:
 
 
 def _class_numbers(labels: Any, count: int) -> list[int] | None:
-    """Labels as whole numbers from 0, one for each of `count` items; None where they are not."""
+    """Labels as integers from 0, one for each of `count` items; None where they are not."""
     if labels is None or len(labels) != count:
         return None
     if isinstance(labels, (Tensor, np.ndarray)):

@@ -1,4 +1,4 @@
-"""The data sets for classification that torchvision knows: `torchvision:CIFAR10?split=train`."""
+"""The data sets of torchvision for classification: `torchvision:CIFAR10?split=train`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TorchvisionDataset(TorchDataset):
     Args:
         data: NAME and settings, as in `FORM` without its beginning. The split is one of those of
             the data set; where torchvision has a training and a test part only, "train" or "test".
-            By default it is torchvision's own default. The root is the folder where torchvision
+            By default it is torchvision's default. The root is the folder where torchvision
             looks for the files, by default `torchvision` in the cache folder.
 
     Raises:
