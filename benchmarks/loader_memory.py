@@ -105,8 +105,8 @@ def measure(who: str, where: Path, workers: int) -> dict[str, object]:
         source = open_source(name)
         opened.append(time.perf_counter() - started)
     if who == "list":
-        source = PythonList(source)
-    blocks = getattr(source, "blocks", None)
+        source = open_source(PythonList(source))
+    blocks = source.blocks
     specs = dino_views(global_size=16, local_count=0)
 
     def loader(start: int):  # type: ignore[no-untyped-def]

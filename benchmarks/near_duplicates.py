@@ -22,7 +22,8 @@ from rich.console import Console
 from torch import Tensor
 
 from dino.data.images.decode import as_picture
-from dino.data.sources.open import Samples, Source, open_source
+from dino.data.sources.open import Source, open_source
+from dino.data.sources.torch_dataset import TorchDataset
 from dino.evaluate.command import table
 from dino.evaluate.features.extractor import extract
 from dino.evaluate.retrieval.copies import RIDGE, descriptor
@@ -87,7 +88,7 @@ def main(settings: Settings) -> None:
     originals = features(photographs)
     chosen = range(0, len(photographs), EVERY)
     copies = {
-        kind: features(Samples([alter(as_picture(photographs[i])) for i in chosen]))
+        kind: features(TorchDataset([alter(as_picture(photographs[i])) for i in chosen]))
         for kind, alter in COPIES.items()
     }
     white = Whitening.learn(torch.cat([originals, *copies.values()]), "centred", RIDGE)

@@ -238,13 +238,28 @@ def test_from_images_to_numbers_and_features(
     assert (out / "report.html").exists()
 
 
-def test_a_folder_of_train_and_val_is_split(tmp_path: Path) -> None:
-    folder(tmp_path / "data" / "train"), folder(tmp_path / "data" / "val", 6)
+def test_a_folder_of_splits_trains_on_train_and_measures_on_val(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder(tmp_path / "data" / "train"), folder(tmp_path / "data" / "valid", 6)
+    folder(tmp_path / "data" / "test"), folder(tmp_path / "data" / ".hidden")
     run("pretrain demo", "--data", tmp_path / "data", "--out", tmp_path / "run", *FLAGS)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["defining"]["data.images"] == 12
-    assert config["about"]["val"].endswith("val")
+    assert config["about"]["val"].endswith("valid")
     assert json.loads((tmp_path / "run" / "results.json").read_text())["knn"]["queries"] == 6
+    assert "data is divided into splits: images to learn from are" in capsys.readouterr().err
+
+
+def test_splits_without_classes_are_trained_on_and_not_measured(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        folder(tmp_path / "data" / split, classes=0)
+    arguments = ("--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"))
+    cli.main(["pretrain", "demo", *arguments, *FLAGS])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["defining"]["data.images"] == 12
+    assert config["about"]["val"] is None
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_python_does_what_the_command_does(tmp_path: Path) -> None:

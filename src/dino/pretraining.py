@@ -5,7 +5,6 @@ The one place that joins `train`, `evaluate` and `show`, which know nothing of e
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from dino.data.commands.preview import contact_sheet, make_rows
 from dino.data.commands.stats import read_stats
+from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.protocol import Evaluation
@@ -81,8 +81,8 @@ def pretrain(
     Args:
         recipe: name of a recipe or a configuration; by default `small_data`, for the demo `demo`.
         data: a folder, list, shards, array, `demo`, or any data set of images: whatever
-            `dino.data.sources.open.open_source` takes. A folder of `train` and `val` trains on the
-            one and measures on the other.
+            `dino.data.sources.open.open_source` takes. A folder with `train` and `val` in it
+            trains on the one and measures on the other, and never reads `test`.
         out: the run folder.
         val: labelled images to measure k-NN on; by default each training image is held against
             all others.
@@ -124,11 +124,14 @@ def pretrain(
     config = for_architecture(config, given)
     config.check(ranks().world)
     chosen = pick_device(device)
+    named = val is not None
     data, val = _split(data, val)
     source = open_source(data, config.pixels.format)
     queries = None if val is None else open_source(val, config.pixels.format)
     if queries is not None and (source.labels is None or queries.labels is None):
-        raise UserError("k-NN on --val needs classes: sub-folders in both --data and --val")
+        if named:
+            raise UserError("k-NN on --val needs classes: sub-folders in both --data and --val")
+        val = queries = None
     about = {
         "recipe": name if isinstance(name, str) else recipe_name,
         "data": _called(data),
@@ -188,12 +191,7 @@ def _split(data: Any, val: Any) -> tuple[Any, Any]:
     """Training images and images to measure on, where one name stands for both."""
     if isinstance(data, str) and data == "demo" and val is None:
         return "demo", "demo:test"
-    if isinstance(data, (str, Path)) and val is None and os.path.isdir(data):  # noqa: PTH112
-        folders = {path.name for path in Path(data).iterdir() if path.is_dir()}
-        if folders in ({"train", "val"}, {"train", "test"}):
-            (other,) = folders - {"train"}
-            return Path(data) / "train", Path(data) / other
-    return data, val
+    return use_splits(data, val)
 
 
 def _called(data: Any) -> str:

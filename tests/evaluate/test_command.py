@@ -11,8 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from dino.data.images.pixel_format import PixelFormat
 from dino.data.images.preprocessing import Preprocessing
-from dino.data.images.readers import PixelFormat
 from dino.evaluate.classification import finetune, knn, linear, logistic
 from dino.evaluate.command import FeatureEvaluationSettings, beside, table, write
 from dino.evaluate.features import export

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino.data.sources.torch_dataset import Samples
+from dino.data.sources.torch_dataset import TorchDataset
 from dino.distillation.loss import StudentLoss, num_pairs, prototype_cross_entropy
 from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
@@ -135,9 +135,9 @@ TINY_RUN: dict[str, Any] = {
 """Settings of a run of seconds."""
 
 
-def images(count: int = 12) -> Samples:
+def images(count: int = 12) -> TorchDataset:
     generator = torch.Generator().manual_seed(0)
     shape = (3, 24, 24)
-    return Samples(
+    return TorchDataset(
         [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(count)]
     )

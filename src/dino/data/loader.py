@@ -21,12 +21,10 @@ from jaxtyping import Float32, Int64, Num, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino.data.images.decode import OpenedImage, as_picture, as_pixels, crop_resize, open_image
+from dino.data.images.decode import OpenedImage, as_picture, as_pixels, crop_resize
 from dino.data.images.image_errors import ImageError
 from dino.data.images.jpeg_scale import Box, reduced_box, reduction
-from dino.data.images.pixel_format import PixelFormat
 from dino.data.sampler import EpochSampler
-from dino.data.sources.base import Images
 from dino.data.sources.open import Source
 from dino.data.views.random_streams import ViewParams, draw_views, generator, substitutes
 from dino.data.views.view_spec import PHOTOMETRIC, ViewSpec, expand, view_groups
@@ -34,7 +32,7 @@ from dino.data.workers import batches_of
 from dino.files import UserError
 
 # Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
-# start in milliseconds, and the list of files stays shared memory (`names.Names`). Workers touch
+# start in milliseconds, and the list of files stays shared memory (`PackedStrings`). Workers touch
 # no accelerator and run one thread, so what fork does not copy is not missed. Elsewhere system
 # libraries do not survive a fork.
 _START_METHOD = "fork" if sys.platform == "linux" else "spawn"
@@ -231,7 +229,7 @@ class _Views(Dataset[Any]):
 
     def _plan(self, index: int, rng: np.random.Generator) -> _Plan:
         """Open image `index`, draw its views, and decode it at the scale that they allow."""
-        with opened(self.source, index, PixelFormat(self.channels)) as image:
+        with opened(self.source, index) as image:
             height, width = image.size
             views = draw_views(self.specs, height, width, rng)
             boxes = [view.box for view in views]
@@ -278,12 +276,10 @@ class _Images(Dataset[Any]):
         return EvaluationBatch(stacked, torch.tensor(list(images), dtype=torch.int64), skipped)
 
 
-def opened(source: Source, index: int, pixels: PixelFormat) -> AbstractContextManager[OpenedImage]:
-    """Image `index` of any source, opened; see `dino.data.images.decode.open_image`."""
+def opened(source: Source, index: int) -> AbstractContextManager[OpenedImage]:
+    """`source.open(index)`, with errors that name the image."""
     with _errors_named(source, index):
-        if isinstance(source, Images):
-            return source.open(index)
-        return open_image(source[index], source.path(index), pixels)
+        return source.open(index)
 
 
 @contextmanager

@@ -130,7 +130,7 @@ class _Loop:
             config.run.seed,
             self.ranks.rank,
             self.ranks.world,
-            blocks=getattr(source, "blocks", None),
+            blocks=source.blocks,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.schedules = config.schedules(self.steps_per_epoch)

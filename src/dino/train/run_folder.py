@@ -12,11 +12,10 @@ results.json, report.html                written at the end of the run
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -151,7 +150,7 @@ def describe_images(source: Source) -> dict[str, Any]:
         UserError: if another rank has other images.
     """
     content = {
-        "digest": _digest(source),
+        "digest": source.digest(),
         "examples": [source.path(index) for index in spread(len(source), EXAMPLES)],
     }
     for rank, other in enumerate(gather_objects(content)):
@@ -161,17 +160,6 @@ def describe_images(source: Source) -> dict[str, Any]:
                 f"({_changed_images(content['examples'], other['examples'])})"
             )
     return content
-
-
-def _digest(source: Source) -> str:
-    own: Callable[[], str] | None = getattr(source, "digest", None)
-    if own is not None:
-        return own()
-    content, root = hashlib.sha256(), str(getattr(source, "root", ""))
-    for index in range(len(source)):
-        content.update(os.fsencode(source.path(index).removeprefix(root)) + b"\n")
-    content.update(repr((len(source), source.labels, source.classes)).encode(errors="replace"))
-    return content.hexdigest()
 
 
 def _changed_images(before: Any, now: list[str]) -> str:

@@ -19,7 +19,7 @@ from dino import cli
 from dino.data.commands.check import Stored, check
 from dino.data.commands.stats import measure
 from dino.data.images.pixel_format import RGB, PixelFormat
-from dino.data.sources.open import open_source
+from dino.data.sources.open import Source, open_source
 from dino.files import UserError
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # tyro hands over its MISSING for a string
@@ -155,9 +155,7 @@ def test_a_range_from_stats_is_used(tmp_path: Path) -> None:
 
 
 def test_an_index_out_of_nowhere_is_no_image_error(tmp_path: Path) -> None:
-    class Broken:
-        labels = classes = None
-
+    class Broken(Source):
         def __len__(self) -> int:
             return 1
 

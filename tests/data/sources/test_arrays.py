@@ -66,6 +66,15 @@ def test_what_cannot_be_used_is_named(kind: str, tmp_path: Path) -> None:
         source(np.zeros((2, 4, 4), dtype=np.complex64), kind, tmp_path)[1]
 
 
+def test_the_digest_is_that_of_shape_and_values(kind: str, tmp_path: Path) -> None:
+    digest = source(COLOUR, kind, tmp_path).digest()
+    assert open_source(COLOUR.copy()).digest() == digest
+    other = COLOUR.copy()
+    other[4] = 0
+    assert len({source(images, kind, tmp_path).digest() for images in (COLOUR, other)}) == 2
+    assert source(COLOUR[:4], kind, tmp_path).digest() != digest
+
+
 def test_files_that_are_no_arrays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no\.npy does not exist"):
         open_source(tmp_path / "no.npy")

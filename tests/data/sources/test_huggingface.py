@@ -145,9 +145,29 @@ def test_rows_that_cannot_be_used_are_named(root: Path, tmp_path: Path) -> None:
     assert defects == ["empty", "not an image", "missing", "damaged"]
 
 
+def test_objects_of_the_package_are_no_sequences_of_images(root: Path) -> None:
+    whole = table(root)
+    with pytest.raises(UserError, match="from a DatasetDict of 'train', 'test': give one of its"):
+        open_source(datasets.DatasetDict({"train": whole, "test": whole}))
+    with pytest.raises(UserError, match="from a Dataset of 'picture', 'label', 'id': give one of"):
+        open_source(whole)
+    images = open_source(whole["picture"])
+    assert torch.equal(as_pixels(images[3]), as_pixels(open_source(root)[3]))
+
+
+def test_the_digest_covers_images_and_classes(root: Path, tmp_path: Path) -> None:
+    digest = stored(table(root), tmp_path / "a").digest()
+    assert stored(table(root), tmp_path / "b").digest() == digest
+    assert stored(table(root), tmp_path / "c", "?label=").digest() != digest
+    turned = table(root).select(range(COUNT)[::-1])
+    assert stored(turned, tmp_path / "d", "?label=").digest() != digest
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hf:nobody/nothing cannot be opened: ") as caught:
         open_source("hf:nobody/nothing")
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"hf: lacks the name of a data set: write hf:NAME\?"):
+        open_source("hf:")
     with pytest.raises(UserError, match="'spilt' is no setting of data sets of the hub"):
         open_source("hf:x?spilt=train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dino.data.sources.lists import FileList, split_settings
+from dino.data.images.image_errors import ImageError
+from dino.data.sources.lists import FileList, list_settings
 from dino.data.sources.open import Folder, Source, open_source
 from dino.files import UserError
 
@@ -112,9 +114,18 @@ def test_absolute_paths_need_no_root(root: Path, tmp_path: Path) -> None:
         ("empty.csv", "", "no column of .* it has none"),
         ("header.csv", "path,label\n", "is empty"),
         ("short.csv", "path,label\nb/2.png\n", "line 2 of .* has 1 fields, its header 2"),
-        ("gap.csv", "path,label\nb/2.png,\n", r"row 1 of .* has no label: fill it in \(or leave"),
-        ("nopath.csv", "path,label\nb/2.png,x\n,y\n", "row 2 of .* has no path"),
+        ("gap.csv", "path,label\nb/2.png,\n", r"line 2 of .* has no label: fill it in \(labels"),
+        ("nopath.csv", "path,label\nb/2.png,x\n,y\n", "line 3 of .* has no path"),
         ("no.parquet", "text", "cannot be read as a list"),
+        ("twice.csv", "path,label,label\nb/2.png,x,y\n", "several columns called 'label': rename"),
+        ("case.csv", "path,Label,LABEL\nb/2.png,x,y\n", "the columns Label and LABEL: name one"),
+        ("blank.csv", "path, path \nb/2.png,x\n", "several columns called 'path'"),
+        ("again.csv", "path,label\nb/2.png,x\npath,label\n", "line 3 of .* is its header again"),
+        ("long.csv", "path,label\nb/2.png,x\nb/2.png,x,y\n", "line 3 .* 3 fields, its header 2"),
+        ("open.csv", 'path,label\nb/2.png,"x\na/1.png,y\n', "cannot be read .*unexpected end"),
+        ("stray.csv", 'path,label\nb/2.png,"x\na/1.png,y"\n', "ends on line 3 of .* line break"),
+        ("white.csv", "path,label\nb/2.png,  \n", "line 2 of .* has no label"),
+        ("wide.tsv", "path\tlabel\nb/2.png\tx\ty\n", "line 2 of .* has 3 fields"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(
@@ -127,17 +138,82 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_blanks_around_columns_and_cells_do_not_count(root: Path) -> None:
+    rows = "\ufeff path , label\n b/2.png, red\na/1.png ,blue \nb/2.png,red\n"
+    (root / "list.csv").write_text(rows, encoding="utf-8")
+    (root / "wide.csv").write_text(rows.removeprefix("\ufeff"), encoding="utf-16")
+    for name in ("list.csv", "wide.csv", "list.csv?path=path&label= label"):
+        source = open_source(f"{root}/{name}")
+        assert source.path(1) == str(root / "a/1.png")
+        assert (source.classes, source.labels) == (["blue", "red"], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["b/2.png", None]}, "row 2 of .* has no path"),
+        ({"path": ["b/2.png", "a/1.png"], "label": [0.0, float("nan")]}, "row 2 .* has no label"),
+        ({"path": ["b/2.png"], " path": ["a/1.png"]}, "several columns called 'path'"),
+    ],
+)
+def test_rows_of_a_parquet_table(root: Path, columns: dict[str, list], message: str) -> None:
+    pq.write_table(pa.table(columns), root / "list.parquet")
+    with pytest.raises(UserError, match=message):
+        open_source(root / "list.parquet")
+
+
+def test_blanks_in_the_names_of_a_parquet_table(root: Path) -> None:
+    columns = {" Path": ["b/2.png", "a/1.png"], "label ": ["x ", "y"]}
+    pq.write_table(pa.table(columns), root / "list.parquet")
+    assert open_source(root / "list.parquet").classes == ["x", "y"]
+
+
+def test_the_digest_does_not_depend_on_where_images_lie(root: Path, tmp_path: Path) -> None:
+    def absolute(name: str) -> str:
+        lines = [
+            f"{root}/{image},{colour}" for image, colour in COLOURS.items() if "," not in image
+        ]
+        (tmp_path / name).write_text("\n".join(["path,label", *lines]))
+        return open_source(tmp_path / name).digest()
+
+    digest = absolute("one.csv")
+    source = open_source(tmp_path / "one.csv")
+    assert source.path(0) == f"{root}/b/2.png"
+    root = root.rename(tmp_path / "moved")
+    assert absolute("two.csv") == digest
+    assert open_source(f"{tmp_path}/two.csv?label=").digest() != digest
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_devices_in_a_list_are_not_read(root: Path) -> None:
+    os.mkfifo(root / "pipe.png")
+    (root / "list.txt").write_text(f"{next(iter(COLOURS))}\npipe.png\n/dev/zero\n.\n")
+    source = open_source(root / "list.txt")
+    for index in range(1, 4):
+        with pytest.raises(ImageError, match="it is no regular file") as caught:
+            source[index]
+        assert caught.value.defect == "unreadable"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_is_no_list(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.txt", "a.parquet", "a.npy", "a.tar"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=r"does not exist|no regular file"):
+            open_source(tmp_path / name)
+
+
 def test_settings_of_a_list(root: Path) -> None:
-    assert split_settings("a.csv") == ("a.csv", {})
-    assert split_settings("A.CSV?path=x&root=/c++/a=b") == (
+    assert list_settings("a.csv") == ("a.csv", {})
+    assert list_settings("A.CSV?path=x&root=/c++/a=b") == (
         "A.CSV",
         {"path": "x", "root": "/c++/a=b"},
     )
-    assert split_settings("what?.txt") == ("what?.txt", {})
-    assert split_settings("folder") is None
-    assert split_settings("folder?path=x") is None
+    assert list_settings("what?.txt") == ("what?.txt", {})
+    assert list_settings("folder") is None
+    assert list_settings("folder?path=x") is None
     with pytest.raises(UserError, match=r"'column' is no setting of a list"):
-        split_settings("a.csv?column=x")
+        list_settings("a.csv?column=x")
     with pytest.raises(UserError, match="has no columns"):
         open_source(f"{text(root)}?label=x")
 

@@ -10,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 
+from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError
+from dino.data.sources.base import number_classes
 from dino.data.sources.open import Folder, Source, open_source
-from dino.data.sources.packed_strings import Names, numbered
+from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError
 
 
@@ -111,26 +114,26 @@ def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
 
 def test_names_are_a_sequence_of_strings() -> None:
     strings = ["a", "", "ä/b.png", "c" * 300]
-    names = Names(strings)
+    names = PackedStrings(strings)
     assert list(names) == strings
     assert (names[-1], names[1:3]) == (strings[-1], strings[1:3])
     with pytest.raises(IndexError):
         names[4]
-    assert list(Names([])) == []
+    assert list(PackedStrings([])) == []
 
 
 def test_names_are_joined_and_divided() -> None:
     parts = [["a", "é"], [], ["", "c" * 300]]
-    joined = Names.joined([Names(part) for part in parts])
+    joined = PackedStrings.joined([PackedStrings(part) for part in parts])
     assert list(joined) == [name for part in parts for name in part]
-    assert list(Names.of(joined.text, joined.ends)) == list(joined)
-    assert list(Names.joined([])) == []
+    assert list(PackedStrings.of(joined.text, joined.ends)) == list(joined)
+    assert list(PackedStrings.joined([])) == []
 
 
 def test_classes_are_numbered_in_their_order() -> None:
-    assert numbered(["b", "a", "b"]) == (["a", "b"], [1, 0, 1])
-    assert numbered(["10", "9", "-1"]) == (["-1", "9", "10"], [2, 1, 0])
-    assert numbered(["10", "9", "x"]) == (["10", "9", "x"], [0, 1, 2])
+    assert number_classes(["b", "a", "b"]) == (["a", "b"], [1, 0, 1])
+    assert number_classes(["10", "9", "-1"]) == (["-1", "9", "10"], [2, 1, 0])
+    assert number_classes(["10", "9", "x"]) == (["10", "9", "x"], [0, 1, 2])
 
 
 # ---------------------------------------------------------------------------------- objects
@@ -182,6 +185,45 @@ def test_a_list_of_pairs_has_labels_and_a_list_of_images_none() -> None:
     assert open_source([GREY, GREY]).labels is None
 
 
+def test_files_of_a_data_set_are_named(tmp_path: Path) -> None:
+    make(tmp_path / "data", "a/1.png", "b/2.png")
+    data = ImageFolder(tmp_path / "data")
+    source, part = open_source(data), open_source(Subset(data, [1]))
+    assert source.path(1) == part.path(0) == str(tmp_path / "data" / "b" / "2.png")
+    digest = source.digest()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert open_source(ImageFolder(tmp_path / "moved")).digest() == digest
+    (tmp_path / "moved" / "b" / "2.png").rename(tmp_path / "moved" / "b" / "3.png")
+    assert open_source(ImageFolder(tmp_path / "moved")).digest() != digest
+    own = Pictures([GREY], path=lambda index: f"slide {index}")
+    assert open_source(own).path(0) == "slide 0"
+
+
+def test_the_digest_of_data_sets() -> None:
+    other = Image.new("L", (6, 4), 10)
+    items = ([GREY], [other], [GREY, GREY], [(GREY, 1)], torch.zeros(1, 4, 4), torch.ones(1, 4, 4))
+    digests = [open_source(data).digest() for data in items]
+    assert len(set(digests)) == len(items)
+    assert open_source([GREY.copy()]).digest() == digests[0]
+
+    class Unread(Pictures):
+        def __getitem__(self, index: int) -> object:
+            raise AssertionError("a file would be opened before the workers start")
+
+    assert open_source(Unread([GREY])).digest() == open_source(Unread([other])).digest()
+    with_labels = open_source(Unread([GREY], targets=[0])).digest()
+    assert with_labels != open_source(Unread([GREY])).digest()
+
+
+def test_every_source_has_the_whole_protocol(tmp_path: Path) -> None:
+    for data in (make(tmp_path, "a.png"), [GREY], np.zeros((1, 4, 4), np.uint8), "demo:test"):
+        source = open_source(data)
+        assert isinstance(source, Source)
+        assert (dict(source.left_out), source.blocks) == ({}, None)
+        assert as_pixels(source.decoded(source.content(0), 0)).equal(as_pixels(source[0]))
+        assert source.values(0).ndim == 3
+
+
 def test_a_tensor_of_images_is_a_data_set() -> None:
     images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
     for data in (images, TensorDataset(images)):
@@ -198,9 +240,18 @@ def test_what_is_no_data_set() -> None:
         def __iter__(self) -> Iterator[Image.Image]:
             return iter([GREY])
 
-    for data in (Stream(), 7, None):
-        with pytest.raises(UserError, match="cannot take images from a"):
+    class Sized(Stream):
+        def __len__(self) -> int:
+            return 1
+
+    for data in (Stream(), Sized(), 7, None, {1}, (image for image in [GREY]), b"bytes"):
+        with pytest.raises(UserError, match=r"cannot take images from a .*: give a folder"):
             open_source(data)
+    for data in ({"train": [GREY], "test": [GREY]}, {}):
+        with pytest.raises(UserError, match=r"from a dict of ('train', 'test'|nothing): give one"):
+            open_source(data)
+    with pytest.raises(UserError, match="the Tensor given as data has no length: "):
+        open_source(torch.tensor(3))
     with pytest.raises(UserError, match="the list given as data is empty"):
         open_source([])
     with pytest.raises(ImageError, match="item 0 of the list"):

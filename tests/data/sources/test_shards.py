@@ -24,7 +24,7 @@ from dino.data.sampler import EpochSampler
 from dino.data.sources import byte_ranges as blobs
 from dino.data.sources import shard_index
 from dino.data.sources.open import Source, open_source
-from dino.data.sources.shards import Shards, expand, split_shards
+from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.views.random_streams import WINDOW, epoch_order
 from dino.data.views.view_spec import dino_views
 from dino.files import UserError
@@ -160,6 +160,29 @@ def test_which_member_is_the_image(root: Path, tmp_path: Path) -> None:
         open_source(f"{tmp_path}/b.tar?image=gif")
 
 
+def test_the_digest_is_that_of_members(root: Path, tmp_path: Path) -> None:
+    items = samples(root)
+    digests = []
+    for number, files in enumerate((members(items, "cls"), members(items, ""), members(items[1:]))):
+        tar(tmp_path / f"{number}.tar", files)
+        digests.append(open_source(tmp_path / f"{number}.tar").digest())
+    assert len(set(digests)) == 3
+    tar(tmp_path / "copy.tar", members(items, "cls"))
+    os.utime(tmp_path / "copy.tar", (1, 1))
+    assert open_source(tmp_path / "copy.tar").digest() == digests[0]
+
+
+def test_other_members_are_counted(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [("a.png", samples(root)[0][1]), ("a.cls", b"1"), ("a.xcf", b""), ("a.[b].xcf", b"")]
+    tar(tmp_path / "a.tar", files)
+    assert open_source(tmp_path / "a.tar").left_out == {".xcf": 1, ".[b].xcf": 1}
+    assert "a.tar: 2 files are left out, being no images: 1 .[b].xcf, 1 .xcf\n" in (
+        capsys.readouterr().err
+    )
+
+
 # ---------------------------------------------------------------------------------- names
 def test_names_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WDS_WHERE", "/data")
@@ -181,17 +204,20 @@ def test_names_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_is_called_like_shards() -> None:
-    assert split_shards("a.tar") == ("a.tar", {})
-    assert split_shards("a.TAR?image=png&label=") == ("a.TAR", {"image": "png", "label": ""})
+    assert shard_settings("a.tar") == ("a.tar", {})
+    assert shard_settings("a.TAR?image=png&label=") == ("a.TAR", {"image": "png", "label": ""})
     signed = "https://host/a.tar?X-Signature=3"
-    assert split_shards(signed) == (signed, {})
-    assert split_shards("https://host/a.tar?label=cls") == ("https://host/a.tar", {"label": "cls"})
-    assert split_shards("tar") is None
+    assert shard_settings(signed) == (signed, {})
+    assert shard_settings("https://host/a.tar?label=cls") == (
+        "https://host/a.tar",
+        {"label": "cls"},
+    )
+    assert shard_settings("tar") is None
     with pytest.raises(UserError, match="'imgae' is no setting of shards: write SHARDS"):
-        split_shards("a.tar?imgae=png")
+        shard_settings("a.tar?imgae=png")
     for name in ("a.tar.gz", "a-{0..9}.tgz", "https://host/a.tar.zst?x=1"):
         with pytest.raises(UserError, match="is compressed, so that no single image"):
-            split_shards(name)
+            shard_settings(name)
 
 
 # ---------------------------------------------------------------------------------- URLs
@@ -222,7 +248,9 @@ def test_shards_by_url(root: Path, tmp_path: Path, memory: Any) -> None:
         open_source("nosuch://a/b.tar")
 
 
-def test_a_server_is_asked_again(root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_to_a_server_are_repeated(
+    root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory.pipe("/a.tar", tar("", members(samples(root))))
     source = open_source("memory://a.tar")
     cat, failures = type(memory).cat_file, [OSError("reset"), ValueError("busy")]
@@ -241,7 +269,7 @@ def test_a_server_is_asked_again(root: Path, memory: Any, monkeypatch: pytest.Mo
             source[2]
         assert caught.value.defect == "unreadable"
         patched.setattr(type(memory), "cat_file", lambda self, path, **_: cat(self, path))
-        with pytest.raises(UserError, match=r"sends whole files .* simplecache::memory://a\.tar"):
+        with pytest.raises(UserError, match=r"sends entire files .* simplecache::memory://a\.tar"):
             source[2]
     memory.rm("/a.tar")
     with pytest.raises(ImageError) as caught:
@@ -271,9 +299,9 @@ def test_a_cut_shard_gives_what_is_whole_and_says_so(
                 as_pixels(open_source(root)[i]).shape for i in range(kept)
             ]
             assert source.labels == ([0] * kept if label else None)
-            told = capsys.readouterr().err
-            assert f"a.tar is damaged: {reason}" in told
-            assert f"the {kept} images before are used, what follows is lost" in told
+            printed = capsys.readouterr().err
+            assert f"a.tar is damaged: {reason}" in printed
+            assert f"the {kept} images before are used, the rest is lost" in printed
     path.write_bytes(whole)
     assert len(open_source(path)) == COUNT
     assert capsys.readouterr().err == ""
@@ -305,10 +333,10 @@ def test_a_shard_that_cannot_be_read_to_its_end(
         with pytest.raises(UserError, match=r"memory://a\.tar gave \d+ bytes of \d+ at \d+: start"):
             open_source("memory://a.tar")
 
-    def failing(*_: object) -> None:
+    def failing(*_: object, **__: object) -> None:
         raise RuntimeError("no\nroute")
 
-    monkeypatch.setattr(blobs, "_read_at", failing)
+    monkeypatch.setattr(type(memory), "cat_file", failing)
     with pytest.raises(UserError, match=r"memory://a\.tar cannot be read: no route"):
         open_source("memory://a.tar")
     with pytest.raises(UserError, match="does not exist"):
@@ -323,10 +351,10 @@ def test_many_damaged_shards_are_one_sentence(
         path = tmp_path / f"part-{number:03}.tar"
         path.write_bytes(path.read_bytes()[:4000])
     open_source(name)
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "part-001.tar is damaged" in told
-    assert "(and 1 more shards are damaged)" in told
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "part-001.tar is damaged" in printed
+    assert "(and 1 more shards are damaged)" in printed
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -349,7 +377,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         about = tarfile.TarInfo("a.png")
         about.type, about.linkname = tarfile.LNKTYPE, "b.png"
         archive.addfile(about)
-    refused(r"a\.png in .*a\.tar is a link, not a file of its own: pack it again")
+    refused(r"a\.png in .*a\.tar is a link and no regular file: pack it again")
 
 
 # ---------------------------------------------------------------------------------- the index
@@ -404,7 +432,7 @@ def test_a_shard_that_changes_under_a_run_is_not_read(
 ) -> None:
     source = open_source(shards(tmp_path, root, 2))
     source = pickle.loads(pickle.dumps(source))
-    blobs._opened.cache_clear()
+    blobs._local_file.cache_clear()
     tar(tmp_path / "part-001.tar", [("a.png", b"other")])
     assert as_pixels(source[0]).shape[0] == 3
     with pytest.raises(UserError, match=r"part-001\.tar has changed since the start"):
@@ -414,8 +442,8 @@ def test_a_shard_that_changes_under_a_run_is_not_read(
 def test_open_files_are_few(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = shards(tmp_path, root, COUNT)
     source = open_source(name)
-    blobs._opened.cache_clear()
-    monkeypatch.setattr(blobs, "_opened", blobs.lru_cache(maxsize=3)(blobs._Opened))
+    blobs._local_file.cache_clear()
+    monkeypatch.setattr(blobs, "_local_file", blobs.lru_cache(maxsize=3)(blobs._LocalFile))
     folder = Path("/proc/self/fd")
     if not folder.exists():
         pytest.skip("this system does not list open files")
@@ -428,7 +456,7 @@ def test_open_files_are_few(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def batches(
     source: Source, workers: int = 0, rank: int = 0, world: int = 1, start: int = 0
 ) -> list[Batch]:
-    blocks = getattr(source, "blocks", None)
+    blocks = source.blocks
     sampler = EpochSampler(len(source), BATCH, 5, rank, world, start, STEPS, blocks)
     return list(PretrainLoader(source, SPECS, sampler, seed=5, workers=workers))
 
@@ -522,7 +550,7 @@ def test_the_order_of_shards_is_that_of_their_blocks(many: str) -> None:
 
 def test_what_a_worker_gets_can_be_sent_to_a_new_process(many: str) -> None:
     views = pickle.dumps(_Views(open_source(many), SPECS, seed=0))
-    blobs._opened.cache_clear()
+    blobs._local_file.cache_clear()
     assert pickle.loads(views).__getitems__([(0, 3)]).groups[0].images.shape == (2, 1, 3, 12, 12)
 
 
@@ -531,7 +559,7 @@ def test_a_shards_index_is_small(many: str) -> None:
     source = open_source(many)
     assert isinstance(source, Shards)
     assert {type(value).__name__ for value in vars(source).values()} <= {
-        *("Names", "ndarray", "list", "NoneType")
+        *("PackedStrings", "ndarray", "list", "NoneType", "dict")
     }
     assert not any(isinstance(value, list) for value in vars(source).values())
     assert json.dumps(source.blocks.tolist()) == json.dumps([1] * COUNT)

@@ -165,6 +165,19 @@ def test_several_banks_and_temperatures(
             assert found[f"trained, {bank}, T = {t:g}"] == run(alone)["trained"]
 
 
+def test_a_bank_that_is_divided_into_splits(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Splits are no classes: `train` is the bank, `val` the queries, `test` is not read."""
+    train, val = color_folder("train", 4), color_folder("val", 2)
+    (train.parent / "test").mkdir()
+    settings = KNN(weights=str(weights), data=str(train), k=(1,), workers=0, device="cpu")
+    found = run(replace(settings, queries=str(val)))
+    capsys.readouterr()
+    assert run(replace(settings, data=str(train.parent))) == found
+    assert "is divided into splits" in capsys.readouterr().err
+
+
 def test_what_is_taken_for_what(
     weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,14 +102,11 @@ def check(
     return Checked(len(source), bad, sizes, dict(stored.most_common()), len(sizes) - len(seen))
 
 
-class _Facts:
+class _Facts(Source):
     """Each image as a few numbers [9, 1, 1]: itself a `Source`.
 
     Height, width, what it is stored as (`Stored`), and four words of a hash of its pixels.
     """
-
-    labels: list[int] | None = None
-    classes: list[str] | None = None
 
     def __init__(self, source: Source, pixels: PixelFormat) -> None:
         self.source, self.pixels = source, pixels
@@ -121,7 +118,7 @@ class _Facts:
         return self.source.path(index)
 
     def __getitem__(self, index: int) -> Any:
-        with opened(self.source, index, self.pixels) as image:
+        with opened(self.source, index) as image:
             stored, sample = image.stored, image.decode()
         levels = as_pixels(sample).contiguous().numpy(force=True)
         if len(levels) != self.pixels.channels:

@@ -199,14 +199,11 @@ def _vary(number: int, low: float, high: float) -> None:
         )
 
 
-class _Sampled:
+class _Sampled(Source):
     """Pixels of some images of a source: itself a `Source`, of arrays [2 C + 1, G, G].
 
     First the values as they are stored, then their levels, then 1 if they have other than 8 bits.
     """
-
-    labels: list[int] | None = None
-    classes: list[str] | None = None
 
     def __init__(
         self, source: Source, pixels: PixelFormat, reading: PixelFormat, indices: list[int]
@@ -222,7 +219,7 @@ class _Sampled:
 
     def __getitem__(self, index: int) -> Any:
         index = self.indices[index]
-        with opened(self.stored, index, self.pixels) as image:
+        with opened(self.stored, index) as image:
             values = image.values()
         values = self.pixels.fit(values, self.source.path(index))
         levels = self.pixels.levels(values)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dino.data.sources.base import Images
+from dino.data.sources.base import Source, sampled
 from dino.files import UserError
 
 
-class Arrays(Images):
+class Arrays(Source):
     """The images of an array [N, H, W], [N, H, W, C] or [N, C, H, W].
 
     Of four axes the smaller one of the second and the last counts the channels. Values are taken by
@@ -40,10 +41,10 @@ class Arrays(Images):
     def _opened(self) -> np.ndarray:
         if isinstance(self._data, np.ndarray):
             return self._data
+        if not os.path.isfile(self._data):  # noqa: PTH113, Path's may raise
+            raise UserError(f"{self.name} does not exist: give --data an array of images")
         try:
             images: Any = np.load(self._data, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise UserError(f"{self.name} does not exist: give --data an array of images") from None
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{self.name} cannot be read as a .npy array: {error}") from None
         if not isinstance(images, np.ndarray):  # a .npz under another name
@@ -75,3 +76,9 @@ class Arrays(Images):
     def path(self, index: int) -> str:
         """The image's place."""
         return f"image {index} of {self.name}"
+
+    def identity(self) -> list[bytes]:
+        """The shape, and some values of the first, middle and last image."""
+        images = self._mapped()
+        some = sorted({0, len(images) // 2, len(images) - 1})
+        return [str(images.shape).encode(), *(sampled(images[index]) for index in some)]

@@ -1,38 +1,58 @@
-"""What all sources of images have in common: reading them, whatever they come as."""
+"""What every source of images offers: a length, images by index, names, labels and a digest."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from dino.data.images.decode import OpenedImage, Sample, open_image
 from dino.data.images.pixel_format import RGB, PixelFormat
+from dino.files import UserError
+from dino.progress import Console
+from dino.runtime import ranks
+
+SAMPLED = 4_096
+"""Values of an array that enter a digest."""
 
 
-class Images:
-    """Images by index; a kind of source says what they come as and what they are called.
+class Source:
+    """Images by index.
+
+    A kind of source defines `__len__`, `path` and either `content` (what `decode` can read) or
+    `__getitem__` (the decoded image). All else has defaults.
 
     Attributes:
-        pixels: channels and range expected of them (`dino.data.sources.open.open_source` sets it).
+        pixels: channels and range expected of the images (set by `open_source`).
         labels: class index of each image, or None where there are no classes.
         classes: name of each class, or None.
+        left_out: number of files that are not read, by their ending in lower case.
+        blocks: lengths of the runs of images that are stored together, int64 [number of runs]; None
+            where any order of visits is equally fast.
     """
 
     pixels: PixelFormat = RGB
     labels: list[int] | None = None
     classes: list[str] | None = None
+    left_out: Mapping[str, int] = MappingProxyType({})
+    blocks: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         raise NotImplementedError
 
-    def content(self, index: int) -> Any:
-        """A path, an open binary file or a sample, as `open_image` takes them."""
+    def path(self, index: int) -> str:
+        """Name of image `index` in messages and tables; its path where it is a file."""
         raise NotImplementedError
 
-    def path(self, index: int) -> str:
-        """What to call image `index` in a message."""
-        raise NotImplementedError
+    def content(self, index: int) -> Any:
+        """A path or an open binary file, or a sample, as `open_image` takes them."""
+        return self[index]
 
     def __getitem__(self, index: int) -> Sample:
         """Image `index`; raises `ImageError` if it cannot be used."""
@@ -42,3 +62,82 @@ class Images:
     def open(self, index: int) -> AbstractContextManager[OpenedImage]:
         """Image `index`, its size known, its pixels not decoded yet; see `open_image`."""
         return open_image(self.content(index), self.path(index), self.pixels)
+
+    # ------------------------------------------------------------------ digest
+    def digest(self) -> str:
+        """A hash of what the source holds, 64 hexadecimal digits; equal on all machines and ranks.
+
+        It covers the number of images, labels, classes and `identity`. Images that changed under
+        the same names are noticed only where `identity` covers their content.
+        """
+        labels = b"" if self.labels is None else np.asarray(self.labels, np.int64).tobytes()
+        classes = "\0".join(self.classes or ()).encode("utf-8", "surrogatepass")
+        found = hashlib.sha256(b"%d" % len(self))
+        for part in (labels, classes, *self.identity()):
+            found.update(b" %d " % len(part))
+            found.update(part)
+        return found.hexdigest()
+
+    def identity(self) -> Iterable[bytes]:
+        """What distinguishes these images from others; by default their names."""
+        return [self.path(index).encode("utf-8", "surrogatepass") for index in range(len(self))]
+
+
+def is_file(content: Any) -> bool:
+    """Whether an image's content is a path or an open file, and not its pixels."""
+    return isinstance(content, (str, os.PathLike)) or hasattr(content, "read")
+
+
+def sampled(values: np.ndarray) -> bytes:
+    """Shape, type and `SAMPLED` evenly spaced values of an array, for `Source.identity`."""
+    some = values.flat[:: max(1, values.size // SAMPLED)]
+    return f"{values.shape} {values.dtype.str} ".encode() + some.tobytes()
+
+
+def shared_folder(paths: Sequence[str]) -> str:
+    """The folder that all of some absolute paths lie in, as they spell it; "" for other paths."""
+    prefix = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071, for exactly its length
+    return os.path.dirname(prefix) if os.path.isabs(prefix) else ""  # noqa: PTH117, PTH120
+
+
+def number_classes(labels: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The classes among some labels, in order, and the number of each label's class.
+
+    Classes that are all integers are ordered by size, others by name.
+    """
+    names = set(labels)
+    integers = all(name.removeprefix("-").isdecimal() for name in names)
+    classes = sorted(names, key=(lambda name: (int(name), name)) if integers else None)
+    number = {name: index for index, name in enumerate(classes)}
+    return classes, [number[label] for label in labels]
+
+
+def split_settings(data: str, form: str, what: str) -> tuple[str, dict[str, str]]:
+    """A name and the settings that follow it like those of a web address: `NAME?one=1&two=2`.
+
+    Args:
+        data: the name with its settings.
+        form: how all settings there are would be written, as in `NAME?one=NUMBER&two=NUMBER`.
+        what: is named, such as "a list".
+
+    Raises:
+        UserError: for a setting that `form` does not have.
+    """
+    name, mark, query = data.rpartition("?")
+    if not mark:
+        return data, {}
+    settings = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    if unknown := sorted(settings.keys() - setting_names(form)):
+        raise UserError(f"{unknown[0]!r} is no setting of {what}: write {form}")
+    return name, settings
+
+
+def setting_names(form: str) -> set[str]:
+    """The names of the settings in a form; see `split_settings`."""
+    return {part.partition("=")[0] for part in form.partition("?")[2].split("&")}
+
+
+def warn(sentence: str) -> None:
+    """Print a sentence about the data on stderr, once for all ranks."""
+    if ranks().main:
+        Console(stderr=True).print(sentence, style="yellow", soft_wrap=True)

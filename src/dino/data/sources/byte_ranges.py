@@ -7,10 +7,10 @@ belongs to a process, and reading moves no position that others share.
 from __future__ import annotations
 
 import os
+import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -18,8 +18,12 @@ from dino.files import UserError
 
 OPEN_FILES = 64
 """Local files that a process holds open at most; twice as many shards as one window has."""
+LOCAL_AHEAD, READ_AHEAD = 2**13, 2**22
+"""Bytes that `RangeFile` reads at once, of local files and over a network."""
+LONGEST_READ = 2**26
+"""Bytes that are read at once at most: headers and labels that are longer are damage."""
 TRIES = 3
-"""Of a server, before its refusal is believed."""
+"""Requests to a server before it is given up."""
 PAUSE = 0.5
 """Seconds before the second try; twice as long before each further one."""
 
@@ -36,7 +40,7 @@ def is_remote(url: str) -> bool:
 
 
 def examine(url: str) -> tuple[int, str]:
-    """Size of a file in bytes, and what tells its versions apart: "" where nothing does.
+    """Size of a file in bytes, and a mark of its version: "" where there is none.
 
     Raises:
         UserError: if it is missing or out of reach.
@@ -44,13 +48,17 @@ def examine(url: str) -> tuple[int, str]:
     try:
         if not is_remote(url):
             status = os.stat(url)  # noqa: PTH116, `url` is a string of many
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{url} is no regular file: shards must be files")
             return status.st_size, _version(status)
         system, path = _system(url)
-        about = {key.lower(): value for key, value in _patiently(system.info, path).items()}
+        about = {key.lower(): value for key, value in _with_retries(system.info, path).items()}
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{url} does not exist: name --data shards that are there") from None
-    except Exception as error:  # each file system has its own
-        raise UserError(f"{url} cannot be read: {_said(error)}") from error
+    except Exception as error:  # each file system raises different ones
+        raise UserError(f"{url} cannot be read: {_reason(error)}") from error
     if about.get("type") == "directory" or about.get("size") is None:
         raise UserError(f"{url} is no file of known size: shards must be files")
     version = {key: str(about[key]) for key in _VERSIONS if about.get(key)}
@@ -62,78 +70,87 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
 
     Args:
         url: of the file.
-        version: of a local file, as `examine` told.
+        version: of a local file, as `examine` gave it.
         offset: of the first byte.
         size: number of bytes.
 
     Raises:
-        UserError: if a local file is not the version that it was, or a server knows no ranges.
+        UserError: if a local file is not the version that it was, or a server supports no ranges.
         OSError: if the file cannot be read.
     """
     if size == 0:
         return b""
     if not is_remote(url):
-        return _opened(url, version).read(offset, size)
+        return _local_file(url, version).read(offset, size)
     system, path = _system(url)
     try:
-        content: bytes = _patiently(system.cat_file, path, start=offset, end=offset + size)
+        content: bytes = _with_retries(system.cat_file, path, start=offset, end=offset + size)
     except OSError:
         raise
     except Exception as error:
-        raise OSError(_said(error)) from error
+        raise OSError(_reason(error)) from error
     if len(content) > size:
         raise UserError(
-            f"the server of {url} sends whole files where parts are asked for: fetch the shards, "
+            f"the server of {url} sends entire files where ranges are requested: fetch the shards, "
             f"as in simplecache::{url}"
         )
     return content
 
 
-@contextmanager
-def reading(url: str, version: str) -> Iterator[Callable[[int, int], bytes]]:
-    """A function of (offset, size) that reads a whole file from front to back, in large pieces.
+class RangeFile:
+    """A file that is read from front to back, by ranges larger than each read.
 
-    Raises:
-        UserError: if it is out of reach, or gives fewer bytes than asked for.
+    Args:
+        url: of the file.
+        version: as `examine` gave it.
+        size: in bytes.
     """
 
-    def whole(offset: int, size: int) -> bytes:
-        try:
-            content = read(offset, size)
-        except Exception as error:
-            raise UserError(f"{url} cannot be read: {_said(error)}") from error
-        if len(content) < size:
-            raise UserError(
-                f"{url} gave {len(content)} bytes of {size} at {offset}: "
-                "start again when nobody is writing it"
-            )
-        return content
+    def __init__(self, url: str, version: str, size: int) -> None:
+        self.url, self.version, self.size = url, version, size
+        self._ahead = READ_AHEAD if is_remote(url) else LOCAL_AHEAD
+        self._position = self._start = 0
+        self._buffer = b""
 
-    opened: AbstractContextManager[Any] = nullcontext()
-    try:
-        if is_remote(url):
-            system, path = _system(url)
-            opened = _patiently(system.open, path, "rb")
-            read: Callable[[int, int], bytes] = partial(_patiently, _read_at, opened)
-        else:
-            read = _opened(url, version).read
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{url} cannot be read: {_said(error)}") from error
-    with opened:
-        yield whole
+    def tell(self) -> int:
+        """Where the next byte comes from."""
+        return self._position
 
+    def seek(self, offset: int) -> int:
+        """Go to a byte, counted from the start."""
+        self._position = offset
+        return offset
 
-def _read_at(file: Any, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    content: bytes = file.read(size)
-    return content
+    def read(self, count: int) -> bytes:
+        """The next bytes; fewer where the file ends.
+
+        Raises:
+            ValueError: for less than none or more than `LONGEST_READ`.
+            UserError: if the file is out of reach, or ends too early.
+        """
+        if not 0 <= count <= LONGEST_READ:
+            raise ValueError(f"{count} bytes at once")
+        count = max(0, min(count, self.size - self._position))
+        begin = self._position - self._start
+        if begin < 0 or begin + count > len(self._buffer):
+            wanted = min(max(count, self._ahead), self.size - self._position)
+            try:
+                self._buffer = read_range(self.url, self.version, self._position, wanted)
+            except OSError as error:
+                raise UserError(f"{self.url} cannot be read: {_reason(error)}") from error
+            if len(self._buffer) < wanted:
+                raise UserError(
+                    f"{self.url} gave {len(self._buffer)} bytes of {wanted} at {self._position}: "
+                    "start again when it is no longer being written"
+                )
+            self._start, begin = self._position, 0
+        self._position += count
+        return self._buffer[begin : begin + count]
 
 
 # ---------------------------------------------------------------------------------- local
-class _Opened:
-    """A file that stays open as long as somebody holds this."""
+class _LocalFile:
+    """A file that is closed with the last reference to this."""
 
     def __init__(self, path: str, version: str) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115, PTH123, closed when it is let go
@@ -163,7 +180,7 @@ class _Opened:
 
 
 # The version is part of the key: a file that was replaced is opened anew.
-_opened = lru_cache(maxsize=OPEN_FILES)(_Opened)
+_local_file = lru_cache(maxsize=OPEN_FILES)(_LocalFile)
 
 
 def _version(status: os.stat_result) -> str:
@@ -182,11 +199,11 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a protocol whose package is missing, or unknown
-        raise UserError(f"{url} cannot be read: {_said(error)}") from error
+        raise UserError(f"{url} cannot be read: {_reason(error)}") from error
     return system, path
 
 
-def _patiently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _with_retries(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call, and again after a pause where a server may only be busy."""
     for attempt in range(TRIES - 1):
         try:
@@ -198,7 +215,7 @@ def _patiently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any
     return call(*arguments, **options)
 
 
-def _said(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
+def _reason(error: BaseException) -> str:
+    """The message of an error of a library, in one line."""
     reason = error.strerror if isinstance(error, OSError) else None
     return reason or " ".join(str(error).split()) or type(error).__name__

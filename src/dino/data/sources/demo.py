@@ -2,9 +2,8 @@
 
 scikit-image and scikit-learn carry some of their example pictures inside their packages; these
 files are read directly, nothing is downloaded. Tiles of a photograph's left part are the training
-set, tiles of its right part the test set, and the photograph is the label: a network that knows
-what a photograph looks like tells from a part of it which one it was, without having seen that
-part.
+set, tiles of its right part the test set, and the photograph is the label: a good network
+recognises a photograph from a part that was not in the training set.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
-from dino.data.images.decode import read_picture, to_tensor
+from dino.data.images.decode import read_picture
+from dino.data.sources.base import Source
 from dino.files import UserError
 
 # Photographs only: no drawings, no text, one picture of the stereo pair.
@@ -49,7 +47,7 @@ TILES = {"train": 96, "test": 32}  # of each photograph
 
 
 def photographs() -> dict[str, Image.Image]:
-    """Every photograph of the demo, whole, as RGB, by its name (the label), in label order.
+    """Every photograph of the demo, uncropped, as RGB, by its name (the label), in label order.
 
     Raises:
         UserError: if scikit-image or scikit-learn is not installed or lacks a picture.
@@ -68,10 +66,10 @@ def _locate(file: str) -> Path:
     return path
 
 
-class DemoTiles:
+class DemoTiles(Source):
     """Square tiles of the demo's photographs, `TILE` pixels wide, in memory.
 
-    Each side of a photograph is cut off first and resized on its own, so no pixel, not even
+    Each side of a photograph is cut off first and resized separately, so no pixel, not even
     through interpolation, is shared by training and test. Within a side the tiles lie on a regular
     grid, as far apart as its shape allows, and overlap; every photograph has the same number.
 
@@ -84,26 +82,24 @@ class DemoTiles:
 
     def __init__(self, split: str = "train") -> None:
         if split not in TILES:
-            raise UserError(f"the demo has no part {split!r}: use demo, demo:train or demo:test")
+            raise UserError(f"the demo has no split {split!r}: use demo, demo:train or demo:test")
         self.split = split
         pictures = photographs()
         self._sides = [_side(picture, split) for picture in pictures.values()]
         self._places = [_grid(side, TILES[split]) for side in self._sides]
         self._each = TILES[split]
-        self.classes: list[str] | None = list(pictures)
-        self.labels: list[int] | None = [
-            index // self._each for index in range(len(self._sides) * self._each)
-        ]
+        self.classes = list(pictures)
+        self.labels = [index // self._each for index in range(len(self))]
 
     def __len__(self) -> int:
         """Number of tiles."""
         return len(self._sides) * self._each
 
-    def __getitem__(self, index: int) -> UInt8[Tensor, "3 S S"]:
-        """Tile `index`, S = `TILE` pixels wide, a view of the photograph's pixels."""
+    def content(self, index: int) -> Image.Image:
+        """Tile `index`, `TILE` pixels wide."""
         photograph, tile = divmod(range(len(self))[index], self._each)
         top, left = self._places[photograph][tile]
-        return self._sides[photograph][:, top : top + TILE, left : left + TILE]
+        return self._sides[photograph].crop((left, top, left + TILE, top + TILE))
 
     def path(self, index: int) -> str:
         """Photograph, part, and the tile's upper left corner in the resized part."""
@@ -119,20 +115,20 @@ def columns(width: int, split: str) -> tuple[int, int]:
     return width - int(width * TEST_PART), width
 
 
-def _side(picture: Image.Image, split: str) -> UInt8[Tensor, "3 H W"]:
+def _side(picture: Image.Image, split: str) -> Image.Image:
     first, last = columns(picture.width, split)
     scale = SHORT_SIDE / min(picture.size)
     size = (max(TILE, round((last - first) * scale)), round(picture.height * scale))
     box = (first, 0, last, picture.height)
-    return to_tensor(picture.crop(box).resize(size, Image.Resampling.BICUBIC))
+    return picture.crop(box).resize(size, Image.Resampling.BICUBIC)
 
 
-def _grid(side: UInt8[Tensor, "3 H W"], count: int) -> list[tuple[int, int]]:
+def _grid(side: Image.Image, count: int) -> list[tuple[int, int]]:
     """Upper left corners of `count` different tiles on a grid that reaches from border to border.
 
     Of all grids with that many tiles, the one whose nearest neighbours lie farthest apart.
     """
-    height, width = (length - TILE for length in side.shape[1:])
+    width, height = (length - TILE for length in side.size)
 
     def nearest(rows: int) -> float:
         steps = [

@@ -9,27 +9,26 @@ The folder is one that `save_to_disk` wrote, or one of pictures or Parquet files
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dino.data.images.image_errors import ImageError
-from dino.data.sources.base import Images
-from dino.data.sources.lists import LABEL_COLUMNS
-from dino.data.sources.packed_strings import numbered
-from dino.data.sources.query import split as split_query
+from dino.data.sources.base import Source, number_classes, split_settings
+from dino.data.sources.tables import LABEL_COLUMNS
 from dino.files import UserError
 
 FORM = "hf:NAME?split=SPLIT&image=COLUMN&label=COLUMN&config=NAME"
 
 
-class HubImages(Images):
+class HubImages(Source):
     """The images of one column of a data set. Its tables stay on the disk, mapped into memory.
 
     Args:
         data: NAME and settings, as in `FORM` without its beginning. The split is "train" by
             default, or the only one. The image's column is found by its type. Labels are the column
-            of classes, or the first of `dino.data.sources.lists.LABEL_COLUMNS`; "label=" for none.
+            of classes, or the first of `dino.data.sources.tables.LABEL_COLUMNS`; "label=" for none.
 
     Raises:
         UserError: if `datasets` is not installed or cannot open the data set, or if the split or
@@ -37,7 +36,9 @@ class HubImages(Images):
     """
 
     def __init__(self, data: str) -> None:
-        name, settings = split_query(data, FORM, "data sets of the hub")
+        name, settings = split_settings(data, FORM, "data sets of the hub")
+        if not name:
+            raise UserError(f"hf: lacks the name of a data set: write {FORM}")
         try:
             import datasets
         except ImportError:
@@ -55,15 +56,13 @@ class HubImages(Images):
                 f"the column {self._column} of {self.name} holds no images: "
                 f"{f'take {images[0]}' if images else 'it must be of the type Image of datasets'}"
             )
-        # Bytes as they are, for our own reader.
+        # Bytes as they are stored, for `read_image`.
         self._table = table.select_columns([self._column]).cast_column(
             self._column, datasets.Image(decode=False)
         )
-        self.classes: list[str] | None = None
-        self.labels: list[int] | None = None
         label = settings.get("label")
         if label != "" and (column := self._label_column(table, label)) is not None:
-            self.classes, self.labels = self._read_labels(table, column, asked=label is not None)
+            self.classes, self.labels = self._read_labels(table, column, required=label is not None)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -79,6 +78,12 @@ class HubImages(Images):
     def path(self, index: int) -> str:
         """The image's row."""
         return f"row {index} of {self.name}"
+
+    def identity(self) -> list[bytes]:
+        """The first, middle and last image: its bytes, or the name of its file."""
+        rows = (self._table[i][self._column] or {} for i in {0, len(self) // 2, len(self) - 1})
+        names = ((row.get("bytes"), os.path.basename(row.get("path") or "")) for row in rows)  # noqa: PTH119
+        return sorted(content or name.encode("utf-8", "surrogatepass") for content, name in names)
 
     # ------------------------------------------------------------------ columns
     def _one(self, table: Any, wanted: str | None, found: Sequence[str], what: str) -> str:
@@ -103,17 +108,17 @@ class HubImages(Images):
         return self._one(table, wanted, found, "label") if found or wanted else None
 
     def _read_labels(
-        self, table: Any, column: str, *, asked: bool
+        self, table: Any, column: str, *, required: bool
     ) -> tuple[list[str], list[int]] | tuple[None, None]:
         values = table.select_columns([column])[:][column]
         names = getattr(table.features[column], "names", None)
         if not all(isinstance(value, (int, str)) and value not in (-1, "") for value in values):
-            if asked:
+            if required:
                 raise UserError(f"some rows of {self.name} have no class in {column}")
             return None, None  # -1 stands for unknown, as in test parts whose answers are secret
         if names is not None:
             return list(names), values
-        return numbered([str(value) for value in values])
+        return number_classes([str(value) for value in values])
 
 
 def _opened(name: str, config: str | None, split: str | None) -> Any:
@@ -134,6 +139,6 @@ def _opened(name: str, config: str | None, split: str | None) -> Any:
         if wanted not in found:
             raise ValueError(f"it has no split {wanted!r} but {', '.join(found)}")
         return found[wanted]
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of this package, the network, or a reader of files
         reason = " ".join(str(error).split())
         raise UserError(f"hf:{name} cannot be opened: {reason}; write {FORM}") from error

@@ -1,23 +1,29 @@
-"""What lies where in tar shards: found once by reading the headers, then kept in the cache."""
+"""Where images lie in tar shards: found once by reading the headers, then cached."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
+import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from dino.data.images.pixel_format import EXTENSIONS
-from dino.data.sources.array_cache import keep, recall
-from dino.data.sources.byte_ranges import examine, is_remote, reading
-from dino.data.sources.packed_strings import Names
-from dino.data.sources.tar import Member, TarDamage, members
-from dino.files import UserError
+from dino.data.sources.byte_ranges import LONGEST_READ, RangeFile, examine, is_remote
+from dino.data.sources.packed_strings import PackedStrings
+from dino.files import UserError, atomic_write, cache_folder
 from dino.progress import bar
 from dino.runtime import ranks
 
@@ -29,6 +35,8 @@ LONGEST_NAME = 80
 """Of a class, in characters."""
 THREADS = 16
 """Shards that are indexed at a time."""
+TAIL = 2**20
+"""Bytes behind the end mark that are checked."""
 
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
@@ -48,38 +56,39 @@ class Index:
     """
 
     version: str
-    names: Names
+    names: PackedStrings
     places: np.ndarray
-    labels: dict[str, Names]
+    labels: dict[str, PackedStrings]
     kinds: Counter[str]
     damage: str
 
-    def chosen(self, url: str, image: str | None) -> tuple[Names, np.ndarray]:
-        """Name, and offset and size [n, 2], of the image of each sample; labels follow suit."""
+    def chosen(self, url: str, image: str | None) -> tuple[PackedStrings, np.ndarray]:
+        """Name, and offset and size [n, 2], of each sample's image; `labels` becomes theirs."""
         samples = self.places[:, 2]
         if image is None and (len(samples) == 0 or samples[-1] + 1 == len(samples)):
             return self.names, self.places[:, :2]
         of_sample: dict[int, list[tuple[int, str]]] = {}
         for row, (name, sample) in enumerate(zip(self.names, samples.tolist(), strict=True)):
             of_sample.setdefault(sample, []).append((row, _parts(name)[1]))
-        kept, rows = [], []
+        samples_of_rows, rows = [], []
         for sample, found in of_sample.items():
             wanted = [pair for pair in found if image in (None, pair[1])]
             # The one without another dot; an array beside a picture is no image, as embeddings are.
-            for whole in (lambda kind: "." not in kind, lambda kind: kind != "npy"):
+            for plain in (lambda kind: "." not in kind, lambda kind: kind != "npy"):
                 if len(wanted) > 1:
-                    wanted = [pair for pair in wanted if whole(pair[1])] or wanted
+                    wanted = [pair for pair in wanted if plain(pair[1])] or wanted
             if len(wanted) > 1:
                 raise UserError(
                     f"a sample of {url} holds several images ({self.names[wanted[0][0]]} and "
-                    f".{wanted[1][1]}): say which, as in '{url}?image={wanted[0][1]}'"
+                    f".{wanted[1][1]}): choose one, as in '{url}?image={wanted[0][1]}'"
                 )
-            kept += [sample] * len(wanted)
+            samples_of_rows += [sample] * len(wanted)
             rows += [row for row, _ in wanted]
         self.labels = {
-            kind: Names(labels[sample] for sample in kept) for kind, labels in self.labels.items()
+            kind: PackedStrings(labels[sample] for sample in samples_of_rows)
+            for kind, labels in self.labels.items()
         }
-        return Names(self.names[row] for row in rows), self.places[rows, :2].reshape(-1, 2)
+        return PackedStrings(self.names[row] for row in rows), self.places[rows, :2].reshape(-1, 2)
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -104,7 +113,7 @@ def index_shards(urls: Sequence[str]) -> list[Index]:
                 found.append(index)
                 advance(1)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # the rest is not worth the wait
+            pool.shutdown(wait=False, cancel_futures=True)  # do not wait for the rest
             raise
     return found
 
@@ -113,24 +122,90 @@ def _index(url: str) -> Index:
     """The index of a shard, from the cache if the shard is as it was."""
     size, version = examine(url)
     key = f"1 {' '.join(EXTENSIONS)} {url if is_remote(url) else Path(url).absolute()}"
+    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
+    cached = cache_folder() / "shards" / f"{name}.safetensors"
     if version:
-        kept = _unpacked(recall("shards", key), size, version)
-        if kept is not None:
-            return kept
-    with reading(url, version) as read:
-        if size >= 2 and read(0, 2) == b"\x1f\x8b":
-            raise UserError(f"{url} is compressed by gzip, whatever its name: unpack it first")
-        index = _Indexer(url, version, read).index(size)
+        with suppress(OSError, SafetensorError):  # missing or damaged: the headers are read again
+            if (index := _unpacked(load_file(cached), size, version)) is not None:
+                return index
+    file = RangeFile(url, version, size)
+    if file.read(2) == b"\x1f\x8b":
+        raise UserError(f"{url} is compressed by gzip, whatever its name: unpack it first")
+    index = _Indexer(file).index()
     if version:
-        keep("shards", key, _packed(index, size))
+        with suppress(OSError):  # a full disk, or a folder that may not be written
+            atomic_write(cached, save(_packed(index, size)))
     return index
+
+
+# ---------------------------------------------------------------------------------- headers
+class DamagedArchive(Exception):
+    """What is wrong with an archive, in a few words, from which byte on."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(offset, reason)
+        self.offset, self.reason = offset, reason
+
+
+def members(file: RangeFile | io.BytesIO, size: int) -> Iterator[tarfile.TarInfo]:
+    """All members of an archive in order, up to its end mark; their contents are not read.
+
+    `tarfile` alone ends without a word at a damaged header or a missing end.
+
+    Args:
+        file: the archive.
+        size: of it in bytes.
+
+    Yields:
+        Each member, also a last one that the archive's end cuts off.
+
+    Raises:
+        DamagedArchive: after the last member that can be read, if the archive does not end as it
+            should.
+    """
+    # All that `fromtarfile` needs: a `TarFile` keeps every member, and hides what ended it.
+    archive: Any = SimpleNamespace(
+        fileobj=file, encoding=tarfile.ENCODING, errors="surrogateescape", pax_headers={}, offset=0
+    )
+    while True:
+        start = file.seek(archive.offset)
+        reason = "it has a damaged header"
+        try:
+            member = tarfile.TarInfo.fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            file.seek(start)
+            if not any(file.read(TAIL)):
+                return
+            reason = "more follows its end mark, as in joined archives"
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+            reason = "it ends without an end mark"
+        except UserError:  # a file that cannot be read
+            raise
+        except Exception:  # damaged bytes raise nearly anything
+            pass
+        else:
+            if archive.offset > start:
+                yield member
+                if member.isreg() and member.offset_data + member.size > size:
+                    raise DamagedArchive(start, f"it ends inside {member.name}")
+                continue
+        raise DamagedArchive(start, reason)
+
+
+def _kind(member: tarfile.TarInfo) -> Literal["file", "link", "sparse", ""]:
+    if member.islnk() or member.issym():
+        return "link"
+    sparse = member.type == tarfile.GNUTYPE_SPARSE
+    if sparse or any(name.startswith("GNU.sparse") for name in member.pax_headers):
+        return "sparse"
+    return "file" if member.isreg() else ""
 
 
 class _Indexer:
     """Goes through the members of one shard."""
 
-    def __init__(self, url: str, version: str, read: Callable[[int, int], bytes]) -> None:
-        self.url, self.version, self.read = url, version, read
+    def __init__(self, file: RangeFile) -> None:
+        self.file = file
         self.kinds: Counter[str] = Counter()
         self.names: list[str] = []
         self.places: list[tuple[int, int, int]] = []
@@ -138,33 +213,34 @@ class _Indexer:
         self._key, self._found = "", dict.fromkeys(LABELS, "")
         self._sample, self._has_image = -1, False
 
-    def index(self, size: int) -> Index:
-        damage = ""
+    def index(self) -> Index:
+        damage, size = "", self.file.size
         try:
-            for member in members(self.read, size):
-                self._take(member, size)
-        except TarDamage as error:
+            for member in members(self.file, size):
+                self._take(member)
+        except DamagedArchive as error:
             damage = f"{error.reason}, at byte {error.offset:,} of {size:,}"
             self._drop_part(size)
         self._close()
         return Index(
-            self.version,
-            Names(self.names),
+            self.file.version,
+            PackedStrings(self.names),
             np.array(self.places, dtype=np.int64).reshape(-1, 3),
-            {kind: Names(labels) for kind, labels in self.labels.items()},
+            {kind: PackedStrings(labels) for kind, labels in self.labels.items()},
             self.kinds,
             damage,
         )
 
-    def _take(self, member: Member, size: int) -> None:
+    def _take(self, member: tarfile.TarInfo) -> None:
         key, extension = _parts(member.name)
-        if member.kind == "other" or not key or _META.match(member.name):
+        kind = _kind(member)
+        if not kind or not key or _META.match(member.name):
             return
         image = f".{extension.rpartition('.')[2]}" in EXTENSIONS
-        if member.kind != "file":
+        if kind != "file":
             if image:
                 raise UserError(
-                    f"{member.name} in {self.url} is a {member.kind}, not a file of its own: pack "
+                    f"{member.name} in {self.file.url} is a {kind} and no regular file: pack "
                     "it again, with tar --dereference --hard-dereference and without --sparse"
                 )
             return
@@ -176,19 +252,21 @@ class _Indexer:
             self._sample += not self._has_image
             self._has_image = True
             self.names.append(member.name)
-            self.places.append((member.offset, member.size, self._sample))
-        elif extension in LABELS and member.offset + member.size <= size:
-            self._found[extension] = _label(extension, self.read(member.offset, member.size))
+            self.places.append((member.offset_data, member.size, self._sample))
+        elif extension in LABELS and member.offset_data + member.size <= self.file.size:
+            self.file.seek(member.offset_data)
+            text = self.file.read(min(member.size, LONGEST_READ))
+            self._found[extension] = _label(extension, text)
 
     def _drop_part(self, size: int) -> None:
         """Forget the last sample if the damage took a part of it: its image, or a label."""
-        mine = [place for place in self.places if place[2] == self._sample and self._has_image]
-        cut = any(offset + length > size for offset, length, _ in mine)
+        places = [place for place in self.places if place[2] == self._sample and self._has_image]
+        cut = any(offset + length > size for offset, length, _ in places)
         lacks = any(
             labels and labels[-1] and not self._found[kind] for kind, labels in self.labels.items()
         )
-        if mine and (cut or lacks):
-            del self.places[-len(mine) :], self.names[-len(mine) :]
+        if places and (cut or lacks):
+            del self.places[-len(places) :], self.names[-len(places) :]
             self._sample -= 1
             self._has_image = False
 
@@ -224,14 +302,15 @@ def _packed(index: Index, size: int) -> dict[str, np.ndarray]:
 
 def _unpacked(arrays: dict[str, np.ndarray], size: int, version: str) -> Index | None:
     try:
-        told, told_version, kinds, damage = json.loads(arrays["about"].tobytes())
+        cached_size, cached_version, kinds, damage = json.loads(arrays["about"].tobytes())
         names, *labels = (
-            Names.of(arrays[f"{name}.text"], arrays[f"{name}.ends"]) for name in ("names", *LABELS)
+            PackedStrings.of(arrays[f"{name}.text"], arrays[f"{name}.ends"])
+            for name in ("names", *LABELS)
         )
         places = arrays["places"]
     except (KeyError, ValueError, TypeError):  # none, or not written here
         return None
-    if (told, told_version) != (size, version):
+    if (cached_size, cached_version) != (size, version):
         return None
     by_kind = dict(zip(LABELS, labels, strict=True))
     return Index(version, names, places, by_kind, Counter(kinds), damage)

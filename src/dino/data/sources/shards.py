@@ -1,7 +1,7 @@
 """Tar shards as webdataset writes them, each image by its index.
 
-A shard is an uncompressed tar. Members that follow one another and are called the same up to the
-first dot of their base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. Where the images lie
+A shard is an uncompressed tar. Consecutive members whose names agree up to the first dot of the
+base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. Where the images lie
 is found once (`dino.data.sources.shard_index`); from then on an image is one read of its bytes. So
 any order is possible, and what holds for folders holds for shards: the views of an image, resuming,
 ranks and workers.
@@ -21,15 +21,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from dino.data.images.image_errors import ImageError
-from dino.data.sources.base import Images
+from dino.data.images.pixel_format import EXTENSIONS
+from dino.data.sources.base import (
+    Source,
+    number_classes,
+    setting_names,
+    split_settings,
+    warn,
+)
 from dino.data.sources.byte_ranges import is_remote, read_range
 from dino.data.sources.folder import count_kinds
-from dino.data.sources.packed_strings import Names, numbered
-from dino.data.sources.query import known, parse
+from dino.data.sources.packed_strings import PackedStrings
 from dino.data.sources.shard_index import CAPTION, LABELS, Index, index_shards
 from dino.files import UserError
-from dino.progress import Console
-from dino.runtime import ranks
 
 FORM = "SHARDS.tar?image=EXTENSION&label=EXTENSION"
 
@@ -37,7 +41,7 @@ _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst
 _CACHES = ("simplecache", "filecache", "blockcache")  # of fsspec, in front of another protocol
 
 
-class Shards(Images):
+class Shards(Source):
     """The images of tar shards, shard by shard in the order of their members.
 
     Args:
@@ -56,7 +60,7 @@ class Shards(Images):
         UserError: if a shard is missing or compressed, holds links or sparse files that are images,
             if no shard holds an image, a sample holds several to choose from, or some samples lack
             the label that others have. Of a damaged shard the samples before the damage are used,
-            and one sentence on stderr says from where on the rest is lost.
+            and one sentence on stderr names the byte from which the rest is lost.
     """
 
     def __init__(self, urls: Sequence[str], *, image: str | None = None, label: str | None = None):
@@ -64,23 +68,24 @@ class Shards(Images):
             raise UserError(f"labels of shards are in {', '.join(LABELS)}, not in {label!r}")
         indices = index_shards(urls)
         chosen = [index.chosen(url, image) for url, index in zip(urls, indices, strict=True)]
-        self.urls = Names(urls)
-        self._versions = Names(index.version for index in indices)
-        self._names = Names.joined([names for names, _ in chosen])
+        self.urls = PackedStrings(urls)
+        self._versions = PackedStrings(index.version for index in indices)
+        self._names = PackedStrings.joined([names for names, _ in chosen])
         self._places = np.concatenate([places for _, places in chosen])
         self.blocks = np.array([len(places) for _, places in chosen], dtype=np.int64)
         self._ends = np.cumsum(self.blocks)
+        kinds = sum((index.kinds for index in indices), Counter[str]())
+        used = (*EXTENSIONS, *(f".{kind}" for kind in LABELS))
+        self.left_out = {kind: count for kind, count in kinds.items() if not kind.endswith(used)}
         if len(self) == 0:
-            found = count_kinds(sum((index.kinds for index in indices), Counter()))
+            found = count_kinds(kinds)
             raise UserError(
                 f"no sample of {urls[0]}{' and the others' if len(urls) > 1 else ''} holds an "
                 f"image{f' in .{image}' if image else ''}: found {found or 'nothing'}"
             )
-        self.classes: list[str] | None = None
-        self.labels: list[int] | None = None
         if (labels := self._labels(indices, label)) is not None:
-            self.classes, self.labels = numbered(labels)
-        _tell(urls, indices)
+            self.classes, self.labels = number_classes(labels)
+        _warn_of_damage(urls, indices)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -106,6 +111,10 @@ class Shards(Images):
         shard = int(np.searchsorted(self._ends, range(len(self))[index], side="right"))
         return f"{self.urls[shard]}/{self._names[index]}"
 
+    def identity(self) -> list[bytes]:
+        """Names, places and sizes of all images in their shards; not the names of the shards."""
+        return [self._names.ends.tobytes(), self._names.text.tobytes(), self._places.tobytes()]
+
     def _labels(self, indices: Sequence[Index], kind: str | None) -> list[str] | None:
         """The label of each image by its member, if all have one."""
         for name in LABELS if kind is None else [kind] if kind else []:
@@ -127,18 +136,15 @@ class Shards(Images):
         return None
 
 
-def _tell(urls: Sequence[str], indices: Sequence[Index]) -> None:
-    """Say on stderr which shards are not whole."""
+def _warn_of_damage(urls: Sequence[str], indices: Sequence[Index]) -> None:
+    """Say on stderr which shards are damaged."""
     bad = [(url, index) for url, index in zip(urls, indices, strict=True) if index.damage]
-    if bad and ranks().main:
+    if bad:
         url, index = bad[0]
         others = f" (and {len(bad) - 1:,} more shards are damaged)" if len(bad) > 1 else ""
-        Console(stderr=True).print(
+        warn(
             f"{url} is damaged: {index.damage}; the {len(index.places):,} images before are used, "
-            f"what follows is lost{others}",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
+            f"the rest is lost{others}"
         )
 
 
@@ -148,7 +154,7 @@ def expand(data: str) -> list[str]:
 
     As in webdataset, `{000..127}` and `{a,b}` stand for several, `::` stands between lists, and
     `${NAME}` for the environment's `WDS_NAME`. A `::` behind one of fsspec's caches belongs to the
-    URL: `simplecache::s3://bucket/train-{000..127}.tar` keeps whole shards on the local disk.
+    URL: `simplecache::s3://bucket/train-{000..127}.tar` caches entire shards on the local disk.
 
     Raises:
         UserError: for braces that do not fit, or a variable that is not there.
@@ -176,14 +182,14 @@ def _expanded(url: str) -> list[str]:
             "pip install 'dino-ssl[shards]'"
         ) from None
     try:
-        # A cache's "::" is not for webdataset's eyes.
+        # webdataset would split at the "::" of a cache.
         *caches, last = url.split("::")
         return ["::".join([*caches, expanded]) for expanded in expand_urls(last)]
     except (ValueError, AssertionError) as error:
         raise UserError(f"{url} does not name shards: {error}") from None
 
 
-def split_shards(data: str) -> tuple[str, dict[str, str]] | None:
+def shard_settings(data: str) -> tuple[str, dict[str, str]] | None:
     """Shards and settings, or None if `data` is not called like shards.
 
     Raises:
@@ -191,8 +197,9 @@ def split_shards(data: str) -> tuple[str, dict[str, str]] | None:
     """
     name, mark, query = data.rpartition("?")
     settings = {part.partition("=")[0] for part in query.split("&")}
-    if not mark or (is_remote(data) and not settings <= known(FORM)):
-        name, query = data, ""  # what follows the mark of another URL is its own, as a signature
+    ours = mark and not (is_remote(data) and not settings <= setting_names(FORM))
+    if not ours:
+        name = data  # the query belongs to the URL, as a signature
     bare = name.partition("?")[0] if is_remote(name) else name
     if _COMPRESSED.search(bare):
         raise UserError(
@@ -201,4 +208,4 @@ def split_shards(data: str) -> tuple[str, dict[str, str]] | None:
         )
     if not bare.lower().endswith(".tar"):
         return None
-    return name, parse(query, FORM, "shards")
+    return split_settings(data, FORM, "shards") if ours else (name, {})

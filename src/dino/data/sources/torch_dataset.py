@@ -2,61 +2,117 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from dino.data.sources.base import Images
+from dino.data.sources.base import Source, sampled, shared_folder
+from dino.data.sources.folder import KINDS
 from dino.files import UserError
 
 
-class Samples(Images):
+class TorchDataset(Source):
     """A user's data set or sequence; `open_source` lists the types of items.
 
     Labels are taken from its `targets` (as torchvision's data sets have them), through a
-    `torch.utils.data.Subset`, or from the items of a list or tuple of (image, label) pairs.
+    `torch.utils.data.Subset`, or from the items of a list or tuple of (image, label) pairs. Names
+    are taken from its method `path`, or from the paths in `samples` (as torchvision's folders have
+    them).
 
     Args:
         data: has a length, and items by index.
         labels: of its items, where they are known from elsewhere.
 
     Raises:
-        UserError: if it is empty.
+        UserError: if it has no length or no items by index, or is empty.
     """
 
     def __init__(self, data: Any, labels: Any = None) -> None:
-        if len(data) == 0:
-            raise UserError(f"the {type(data).__name__} given as data is empty")
-        self._data = data
-        self.labels = _labels(data) if labels is None else _class_numbers(labels, len(data))
-        self.classes = None
+        self._data, self._kind = data, type(data).__name__
+        named = data.keys() if hasattr(data, "keys") else getattr(data, "column_names", None)
+        if named is not None:  # a dict, a DatasetDict, a table of columns
+            names = ", ".join(map(repr, list(named)[:4])) or "nothing"
+            raise UserError(
+                f"cannot take images from a {self._kind} of {names}: give one of its values, with "
+                "len() and items by number"
+            )
+        indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+        if not indexed or isinstance(data, (IterableDataset, bytes, bytearray)):
+            raise UserError(
+                f"cannot take images from a {self._kind}: "
+                f"give {KINDS}, or a data set with len() and indexing"
+            )
+        try:
+            self._length = len(data)
+        except (TypeError, NotImplementedError) as error:
+            raise UserError(f"the {self._kind} given as data has no length: {error}") from error
+        if self._length == 0:
+            raise UserError(f"the {self._kind} given as data is empty")
+        self.labels = _labels(data) if labels is None else _class_numbers(labels, self._length)
         if self.labels is not None:
-            names = getattr(_innermost(data), "classes", None)
+            classes = getattr(_innermost(data, 0)[0], "classes", None)
             self.classes = (
-                [str(name) for name in names]
-                if isinstance(names, (list, tuple)) and len(names) > max(self.labels)
+                [str(name) for name in classes]
+                if isinstance(classes, (list, tuple)) and len(classes) > max(self.labels)
                 else [str(label) for label in range(max(self.labels) + 1)]
             )
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._data)
+        return self._length
 
     def content(self, index: int) -> Any:
         """The item."""
         return self._data[index]
 
     def path(self, index: int) -> str:
-        """The item's place, since a data set knows no paths."""
-        return f"item {index} of the {type(self._data).__name__}"
+        """The item's file, if the data set names it; else its place."""
+        return self._file(index) or f"item {index} of the {self._kind}"
+
+    def _file(self, index: int) -> str | None:
+        data, inner = _innermost(self._data, index)
+        if callable(path := getattr(data, "path", None)):
+            return str(path(inner))
+        samples = getattr(data, "samples", None)
+        sample = samples[inner] if isinstance(samples, list) else None
+        first = sample[0] if isinstance(sample, (list, tuple)) and sample else None
+        return os.fspath(first) if isinstance(first, (str, os.PathLike)) else None
+
+    def identity(self) -> list[bytes]:
+        """The names of its files without what all begin with, or a sample of what is in memory.
+
+        Items of other data sets are not read, since they may be drawn at random, or read from files
+        that must be opened in each worker: there only number and labels are covered.
+        """
+        files = [self._file(index) for index in range(self._length)]
+        names = [name for name in files if name is not None]
+        if len(names) == self._length:
+            shared = len(shared_folder(names))
+            return [name[shared:].encode("utf-8", "surrogatepass") for name in names]
+        if isinstance(self._data, (list, tuple, Tensor, TensorDataset)):
+            some = sorted({0, self._length // 2, self._length - 1})
+            return [_values(self._data[index]) for index in some]
+        return []
 
 
-def _innermost(data: Any) -> Any:
+def _values(item: Any) -> bytes:
+    if isinstance(item, (list, tuple)) and item:
+        item = item[0]
+    if isinstance(item, Tensor):
+        item = item.numpy(force=True)
+    numbers = isinstance(item, np.ndarray) and item.dtype.kind in "buif"
+    return sampled(np.asarray(item)) if numbers or isinstance(item, Image.Image) else b""
+
+
+def _innermost(data: Any, index: int) -> tuple[Any, int]:
+    """The data set that subsets were taken of, and the index of an item in it."""
     while isinstance(data, Subset):
-        data = data.dataset
-    return data
+        data, index = data.dataset, data.indices[index]
+    return data, index
 
 
 def _labels(data: Any) -> list[int] | None:
@@ -71,7 +127,7 @@ def _labels(data: Any) -> list[int] | None:
 
 
 def _class_numbers(labels: Any, count: int) -> list[int] | None:
-    """Labels as whole numbers from 0, one for each of `count` items; None where they are not."""
+    """Labels as integers from 0, one for each of `count` items; None where they are not."""
     if labels is None or len(labels) != count:
         return None
     if isinstance(labels, (Tensor, np.ndarray)):

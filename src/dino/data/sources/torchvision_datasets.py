@@ -1,4 +1,4 @@
-"""The data sets for classification that torchvision knows: `torchvision:CIFAR10?split=train`."""
+"""The data sets of torchvision for classification: `torchvision:CIFAR10?split=train`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from dino.data.images.image_errors import ImageError
-from dino.data.sources.query import split as split_query
-from dino.data.sources.torch_dataset import Samples
+from dino.data.sources.base import split_settings
+from dino.data.sources.torch_dataset import TorchDataset
 from dino.files import UserError, cache_folder
 
 FORM = "torchvision:NAME?root=DIR&split=SPLIT&download=1"
@@ -25,13 +25,13 @@ NAMES = (
 _LABELS, _PAIRS = ("targets", "labels", "_labels", "y"), "_samples"
 
 
-class VisionImages(Samples):
+class TorchvisionDataset(TorchDataset):
     """A data set of torchvision's.
 
     Args:
         data: NAME and settings, as in `FORM` without its beginning. The split is one of those of
             the data set; where torchvision has a training and a test part only, "train" or "test".
-            By default it is torchvision's own default. The root is the folder where torchvision
+            By default it is torchvision's default. The root is the folder where torchvision
             looks for the files, by default `torchvision` in the cache folder.
 
     Raises:
@@ -39,7 +39,7 @@ class VisionImages(Samples):
     """
 
     def __init__(self, data: str) -> None:
-        name, settings = split_query(data, FORM, "torchvision's data sets")
+        name, settings = split_settings(data, FORM, "torchvision's data sets")
         opened = _open(name, settings)
         self.name = f"torchvision:{name}"
         super().__init__(opened, _labels_of(opened))
@@ -57,6 +57,10 @@ class VisionImages(Samples):
     def path(self, index: int) -> str:
         """The image's place in the data set."""
         return f"image {index} of {self.name}"
+
+    def identity(self) -> list[bytes]:
+        """The name of the data set, and what `TorchDataset` covers."""
+        return [self.name.encode(), *super().identity()]
 
 
 def _open(name: str, settings: dict[str, str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from rich.table import Table
 
+from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn_classifier import (
     TEMPERATURE,
@@ -182,6 +183,9 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
         UserError: for weights or data that do not exist, have no classes or none in common.
     """
     usable_k(settings.k, max(settings.k, default=0))  # before the work
+    data, queried = use_splits(settings.data, settings.queries)
+    named = None if queried is None else str(queried)
+    settings = replace(settings, data=str(data), queries=named)
     path, device = destination("knn", settings), pick_device(settings.device)
     with process_group(device) as here:
         networks = settings.networks(device)

@@ -71,7 +71,7 @@ def check_finite(features: Float[Tensor, "n N"]) -> None:
         raise UserError("the features hold NaN or infinity: the network has diverged")
 
 
-class Subset:
+class Subset(Source):
     """Some images of a source, in the given order: itself a `Source`."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:

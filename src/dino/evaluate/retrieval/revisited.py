@@ -18,7 +18,7 @@ import numpy as np
 
 from dino.data.images.decode import Sample, as_picture
 from dino.data.images.pixel_format import EXTENSIONS
-from dino.data.sources.packed_strings import Files
+from dino.data.sources.folder import ImageFiles
 from dino.files import UserError, read_json
 
 Box = tuple[float, float, float, float]
@@ -42,11 +42,8 @@ class GroundTruth:
     box: Box | None = None
 
 
-class BenchmarkImages(Files):
+class BenchmarkImages(ImageFiles):
     """Images by name in the order of a ground truth, optionally cut to boxes: a `Source`."""
-
-    labels: list[int] | None = None
-    classes: list[str] | None = None
 
     def __init__(self, root: Path, names: Sequence[str], boxes: Sequence[Box] | None = None):
         super().__init__(root, names)
