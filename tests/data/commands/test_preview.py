@@ -166,7 +166,7 @@ def test_the_command_writes_a_sheet(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--out", "sheet.gif"], "--out sheet.gif has another ending than .png, .jpg, .jpeg, .webp"),
+        (["--out", "sheet.gif"], "sheet.gif has another ending than .png, .jpg, .jpeg, .webp"),
         (["--images", "0"], "a preview needs images >= 1"),
         (["--pixels.channels", "5"], "5 channels need as many means and deviations"),
         (["--stats", "nothing.json"], "nothing.json does not exist"),
