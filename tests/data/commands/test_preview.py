@@ -12,7 +12,7 @@ from PIL import Image
 from dino import cli
 from dino.data.commands.preview import ENLARGED, NARROW, ORIGINAL, contact_sheet, make_rows
 from dino.data.images.decode import as_pixels, read_image, to_tensor
-from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from dino.data.loader import PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.demo import photographs
@@ -166,7 +166,10 @@ def test_the_command_writes_a_sheet(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--out", "sheet.gif"], "sheet.gif has another ending than .png, .jpg, .jpeg, .webp"),
+        (
+            ["--out", "sheet.gif"],
+            "--out sheet.gif has another ending than .png, .jpg, .jpeg, .webp",
+        ),
         (["--images", "0"], "a preview needs images >= 1"),
         (["--pixels.channels", "5"], "5 channels need as many means and deviations"),
         (["--stats", "nothing.json"], "nothing.json does not exist"),
