@@ -12,7 +12,7 @@ from PIL import Image
 from dino import cli
 from dino.data.commands.preview import ENLARGED, NARROW, ORIGINAL, contact_sheet, make_rows
 from dino.data.images.decode import as_pixels, read_image, to_tensor
-from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
+from dino.data.images.readers import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from dino.data.loader import PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.demo import photographs
