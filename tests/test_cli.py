@@ -91,7 +91,7 @@ def test_every_command_exists_and_explains_its_settings(
     name: str, command: cli.Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, *names = command.target.split(":")
-    assert all(callable(getattr(import_module(module), part)) for part in names)
+    assert all(callable(getattr(import_module(f"dino.{module}"), part)) for part in names)
     assert status(f"{name} --help") == 0
     assert f"dino {name}" in capsys.readouterr().out
 

@@ -96,16 +96,21 @@ def test_the_target_of_a_link_is_replaced(tmp_path: Path) -> None:
 
 
 def test_devices_and_pipes_are_written_to(tmp_path: Path) -> None:
-    atomic_write(os.devnull, "x")
-    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)  # noqa: PTH116
+    # A terminal of the test's own: broken code run by root would replace /dev/null for everybody.
+    reader, terminal = os.openpty()
+    atomic_write(os.ttyname(terminal), "content")
+    assert os.read(reader, 100) == b"content"
+    assert stat.S_ISCHR(os.stat(os.ttyname(terminal)).st_mode)  # noqa: PTH116
+    for descriptor in (reader, terminal):
+        os.close(descriptor)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     advice = r"pipe cannot be used .*: let another program read it"
     with pytest.raises(UserError, match=advice), disk_errors():  # nobody reads: it does not wait
         atomic_write(pipe, "x")
-    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as file:
         atomic_write(pipe, "content")
-        assert reader.read() == "content"
+        assert file.read() == "content"
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 

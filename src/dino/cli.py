@@ -27,8 +27,8 @@ class Command(NamedTuple):
 
     Attributes:
         summary: one line for `--help`.
-        target: "module:Settings:run": `run` is called with `Settings` as the arguments give them;
-            or "module:run", called with the arguments themselves.
+        target: "module:Settings:run" without "dino.": `run` is called with the `Settings` that the
+            arguments give; or "module:run", called with the arguments themselves.
         failed: of what `run` returns, whether the exit status is 1.
     """
 
@@ -51,84 +51,41 @@ class Group(NamedTuple):
 
 DATA = {
     "check": Command(
-        "find and list images that cannot be used",
-        "dino.data.commands.check:Check:run",
-        lambda checked: bool(checked.bad),
+        "list images that cannot be used", "data.commands.check:Check:run", lambda c: bool(c.bad)
     ),
     "stats": Command(
-        "measure range, mean and deviation of each channel",
-        "dino.data.commands.stats:StatsSettings:run",
+        "range, mean and deviation of channels", "data.commands.stats:StatsSettings:run"
     ),
-    "preview": Command(
-        "show the views that a recipe makes, with their numbers", "dino.cli:preview"
-    ),
+    "preview": Command("show the views that a recipe makes, with their numbers", "cli:preview"),
 }
+CLASSIFICATION, RETRIEVAL = "evaluate.classification", "evaluate.retrieval"
 EVALUATIONS = {
-    "knn": Command(
-        "weighted nearest neighbours, paper section 3.2",
-        "dino.evaluate.classification.knn:KNN:run",
-    ),
-    "linear": Command(
-        "linear classifiers on frozen features, paper appendix F.2",
-        "dino.evaluate.classification.linear:Linear:run",
-    ),
-    "logistic": Command(
-        "logistic regression with few labels, paper appendix A",
-        "dino.evaluate.classification.logistic:Logistic:run",
-    ),
-    "finetune": Command(
-        "the entire network trained with labels, paper section 4.2.3",
-        "dino.evaluate.classification.finetune:FineTune:run",
-    ),
-    "retrieval": Command(
-        "images of the same object or place, paper section 4.2.1",
-        "dino.evaluate.retrieval.retrieval:Retrieval:run",
-    ),
-    "copies": Command(
-        "copies of images, paper section 4.2.1; near duplicates",
-        "dino.evaluate.retrieval.copies:Copies:run",
-    ),
+    "knn": Command("weighted nearest neighbours, section 3.2", f"{CLASSIFICATION}.knn:KNN:run"),
+    "linear": Command("linear classifiers, appendix F.2", f"{CLASSIFICATION}.linear:Linear:run"),
+    "logistic": Command("few labels, appendix A", f"{CLASSIFICATION}.logistic:Logistic:run"),
+    "finetune": Command("all weights, section 4.2.3", f"{CLASSIFICATION}.finetune:FineTune:run"),
+    "retrieval": Command("same object, section 4.2.1", f"{RETRIEVAL}.retrieval:Retrieval:run"),
+    "copies": Command("copies and near duplicates, 4.2.1", f"{RETRIEVAL}.copies:Copies:run"),
     "segmentation": Command(
-        "objects from attention and patches, paper section 4.2.2",
-        "dino.evaluate.segmentation.segmentation:Segmentation:run",
+        "objects from attention and patches, section 4.2.2",
+        "evaluate.segmentation.segmentation:Segmentation:run",
     ),
-    "video": Command(
-        "objects tracked through videos, paper section 4.2.2, Table 5",
-        "dino.evaluate.video.video:Video:run",
-    ),
+    "video": Command("objects tracked in videos, Table 5", "evaluate.video.video:Video:run"),
 }
 WEIGHTS = {
-    "list": Command(
-        "published weights: names, architectures, accuracies",
-        "dino.weights.commands:List:run_list",
-    ),
-    "inspect": Command(
-        "what a file of weights holds, and whether it fits",
-        "dino.weights.commands:Inspect:run_inspect",
-    ),
-    "convert": Command(
-        "write weights in another format", "dino.weights.commands:Convert:run_convert"
-    ),
-    "fetch": Command(
-        "download published files into the cache", "dino.weights.commands:Fetch:run_fetch"
-    ),
+    "list": Command("published weights and their accuracies", "weights.commands:List:run_list"),
+    "inspect": Command("what a file holds, and if it fits", "weights.commands:Inspect:run_inspect"),
+    "convert": Command("write another format", "weights.commands:Convert:run_convert"),
+    "fetch": Command("download published files", "weights.commands:Fetch:run_fetch"),
 }
 COMMANDS: dict[str, Command | Group] = {
-    "pretrain": Command("pretrain on unlabelled images", "dino.cli:pretrain"),
+    "pretrain": Command("pretrain on unlabelled images", "cli:pretrain"),
     "data": Group(f"look at images before training: {', '.join(DATA)}", DATA),
     "evaluate": Group(f"measure features: {', '.join(EVALUATIONS)}", EVALUATIONS),
-    "features": Command(
-        "write the features of images to a file",
-        "dino.evaluate.features.export:FeatureSettings:run",
-    ),
-    "export": Command(
-        "write weights for timm, transformers, ONNX, with a model card",
-        "dino.weights.export.command:Export:run",
-    ),
+    "features": Command("write features to a file", "evaluate.features.export:FeatureSettings:run"),
+    "export": Command("write weights for other libraries", "weights.export.command:Export:run"),
     "weights": Group(f"known and foreign weights: {', '.join(WEIGHTS)}", WEIGHTS),
-    "report": Command(
-        "write the page of a run: numbers, curves, images", "dino.show.report:ReportSettings:run"
-    ),
+    "report": Command("write the page of a run", "show.report:ReportSettings:run"),
 }
 
 
@@ -242,7 +199,7 @@ def run(prog: str, commands: Mapping[str, Command | Group], arguments: Sequence[
         run(f"{prog} {name}", command.commands, rest)
         return
     module, *names = command.target.split(":")
-    found = [getattr(import_module(module), attribute) for attribute in names]
+    found = [getattr(import_module(f"dino.{module}"), attribute) for attribute in names]
     settings = parse(found[0], f"{prog} {name}", rest) if len(found) == 2 else rest
     if command.failed(found[-1](settings)):
         sys.exit(1)

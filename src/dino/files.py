@@ -28,16 +28,13 @@ class UserError(ValueError):
 
 # ------------------------------------------------------------------------------- errors of the disk
 ADVICE = {
-    errno.EACCES: "check its permissions, or choose another place",
-    errno.EDQUOT: "free space, or choose another place",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions, or choose another place"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space, or choose another place"),
     errno.EIO: "check the disk or the network share, or choose another place",
     errno.EISDIR: "name a file",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOSPC: "free space, or choose another place",
-    errno.ENOTDIR: "check the name",
     errno.ENXIO: "let another program read it first",
-    errno.EPERM: "check its permissions, or choose another place",
     errno.EROFS: "choose another place",
 }
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
