@@ -180,7 +180,7 @@ def test_several_banks_and_temperatures(
             assert found[f"trained, {bank}, T = {t:g}"] == run(alone)["trained"]
 
 
-def test_what_is_taken_for_what(
+def test_confusions_are_written_and_printed(
     weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     queries = color_folder("val", 2)
@@ -211,7 +211,7 @@ def test_what_is_taken_for_what(
     assert content["left_out"] == 1  # white
 
 
-def test_command_leaves_one_out_and_writes_where_it_is_told(
+def test_the_command_leaves_one_out_and_writes_to_out(
     weights: Path, color_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "result.json"
