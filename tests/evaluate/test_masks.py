@@ -57,7 +57,7 @@ def test_the_first_mask_decides_what_255_means(tmp_path: Path) -> None:
     assert read_mask(grey(tmp_path / "b.png", 255, 0), white).ids.tolist() == [[1, 0]]
 
 
-def test_what_is_no_mask_is_refused_by_name(tmp_path: Path) -> None:
+def test_files_that_are_no_masks_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.png does not exist"):
         read_mask(tmp_path / "none.png")
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")

@@ -61,7 +61,7 @@ def test_an_outlier_does_not_dim_the_rest() -> None:
     "constant",
     [torch.ones(8, 3, 4), torch.zeros(8, 3, 4), torch.full((8, 3, 4), 0.1), torch.ones(8, 1, 1)],
 )
-def test_what_does_not_vary_is_grey(constant: Tensor) -> None:
+def test_constant_tokens_are_grey(constant: Tensor) -> None:
     assert (components([constant])[0] == 128).all()
 
 

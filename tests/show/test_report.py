@@ -181,7 +181,7 @@ def test_a_complete_page(make_run: MakeRun, photos: Callable[[str, bool], Path])
     assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * gallery.NEIGHBOURS
 
 
-def test_a_page_needs_nothing_else(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
+def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
     run = make_run(data=str(photos("train", False)), lines=metrics(5), knn=KNN, **VIT)
     text, page = read(run)
     assert page.addresses
@@ -215,7 +215,7 @@ def test_leave_one_out_is_named(make_run: MakeRun) -> None:
     assert "Each of 100 images is given the class that the 20 most similar of 99 others" in text
 
 
-def test_nothing_is_its_own_neighbour(
+def test_no_query_is_its_own_neighbour(
     make_run: MakeRun, photos: Callable[[str, bool], Path]
 ) -> None:
     text, _ = read(make_run(data=str(photos("train", False)), **VIT))

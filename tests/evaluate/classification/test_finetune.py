@@ -171,7 +171,7 @@ def augmented(images: list[Any], batch: int = 4, **changes: Any) -> AugmentedBat
     return AugmentedBatches(small(), open_source(images), recipe, classes=3, seed=0)
 
 
-def test_the_strongest_augmentations_are_taken() -> None:
+def test_the_strongest_augmentations_work() -> None:
     """At the highest magnitudes timm asks for pictures of no bits at all, which Pillow refuses."""
     strongest = replace(PLAIN, policy="rand-m10-n15-mstd0-inc1")
     pictures = AugmentedImages(open_source(noise(20)), small(), strongest, 0, 0)
@@ -277,7 +277,7 @@ def test_command_tunes_saves_and_is_measured_again(
     assert again["classifier"] == {name: rows[-1][name] for name in ("top1", "top5")}
 
 
-def test_stopped_and_gone_on_with_is_never_stopped(
+def test_a_stopped_and_continued_training_equals_an_unstopped_one(
     settings: FineTune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(settings.weights)
@@ -356,7 +356,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(
         ({"weights": "nowhere"}, "nowhere"),
     ],
 )
-def test_mistakes_end_in_one_sentence(
+def test_wrong_options_are_refused_in_one_sentence(
     settings: FineTune, change: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):

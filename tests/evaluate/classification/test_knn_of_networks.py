@@ -143,6 +143,21 @@ def test_command_prints_one_table_and_writes_json(
     assert written["weights"]["architecture"]["arch"] == "vit_tiny"
 
 
+def test_more_networks_stand_in_the_same_table(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = weights.parent / "other.safetensors"
+    save(create("vit_tiny", width=24, depth=1, heads=2, patch_size=4, image_size=8), other)
+    bank = str(color_folder("train", 3))
+    settings = KNN(weights=str(weights), data=bank, k=(1,), workers=0, device="cpu")
+    found = run(replace(settings, compare=(str(other),)))
+    assert found.keys() == {"trained", str(other)}
+    alone = run(replace(settings, weights=str(other), out=weights / "alone.json"))
+    assert found[str(other)] == alone["trained"]
+    written = json.loads((weights / "knn.json").read_text())
+    assert written["networks"][str(other)]["architecture"]["width"] == 24
+
+
 def test_several_banks_and_temperatures(
     weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,7 +193,7 @@ def test_a_bank_that_is_divided_into_splits(
     assert "is divided into splits" in capsys.readouterr().err
 
 
-def test_what_is_taken_for_what(
+def test_confusions_are_written_and_printed(
     weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     queries = color_folder("val", 2)
@@ -209,7 +224,7 @@ def test_what_is_taken_for_what(
     assert content["left_out"] == 1  # white
 
 
-def test_command_leaves_one_out_and_writes_where_it_is_told(
+def test_the_command_leaves_one_out_and_writes_to_out(
     weights: Path, color_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "result.json"

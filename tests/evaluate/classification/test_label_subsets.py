@@ -47,13 +47,13 @@ def test_seeds_differ_and_larger_subsets_contain_smaller_ones() -> None:
     assert {*shots(LABELS, 1, 0)} < {*shots(LABELS, 3, 0)}
 
 
-def test_each_class_has_a_draw_of_its_own() -> None:
+def test_each_class_is_drawn_independently() -> None:
     chosen = fraction(torch.arange(400) % 2, 0.1, 0)
     places = [{index // 2 for index in chosen if index % 2 == label} for label in (0, 1)]
     assert places[0] != places[1]
 
 
-def test_other_classes_do_not_change_what_is_drawn() -> None:
+def test_other_classes_do_not_change_the_drawn_images() -> None:
     without = LABELS[LABELS != 1]
     places = (LABELS != 1).nonzero().squeeze(1)
     chosen = {int(places[index]) for index in fraction(without, 0.1, 0)}
@@ -83,7 +83,7 @@ def test_a_list_names_images(source: Source, tmp_path: Path) -> None:
         listed(source, tmp_path / "nowhere.txt")
 
 
-def test_what_is_drawn_is_drawn_for_each_seed(source: Source, tmp_path: Path) -> None:
+def test_subsets_are_drawn_once_for_each_seed(source: Source, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("a/1.png\n")
     labels = torch.tensor(source.labels)
     drawn = subsets(

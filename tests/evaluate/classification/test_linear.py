@@ -205,7 +205,7 @@ def test_the_loop_is_the_published_one() -> None:
         assert history[-1][place].top1 == pytest.approx(100 * right.item())
 
 
-def test_stopped_and_gone_on_with_is_never_stopped(
+def test_a_stopped_and_continued_training_equals_an_unstopped_one(
     settings: Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(settings.weights) / "linear.safetensors"
@@ -232,7 +232,7 @@ def test_stopped_and_gone_on_with_is_never_stopped(
     assert not list(Path(settings.weights).glob("*unfinished*"))
 
 
-def test_another_training_does_not_go_on_with_it(
+def test_another_training_does_not_continue_it(
     settings: Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EpochCheckpoint, "delete", lambda self: None)
@@ -328,7 +328,7 @@ def test_published_classifiers_are_measured(settings: Linear, tmp_path: Path) ->
         ({"weights": "nowhere"}, "nowhere"),
     ],
 )
-def test_mistakes_end_in_one_sentence(
+def test_wrong_options_are_refused_in_one_sentence(
     settings: Linear, change: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):

@@ -83,7 +83,7 @@ def test_hits_equal_a_sort() -> None:
     assert torch.equal(hits(logits, labels), expected)
 
 
-def test_nothing_is_right_by_accident() -> None:
+def test_constant_and_diverged_classifiers_are_never_right() -> None:
     labels = torch.tensor([0, 1, 2, 7])
     for value in (0.0, torch.nan):
         assert hits(torch.full((4, 1, 7), value), labels).tolist() == [[0, 0]]

@@ -81,7 +81,7 @@ def test_held_out_images_leave_one_of_each_class() -> None:
         held_out(torch.arange(3), 0.5, 0)
 
 
-def test_penalties_are_chosen_by_images_that_no_fit_has_seen() -> None:
+def test_penalties_are_chosen_on_held_out_images() -> None:
     features, labels = problem(4)
     fitted, out = held_out(labels, 0.5, 3)
     found = held_out_scores(features, labels, 4, (0.01, 100.0), 0.5, 3)
@@ -180,7 +180,7 @@ def test_two_ranks_give_the_numbers_of_one(settings: Logistic, tmp_path: Path) -
         ({"fractions": (), "shots": (1,), "holdout": 0.5}, "--holdout"),
     ],
 )
-def test_mistakes_end_in_one_sentence(
+def test_wrong_options_are_refused_in_one_sentence(
     settings: Logistic, change: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):

@@ -95,7 +95,7 @@ def test_a_large_table_is_mapped(
     assert isinstance(opened[0], stores.np.memmap)
 
 
-def test_an_interruption_loses_nothing_that_was_computed(source: Source, tmp_path: Path) -> None:
+def test_an_interruption_keeps_all_computed_rows(source: Source, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         measured(source, tmp_path / "store", Counted(stop_at=5))
     rest = Counted()
@@ -117,7 +117,7 @@ def compute_slowly(folder: Path, store: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_killed_extraction_goes_on(color_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_killed_extraction_continues(color_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder, store = color_folder("photos", 3), tmp_path / "store"
     tests = str(Path(__file__).parents[2])
     path = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
@@ -245,7 +245,7 @@ def test_labels_are_no_part_of_a_table(color_folder: Callable[..., Path], tmp_pa
     assert rest.images == len(list(folder.rglob("*.png")))
 
 
-def test_images_that_are_no_files_are_not_kept(tmp_path: Path) -> None:
+def test_images_that_are_no_files_are_not_cached(tmp_path: Path) -> None:
     for shade in (10, 200):
         images = open_source([(Image.new("RGB", (8, 8), (shade, 0, 0)), 0)])
         assert_equal(measured(images, tmp_path / "store"), measured(images, None))
@@ -296,7 +296,7 @@ def test_a_defect_of_the_moment_is_tried_again(
         assert count.images == computed
 
 
-def test_what_failed_before_an_interruption_is_tried_again(
+def test_images_that_failed_before_an_interruption_are_tried_again(
     color_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder, store = color_folder("photos", 2), tmp_path / "store"
@@ -349,7 +349,7 @@ def test_another_process_may_join_the_parts_first(
     assert again.images == 0
 
 
-def test_a_part_that_is_gone_is_not_taken_for_zeros(
+def test_missing_parts_are_an_error_and_not_zeros(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "FLUSH_SECONDS", 0.0)

@@ -70,7 +70,7 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
         run(settings)
 
 
-def test_command_writes_what_the_library_gives(
+def test_the_command_writes_the_features_of_the_library(
     tmp_path: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8).eval()

@@ -60,7 +60,7 @@ def test_the_network_is_left_as_it_was_when_an_image_is_broken(
     assert mean_color.training
 
 
-def test_no_random_number_is_taken_from_the_training(
+def test_extraction_does_not_change_the_random_state(
     mean_color: MeanColor, images: list[Any]
 ) -> None:
     before = torch.get_rng_state()
@@ -117,7 +117,7 @@ def test_ranks_share_and_gather(
     torch.testing.assert_close(table.features, one_by_one(mean_color, images))
 
 
-def test_a_launcher_without_a_process_group_shares_nothing(
+def test_without_a_process_group_one_process_computes_all(
     mean_color: MeanColor, images: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launcher = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
@@ -161,7 +161,7 @@ def test_out_of_memory_names_the_batch(
     assert mean_color.training
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory(
+def test_other_errors_are_not_reported_as_lack_of_memory(
     mean_color: MeanColor, images: list[Any]
 ) -> None:
     def compute(backbone: MeanColor, batch: Tensor) -> Tensor:

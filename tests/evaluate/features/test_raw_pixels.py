@@ -18,7 +18,7 @@ def normalized(values: Tensor) -> Tensor:
     return ((values - mean[:, None, None]) / std[:, None, None]).flatten()
 
 
-def test_pixels_are_the_squeezed_image() -> None:
+def test_raw_pixels_are_the_resized_image() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     flat = np.full((10, 30, 3), 51, dtype=np.uint8)
     table = raw_pixels(open_source([Image.fromarray(noise), Image.fromarray(flat)]), size=4)

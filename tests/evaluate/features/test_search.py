@@ -63,7 +63,7 @@ def test_ties_go_to_the_first_whatever_the_tiles(
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
-def test_nothing_finds_itself(
+def test_no_image_is_its_own_neighbour(
     n: int, chunk: int, tile: int, seed: int, data: st.DataObject
 ) -> None:
     bank = axes(n, seed)
@@ -86,7 +86,7 @@ def test_nothing_finds_itself(
     skipped=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_groups_of_columns_hide_nothing(
+def test_groups_of_columns_do_not_change_the_result(
     n: int, k: int, group: int, levels: int, skipped: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +125,7 @@ def test_half_precision_is_searched_in_single() -> None:
     assert (values[:, 0] - 1).abs().max() < 1e-6
 
 
-def test_a_zero_feature_is_similar_to_nothing() -> None:
+def test_a_zero_feature_has_similarity_zero() -> None:
     bank = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
     values, index = nearest(torch.tensor([[2.0, 0.0]]), bank, 3)
     assert index.tolist() == [[2, 0, 1]]

@@ -117,7 +117,7 @@ def test_the_descriptor_of_a_vit_and_of_a_convnet() -> None:
         torch.testing.assert_close(row[:, network.embed_dim :], expected.float())
 
 
-def test_images_are_squeezed_and_the_size_is_that_of_table_4() -> None:
+def test_images_are_resized_to_the_squares_of_table_4() -> None:
     base = create("vit_tiny", embed_dim=24, depth=1, heads=2, patch_size=16)
     fine = create("vit_tiny", embed_dim=24, depth=1, heads=2, patch_size=8)
     image = Image.new("RGB", (50, 20), (10, 20, 30))
@@ -174,7 +174,7 @@ def expected(weights: str, root: Path, block: str, hidden: bool) -> float:
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_the_command_measures_what_was_counted_by_hand(
+def test_the_command_equals_a_count_by_hand(
     hidden: bool, weights: str, copydays: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rest = str(copydays / "rest") if hidden else None
@@ -319,7 +319,7 @@ def test_a_few_images_need_others_to_be_whitened_by(
         ({"benchmark": "a"}, "a has no folder original/"),
     ],
 )
-def test_mistakes_are_refused_in_one_sentence(options: dict[str, Any], words: str) -> None:
+def test_wrong_options_are_refused_in_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         run(settings("nowhere", **options))
 

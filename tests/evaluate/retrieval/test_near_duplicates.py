@@ -81,7 +81,7 @@ def test_known_pairs_are_joined_whatever_their_features() -> None:
     assert groups(angles(0, 90, 180), 0.999) == []
 
 
-def test_many_images_that_are_all_alike() -> None:
+def test_many_equal_images() -> None:
     (group,) = groups(torch.ones(300, 2), 0.9, tile=64)
     assert group.members == list(range(300))
     assert group.similarity == pytest.approx([1.0] * 300)

@@ -172,7 +172,7 @@ def expected(backbone: Backbone, root: Path, boxed: bool) -> dict[str, list[floa
 
 
 @pytest.mark.parametrize("query", ["whole", "box"])
-def test_the_command_measures_what_the_oracle_measures(
+def test_the_command_equals_the_oracle(
     query: Any, weights: str, benchmark: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = Retrieval(
@@ -200,7 +200,7 @@ def test_the_command_measures_what_the_oracle_measures(
     assert written["weights"]["architecture"]["arch"] == "vit_tiny"
 
 
-def test_boxes_and_whole_queries_are_kept_apart(weights: str, benchmark: Path) -> None:
+def test_boxes_and_full_queries_are_cached_separately(weights: str, benchmark: Path) -> None:
     """Both are features of the same files, in the same store."""
     how: dict[str, Any] = {"benchmark": str(benchmark), "size": 32, "workers": 0, "device": "cpu"}
     aps = [
@@ -325,7 +325,7 @@ def test_a_single_image_has_no_neighbours(weights: str, tmp_path: Path) -> None:
         ({"data": ".", "size": 0}, "--size must be a number of pixels"),
     ],
 )
-def test_mistakes_are_refused_in_one_sentence(
+def test_wrong_options_are_refused_in_one_sentence(
     options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch, benchmark: Path
 ) -> None:
     monkeypatch.chdir(benchmark / "queries")

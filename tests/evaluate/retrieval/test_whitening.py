@@ -69,7 +69,7 @@ def test_a_ridge_keeps_copies_together_where_images_are_few() -> None:
 
 
 @pytest.mark.parametrize("ridge", [None, 0.1])
-def test_images_that_are_all_alike_give_zeros(ridge: float | None) -> None:
+def test_equal_images_are_whitened_to_zeros(ridge: float | None) -> None:
     features = torch.ones(20, 3)
     white = Whitening.learn(features, "centred", ridge)(features)
     assert white.dtype == torch.float32

@@ -95,7 +95,7 @@ def test_attention_of_a_network_over_pictures(tmp_path: Path) -> None:
     assert score == pytest.approx(100 * sum(expected) / 2)
 
 
-def test_what_attention_cannot_measure_is_refused(tmp_path: Path) -> None:
+def test_networks_without_attention_and_masks_without_objects_are_refused(tmp_path: Path) -> None:
     scenes = open_scenes(write_plain(tmp_path, 1), None)
     with pytest.raises(UserError, match="no CLS attention"):
         attention_jaccard(PatchExtractor(create("resnet50").eval(), 32), scenes, [0.6])
@@ -166,7 +166,7 @@ def test_colours_are_classified_perfectly(method: str, tmp_path: Path) -> None:
         assert np.array_equal(scores.argmax(dim=0).numpy(), ids[::4, ::4])
 
 
-def test_few_patches_are_drawn_evenly_and_always_alike(tmp_path: Path) -> None:
+def test_few_patches_are_drawn_evenly_and_reproducibly(tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path), None), PatchColors().eval()
 
     def draw(seed: int) -> Bank:
@@ -178,7 +178,7 @@ def test_few_patches_are_drawn_evenly_and_always_alike(tmp_path: Path) -> None:
     assert not torch.equal(draw(1).features, first.features)
 
 
-def test_void_patches_teach_nothing(tmp_path: Path) -> None:
+def test_void_patches_are_not_training_patches(tmp_path: Path) -> None:
     root = write_plain(tmp_path, 1)
     ids = scene(0)
     ids[:8] = 255

@@ -98,7 +98,7 @@ def test_sizes_without_a_patch_are_refused() -> None:
         Tracking(size=0)
 
 
-def test_frames_are_read_in_whole_levels(tmp_path: Path) -> None:
+def test_frames_are_read_in_integer_levels(tmp_path: Path) -> None:
     picture(frame(0, [1], (60, 100))).save(tmp_path / "a.png")
     pixels = read_frame(tmp_path / "a.png", 48, 8)
     assert pixels.shape == (3, 48, 64)

@@ -81,7 +81,7 @@ def test_scores_leave_out_the_first_and_last_frame(
     assert scores_of(clip, tmp_path / "b")["1"]["F"]["mean"] == pytest.approx(200 / 3)
 
 
-def test_finished_sequences_are_kept_until_something_changes(
+def test_finished_sequences_are_reused_until_something_changes(
     tmp_path: Path, tracked: list[str]
 ) -> None:
     root = write_davis(tmp_path / "data", {"one": [1]})

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from rich.table import Table
 
 from dino.data.sources.open import Source
+from dino.evaluate import command
 from dino.evaluate.classification import linear_classifier as classifiers
 from dino.evaluate.classification.deit_augmentation import (
     TASK,
@@ -18,15 +19,6 @@ from dino.evaluate.classification.deit_augmentation import (
 )
 from dino.evaluate.classification.finetune_training import Epoch, FineTunedNetwork, measure, tune
 from dino.evaluate.classification.linear_classifier import Classifier
-from dino.evaluate.command import (
-    TRAINED,
-    EvaluationSettings,
-    destination,
-    file_name,
-    identities,
-    table,
-    write,
-)
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
 from dino.evaluate.features.cache import files_digest
 from dino.evaluate.features.table import count_classes, labels_in, labels_of, open_labelled
@@ -52,7 +44,7 @@ classifier's initial weights is "small"; .01 is a guess.
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(RecipeSettings, EvaluationSettings):
+class FineTune(RecipeSettings, command.EvaluationSettings):
     """Train the full network on labelled images with DeiT's recipe (paper section 4.2.3)."""
 
     renamed: ClassVar[dict[str, str]] = {"forward": "forward-batch"}
@@ -106,11 +98,11 @@ def run(settings: FineTune) -> dict[str, Any]:
         UserError: for weights or data that do not exist, or a recipe that does not fit them.
     """
     recipe, device = settings.recipe(), pick_device(settings.device)
-    path = destination("finetune", settings)
+    path = command.destination("finetune", settings)
     with process_group(device) as here:
         networks = settings.networks(device, rgb=True)
-        about = {"networks": identities(networks)}  # before they are trained
-        pixels = networks[TRAINED].preprocessing.pixels
+        about = {"networks": command.identities(networks)}  # before they are trained
+        pixels = networks[command.TRAINED].preprocessing.pixels
         source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
         _check(recipe, source, here.world)
         found = {
@@ -128,7 +120,7 @@ def run(settings: FineTune) -> dict[str, Any]:
         }
         if here.main:
             # The network itself is tuned by now: provenance is that of its start.
-            write("finetune", content, weights.load(settings.weights, device), settings)
+            command.write("finetune", content, weights.load(settings.weights, device), settings)
             Console().print(_table(found, recipe, len(val)))
     return content
 
@@ -156,7 +148,7 @@ def _of_network(
     truth = labels_in(source.classes, val, TASK)
     key = [fingerprint(network), files_digest(source), files_digest(val), labels.tolist()]
     checkpoint = EpochCheckpoint(
-        path.with_suffix(f".{file_name(name)}.unfinished.safetensors"),
+        path.with_suffix(f".{command.file_name(name)}.unfinished.safetensors"),
         [*key, settings.seed, asdict(recipe)],
     )
     model = FineTunedNetwork(network, classes, recipe.head_scale, settings.seed)
@@ -165,7 +157,7 @@ def _of_network(
     history = tune(
         model, batches, lambda: measure(model, val, truth, *options), checkpoint, settings.precision
     )
-    if ranks().main and name == TRAINED:
+    if ranks().main and name == command.TRAINED:
         _save(model, source, history, settings, path)
     checkpoint.delete()
     return history
@@ -190,7 +182,7 @@ def _table(found: dict[str, list[Epoch]], recipe: Recipe, images: int) -> Table:
         cells = [str(last.accuracy), str(history[best].accuracy)]
         rows[name] = [*cells, str(best + 1), f"{last.loss:.3f}"]
     epochs = f"{recipe.epochs} epoch" + "s" * (recipe.epochs > 1)
-    return table(
+    return command.table(
         f"Fine-tuned for {epochs}, top-1 / top-5 in % on {images} images",
         ("from", "last epoch", "best epoch", "which", "last loss"),
         rows,

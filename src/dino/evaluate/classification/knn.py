@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
+from dino.evaluate import command
 from dino.evaluate.classification.knn_classifier import (
     TEMPERATURE,
     Accuracy,
@@ -20,15 +21,6 @@ from dino.evaluate.classification.knn_classifier import (
     Votes,
     usable_k,
     vote,
-)
-from dino.evaluate.command import (
-    TRAINED,
-    UNTRAINED,
-    FeatureEvaluationSettings,
-    destination,
-    identities,
-    table,
-    write,
 )
 from dino.evaluate.features.extractor import extract
 from dino.evaluate.features.raw_pixels import raw_pixels
@@ -147,7 +139,7 @@ def spread(source: Source, limit: int | None) -> Source:
 
 # ------------------------------------------------------------------------------------ command
 @dataclass(frozen=True, kw_only=True)
-class KNN(FeatureEvaluationSettings):
+class KNN(command.FeatureEvaluationSettings):
     """Classify images by their nearest neighbours among features (paper section 3.2)."""
 
     renamed: ClassVar[dict[str, str]] = {"val": "queries"}
@@ -186,10 +178,10 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     data, queried = use_splits(settings.data, settings.queries)
     named = None if queried is None else str(queried)
     settings = replace(settings, data=str(data), queries=named)
-    path, device = destination("knn", settings), pick_device(settings.device)
+    path, device = command.destination("knn", settings), pick_device(settings.device)
     with process_group(device) as here:
         networks = settings.networks(device)
-        pixels = networks[TRAINED].preprocessing.pixels
+        pixels = networks[command.TRAINED].preprocessing.pixels
         banks = {data: open_source(data, pixels) for data in (settings.data, *settings.banks)}
         queries = None if settings.queries is None else open_source(settings.queries, pixels)
         pairs = {name: (bank, answerable(queries, bank)) for name, bank in banks.items()}
@@ -200,7 +192,7 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
         }
         scores = _by_name(measured)
         if here.main:
-            first = measured[TRAINED][settings.data]
+            first = measured[command.TRAINED][settings.data]
             about: dict[str, Any] = {**first.sizes, "leave_one_out": queries is None}
             if queries is not None:
                 about["left_out"] = len(queries) - len(pairs[settings.data][1] or ())
@@ -214,8 +206,8 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
                 name: {f"k{n}": score._asdict() for n, score in by_k.items()}
                 for name, by_k in scores.items()
             }
-            content = {"knn": rows, **about, "networks": identities(networks)}
-            write("knn", content, networks[TRAINED], settings)
+            content = {"knn": rows, **about, "networks": command.identities(networks)}
+            command.write("knn", content, networks[command.TRAINED], settings)
     return scores
 
 
@@ -244,16 +236,16 @@ def compare(
     Returns:
         Accuracies by k of "trained", "untrained" and "pixels"; and `Measurement.sizes`.
     """
-    device, networks = next(backbone.parameters()).device, {TRAINED: backbone}
+    device, networks = next(backbone.parameters()).device, {command.TRAINED: backbone}
     if settings.baseline:
-        networks[UNTRAINED] = untrained_like(backbone)
+        networks[command.UNTRAINED] = untrained_like(backbone)
     pairs = {"": (bank, answerable(queries, bank))}
     measured = {
         name: _measure(tables, pairs, settings, device)[""]
         for name, tables in _tables(networks, settings, None).items()
     }
     scores = {n: one.votes.accuracies(settings.temperature[0]) for n, one in measured.items()}
-    return scores, measured[TRAINED].sizes
+    return scores, measured[command.TRAINED].sizes
 
 
 def _tables(
@@ -273,7 +265,7 @@ def _tables(
         for name, network in networks.items()
     }
     if settings.baseline:
-        transform = networks[TRAINED].preprocessing
+        transform = networks[command.TRAINED].preprocessing
         tables["pixels"] = partial(raw_pixels, mean=transform.mean, std=transform.std, **options)
     return tables
 
@@ -319,7 +311,7 @@ def _table(
     queries = f"{sizes['queries']} queries" if settings.queries else "leave-one-out"
     temperatures = ", ".join(f"{t:g}" for t in settings.temperature)
     cells = {name: [str(score) for score in by_k.values()] for name, by_k in scores.items()}
-    return table(
+    return command.table(
         f"k-NN accuracy, top-1 / top-5 in %\n{queries}, {sizes['bank']} images in the bank, "
         f"T = {temperatures}",
         ["features", *(f"k = {n}" for n in next(iter(scores.values())))],
@@ -355,5 +347,5 @@ def _confusion(one: Measurement, path: Path) -> dict[str, Any]:
         if wrong[own, other] > 0
     }
     title = f"Most confused, k = {k}, T = {temperature:g}"
-    Console().print(table(title, ["class", "images", "% of its class"], cells))
+    Console().print(command.table(title, ["class", "images", "% of its class"], cells))
     return {"by_class": {"k": k, "temperature": temperature, "top1": accuracy}}

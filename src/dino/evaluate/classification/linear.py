@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from rich.table import Table
 
 from dino.data.sources.open import Source, open_source
+from dino.evaluate import command
 from dino.evaluate.classification import linear_classifier as classifiers
 from dino.evaluate.classification.feature_batches import TASK, Batches, CropBatches, TableBatches
 from dino.evaluate.classification.knn_classifier import Accuracy
@@ -19,15 +20,6 @@ from dino.evaluate.classification.linear_training import (
     layers_of,
     scores,
     train,
-)
-from dino.evaluate.command import (
-    TRAINED,
-    FeatureEvaluationSettings,
-    destination,
-    file_name,
-    identities,
-    table,
-    write,
 )
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
 from dino.evaluate.features.cache import files_digest
@@ -55,7 +47,7 @@ DEFINING = ("precision", "mode", "mirror", "blocks", "average", "rates", "epochs
 
 # ---------------------------------------------------------------------------------- command
 @dataclass(frozen=True, kw_only=True)
-class Linear(FeatureEvaluationSettings):
+class Linear(command.FeatureEvaluationSettings):
     """Train a linear classifier on frozen features, with a sweep of learning rates (app. F.2)."""
 
     renamed: ClassVar[dict[str, str]] = {"forward": "forward-batch"}
@@ -101,16 +93,16 @@ def run(settings: Linear) -> dict[str, Any]:
         UserError: for weights, data or a classifier that do not exist or do not fit.
     """
     _check(settings)
-    path, device = destination("linear", settings), pick_device(settings.device)
+    path, device = command.destination("linear", settings), pick_device(settings.device)
     with process_group(device) as here:
         networks = settings.networks(device)
         if settings.classifier is not None:
-            content, rows = _measure(networks[TRAINED], settings, settings.classifier)
+            content, rows = _measure(networks[command.TRAINED], settings, settings.classifier)
         else:
             content, rows = _train(networks, settings, path)
         if here.main:
-            about = {"networks": identities(networks)}
-            write("linear", {**content, **about}, networks[TRAINED], settings)
+            about = {"networks": command.identities(networks)}
+            command.write("linear", {**content, **about}, networks[command.TRAINED], settings)
             Console().print(rows)
     return content
 
@@ -174,19 +166,19 @@ def _train(
     networks: dict[str, Backbone], settings: Linear, path: Path
 ) -> tuple[dict[str, Any], Table]:
     assert settings.data is not None
-    pixels = networks[TRAINED].preprocessing.pixels
+    pixels = networks[command.TRAINED].preprocessing.pixels
     source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
     probes, tested = {}, 0
     for name, network in networks.items():
-        unfinished = path.with_suffix(f".{file_name(name)}.unfinished.safetensors")
+        unfinished = path.with_suffix(f".{command.file_name(name)}.unfinished.safetensors")
         probes[name], tested = _probe(network, source, val, settings, unfinished)
     if ranks().main:
         file = path.with_suffix(".safetensors")
-        _save(probes[TRAINED], source, networks[TRAINED], settings, file)
+        _save(probes[command.TRAINED], source, networks[command.TRAINED], settings, file)
     content = {
         "linear": {name: probe.summary() for name, probe in probes.items()},
         "chosen": {name: probe.rates[probe.chosen] for name, probe in probes.items()},
-        "features": asdict(probes[TRAINED].layers),
+        "features": asdict(probes[command.TRAINED].layers),
         "images": {"train": len(source), "val": tested, "left_out": left_out},
     }
     return content, _table(probes, tested)
@@ -280,10 +272,10 @@ def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str
         )
     truth = labels_in(classifier.classes, test, TASK)
     (score,) = scores(classifier, test.features, truth, next(backbone.parameters()).device)
-    rows = table(
+    rows = command.table(
         f"Linear accuracy of {path} in %, {len(test)} images",
         ("features", "top-1", "top-5"),
-        {TRAINED: str(score).split(" / ")},
+        {command.TRAINED: str(score).split(" / ")},
     )
     content = {"classifier": score._asdict(), "features": asdict(layers)}
     return {**content, "images": {"val": len(test), "left_out": len(images) - len(val)}}, rows
@@ -298,11 +290,11 @@ def _table(probes: dict[str, Probe], tested: int) -> Table:
         )
         for name, probe in probes.items()
         for place, rate in enumerate(probe.rates)
-        if name == TRAINED or place == probe.chosen
+        if name == command.TRAINED or place == probe.chosen
     }
-    layers = probes[TRAINED].layers
+    layers = probes[command.TRAINED].layers
     what = f"CLS of {layers.blocks} block(s)" + " and average patch" * layers.average
-    return table(
+    return command.table(
         f"Linear accuracy, top-1 / top-5 in %\n{what}, {tested} images; best epochs and the "
         "rate with * were chosen by these images",
         ("features, rate per 256", "last epoch", "best epoch", "which"),

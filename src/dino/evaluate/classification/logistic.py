@@ -33,18 +33,11 @@ from rich.table import Table
 from torch import Tensor
 
 from dino.data.sources.open import Source
+from dino.evaluate import command
 from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy, K, knn
 from dino.evaluate.classification.label_subsets import LabelSubset, fraction, subsets
 from dino.evaluate.classification.linear_classifier import Classifier
 from dino.evaluate.classification.linear_training import scores
-from dino.evaluate.command import (
-    TRAINED,
-    FeatureEvaluationSettings,
-    destination,
-    identities,
-    table,
-    write,
-)
 from dino.evaluate.features.extractor import extract
 from dino.evaluate.features.table import (
     FeatureTable,
@@ -145,7 +138,7 @@ def held_out_scores(
 
 # ---------------------------------------------------------------------------------- command
 @dataclass(frozen=True, kw_only=True)
-class Logistic(FeatureEvaluationSettings):
+class Logistic(command.FeatureEvaluationSettings):
     """Classify with few labelled images: logistic regression and k-NN on frozen features."""
 
     data: str
@@ -182,11 +175,11 @@ def run(settings: Logistic) -> dict[str, Any]:
         UserError: for weights, data or lists that do not exist, or subsets that cannot be drawn.
     """
     _check(settings)
-    destination("logistic", settings)
+    command.destination("logistic", settings)
     device = pick_device(settings.device)
     with process_group(device) as here:
         networks = settings.networks(device)
-        pixels = networks[TRAINED].preprocessing.pixels
+        pixels = networks[command.TRAINED].preprocessing.pixels
         source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
         drawn = subsets(
             source,
@@ -203,10 +196,10 @@ def run(settings: Logistic) -> dict[str, Any]:
         content = {
             "logistic": found,
             "images": {"data": len(source), "val": len(val), "left_out": left_out},
-            "networks": identities(networks),
+            "networks": command.identities(networks),
         }
         if here.main:
-            write("logistic", content, networks[TRAINED], settings)
+            command.write("logistic", content, networks[command.TRAINED], settings)
             Console().print(_table(found, settings))
     return content
 
@@ -336,7 +329,7 @@ def _table(found: dict[str, dict[str, Any]], settings: Logistic) -> Table:
             ]
     chosen_by = "held-out images" if settings.holdout else "the test images"
     penalties = (f"λ {penalty:g}" for penalty in settings.penalties)
-    return table(
+    return command.table(
         f"Logistic regression, top-1 in %, mean±deviation of {settings.seeds} draws\n"
         f"lambda chosen on {chosen_by}, best k of k-NN on the test images",
         ["subset", "images", *penalties, "chosen", "k-NN"],

@@ -18,15 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dino.data.sources.open import Source, open_source
-from dino.evaluate.command import (
-    TRAINED,
-    FeatureEvaluationSettings,
-    destination,
-    identities,
-    print_path,
-    table,
-    write,
-)
+from dino.evaluate import command
 from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
 from dino.evaluate.features.extractor import Descriptor, extract
 from dino.evaluate.features.raw_pixels import SquareResize
@@ -112,7 +104,7 @@ def average_precisions(
 
 # -------------------------------------------------------------------------------- the command
 @dataclass(frozen=True, kw_only=True)
-class Copies(FeatureEvaluationSettings):
+class Copies(command.FeatureEvaluationSettings):
     """Find copies of images: the benchmark Copydays (section 4.2.1), or duplicates among yours."""
 
     renamed: ClassVar[dict[str, str]] = {"copydays": "benchmark"}
@@ -168,7 +160,7 @@ def _features(
 
 # ------------------------------------------------------------------------------- the benchmark
 def _benchmark(settings: Copies, root: str) -> dict[str, Any]:
-    destination("copies", settings)
+    command.destination("copies", settings)
     copydays, device = open_copydays(root), pick_device(settings.device)
     distractors, training = (
         None if data is None else open_source(data)
@@ -187,8 +179,8 @@ def _benchmark(settings: Copies, root: str) -> dict[str, Any]:
                 "whitened": None if training is None else settings.whitening,
             }
             _print(found, about, copydays)
-            content = {"copies": found, **about, "networks": identities(networks)}
-            write("copies", content, networks[TRAINED], settings)
+            content = {"copies": found, **about, "networks": command.identities(networks)}
+            command.write("copies", content, networks[command.TRAINED], settings)
     return found
 
 
@@ -243,7 +235,7 @@ def _print(found: dict[str, dict[str, float]], about: dict[str, Any], copydays: 
         ]
         for block in copydays.blocks
     }
-    Console().print(table(title, ["block", *found, "copies"], rows))
+    Console().print(command.table(title, ["block", *found, "copies"], rows))
 
 
 # --------------------------------------------------------------------------- a folder of images
@@ -253,12 +245,12 @@ def _duplicates(settings: Copies) -> dict[str, Any]:
             raise UserError(f"--{option} needs --benchmark")
     if not -1 <= settings.threshold <= 1:
         raise UserError(f"--threshold is a cosine, from -1 to 1, not {settings.threshold:g}")
-    destination("duplicates", settings)
+    command.destination("duplicates", settings)
     source = open_source(settings.data)
     training = None if settings.whiten_with is None else open_source(settings.whiten_with)
     device = pick_device(settings.device)
     with process_group(device) as here:
-        backbone = settings.networks(device, rgb=True)[TRAINED]
+        backbone = settings.networks(device, rgb=True)[command.TRAINED]
         images, features = _features(backbone, source, settings, "images")
         examples = features
         if training is not None:
@@ -273,16 +265,16 @@ def _duplicates(settings: Copies) -> dict[str, Any]:
                 "skipped": [error.path for error in images.skipped],
                 "groups": [[images.paths[i] for i in group.members] for group in found],
             }
-            path = write("duplicates", {"duplicates": content}, backbone, settings)
+            path = command.write("duplicates", {"duplicates": content}, backbone, settings)
             count = sum(len(group.members) for group in found)
             text = f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
             Console().print(text, highlight=False)
             listing = path.with_suffix(".csv")
             atomic_csv(listing, ("group", "path", "similarity"), _rows(found, images.paths))
-            print_path(listing)
+            command.print_path(listing)
             if found:
                 _draw(path.with_suffix(".png"), found, images.paths, source)
-                print_path(path.with_suffix(".png"))
+                command.print_path(path.with_suffix(".png"))
     return content
 
 

@@ -25,15 +25,7 @@ from dino.data.images.contact_sheet import Cell
 from dino.data.images.decode import to_rgb, to_tensor
 from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
-from dino.evaluate.command import (
-    TRAINED,
-    FeatureEvaluationSettings,
-    destination,
-    identities,
-    print_path,
-    table,
-    write,
-)
+from dino.evaluate import command
 from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
 from dino.evaluate.features.extractor import Descriptor, extract
 from dino.evaluate.features.search import nearest
@@ -142,7 +134,7 @@ def judge(
 
 # -------------------------------------------------------------------------------- the command
 @dataclass(frozen=True, kw_only=True)
-class Retrieval(FeatureEvaluationSettings):
+class Retrieval(command.FeatureEvaluationSettings):
     """Find images of the same thing: a benchmark (paper section 4.2.1), or neighbours of yours."""
 
     renamed: ClassVar[dict[str, str]] = {"database": "data"}
@@ -201,7 +193,7 @@ def run(settings: Retrieval) -> dict[str, Any]:
 def _benchmark(settings: Retrieval, root: str) -> dict[str, Any]:
     if settings.queries is not None:
         raise UserError("a benchmark has its own queries: omit --queries")
-    destination("retrieval", settings)
+    command.destination("retrieval", settings)
     benchmark, boxed = open_benchmark(root), settings.query == "box"
     size, scales = settings.input_size(benchmark.name)
     images = benchmark.boxed_queries() if boxed else benchmark.queries
@@ -231,8 +223,10 @@ def _benchmark(settings: Retrieval, root: str) -> dict[str, Any]:
                 "scales": SCALES[scales],
             }
             _print(found, about)
-            about["networks"] = identities(networks)
-            write("retrieval", {"retrieval": content, **about}, networks[TRAINED], settings)
+            about["networks"] = command.identities(networks)
+            command.write(
+                "retrieval", {"retrieval": content, **about}, networks[command.TRAINED], settings
+            )
     return content
 
 
@@ -262,7 +256,7 @@ def _print(found: dict[str, dict[str, Precisions]], about: dict[str, Any]) -> No
     }
     kappas = next(iter(found.values()))["easy"].at
     columns = ["protocol", "mAP", *(f"mP@{k}" for k in kappas), "queries"]
-    Console().print(table(title, columns, rows))
+    Console().print(command.table(title, columns, rows))
 
 
 # ------------------------------------------------------------------------- without ground truth
@@ -274,13 +268,13 @@ def _neighbours(settings: Retrieval) -> dict[str, Any]:
         raise UserError(f"--k must be at least 1, not {settings.k}")
     if ground_truths(Path(settings.data)):
         raise UserError(f"{settings.data} is a benchmark with ground truth: give it as --benchmark")
-    destination("neighbours", settings)
+    command.destination("neighbours", settings)
     database = open_source(settings.data)
     queries = None if settings.queries is None else open_source(settings.queries)
     size, scales = settings.input_size("")
     device = pick_device(settings.device)
     with process_group(device) as here:
-        backbone = settings.networks(device, rgb=True)[TRAINED]
+        backbone = settings.networks(device, rgb=True)[command.TRAINED]
         what = descriptor(backbone, size, scales)
         bank = extract(backbone, database, what, **settings.options("images"))
         tested = bank
@@ -294,11 +288,11 @@ def _neighbours(settings: Retrieval) -> dict[str, Any]:
         files: dict[str, Any] = {}
         if here.main:
             content = {"queries": len(tested), "database": len(bank), "k": k}
-            path = write("neighbours", {"neighbours": content}, backbone, settings)
+            path = command.write("neighbours", {"neighbours": content}, backbone, settings)
             found = Neighbours(tested.paths, bank.paths, similarity.tolist(), index.tolist())
             files = found.write(path, database if queries is None else queries, database)
             for file in files.values():
-                print_path(file)
+                command.print_path(file)
     return files
 
 
