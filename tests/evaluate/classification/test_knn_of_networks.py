@@ -147,7 +147,7 @@ def test_more_networks_stand_in_the_same_table(
     weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = weights.parent / "other.safetensors"
-    save(create("vit_tiny", width=24, depth=1, heads=2, patch_size=4, image_size=8), other)
+    save(create("vit_tiny", embed_dim=24, depth=1, heads=2, patch_size=4, image_size=8), other)
     bank = str(color_folder("train", 3))
     settings = KNN(weights=str(weights), data=bank, k=(1,), workers=0, device="cpu")
     found = run(replace(settings, compare=(str(other),)))
