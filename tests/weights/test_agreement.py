@@ -96,7 +96,7 @@ def test_official_xcit_through_timm(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     theirs = scrambled(timm.create_model(name, num_classes=0))
     named = {f"network.{key}": tensor for key, tensor in theirs.state_dict().items()}
-    official = dialects.from_ours(named, "official", {"arch": f"timm:{name}"})
+    official = dialects.from_dino(named, "official", {"arch": f"timm:{name}"})
     assert "pos_embeder.token_projection.weight" in official
     teacher = {f"backbone.{key}": tensor for key, tensor in official.items()}
     torch.save({"teacher": teacher}, tmp_path / "w.pth")

@@ -20,13 +20,14 @@ from dino.files import UserError
 from dino.models.head import Head
 from dino.train.loop import train
 from dino.train.recipes import demo
-from dino.weights.infer_spec import head_of, inflate
-from dino.weights.key_maps import from_ours
+from dino.weights.adapt import inflate
+from dino.weights.infer_spec import head_of
+from dino.weights.key_maps import from_dino
 from dino.weights.load import (
     fingerprint,
     load,
     load_strictly,
-    misfits,
+    mismatches,
     read_checkpoint,
     read_linear,
     save,
@@ -180,7 +181,7 @@ def test_the_head_of_the_released_resnet50(tmp_path: Path) -> None:
     backbone = dino.create("resnet50")
     theirs = nn.Sequential(nn.Linear(2048, 12), nn.BatchNorm1d(12), nn.GELU(), nn.Linear(12, 8))
     last = nn.Linear(8, 16, bias=False)
-    published = from_ours(backbone.state_dict(), "official", backbone.spec)
+    published = from_dino(backbone.state_dict(), "official", backbone.spec)
     tensors = {
         **prefixed("module.backbone.", published),
         **prefixed("module.head.mlp.", theirs.state_dict()),
@@ -205,7 +206,7 @@ def test_the_head_of_the_released_resnet50(tmp_path: Path) -> None:
 
 def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
     backbone = dino.create("resnet50")
-    published = from_ours(backbone.state_dict(), "official", backbone.spec)
+    published = from_dino(backbone.state_dict(), "official", backbone.spec)
     old = {n: t for n, t in published.items() if not n.endswith("num_batches_tracked")}
     assert len(old) < len(published)
     torch.save(old, tmp_path / "w.pth")
@@ -263,7 +264,7 @@ def test_an_incomplete_checkpoint_of_a_run(run: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "teacher.safetensors").write_bytes(
         (run / "teacher.safetensors").read_bytes()
     )
-    with pytest.raises(UserError, match=r"no whole checkpoint of a run"):
+    with pytest.raises(UserError, match=r"no complete checkpoint of a run"):
         read_checkpoint(step)
     parts = read_checkpoint(tmp_path / "run")  # no LAST: the teacher is all there is
     assert parts.student is None
@@ -309,10 +310,10 @@ def refused_of_resnet(folder: Path) -> str:
 def test_misfits_are_all_listed() -> None:
     backbone = dino.create("vit_tiny", **TINY)
     tensors = dict(backbone.state_dict())
-    assert misfits(backbone, tensors) == {}
+    assert mismatches(backbone, tensors) == {}
     for index in range(2):
         tensors[f"hat.{index}"] = tensors.pop(f"blocks.{index}.norm1.weight")
-    found = misfits(backbone, tensors)
+    found = mismatches(backbone, tensors)
     assert found["missing"] == ["blocks.0.norm1.weight", "blocks.1.norm1.weight"]
     assert found["unexpected"] == ["hat.0", "hat.1"]
 

@@ -167,7 +167,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         "text.pth": "neither safetensors nor",
         "text.safetensors": "neither safetensors nor",
         "zeros.bin": "neither safetensors nor",
-        "broken.pth": "not a whole PyTorch checkpoint",
+        "broken.pth": "not a complete PyTorch checkpoint",
         "other.pth": "not a checkpoint that torch.save wrote",
         "list.pth": "holds a list",
         "numbers.pth": "other things than tensors",
@@ -241,7 +241,7 @@ def test_archives_that_unpack_to_more_than_they_are(
     long = pickle.dumps([None] * 2000, 2)
     assert "bytes of pickle" in refusal(archive(tmp_path / "long.pth", long))
     (tmp_path / "old.pth").write_bytes(long)
-    assert "not a whole PyTorch checkpoint" in refusal(tmp_path / "old.pth")
+    assert "not a complete PyTorch checkpoint" in refusal(tmp_path / "old.pth")
 
 
 def test_safetensors_headers_with_absurd_sizes(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_safetensors_headers_with_absurd_sizes(tmp_path: Path) -> None:
         "deep": struct.pack("<Q", 40_000) + b"{" + b'"a":{' * 7_999 + b"    ",
     }.items():
         (tmp_path / f"{name}.safetensors").write_bytes(data)
-        assert "not a whole safetensors file" in refusal(tmp_path / f"{name}.safetensors"), name
+        assert "not a complete safetensors file" in refusal(tmp_path / f"{name}.safetensors"), name
 
 
 MEASURE = """
