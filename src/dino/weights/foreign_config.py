@@ -227,8 +227,13 @@ def _build_timm(container: Container) -> Any:
         return None
     if not timm.is_model(name):
         raise UserError(f"{container.path} names {name}, which the installed timm does not have")
-    with torch.device("meta"):
-        return timm.create_model(name, **{**arguments, "num_classes": 0})
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **{**arguments, "num_classes": 0})
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"timm cannot build its {name} ({shown(str(error))}): correct config.json"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------ transforms

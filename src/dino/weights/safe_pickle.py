@@ -13,7 +13,7 @@ import io
 import pickle
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -199,15 +199,28 @@ class _Dummy:
         pass
 
 
+_KEYS = {
+    pickle.SETITEM[0]: slice(-2, -1),
+    **dict.fromkeys((pickle.SETITEMS[0], pickle.DICT[0]), slice(0, None, 2)),
+    **dict.fromkeys((pickle.ADDITEMS[0], pickle.FROZENSET[0]), slice(None)),
+}
+"""Operators of a pickle that hash objects, and where on the stack these lie."""
+
+
+def _with_keys_checked(load: Callable[[Any], None], where: slice) -> Callable[[Any], None]:
+    def checked(self: _Survey) -> None:
+        self.check_keys(self.stack[where])
+        load(self)
+
+    return checked
+
+
 class _Survey(pickle._Unpickler):
     """The pure Python unpickler: the one in C sets memory aside for a memo of any size."""
 
-    dispatch: ClassVar[
-        dict[int, Any]
-    ] = {  # those that hash what they build are none of PyTorch's own reader
-        code: load
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: _with_keys_checked(load, _KEYS[code]) if code in _KEYS else load
         for code, load in pickle._Unpickler.dispatch.items()
-        if code not in b"".join((pickle.DICT, pickle.ADDITEMS, pickle.FROZENSET))
     }
     proto: int
     stack: list[Any]
@@ -239,7 +252,7 @@ class _Survey(pickle._Unpickler):
             raise UserError(f"{self.path} claims a tensor of {str(count)[:20]} elements")
         key, size = str(key), STORAGES[kind.__name__] * count
         self.storages[key] = max(size, self.storages.get(key, 0))
-        return self.find_class("torch", "Tensor")()  # type: ignore[no-any-return]
+        return self.find_class("torch", "Tensor")()
 
     def check_arguments(self, name: str, arguments: Iterable[Any]) -> None:
         """Count what would be copied."""
@@ -260,15 +273,3 @@ class _Survey(pickle._Unpickler):
             for item in key if isinstance(key, tuple) else (key,):
                 if isinstance(item, tuple) or (isinstance(item, int) and abs(item) >> 60):
                     raise UserError(f"{self.path} is refused: a key in it is too deep or too large")
-
-    def load_setitem(self) -> None:
-        """One entry of a dictionary."""
-        self.check_keys(self.stack[-2:-1])
-        super().load_setitem()  # type: ignore[misc]
-
-    def load_setitems(self) -> None:
-        """Entries of a dictionary."""
-        self.check_keys(self.stack[::2])
-        super().load_setitems()  # type: ignore[misc]
-
-    dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
