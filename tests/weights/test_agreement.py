@@ -6,8 +6,10 @@ large, so that a wrong table cannot pass: one is planted below.
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import dino
+from dino.files import UserError
 from dino.weights import key_maps as dialects
+from dino.weights.load import read_checkpoint
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 
@@ -50,6 +54,9 @@ def photo(tmp_path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------ timm
+PLAIN_VITS = ("vit_tiny_patch16_224", "vit_small_patch8_224")
+
+
 def timm_folder(folder: Path, name: str, **arguments: Any) -> tuple[Any, Path]:
     timm = pytest.importorskip("timm")
     network = scrambled(timm.create_model(name, num_classes=0, **arguments))
@@ -69,6 +76,10 @@ def timm_folder(folder: Path, name: str, **arguments: Any) -> tuple[Any, Path]:
         ("vit_small_patch8_224", {"img_size": 72, "depth": 2}),
         ("xcit_nano_12_p16_224", {}),
         ("resnet50", {}),
+        ("resnetaa50", {}),  # the keys and shapes of resnet50
+        ("resnet18", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("vit_wee_patch16_reg1_gap_256", {}),
         ("mobilenetv3_small_050", {"in_chans": 3}),
     ],
 )
@@ -77,7 +88,8 @@ def test_timm(name: str, arguments: dict[str, Any], tmp_path: Path, photo: Path)
     theirs, folder = timm_folder(tmp_path / "model", name, **arguments)
     ours = dino.load(folder)
     assert ours.origin["dialect"] == "timm"
-    size = arguments.get("img_size", 224)
+    assert ours.spec["arch"].startswith("timm:") != (name in ("resnet50", *PLAIN_VITS))
+    size = arguments.get("img_size", theirs.pretrained_cfg["input_size"][1])
     images = torch.randn(2, 3, size, size)
     assert_close(ours(images), theirs(images))
     if "img_size" in arguments:  # their transform is for 224, which this network does not take
@@ -89,6 +101,45 @@ def test_timm(name: str, arguments: dict[str, Any], tmp_path: Path, photo: Path)
     assert_close(torch.from_numpy(ours.embed([photo])), theirs(picture[None]))
 
 
+@pytest.mark.parametrize("name", ["resnetaa50", "resnet18"])
+@torch.inference_mode()
+def test_a_training_checkpoint_that_names_timms_architecture(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    theirs = scrambled(timm.create_model(name, num_classes=0))
+    path = tmp_path / "last.pth.tar"
+    content = {"arch": name, "state_dict": theirs.state_dict(), "args": argparse.Namespace()}
+    torch.save(content, path)
+    ours = dino.load(path)
+    images = torch.randn(1, 3, 64, 64)
+    assert ours.spec == {"arch": f"timm:{name}"}
+    assert_close(ours(images), theirs(images))
+    torch.save({**content, "args": argparse.Namespace(model=name, gp="max")}, path)
+    with pytest.raises(UserError, match="arguments of timm that dino does not follow: global_pool"):
+        dino.load(path)
+    del content["arch"]
+    torch.save(content, path)
+    if name == "resnet18":
+        with pytest.raises(
+            UserError, match=r'another ResNet: name it in a config.json .*"resnet18"'
+        ):
+            dino.load(path)
+    else:  # nothing in the file tells it from ResNet-50
+        assert "resnetaa50" in " ".join(read_checkpoint(path).warnings)
+
+
+def test_another_activation_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks with the same keys whose features differ in the fourth digit."""
+    timm = pytest.importorskip("timm")
+    arguments = {"depth": 1, "img_size": 32}
+    tanh = partial(nn.GELU, approximate="tanh")
+    plain = timm_folder(tmp_path / "model", "vit_tiny_patch16_224", **arguments)[1]
+    assert dino.load(plain).spec["arch"] == "vit_small"
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: create(*a, act_layer=tanh, **k))
+    with pytest.raises(UserError, match="dino does not follow: depth"):
+        dino.load(plain)
+
+
 @pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "xcit_tiny_12_p8_224"])
 @torch.inference_mode()
 def test_official_xcit_through_timm(name: str, tmp_path: Path) -> None:
@@ -96,7 +147,7 @@ def test_official_xcit_through_timm(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     theirs = scrambled(timm.create_model(name, num_classes=0))
     named = {f"network.{key}": tensor for key, tensor in theirs.state_dict().items()}
-    official = dialects.from_ours(named, "official", {"arch": f"timm:{name}"})
+    official = dialects.from_dino(named, "official", {"arch": f"timm:{name}"})
     assert "pos_embeder.token_projection.weight" in official
     teacher = {f"backbone.{key}": tensor for key, tensor in official.items()}
     torch.save({"teacher": teacher}, tmp_path / "w.pth")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import small
@@ -20,13 +22,14 @@ from dino.files import UserError
 from dino.models.head import Head
 from dino.train.loop import train
 from dino.train.recipes import demo
-from dino.weights.infer_spec import head_of, inflate
-from dino.weights.key_maps import from_ours
+from dino.weights.adapt import inflate
+from dino.weights.infer_spec import head_of
+from dino.weights.key_maps import from_dino
 from dino.weights.load import (
     fingerprint,
     load,
     load_strictly,
-    misfits,
+    mismatches,
     read_checkpoint,
     read_linear,
     save,
@@ -123,13 +126,13 @@ def test_a_prefix_in_the_middle_is_a_name(tmp_path: Path) -> None:
 
 def test_a_network_that_is_not_there(tmp_path: Path) -> None:
     torch.save(dino.create("vit_tiny", **TINY).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match="holds no student: ask for the teacher"):
+    with pytest.raises(UserError, match=r"holds no student, but a teacher \(network=teacher\)"):
         load(tmp_path / "w.pth", network="student", heads=2)
     full(tmp_path / "full.pth")
     content = torch.load(tmp_path / "full.pth", weights_only=False)
     del content["teacher"]
     torch.save(content, tmp_path / "full.pth")
-    with pytest.raises(UserError, match="holds no teacher: ask for the student"):
+    with pytest.raises(UserError, match=r"holds no teacher, but a student \(network=student\)"):
         load(tmp_path / "full.pth", heads=2)
     assert load(tmp_path / "full.pth", network="student", heads=2).embed_dim == 24
 
@@ -180,7 +183,7 @@ def test_the_head_of_the_released_resnet50(tmp_path: Path) -> None:
     backbone = dino.create("resnet50")
     theirs = nn.Sequential(nn.Linear(2048, 12), nn.BatchNorm1d(12), nn.GELU(), nn.Linear(12, 8))
     last = nn.Linear(8, 16, bias=False)
-    published = from_ours(backbone.state_dict(), "official", backbone.spec)
+    published = from_dino(backbone.state_dict(), "official", backbone.spec)
     tensors = {
         **prefixed("module.backbone.", published),
         **prefixed("module.head.mlp.", theirs.state_dict()),
@@ -205,11 +208,92 @@ def test_the_head_of_the_released_resnet50(tmp_path: Path) -> None:
 
 def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
     backbone = dino.create("resnet50")
-    published = from_ours(backbone.state_dict(), "official", backbone.spec)
+    published = from_dino(backbone.state_dict(), "official", backbone.spec)
     old = {n: t for n, t in published.items() if not n.endswith("num_batches_tracked")}
     assert len(old) < len(published)
     torch.save(old, tmp_path / "w.pth")
     assert fingerprint(load(tmp_path / "w.pth")) == fingerprint(backbone)
+
+
+# ------------------------------------------------------------------------------------ assumptions
+def vit_s(folder: Path, **changes: Tensor) -> Path:
+    """A ViT of width 384 without anything that states its heads."""
+    tensors = dino.create("vit_small", depth=1, patch_size=8, image_size=16).state_dict()
+    torch.save({**tensors, **changes}, folder / "w.pth")
+    return folder / "w.pth"
+
+
+def test_assumed_heads_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = vit_s(tmp_path)
+    assert load(path).spec["heads"] == 6
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "6 attention heads are assumed, as usual at width 384" in message
+    assert read_checkpoint(path).notes == read_checkpoint(path).warnings != ()
+    caplog.clear()
+    assert load(path, heads=12).spec["heads"] == 12
+    assert caplog.records == []
+    full(tmp_path / "full.pth")
+    assert "norm_last_layer" not in str(read_checkpoint(tmp_path / "full.pth", heads=2).warnings)
+
+
+def test_mocos_position_embedding_leaves_the_heads_open(tmp_path: Path) -> None:
+    """MoCo-v3's ViT-S has 12 heads of 32 numbers and a fixed embedding, zero for the CLS token."""
+    positions = torch.randn(1, 5, 384)
+    positions[:, 0] = 0
+    path = vit_s(tmp_path, pos_embed=positions)
+    with pytest.raises(UserError, match=r"MoCo-v3's .* 12 attention heads and not 6: .*heads=N"):
+        load(path)
+    assert load(path, heads=12).spec["heads"] == 12
+
+
+def test_several_networks_in_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = [dino.create("vit_tiny", **TINY) for _ in range(2)]
+    first, second = (network.state_dict() for network in made)
+    for keys in (("model", "model_ema"), ("state_dict", "state_dict_ema"), ("model", "other")):
+        optimizer = {"state": {}, "param_groups": []}
+        ema = prefixed("module.", second)
+        content = {keys[1]: ema, keys[0]: first, "optimizer": optimizer, "epoch": 3}
+        torch.save(content, tmp_path / "w.pth")
+        caplog.clear()
+        assert fingerprint(load(tmp_path / "w.pth", heads=2)) == fingerprint(made[0])
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert f"{keys[0]} was read, not {keys[1]} of the same file" in message
+        chosen = load(tmp_path / "w.pth", network=keys[1], heads=2)
+        assert fingerprint(chosen) == fingerprint(made[1])
+        assert chosen.origin is not None
+        assert chosen.origin["network"] == keys[1]
+        with pytest.raises(UserError, match=f"no network 'average'; it holds {keys[0]}, {keys[1]}"):
+            load(tmp_path / "w.pth", network="average", heads=2)
+    torch.save({"weights": second, "epoch": 3}, tmp_path / "w.pth")  # one, under another name
+    assert fingerprint(load(tmp_path / "w.pth", heads=2)) == fingerprint(made[1])
+
+
+@torch.inference_mode()
+def test_foreign_weights_of_four_channels_read_images(tmp_path: Path) -> None:
+    torch.save(dino.create("vit_tiny", channels=4, **TINY).state_dict(), tmp_path / "w.pth")
+    assert "images of 4 channels" in " ".join(read_checkpoint(tmp_path / "w.pth", heads=2).warnings)
+    network = load(tmp_path / "w.pth", heads=2)
+    assert network.preprocessing.mean == (0.485, 0.456, 0.406, 0.485)
+    assert network.preprocessing.pixels.channels == 4
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).integers(0, 99, (40, 50, 4), np.uint8))
+    assert network.embed([tmp_path / "image.npy"]).shape == (1, 24)
+
+
+def test_keys_that_are_no_names(tmp_path: Path) -> None:
+    tensors = dino.create("vit_tiny", **TINY).state_dict()
+    for key in (3, ("a", "b"), "line\nbreak" * 99):
+        torch.save({"state_dict": {**tensors, key: torch.zeros(1)}}, tmp_path / "w.pth")
+        with pytest.raises(UserError) as caught:
+            load(tmp_path / "w.pth", heads=2)
+        assert len(str(caught.value)) < 500
+        assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_a_checkpoint_is_no_path(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "LAST").write_text(str(run / "checkpoints"))
+    with pytest.raises(UserError, match="names no checkpoint beside it"):
+        read_checkpoint(tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------ our own runs
@@ -263,7 +347,7 @@ def test_an_incomplete_checkpoint_of_a_run(run: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "teacher.safetensors").write_bytes(
         (run / "teacher.safetensors").read_bytes()
     )
-    with pytest.raises(UserError, match=r"no whole checkpoint of a run"):
+    with pytest.raises(UserError, match=r"no complete checkpoint of a run"):
         read_checkpoint(step)
     parts = read_checkpoint(tmp_path / "run")  # no LAST: the teacher is all there is
     assert parts.student is None
@@ -291,7 +375,7 @@ def test_weights_of_other_networks_are_refused(tmp_path: Path) -> None:
     assert "no square grid" in refused({"pos_embed": torch.zeros(1, 9, 24)})
     assert "has the shape (10, 24)" in refused({"pos_embed": torch.zeros(10, 24)})
     assert "cls_token is (1, 2, 24), not" in refused({"cls_token": torch.zeros(1, 2, 24)})
-    assert "heads of its width 24 cannot be told" in refused({}, heads=None)
+    assert "attention heads is unknown (width 24)" in refused({}, heads=None)
     assert "not a multiple of heads" in refused({}, heads=7)
     assert "has no position embedding" in refused_of_resnet(tmp_path)
     torch.save({"encoder.0.weight": gamma, "decoder.bias": gamma}, tmp_path / "other.pth")
@@ -309,10 +393,10 @@ def refused_of_resnet(folder: Path) -> str:
 def test_misfits_are_all_listed() -> None:
     backbone = dino.create("vit_tiny", **TINY)
     tensors = dict(backbone.state_dict())
-    assert misfits(backbone, tensors) == {}
+    assert mismatches(backbone, tensors) == {}
     for index in range(2):
         tensors[f"hat.{index}"] = tensors.pop(f"blocks.{index}.norm1.weight")
-    found = misfits(backbone, tensors)
+    found = mismatches(backbone, tensors)
     assert found["missing"] == ["blocks.0.norm1.weight", "blocks.1.norm1.weight"]
     assert found["unexpected"] == ["hat.0", "hat.1"]
 
@@ -364,6 +448,10 @@ def test_linear_classifiers(tmp_path: Path) -> None:
         found_weight, found_bias = read_linear(tmp_path / name)
         assert torch.equal(found_weight, weight)
         assert torch.equal(found_bias, bias)
+    torch.save({"state_dict": {"weight": weight.half(), "bias": bias.half()}}, tmp_path / "h.pth")
+    assert read_linear(tmp_path / "h.pth").weight.dtype == torch.float32
+    with pytest.raises(UserError, match="no weights at nowhere"):
+        read_linear("nowhere")
     with pytest.raises(UserError, match="is a linear classifier, not a network"):
         load(tmp_path / "official.pth")
     torch.save({"weight": weight, "bias": torch.zeros(4)}, tmp_path / "odd.pth")

@@ -93,7 +93,14 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for index in range(2):
         tensors[f"hat.{index}"] = tensors.pop(f"blocks.{index}.norm1.weight")
     torch.save(tensors, path)
-    out = said(capsys, "inspect", str(path), "--heads", "2")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(
+            ["weights", "inspect", str(path), "--heads", "2", "--json", str(tmp_path / "i.json")]
+        )
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert "do not fit the network: missing blocks.0.norm1.weight" in err
+    assert len(json.loads((tmp_path / "i.json").read_text())["fits"]) == 4
     for line in ("missing blocks.0.norm1.weight", "missing blocks.1", "unexpected hat.1"):
         assert f"teacher: {line}" in out
     assert "no weights at nowhere" in refused(capsys, "inspect", "nowhere")

@@ -121,6 +121,8 @@ def test_other_networks_of_timm_stay_timms(tmp_path: Path) -> None:
     adapted = dino.load(path, channels=1)
     assert adapted(torch.zeros(1, 1, 64, 64)).shape == (1, 1024)
     (path / "config.json").write_text(json.dumps({**config, "model_args": {"img_size": [96, 64]}}))
-    assert "not square" in refused(path)
+    assert "timm cannot build its mobilenetv3_small_050 (MobileNetV3" in refused(path)
+    vit = {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": [96, 64]}}
+    assert "not square" in refused(folder(tmp_path / "vit", vit))
     (path / "config.json").write_text(json.dumps({"architecture": name}))
     assert "unexpected network.classifier.bias" in refused(path)

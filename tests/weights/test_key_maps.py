@@ -14,7 +14,7 @@ from torch import Tensor
 import dino
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.weights.key_maps import LAYOUTS, detect, family_of, from_ours, layout_of, rows, to_ours
+from dino.weights.key_maps import LAYOUTS, detect, family_of, from_dino, layout_of, rows, to_dino
 from dino.weights.load import fingerprint, load, save
 
 DIALECTS = ("official", "timm", "transformers", "transformers5")
@@ -35,7 +35,7 @@ def vit(arch: str, patch: int, side: int) -> Backbone:
 
 def written(folder: Path, dialect: str, backbone: Backbone) -> Path:
     """`backbone` in a file as the dialect's own library leaves it."""
-    tensors = from_ours(backbone.state_dict(), dialect, backbone.spec)
+    tensors = from_dino(backbone.state_dict(), dialect, backbone.spec)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     folder.mkdir()
     if dialect == "official":
@@ -85,9 +85,9 @@ def test_round_trips_are_exact(
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_table_covers_a_whole_network(dialect: str) -> None:
     original = dino.create("vit_small")
-    theirs = from_ours(original.state_dict(), dialect, original.spec)
+    theirs = from_dino(original.state_dict(), dialect, original.spec)
     layout = layout_of(dialect, "vit")
-    ours, left_out = to_ours(theirs, layout)
+    ours, left_out = to_dino(theirs, layout)
     assert left_out == []
     assert ours.keys() == original.state_dict().keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in original.state_dict().items())
@@ -98,13 +98,13 @@ def test_a_table_covers_a_whole_network(dialect: str) -> None:
 @pytest.mark.parametrize("dialect", ["official", "timm", "torchvision"])
 def test_resnet50(dialect: str) -> None:
     original = scrambled(dino.create("resnet50"))
-    theirs = from_ours(original.state_dict(), dialect, original.spec)
+    theirs = from_dino(original.state_dict(), dialect, original.spec)
     assert "conv1.weight" in theirs
     theirs["fc.weight"], theirs["fc.bias"] = torch.zeros(5, 2048), torch.zeros(5)
     found = detect(theirs)
     assert found is not None
     assert found.dialect == "torchvision"  # by its classifier
-    ours, left_out = to_ours(theirs, found)
+    ours, left_out = to_dino(theirs, found)
     assert left_out == ["fc.bias", "fc.weight"]
     assert all(torch.equal(ours[name], tensor) for name, tensor in original.state_dict().items())
 
@@ -113,13 +113,13 @@ def test_official_xcit_is_timms() -> None:
     """The split of the class attention's qkv is the one that timm itself applies."""
     xcit = pytest.importorskip("timm.models.xcit")
     original = scrambled(dino.create("timm:xcit_nano_12_p16_224"))
-    official = from_ours(original.state_dict(), "official", original.spec)
+    official = from_dino(original.state_dict(), "official", original.spec)
     assert "cls_attn_blocks.1.attn.qkv.bias" in official
     assert "pos_embeder.token_projection.weight" in official
     found = detect(official)
     assert found is not None
     assert (found.dialect, found.family) == ("official", "xcit")
-    ours, _ = to_ours(official, found)
+    ours, _ = to_dino(official, found)
     assert ours.keys() == original.state_dict().keys()
     theirs = xcit.checkpoint_filter_fn(dict(official), original.network)
     for name, tensor in theirs.items():
@@ -137,10 +137,10 @@ def test_rows_are_joined_and_split() -> None:
 def test_an_incomplete_group_stays_as_it_is() -> None:
     """So that a strict load names what is there and what is not."""
     backbone = dino.create("vit_tiny", embed_dim=24, depth=1, heads=2)
-    theirs = from_ours(backbone.state_dict(), "transformers", backbone.spec)
+    theirs = from_dino(backbone.state_dict(), "transformers", backbone.spec)
     key = "encoder.layer.0.attention.attention.key.bias"
     del theirs[key]
-    ours, _ = to_ours(theirs, layout_of("transformers", "vit"))
+    ours, _ = to_dino(theirs, layout_of("transformers", "vit"))
     assert "blocks.0.attn.qkv.bias" not in ours
     assert key.replace("key", "query") in ours
     assert "blocks.0.attn.qkv.weight" in ours

@@ -79,8 +79,8 @@ def test_wrong_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         "missing.safetensors": "no weights at",
         "empty": "holds no teacher.safetensors",
         "text.safetensors": "neither safetensors nor a PyTorch checkpoint",
-        "cut.safetensors": "not a whole safetensors file",
-        "huge.safetensors": "not a whole safetensors file",
+        "cut.safetensors": "not a complete safetensors file",
+        "huge.safetensors": "not a complete safetensors file",
         "other.safetensors": "holds no network that dino knows: its first keys are x",
     }.items():
         with pytest.raises(UserError, match=words) as caught:

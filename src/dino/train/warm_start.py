@@ -22,10 +22,9 @@ from dino.models.position_embedding import Position
 from dino.settings import parsed
 from dino.train.config import OptimSettings, PretrainConfig
 from dino.train.run_folder import read_config
-from dino.weights.adapt import fitted
-from dino.weights.checkpoint import Parts
+from dino.weights.adapt import adapt_state_dict, channel_statistics
+from dino.weights.checkpoint import Checkpoint
 from dino.weights.files import file_hash
-from dino.weights.infer_spec import spread
 from dino.weights.load import load_strictly, read_checkpoint
 
 HeadChoice = Literal["auto", "new"]
@@ -64,7 +63,7 @@ class Initial:
     position: Position
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
-    parts: Parts | None = None
+    parts: Checkpoint | None = None
 
     def record(self) -> dict[str, Any]:
         """What `config.json` keeps."""
@@ -94,7 +93,7 @@ class Initial:
         student, teacher = parts.student or parts.teacher, parts.teacher or parts.student
         for network, part in ((distillation.student, student), (distillation.teacher, teacher)):
             assert part is not None, "a checkpoint holds at least one network"
-            backbone = fitted(part.backbone, network.backbone, self.position)
+            backbone = adapt_state_dict(part.backbone, network.backbone, self.position)
             load_strictly(network.backbone, backbone, parts.path)
             if self.kept_head and part.head is not None:
                 load_strictly(network.head, part.head.tensors, parts.path)
@@ -190,7 +189,9 @@ def _whole(spec: dict[str, Any]) -> dict[str, Any]:
     return {**defaults(spec["arch"]), **spec}
 
 
-def _model_settings(config: PretrainConfig, parts: Parts, given: frozenset[str]) -> dict[str, Any]:
+def _model_settings(
+    config: PretrainConfig, parts: Checkpoint, given: frozenset[str]
+) -> dict[str, Any]:
     """The architecture, which nothing can change."""
     own, implied = _whole(parts.spec), architecture(parts.spec["arch"])[1]
     for name in (*SIZES_OF_A_NETWORK, *(() if "position" in own else ("position",))):
@@ -208,19 +209,26 @@ def _model_settings(config: PretrainConfig, parts: Parts, given: frozenset[str])
     return {f"model.{name}": value for name, value in taken.items()}
 
 
-def _pixel_settings(config: PretrainConfig, parts: Parts, given: frozenset[str]) -> dict[str, Any]:
+def _pixel_settings(
+    config: PretrainConfig, parts: Checkpoint, given: frozenset[str]
+) -> dict[str, Any]:
     """Mean, deviation and range of the images that the weights know."""
     old, own = parts.preprocessing, parts.spec.get("channels", 3)
     channels = config.pixels.channels if "pixels.channels" in given else own
     taken: dict[str, Any] = {"channels": channels, "mean": old.mean, "std": old.std}
     if channels != own:
-        taken |= {"mean": spread(old.mean, channels), "std": spread(old.std, channels)}
+        taken |= {
+            "mean": channel_statistics(old.mean, channels),
+            "std": channel_statistics(old.std, channels),
+        }
     elif given.isdisjoint({"pixels.low", "pixels.high"}):
         taken |= {"low": old.pixels.low, "high": old.pixels.high, "page": old.pixels.page}
     return {f"pixels.{name}": value for name, value in taken.items()}
 
 
-def _own_head(config: PretrainConfig, parts: Parts, given: frozenset[str]) -> dict[str, Any] | None:
+def _own_head(
+    config: PretrainConfig, parts: Checkpoint, given: frozenset[str]
+) -> dict[str, Any] | None:
     """The settings of the weights' own head; None if they have none."""
     networks = [part for part in (parts.student, parts.teacher) if part is not None]
     if parts.head_options is None or any(part.head is None for part in networks):
@@ -266,7 +274,7 @@ def _preprocessing(config: PretrainConfig, own: Preprocessing) -> Preprocessing:
 
 # ------------------------------------------------------------------------------------ words
 def _notes(
-    initial: Initial, parts: Parts, before: PretrainConfig, after: PretrainConfig
+    initial: Initial, parts: Checkpoint, before: PretrainConfig, after: PretrainConfig
 ) -> list[str]:
     both = parts.student is not None and parts.teacher is not None
     holds = ["student and teacher" if both else "one network as student and teacher"]
@@ -284,7 +292,7 @@ def _notes(
     return notes + _conversions(initial, parts, after)
 
 
-def _conversions(initial: Initial, parts: Parts, config: PretrainConfig) -> list[str]:
+def _conversions(initial: Initial, parts: Checkpoint, config: PretrainConfig) -> list[str]:
     notes = []
     channels = parts.spec.get("channels", 3)
     if channels != config.pixels.channels:

@@ -1,62 +1,63 @@
-"""What a checkpoint holds, whoever wrote it: student, teacher, heads and center under our names.
+"""What a checkpoint holds, whoever wrote it: student, teacher, heads and center under dino's names.
 
-Readable are our run folders, their checkpoints and files, and what `dialects` lists.
+Readable are our run folders, their checkpoints and files, and the layouts of `key_maps`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.weights.files import (
     Container,
+    dino_metadata,
     file_hash,
     open_container,
-    own_metadata,
     read_header,
     read_safetensors,
+    regular_file,
+    state_dict,
 )
-from dino.weights.foreign_config import find_layout, hints_of, preprocessing_of
-from dino.weights.infer_spec import HeadParts, head_of, spec_of
-from dino.weights.key_maps import to_ours
-
-WhichNetwork = Literal["teacher", "student"]
+from dino.weights.foreign_config import find_layout, hints_of, preprocessing_of, timm_config
+from dino.weights.infer_spec import HeadState, head_of, spec_of
+from dino.weights.key_maps import detect, to_dino
+from dino.weights.safe_pickle import attributes
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
-"""Keys under which trainers keep a network's tensors."""
+"""Keys under which trainers write a network's tensors, the first choice first."""
+CHOOSE = "`dino weights convert --network NAME` writes another one (in Python: network=)"
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and `torch.compile` put before every key."""
 
 
 @dataclass(frozen=True)
-class Part:
+class NetworkState:
     """One network of a checkpoint.
 
     Attributes:
-        backbone: its state dict under our names.
+        backbone: its state dict under dino's names.
         head: its projection head, if the checkpoint has it.
-        left_out: keys of the file that no feature depends on, such as a classifier's.
+        ignored: keys of the file that no feature depends on, such as a classifier's.
     """
 
     backbone: dict[str, Tensor]
-    head: HeadParts | None = None
-    left_out: tuple[str, ...] = ()
+    head: HeadState | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Parts:
+class Checkpoint:
     """A checkpoint, ready for `dino.create(**spec)`.
 
     Attributes:
         path: the file it was read from (of several, the teacher's).
-        dialect: dino, or one of `dialects`.
+        dialect: dino, or one of `key_maps`.
         spec: the arguments of `dino.create`.
         preprocessing: the transform that belongs to the weights.
         teacher: the network that features are taken from. A file of a single network is this one:
@@ -65,81 +66,87 @@ class Parts:
         center: [K], subtracted from the teacher's logits; the published files of ResNet-50 and of
             single networks have none.
         head_options: arguments of `dino.models.head.Head` for the heads: those that tensors show,
-            and `fixed_norm` and `activation` where the checkpoint says them. None without heads.
-        about: what our own files say of themselves.
-        notes: sentences for the user on what was changed or left out.
+            and `fixed_norm` and `activation` where the checkpoint states them. None without heads.
+        about: the writer's description, in dino's files.
+        notes: sentences on what was changed, ignored or assumed.
+        warnings: those of `notes` that a wrong assumption could make wrong.
     """
 
     path: Path
     dialect: str
     spec: dict[str, Any]
     preprocessing: Preprocessing
-    teacher: Part | None
-    student: Part | None = None
+    teacher: NetworkState | None
+    student: NetworkState | None = None
     center: Tensor | None = None
     head_options: dict[str, Any] | None = None
     about: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
-    def network(self, which: WhichNetwork) -> Part:
-        """Student or teacher.
+    def network(self, name: str) -> NetworkState:
+        """The student; by any other name the teacher, which a named network of a file is.
 
         Raises:
             UserError: if the checkpoint does not have it.
         """
-        part = self.teacher if which == "teacher" else self.student
-        if part is None:
-            other = "student" if which == "teacher" else "teacher"
-            raise UserError(f"{self.path} holds no {which}: ask for the {other}")
-        return part
+        found, other = self.teacher, "student"
+        if name == "student":
+            found, other = self.student, "teacher"
+        if found is None:
+            raise UserError(f"{self.path} holds no {name}, but a {other} (network={other})")
+        return found
 
-    def origin(self, which: WhichNetwork) -> dict[str, str]:
+    def origin(self, name: str) -> dict[str, str]:
         """Dialect, file and its SHA-256, and which network, for the provenance of results."""
-        path = self.path.with_name("student.safetensors") if self._in_files(which) else self.path
+        path = self.path
+        if name == "student" and (path.parent / "state.json").exists():
+            path = path.with_name("student.safetensors")
         return {
             "dialect": self.dialect,
-            "network": which,
+            "network": name,
             "file": path.name,
             "file_sha256": file_hash(path),
         }
 
-    def _in_files(self, which: WhichNetwork) -> bool:
-        return which == "student" and (self.path.parent / "state.json").exists()
 
-
-def read_parts(path: Path, heads: int | None = None) -> Parts:
-    """Everything that a checkpoint holds.
+def read(path: Path, heads: int | None = None, network: str = "teacher") -> Checkpoint:
+    """Read everything that a checkpoint holds.
 
     Args:
         path: a run folder, one of its checkpoints, the folder of a model of timm or transformers,
             or a file of weights.
-        heads: attention heads of a ViT whose file cannot tell (see `architecture`).
+        heads: attention heads of a ViT whose file does not state them.
+        network: teacher or student, or one of several networks in a file by its key.
 
     Raises:
         UserError: if it is none of these, in one sentence.
     """
     folder = path if path.is_dir() else path.parent
     if (folder / "state.json").exists():
-        return _own_step(folder, folder.parent.parent / "teacher.safetensors")
+        _check_network(network)
+        return _run_checkpoint(folder, folder.parent.parent / "teacher.safetensors")
     if path.is_dir() and (path / "teacher.safetensors").exists():
         if (step := last_step(path / "checkpoints")) is not None:
-            return _own_step(step, path / "teacher.safetensors")
+            _check_network(network)
+            return _run_checkpoint(step, path / "teacher.safetensors")
         path = path / "teacher.safetensors"
     container = open_container(path)
-    known = own_metadata(container.metadata, container.path)
-    if known is not None:
-        return Parts(
-            container.path,
-            "dino",
-            known["spec"],
-            Preprocessing.from_dict(known["preprocessing"]),
-            Part(container.content),
-            about=known["about"],
-        )
-    return _foreign(container, heads)
+    metadata = dino_metadata(container.metadata, container.path)
+    if metadata is None:
+        return _foreign(container, heads, network)
+    _check_network(network)
+    return Checkpoint(
+        container.path,
+        "dino",
+        metadata["spec"],
+        Preprocessing.from_dict(metadata["preprocessing"]),
+        NetworkState(container.content),
+        about=metadata["about"],
+    )
 
 
-# ------------------------------------------------------------------------------------ our own
+# ------------------------------------------------------------------------------------ dino's runs
 def last_step(checkpoints: Path) -> Path | None:
     """The checkpoint that the file LAST of a run's folder `checkpoints` names; None without LAST.
 
@@ -149,7 +156,7 @@ def last_step(checkpoints: Path) -> Path | None:
     pointer = checkpoints / "LAST"
     if not pointer.exists():
         return None
-    name = pointer.read_bytes()[:100].decode(errors="replace").strip()
+    name = regular_file(pointer).read_bytes()[:100].decode(errors="replace").strip()
     complete = sorted(path.parent.name for path in checkpoints.glob("step_*/state.json"))
     if name not in complete:
         raise UserError(
@@ -159,68 +166,74 @@ def last_step(checkpoints: Path) -> Path | None:
     return checkpoints / name
 
 
-def _own_step(step: Path, teacher: Path) -> Parts:
+def _check_network(name: str) -> None:
+    if name not in ("teacher", "student"):
+        raise UserError(f"network must be teacher or student for files of dino, not {name!r}")
+
+
+def _run_checkpoint(step: Path, teacher: Path) -> Checkpoint:
     """A checkpoint of a run; the architecture stands in the run's `teacher.safetensors`."""
     if not teacher.exists():
         raise UserError(f"{teacher} is missing, which names the architecture of {step.name}")
-    known = own_metadata(read_header(teacher), teacher)
+    metadata = dino_metadata(read_header(teacher), teacher)
     files = {name: step / f"{name}.safetensors" for name in ("teacher", "student", "loss")}
     absent = [path.name for path in files.values() if not path.exists()]
-    if known is None or absent:
-        raise UserError(f"{step} is no whole checkpoint of a run: {absent or teacher} is amiss")
+    if metadata is None or absent:
+        missing = ", ".join(absent) or f"the architecture in {teacher}"
+        raise UserError(f"{step} is no complete checkpoint of a run: {missing} is missing")
     tensors = {name: read_safetensors(path)[0] for name, path in files.items()}
     config = teacher.parent / "config.json"
     settings = read_json(config).get("defining", {}) if config.exists() else {}
-    said = {name: settings.get(f"head.{name}") for name in ("fixed_norm", "activation")}
-    parts = {name: _split(tensors[name], step) for name in ("teacher", "student")}
-    return Parts(
+    stated = {name: settings.get(f"head.{name}") for name in ("fixed_norm", "activation")}
+    teacher_state, student_state = (
+        NetworkState(backbone, head_of(head) if head else None)
+        for backbone, head in (_split(tensors[name], step) for name in ("teacher", "student"))
+    )
+    return Checkpoint(
         files["teacher"],
         "dino",
-        known["spec"],
-        Preprocessing.from_dict(known["preprocessing"]),
-        _part(*parts["teacher"]),
-        _part(*parts["student"]),
+        metadata["spec"],
+        Preprocessing.from_dict(metadata["preprocessing"]),
+        teacher_state,
+        student_state,
         tensors["loss"].get("center"),
-        _head_options(parts["student"][1], said),
-        known["about"],
+        _head_options(student_state.head, stated),
+        metadata["about"],
     )
 
 
-def _part(backbone: dict[str, Tensor], head: dict[str, Tensor]) -> Part:
-    return Part(backbone, head_of(head) if head else None)
-
-
-def _head_options(head: dict[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not head:
-        return None
-    known = {name: value for name, value in said.items() if value is not None}
-    return {**head_of(head).options, **known}
+def _head_options(head: HeadState | None, stated: Mapping[str, Any]) -> dict[str, Any] | None:
+    known = {name: value for name, value in stated.items() if value is not None}
+    return None if head is None else {**head.options, **known}
 
 
 # ------------------------------------------------------------------------------------ foreign
-def _foreign(container: Container, heads: int | None) -> Parts:
+def _foreign(container: Container, heads: int | None, network: str) -> Checkpoint:
     path, content = container.path, container.content
-    split = {name: _split(tensors, path) for name, tensors in _networks(content).items()}
-    main: WhichNetwork = "teacher" if "teacher" in split else "student"
+    states, warnings = _networks(content, network, path)
+    split = {name: _split(tensors, path) for name, tensors in states.items()}
+    main = "teacher" if "teacher" in split else "student"
+    arguments = attributes(content.get("args"))
+    if not container.config and isinstance(content.get("arch"), str):
+        container = replace(container, config=timm_config(content["arch"], arguments))
     layout = find_layout(split[main][0], container)
     try:
-        translated = {name: to_ours(part[0], layout) for name, part in split.items()}
+        translated = {name: to_dino(backbone, layout) for name, (backbone, _) in split.items()}
         hints = {**hints_of(container, layout), **({"heads": heads} if heads else {})}
-        spec = spec_of(layout.family, translated[main][0], hints)
-        preprocessing = preprocessing_of(container, layout, spec)
+        spec, assumed = spec_of(layout.family, translated[main][0], hints)
+        preprocessing, added = preprocessing_of(container, layout, spec)
         networks = {
-            name: Part(
-                _with_counters(tensors),
-                head_of(split[name][1]) if split[name][1] else None,
-                tuple(left_out),
+            name: NetworkState(
+                tensors, head_of(split[name][1]) if split[name][1] else None, tuple(ignored)
             )
-            for name, (tensors, left_out) in translated.items()
+            for name, (tensors, ignored) in translated.items()
         }
     except UserError as error:
         kind = f"{layout.dialect} {layout.family}"
         raise UserError(f"{path} looks like weights of {kind}, but {error}") from None
-    said = {"fixed_norm": getattr(content.get("args"), "norm_last_layer", None)}
-    return Parts(
+    warnings += [*assumed, *added]
+    stated = {"fixed_norm": arguments.get("norm_last_layer")}
+    return Checkpoint(
         path,
         layout.dialect,
         spec,
@@ -228,52 +241,61 @@ def _foreign(container: Container, heads: int | None) -> Parts:
         networks.get("teacher"),
         networks.get("student"),
         _center(content),
-        _head_options(split[main][1], said),
+        _head_options(networks[main].head, stated),
         container.exported().get("about", {}),
-        _notes(networks),
+        (*warnings, *_notes(networks)),
+        tuple(warnings),
     )
 
 
-def _networks(content: dict[str, Any]) -> dict[WhichNetwork, Any]:
-    """The state dicts of a file: student and teacher, or the only one, which is the teacher."""
-    names: tuple[WhichNetwork, ...] = ("teacher", "student")
-    found = {name: content[name] for name in names if isinstance(content.get(name), dict)}
-    if found:
-        return found
-    wrapped = [content[name] for name in WRAPPERS if isinstance(content.get(name), dict)]
-    return {"teacher": wrapped[0] if wrapped else content}
+def _networks(
+    content: dict[str, Any], network: str, path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The state dicts of a file, student and teacher or one alone, and a note if there are more."""
+    both = {name: content[name] for name in ("teacher", "student") if name in content}
+    if network in ("teacher", "student") and any(isinstance(v, dict) for v in both.values()):
+        return {name: value for name, value in both.items() if isinstance(value, dict)}, []
+    names = list(dict.fromkeys([*WRAPPERS, *content]))
+    found = [name for name in names if _is_network(content.get(name))]
+    if network not in ("teacher", "student"):
+        if network not in found:
+            names_found = ", ".join(found) or "a single one without a name"
+            raise UserError(f"{path} holds no network {network!r}; it holds {names_found}")
+        return {"teacher": content[network]}, []
+    if len(found) > 1:
+        note = f"{found[0]} was read, not {' or '.join(found[1:])} of the same file: {CHOOSE}"
+        return {"teacher": content[found[0]]}, [note]
+    found = found or [name for name in WRAPPERS if isinstance(content.get(name), dict)]
+    return {"teacher": content[found[0]] if found else content}, []
 
 
-def _split(tensors: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Backbone and head of a network's state dict, prefixes removed where every key has them."""
-    if not isinstance(tensors, dict) or not tensors:
-        raise UserError(f"{path} holds no tensors")
-    odd = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
-    if odd:
-        known = ", ".join(map(str, odd[:3]))
-        raise UserError(f"{path} holds other things than tensors ({known}): is it a checkpoint?")
-    plain: dict[str, Tensor] = {name: tensor.detach() for name, tensor in tensors.items()}
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in plain)), None):
-        plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
-    if not any(name.startswith("backbone.") for name in plain):
-        if any(name.startswith("vit.") for name in plain):  # transformers' ViTFor...
-            plain = {name.removeprefix("vit."): tensor for name, tensor in plain.items()}
-        return plain, {}
-    head = {n.removeprefix("head."): t for n, t in plain.items() if n.startswith("head.")}
+def _is_network(value: Any) -> bool:
+    """Whether a value of a file is the state dict of a network that dino knows."""
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        return False
+    return detect(_backbone_and_head(value)[0]) is not None
+
+
+def _split(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Backbone and head of a network's state dict."""
+    return _backbone_and_head(state_dict(content, path))
+
+
+def _backbone_and_head(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both without their prefixes, where every key has them."""
+    while tensors and (
+        prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None)
+    ):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if not any(name.startswith("backbone.") for name in tensors):
+        if any(name.startswith("vit.") for name in tensors):  # transformers' ViTFor...
+            tensors = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
+        return tensors, {}
+    head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
     backbone = {
-        n.removeprefix("backbone."): t for n, t in plain.items() if not n.startswith("head.")
+        n.removeprefix("backbone."): t for n, t in tensors.items() if not n.startswith("head.")
     }
     return backbone, head
-
-
-def _with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the counters of batch norm, which files from before PyTorch 0.4.1 lack."""
-    counters = {
-        name.replace("running_mean", "num_batches_tracked"): torch.zeros((), dtype=torch.int64)
-        for name in tensors
-        if name.endswith("running_mean")
-    }
-    return {**counters, **tensors}
 
 
 def _center(content: Mapping[str, Any]) -> Tensor | None:
@@ -282,11 +304,11 @@ def _center(content: Mapping[str, Any]) -> Tensor | None:
     return center.detach().flatten() if isinstance(center, Tensor) else None
 
 
-def _notes(networks: Mapping[WhichNetwork, Part]) -> tuple[str, ...]:
+def _notes(networks: Mapping[str, NetworkState]) -> tuple[str, ...]:
     notes: dict[str, None] = {}
-    for part in networks.values():
-        if part.left_out:
-            notes[f"left out, since no feature depends on it: {', '.join(part.left_out)}"] = None
-        if part.head:
-            notes.update(dict.fromkeys(part.head.notes))
+    for state in networks.values():
+        if state.ignored:
+            notes[f"ignored, since no feature depends on it: {', '.join(state.ignored)}"] = None
+        if state.head:
+            notes.update(dict.fromkeys(state.head.notes))
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""`dino weights`: what there is, what a file holds, downloads, conversions."""
+"""`dino weights`: list, fetch, inspect and convert weights."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from tyro.conf import Positional
 
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, atomic_json, check_output
+from dino.models.backbone import Backbone
 from dino.models.create import create
 from dino.models.position_embedding import Position
 from dino.progress import Console
-from dino.weights.checkpoint import Part, Parts, WhichNetwork
+from dino.weights.checkpoint import Checkpoint, NetworkState
 from dino.weights.download import cached_path, fetch, source_url
-from dino.weights.export.command import Export, write
+from dino.weights.export.command import Export, check, write
 from dino.weights.files import file_hash
-from dino.weights.load import load, misfits, read_checkpoint
+from dino.weights.load import check_state_dict, load, mismatches, read_checkpoint
 from dino.weights.published import CATALOGUE, LICENCE, LOADABLE, Kind, Published
 
 
 # ------------------------------------------------------------------------------------ list
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Show the published weights: what they are worth, and what of them is here."""
+    """Show the published weights: architectures, accuracies, and which are in the cache."""
 
     all: bool = False
     """Show every file with its URL instead: also classifiers, graphs, arguments and logs."""
     json: Path | None = None
-    """Also write it as JSON here, with URLs and places in the cache."""
+    """Also write it to this JSON file, with URLs and paths in the cache."""
 
 
 PREPROCESSING = (
@@ -121,7 +122,7 @@ def _row(published: Published) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ fetch
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Download published files into the cache; those that are there are checked."""
+    """Download published files into the cache; cached files are checked."""
 
     names: Positional[tuple[str, ...]]
     """Names that `dino weights list --all` shows."""
@@ -150,23 +151,26 @@ class Inspect:
 
     weights: Positional[str]
     """Run folder, file or folder of weights, or published name."""
+    network: str = "teacher"
+    """One of several networks in a file, by its key (such as model_ema)."""
     heads: int | None = None
-    """Attention heads of a ViT whose file does not tell."""
+    """Attention heads of a ViT whose file does not state them."""
     json: Path | None = None
-    """Also write it as JSON here."""
+    """Also write it to this JSON file."""
 
 
 def run_inspect(settings: Inspect) -> dict[str, Any]:
     """`dino weights inspect`: one table; keys that would not fit are all listed.
 
     Raises:
-        UserError: if the weights cannot be read at all.
+        UserError: if the weights cannot be read, or, after the table, if they do not fit.
     """
     if settings.json is not None:
         check_output(settings.json, option="--json")
-    found = inspect(read_checkpoint(settings.weights, heads=settings.heads))
-    if settings.json is not None:
-        atomic_json(settings.json, found)
+    checkpoint = read_checkpoint(settings.weights, heads=settings.heads, network=settings.network)
+    with torch.device("meta"):
+        backbone = create(**checkpoint.spec)
+    found = inspect(checkpoint, backbone)
     table = Table(title=str(settings.weights), show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -174,35 +178,43 @@ def run_inspect(settings: Inspect) -> dict[str, Any]:
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         table.add_row(name, "\n".join(text) if isinstance(text, list) else str(text))
     Console().print(table)
+    if settings.json is not None:
+        atomic_json(settings.json, found)
+    for state in _states(checkpoint).values():
+        check_state_dict(backbone, state.backbone, checkpoint.path)
     return found
 
 
-def inspect(parts: Parts) -> dict[str, Any]:
-    """What a checkpoint holds, in JSON-able words; `fits` says which keys would not fit."""
-    with torch.device("meta"):
-        backbone = create(**parts.spec)
-    networks = {"teacher": parts.teacher, "student": parts.student}
-    present = {name: part for name, part in networks.items() if part is not None}
-    origin = parts.origin("teacher" if parts.teacher is not None else "student")
+def _states(checkpoint: Checkpoint) -> dict[str, NetworkState]:
+    networks = {"teacher": checkpoint.teacher, "student": checkpoint.student}
+    return {name: state for name, state in networks.items() if state is not None}
+
+
+def inspect(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
+    """What a checkpoint holds, as JSON values; `fits` lists the keys that do not fit `backbone`."""
+    states = _states(checkpoint)
+    origin = checkpoint.origin(next(iter(states)))
     described: dict[str, Any] = {
         **{key: value for key, value in origin.items() if key != "network"},
-        "networks": list(present),
-        "architecture": parts.spec,
+        "networks": list(states),
+        "architecture": checkpoint.spec,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         **backbone.describe(),
     }
     return {
         **described,
-        "head": parts.head_options or "none",
-        "center": "none" if parts.center is None else f"of {len(parts.center)} prototypes",
-        "preprocessing": parts.preprocessing.to_dict(),
-        "fits": [line for name, part in present.items() for line in _fit(name, part, backbone)],
-        "notes": list(parts.notes),
+        "head": checkpoint.head_options or "none",
+        "center": "none"
+        if checkpoint.center is None
+        else f"of {len(checkpoint.center)} prototypes",
+        "preprocessing": checkpoint.preprocessing.to_dict(),
+        "fits": [line for name, state in states.items() for line in _fit(name, state, backbone)],
+        "notes": list(checkpoint.notes),
     }
 
 
-def _fit(name: str, part: Part, backbone: Any) -> list[str]:
-    found = misfits(backbone, part.backbone)
+def _fit(name: str, state: NetworkState, backbone: Backbone) -> list[str]:
+    found = mismatches(backbone, state.backbone)
     if not found:
         return [f"{name}: every key and shape"]
     return [f"{name}: {kind} {key}" for kind, keys in found.items() for key in keys]
@@ -211,7 +223,7 @@ def _fit(name: str, part: Part, backbone: Any) -> list[str]:
 # ------------------------------------------------------------------------------------ convert
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write weights in another dialect, adapted if asked: `dino export` for weights of others."""
+    """Write weights in another library's layout, for other channels or from a full checkpoint."""
 
     weights: Positional[str]
     """Run folder, file or folder of weights, or published name."""
@@ -219,14 +231,14 @@ class Convert:
     """safetensors (dino's own), official, timm or transformers."""
     out: Path
     """A folder for timm and transformers, else a file (.safetensors)."""
-    network: WhichNetwork = "teacher"
-    """The teacher, or the student of a full checkpoint."""
+    network: str = "teacher"
+    """The teacher, the student of a full checkpoint, or another network of a file by its key."""
     position: Position | None = None
     """Another way to resample the position embedding: reference or exact (ViTs only)."""
     channels: int | None = None
     """Adapt the first layer to images of so many channels."""
     heads: int | None = None
-    """Attention heads of a ViT whose file does not tell."""
+    """Attention heads of a ViT whose file does not state them."""
 
 
 def run_convert(settings: Convert) -> list[Path]:
@@ -236,6 +248,7 @@ def run_convert(settings: Convert) -> list[Path]:
         UserError: if the weights cannot be loaded, or the dialect has no such network.
     """
     export = Export(weights=settings.weights, format=settings.to, out=settings.out)
+    check(export)
     backbone = load(
         settings.weights,
         network=settings.network,

@@ -1,6 +1,6 @@
-"""What lies on the disk: a file of weights, or the folder of another library, read safely.
+"""Files of weights and the folders of other libraries, read safely.
 
-A container is known by its first bytes, never by its ending.
+The kind of a file is known by its first bytes, never by its ending.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +21,13 @@ from dino.files import UserError, read_json
 from dino.weights.safe_pickle import load_pickle
 
 FORMAT = 1
-"""Of our own files' metadata."""
+"""Version of the metadata in dino's files."""
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names under which timm and transformers keep a model's tensors in its folder."""
 CONFIG_LIMIT = 2**20
 """Bytes of a folder's JSON files."""
+HEADER_LIMIT = 8 * 2**20
+"""Bytes of the header of a safetensors file, some 100,000 tensors."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Container:
 
     Attributes:
         path: the file with the tensors.
-        content: what it holds: tensors, possibly in nested dictionaries with other values.
-        metadata: a safetensors file's own texts.
+        content: tensors, possibly in nested dictionaries with other values.
+        metadata: the texts in a safetensors file.
         config: the folder's `config.json` (timm, transformers), empty if there is none.
         preprocessor: its `preprocessor_config.json` (transformers), empty if there is none.
     """
@@ -46,19 +49,15 @@ class Container:
     preprocessor: dict[str, Any] = field(default_factory=dict)
 
     def exported(self) -> dict[str, Any]:
-        """What `dino export` noted in a file of another layout: spec, preprocessing, about."""
-        try:
-            found = json.loads(self.metadata.get("dino_export", "{}"))
-        except ValueError:
-            raise UserError(f"{self.path} has damaged metadata: copy it anew") from None
-        return found if isinstance(found, dict) else {}
+        """The metadata of `dino export` in a file of another layout: spec, preprocessing, about."""
+        return export_metadata(self.metadata, self.path)
 
 
 def open_container(path: Path) -> Container:
     """Read a file of weights, or the folder of a model of timm or transformers.
 
     Raises:
-        UserError: if it is nothing of the kind, not whole, or would execute something.
+        UserError: if it is nothing of the kind, damaged, or would execute something.
     """
     path = tensor_file(path)
     if is_safetensors(path):
@@ -68,13 +67,13 @@ def open_container(path: Path) -> Container:
         content, metadata = load_pickle(path), {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors by their names")
-    beside = path.parent if path.name in TENSOR_FILES else None
+    folder = path.parent if path.name in TENSOR_FILES else None
     return Container(
         path,
         content,
         metadata,
-        config=_small_json(beside, "config.json"),
-        preprocessor=_small_json(beside, "preprocessor_config.json"),
+        config=_small_json(folder, "config.json"),
+        preprocessor=_small_json(folder, "preprocessor_config.json"),
     )
 
 
@@ -82,19 +81,30 @@ def tensor_file(path: Path) -> Path:
     """The file with the tensors in a model's folder; a file is itself.
 
     Raises:
-        UserError: if a folder holds none, or has its tensors in several.
+        UserError: if a folder holds none or several, or if it is no regular file.
     """
     if not path.is_dir():
-        return path
+        return regular_file(path)
     for name in TENSOR_FILES:
         if (path / name).exists():
-            return path / name
+            return regular_file(path / name)
         if (path / f"{name}.index.json").exists():
-            raise UserError(f"{path} keeps its tensors in several files: save it as one first")
+            raise UserError(f"{path} has its tensors in several files: save it as one first")
     raise UserError(
         f"{path} holds no teacher.safetensors, {' or '.join(TENSOR_FILES)}: is it a run that has "
         "saved, or a model's folder?"
     )
+
+
+def regular_file(path: Path) -> Path:
+    """`path`, if it is a file that ends: pipes and devices may not.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file: give a file or folder of weights")
+    return path
 
 
 def is_safetensors(path: Path) -> bool:
@@ -108,46 +118,88 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata; the library checks every size of the header against the file first.
 
     Raises:
-        UserError: if the file is not whole.
+        UserError: if the file is damaged or its header is longer than `HEADER_LIMIT`.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from None
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without its tensors."""
+    """The metadata of a safetensors file; see `read_safetensors`."""
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        return metadata
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with regular_file(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if HEADER_LIMIT < length < path.stat().st_size:  # else the library finds it damaged
+        raise UserError(f"{path} has a header of {length:,} bytes, the limit is {HEADER_LIMIT:,}")
     try:
-        with safe_open(path, "pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            return metadata
+        with safe_open(path, "pt") as opened:
+            yield opened
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from None
+        raise UserError(f"{path} is not a complete safetensors file ({error})") from None
 
 
-def own_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
-    """What `dino.weights.load.save` wrote into a file's metadata; None if it wrote nothing.
+def dino_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
+    """The metadata that `dino.weights.load.save` writes; None if there is none.
 
     Raises:
         UserError: if it is damaged, or of a newer format.
     """
-    text = metadata.get("dino")
-    if text is None:
+    if "dino" not in metadata:
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(metadata["dino"])
         known: dict[str, Any] = {key: found[key] for key in ("spec", "preprocessing", "about")}
         version = found["format"]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} has damaged metadata ({error!r}): copy it anew") from None
+        raise UserError(f"{path} has damaged metadata ({error!r}): copy it again") from None
     if version != FORMAT:
         raise UserError(f"{path} is of format {version}: a newer dino wrote it, upgrade")
     if "width" in known["spec"]:  # as 0.1.0 wrote it
         known["spec"]["embed_dim"] = known["spec"].pop("width")
     return known
+
+
+def export_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The metadata of `dino export`: spec, preprocessing, about; empty if there is none.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        found = json.loads(metadata.get("dino_export", "{}"))
+    except ValueError:
+        raise UserError(f"{path} has damaged metadata: copy it again") from None
+    return found if isinstance(found, dict) else {}
+
+
+def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """`content`, if it is tensors by their names and nothing else.
+
+    Raises:
+        UserError: if it is not, or if a tensor claims more elements than the file holds.
+    """
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} holds no tensors")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{path} holds other things than tensors ({shown(name)}): is it a checkpoint?"
+            )
+        if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise UserError(f"{path} claims more elements of {shown(name)} than it holds")
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def shown(name: object) -> str:
+    """A name from a file for a message: on one line, of at most 80 characters."""
+    text = str(name)[:80] if isinstance(name, str) else f"a key that is a {type(name).__name__}"
+    return text if text.isprintable() else ascii(text)
 
 
 def file_hash(path: Path) -> str:
@@ -159,21 +211,16 @@ def file_hash(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _file_hash(path: Path, size: int, changed: int) -> str:
     digest = hashlib.sha256()
-    for block in _blocks(path):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(2**20):
-            yield block
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _small_json(folder: Path | None, name: str) -> dict[str, Any]:
     if folder is None or not (folder / name).exists():
         return {}
-    if (folder / name).stat().st_size > CONFIG_LIMIT:
+    if regular_file(folder / name).stat().st_size > CONFIG_LIMIT:
         raise UserError(f"{folder / name} is too large for a configuration")
     found = read_json(folder / name)
     if not isinstance(found, dict):

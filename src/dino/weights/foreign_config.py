@@ -1,7 +1,7 @@
-"""What the files of other libraries say beside their tensors: which network, which transform.
+"""What the files of other libraries state beside their tensors: which network, which transform.
 
-Positions are resampled as the library does it where the weights come from: transformers asks for
-the size itself (our `exact`), timm does so too but antialiases, the published code is `reference`.
+Positions are resampled as in the library that the weights come from: transformers resamples to the
+size itself (`exact`), timm does so too but antialiases, the published code is `reference`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
+from dino.models.create import create
 from dino.models.vit import SIZES
-from dino.weights.files import Container
-from dino.weights.key_maps import Layout, covers, detect, layout_of
+from dino.weights.adapt import for_channels
+from dino.weights.files import Container, shown
+from dino.weights.infer_spec import spec_of
+from dino.weights.key_maps import Layout, detect, from_dino, layout_of, to_dino
 
 TIMM_ARGUMENTS = {"img_size", "in_chans", "num_classes", "dynamic_img_size", "global_pool"}
-"""Arguments of `timm.create_model` that our networks of timm follow (the usual pooling only)."""
+"""Arguments of `timm.create_model` that `dino.create("timm:...")` follows (the usual pooling)."""
 TIMM_VIT_ARGUMENTS = {*TIMM_ARGUMENTS, "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
 """Those of its ViTs whose effect shows in the tensors, or in `hints_of`."""
+SAME = 2e-5
+"""Largest difference of two features that are computed alike, relative to the largest value."""
 
 
 def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
@@ -40,78 +45,107 @@ def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
         raise UserError(f"{path} is another model of transformers ({what}) than ViTModel with gelu")
     layout = detect(tensors)
     if "architecture" in config:
-        return _layout_of_timm(tensors, container, layout)
+        return _timm_layout(tensors, container, layout)
     if layout is not None:
         return layout
     if any(name.endswith("linear.weight") for name in tensors):
         raise UserError(
             f"{path} is a linear classifier, not a network: it is for `dino evaluate linear`"
         )
-    first = ", ".join(sorted(tensors)[:3])
+    first = ", ".join(shown(name) for name in sorted(tensors)[:3])
     raise UserError(f"{path} holds no network that dino knows: its first keys are {first}")
 
 
 def hints_of(container: Container, layout: Layout) -> dict[str, Any]:
-    """What tensors cannot tell: see `architecture.spec_of`."""
-    noted = _noted(container)
+    """What tensors do not show: see `infer_spec.spec_of`."""
+    exported = container.exported().get("spec", {})
+    exported = {**SIZES.get(exported.get("arch"), {}), **exported}
+    known = {key: exported[key] for key in ("heads", "norm_eps", "position") if key in exported}
     if layout.dialect.startswith("transformers"):
         return {
             "heads": container.config.get("num_attention_heads"),
             "norm_eps": container.config.get("layer_norm_eps", 1e-12),  # ViTConfig's default
             "position": "exact",
-            **noted,
+            **known,
         }
     if layout.dialect != "timm":
-        return noted
+        return known
     arguments = container.config.get("model_args", {})
-    said = {"image_size": "img_size", "channels": "in_chans", "heads": "num_heads"}
-    hints = {
-        "name": container.config["architecture"],
-        "position": "exact",
-        **{ours: _side(arguments[name]) for ours, name in said.items() if name in arguments},
-    }
-    if (network := _build_timm(container)) is not None and layout.family == "vit":
+    hints = {"name": container.config["architecture"], "position": "exact"}
+    if "in_chans" in arguments:
+        hints["channels"] = arguments["in_chans"]
+    network = _build_timm(container)
+    if hasattr(network, "patch_embed") and hasattr(network.patch_embed, "img_size"):
+        hints["image_size"] = _side(network.patch_embed.img_size)
+    if network is not None and layout.family == "vit":
         hints |= {"heads": network.blocks[0].attn.num_heads, "norm_eps": network.norm.eps}
-    return {**hints, **noted}
+    return {**hints, **known}
 
 
 def preprocessing_of(
     container: Container, layout: Layout, spec: Mapping[str, Any]
-) -> Preprocessing:
-    """The transform that belongs to foreign weights; the paper's where nothing is said.
+) -> tuple[Preprocessing, list[str]]:
+    """The transform that belongs to foreign weights, and what was assumed.
+
+    It is the paper's where the files state none.
 
     Raises:
         UserError: if it is one that `Preprocessing` does not have.
     """
     found = None
     if layout.dialect == "timm":
-        found = of_timm(container.config)
+        network = _build_timm(container)
+        found = of_timm(container.config) or of_timm(getattr(network, "pretrained_cfg", {}))
     elif layout.dialect.startswith("transformers"):
         found = of_transformers(container.preprocessor)
-    elif noted := container.exported().get("preprocessing"):
-        found = Preprocessing.from_dict(noted)
-    return found or Preprocessing.for_size(spec.get("image_size", 224))
-
-
-def _noted(container: Container) -> dict[str, Any]:
-    """Hints that `dino export` wrote into the file."""
-    spec = container.exported().get("spec", {})
-    full = {**SIZES.get(spec.get("arch"), {}), **spec}
-    return {key: full[key] for key in ("heads", "norm_eps", "position") if key in full}
+    if exported := container.exported().get("preprocessing"):
+        stated = Preprocessing.from_dict(exported)
+        found = stated if found is None else replace(found, pixels=stated.pixels)
+    found = found or Preprocessing.for_size(spec.get("image_size", 224))
+    channels = spec.get("channels", 3)
+    if channels == found.pixels.channels == len(found.mean) == len(found.std):
+        return found, []
+    adapted = for_channels(found, channels)
+    if channels == len(found.mean) == len(found.std):
+        return replace(adapted, mean=found.mean, std=found.std), []
+    note = (
+        f"images of {channels} channels: mean and deviation of {len(found.mean)} channels are "
+        "used for them, see preprocessing"
+    )
+    return adapted, [note]
 
 
 # ------------------------------------------------------------------------------------ timm
-def _layout_of_timm(
+def timm_config(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a training checkpoint that names its architecture.
+
+    Args:
+        name: the architecture; it is ignored unless it is one of timm's.
+        stated: the arguments of the training, empty if the checkpoint has none.
+    """
+    try:
+        import timm
+
+        known = timm.is_model(name)
+    except ImportError:
+        known = stated.get("model") == name  # as timm's own training script writes it
+    if not known:
+        return {}
+    names = {"gp": "global_pool", "img_size": "img_size", "in_chans": "in_chans"}
+    given = {name: stated[key] for key, name in names.items() if stated.get(key) is not None}
+    more = stated.get("model_kwargs")
+    return {"architecture": name, "model_args": {**given, **(more or {})}}
+
+
+def _timm_layout(
     tensors: Mapping[str, Tensor], container: Container, found: Layout | None
 ) -> Layout:
-    """One of our own networks if it is one of them to the last key, else timm's own."""
+    """The layout of dino's ViT or ResNet-50 if timm's network computes the same, else timm's."""
+    if found is not None and found.family in ("vit", "resnet50"):
+        layout = layout_of("timm", found.family)
+        if _computes_like_dino(tensors, container, layout):
+            return layout
     arguments = set(container.config.get("model_args", {}))
-    family = found.family if found is not None else "timm"
-    own = family in ("vit", "resnet50") and covers(layout_of("timm", family), tensors)
-    if own and family == "vit":
-        own = arguments <= TIMM_VIT_ARGUMENTS and _is_plain(_build_timm(container))
-    if own:
-        return layout_of("timm", family)
     unknown = sorted(arguments - TIMM_ARGUMENTS)
     if "global_pool" in arguments and not _pools_as_usual(container):
         unknown.append("global_pool")
@@ -122,7 +156,41 @@ def _layout_of_timm(
         )
     classifier = container.config.get("pretrained_cfg", {}).get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    return replace(layout_of("timm", "timm"), left_out=tuple(f"{name}.{{}}" for name in names))
+    return replace(layout_of("timm", "timm"), ignored=tuple(f"{name}.{{}}" for name in names))
+
+
+def _computes_like_dino(
+    tensors: Mapping[str, Tensor], container: Container, layout: Layout
+) -> bool:
+    """Whether dino's network of the same keys gives the feature of timm's, tried on one image.
+
+    Keys and shapes cannot show that: resnetaa50 has those of ResNet-50 and pools otherwise.
+    """
+    if arch := container.exported().get("spec", {}).get("arch"):  # written by `dino export`
+        return not str(arch).startswith("timm:")
+    if not container.config.get("model_args", {}).keys() <= TIMM_VIT_ARGUMENTS:
+        return False
+    theirs = _build_timm(container)
+    if theirs is None:
+        name = container.config["architecture"]
+        raise UserError(f"{container.path} holds timm's {name}: pip install dino-ssl[timm]")
+    named, _ = to_dino(tensors, layout)
+    named = {n: t.float() if t.is_floating_point() else t for n, t in named.items()}
+    try:
+        spec, _ = spec_of(layout.family, named, hints_of(container, layout))
+        with torch.device("meta"):
+            dinos = create(**spec)
+        dinos.load_state_dict(named, strict=True, assign=True)
+        theirs.load_state_dict(from_dino(named, "timm", spec), strict=True, assign=True)
+        side = spec.get("image_size", 64)
+        shape = (1, spec.get("channels", 3), side, side)
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            found, expected = dinos.eval()(image), theirs.eval()(image)
+    except (UserError, RuntimeError, AttributeError):  # other keys, shapes or parts
+        return False
+    same = found.shape == expected.shape
+    return same and bool((found - expected).abs().max() <= SAME * expected.abs().max())
 
 
 def _side(value: Any) -> Any:
@@ -135,7 +203,7 @@ def _side(value: Any) -> Any:
 
 
 def _pools_as_usual(container: Container) -> bool:
-    """Whether a network of timm's pools as its name alone says, which is how we build it."""
+    """Whether a network of timm's pools as its name alone says, which is how dino builds it."""
     usual = _build_timm(replace(container, config={**container.config, "model_args": {}}))
     return usual is not None and _pool(usual) == container.config["model_args"]["global_pool"]
 
@@ -159,18 +227,13 @@ def _build_timm(container: Container) -> Any:
         return None
     if not timm.is_model(name):
         raise UserError(f"{container.path} names {name}, which the installed timm does not have")
-    with torch.device("meta"):
-        return timm.create_model(name, **arguments)
-
-
-def _is_plain(network: Any) -> bool:
-    """Whether a ViT of timm's computes what ours does: CLS token, exact GELU. Unknown is yes."""
-    if network is None:
-        return True
-    if type(network).__name__ != "VisionTransformer" or network.global_pool != "token":
-        return False
-    act = network.blocks[0].mlp.act
-    return isinstance(act, nn.GELU) and act.approximate == "none"
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **{**arguments, "num_classes": 0})
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"timm cannot build its {name} ({shown(str(error))}): correct config.json"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------ transforms
@@ -206,7 +269,7 @@ def of_timm(config: Mapping[str, Any]) -> Preprocessing | None:
 def of_transformers(config: Mapping[str, Any]) -> Preprocessing | None:
     """The transform of a `preprocessor_config.json`; None where there is none.
 
-    `ViTImageProcessor` resizes both sides to `size`, bilinear unless told otherwise, and does not
+    `ViTImageProcessor` resizes both sides to `size`, bilinear by default, and does not
     crop; other processors resize the shorter side and crop the center.
 
     Raises:

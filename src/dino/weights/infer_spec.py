@@ -1,8 +1,9 @@
 """Which network tensors belong to, read from the tensors themselves.
 
-Shapes tell width, depth, patch size, grid, channels and the MLP; only the number of heads leaves no
-trace in a ViT. It comes from the library's configuration where there is one, else from the widths
-of DeiT, DINO and timm; at another width the user has to say it, since a wrong number loads as well.
+Shapes show width, depth, patch size, grid, channels and the MLP; only the number of heads leaves no
+trace in a ViT. It comes from the library's configuration where there is one, else it is assumed
+from the width, as in DeiT, DINO and timm; where that is doubtful the user has to state it, since a
+wrong number loads as well.
 """
 
 from __future__ import annotations
@@ -20,30 +21,51 @@ from dino.models.vit import SIZES
 
 USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 """Attention heads of ViTs by their width, from tiny to large."""
+STATE_HEADS = "`dino weights convert --heads N` writes a file that states them (in Python: heads=N)"
 
 
-def spec_of(family: str, tensors: Mapping[str, Tensor], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `dino.create` for tensors under our names.
+def spec_of(
+    family: str, tensors: Mapping[str, Tensor], hints: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of `dino.create` for tensors under dino's names, and what was assumed.
 
     Args:
-        family: vit, resnet50, xcit or timm, as `dialects.detect` found.
+        family: vit, resnet50, xcit or timm, as `key_maps.detect` found.
         tensors: a backbone's state dict.
-        hints: what tensors cannot tell: `heads`, `norm_eps`, `position` of a ViT; `name`,
+        hints: what tensors do not show: `heads`, `norm_eps`, `position` of a ViT; `name`,
             `image_size` and `channels` of a network of timm.
 
     Raises:
-        UserError: if they belong to no network that can be built.
+        UserError: if they belong to no network that can be built, or to one of several.
     """
     if family == "resnet50":
-        return {"arch": "resnet50", **_channels(tensors, "network.conv1.weight")}
+        return _resnet50(tensors, "name" in hints)
     if family == "timm":
         usual = {"image_size": 224, "channels": 3}
         known = {key: hints[key] for key in usual if hints.get(key, usual[key]) != usual[key]}
-        return {"arch": f"timm:{hints['name']}", **known}
-    return _xcit(tensors) if family == "xcit" else _vit(tensors, hints)
+        return {"arch": f"timm:{hints['name']}", **known}, []
+    return (_xcit(tensors), []) if family == "xcit" else _vit(tensors, hints)
 
 
-def _vit(tensors: Mapping[str, Tensor], hints: Mapping[str, Any]) -> dict[str, Any]:
+def _resnet50(tensors: Mapping[str, Tensor], named: bool) -> tuple[dict[str, Any], list[str]]:
+    blocks = tuple(_count(tensors, rf"network\.layer{n}\.(\d+)\.") for n in range(1, 5))
+    first = _shape(tensors, "network.layer1.0.conv1.weight", 4)
+    if blocks != (3, 4, 6, 3) or first[0] != 64 or "network.layer1.0.conv3.weight" not in tensors:
+        raise UserError(
+            "its blocks are those of another ResNet: name it in a config.json beside the file "
+            '(model.safetensors or pytorch_model.bin), such as {"architecture": "resnet18"}'
+        )
+    assumed = [
+        "read as the ResNet-50 of DINO and torchvision: the file names no architecture, and "
+        "variants such as timm's resnetaa50 have the same keys and other features"
+    ]
+    spec = {"arch": "resnet50", **_channels(tensors, "network.conv1.weight")}
+    return spec, [] if named else assumed
+
+
+def _vit(
+    tensors: Mapping[str, Tensor], hints: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
     positions = _shape(tensors, "pos_embed", 3)
     patch = _shape(tensors, "patch_embed.proj.weight", 4)
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
@@ -53,7 +75,10 @@ def _vit(tensors: Mapping[str, Tensor], hints: Mapping[str, Any]) -> dict[str, A
         raise UserError(f"its {count} positions are no square grid of patches: resample them first")
     if patch[2] != patch[3]:
         raise UserError(f"its patches of {patch[2]} x {patch[3]} px are not square")
-    heads = hints.get("heads") or _heads(width)
+    heads, assumed = hints.get("heads"), []
+    if not heads:
+        heads = _usual_heads(width, tensors["pos_embed"])
+        assumed = [f"{heads} attention heads are assumed, as usual at width {width}: {STATE_HEADS}"]
     sizes = {"embed_dim": width, "depth": depth, "heads": heads}
     arch = next((name for name, known in SIZES.items() if known == sizes), None)
     spec = {
@@ -68,14 +93,18 @@ def _vit(tensors: Mapping[str, Tensor], hints: Mapping[str, Any]) -> dict[str, A
         spec["mlp_ratio"] = (hidden + 0.5) / width
     if hints.get("norm_eps", 1e-6) != 1e-6:
         spec["norm_eps"] = hints["norm_eps"]
-    return spec
+    return spec, assumed
 
 
-def _heads(width: int) -> int:
+def _usual_heads(width: int, positions: Tensor) -> int:
     if width not in USUAL_HEADS:
         raise UserError(
-            f"the number of attention heads of its width {width} cannot be told: give heads= to "
-            "dino.load, or --model.heads beside --init-from"
+            f"the number of its attention heads is unknown (width {width}): {STATE_HEADS}"
+        )
+    if width == 384 and not positions[:, 0].any():
+        raise UserError(
+            "its position embedding has zeros for the CLS token, as MoCo-v3's fixed one, whose "
+            f"ViT-S has 12 attention heads and not 6: {STATE_HEADS}"
         )
     return USUAL_HEADS[width]
 
@@ -117,40 +146,16 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     )
 
 
-# ------------------------------------------------------------------------------------ channels
-def inflate(weight: Tensor, channels: int) -> Tensor:
-    """First-layer weights [D, c, p, p] of c channels for another number of channels.
-
-    The sum over channels is kept, so that an image whose channels are all equal gives the same
-    output: the weights are repeated channel by channel, cyclically, and scaled by c / `channels`;
-    for one channel they are summed. Uneven repetition is made up for, by scaling to the old sum.
-    """
-    own = weight.shape[1]
-    total = weight.sum(dim=1, keepdim=True)
-    if channels == 1:
-        return total
-    repeated = weight[:, [index % own for index in range(channels)]] * (own / channels)
-    missing = total - repeated.sum(dim=1, keepdim=True)
-    return repeated + missing / channels
-
-
-def spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Means or deviations for another number of channels, as `inflate` treats weights."""
-    if channels == 1:
-        return (sum(values) / len(values),)
-    return tuple(values[index % len(values)] for index in range(channels))
-
-
 # ------------------------------------------------------------------------------------ the head
 @dataclass(frozen=True)
-class HeadParts:
+class HeadState:
     """A projection head.
 
     Attributes:
         tensors: under the names of `dino.models.head.Head`.
         options: the arguments of `Head` that the tensors show: prototypes, hidden, bottleneck,
             layers, batch_norm.
-        notes: what had to be changed on the way, in words.
+        notes: sentences on what was changed.
     """
 
     tensors: dict[str, Tensor]
@@ -164,11 +169,11 @@ HEAD_KEYS = {
     "last_layer.parametrizations.weight.original0": "last_layer.weight_g",  # newer PyTorch
     "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
 }
-"""Other names of a head's tensors, and ours, which are the published ones."""
+"""Other names of a head's tensors, and dino's, which are the published ones."""
 
 
-def head_of(tensors: Mapping[str, Tensor]) -> HeadParts:
-    """A head of the published code, or ours, under our names.
+def head_of(tensors: Mapping[str, Tensor]) -> HeadState:
+    """A head of the published code, or of dino, under dino's names.
 
     The released ResNet-50's last layer is not weight-normed: its rows are then split into norm and
     direction, which is the same function.
@@ -176,19 +181,19 @@ def head_of(tensors: Mapping[str, Tensor]) -> HeadParts:
     Raises:
         UserError: if it is no such head.
     """
-    ours = {HEAD_KEYS.get(name, name): tensor for name, tensor in tensors.items()}
+    named = {HEAD_KEYS.get(name, name): tensor for name, tensor in tensors.items()}
     notes: tuple[str, ...] = ()
-    if "last_layer.weight" in ours:
-        plain = ours.pop("last_layer.weight")
-        ours["last_layer.weight_v"] = plain
-        ours["last_layer.weight_g"] = plain.norm(dim=1, keepdim=True)
-        notes = ("the last layer was not weight-normed: its norms were split off",)
-    prototypes, inputs = _shape(ours, "last_layer.weight_v", 2)
+    if "last_layer.weight" in named:
+        plain = named.pop("last_layer.weight")
+        named["last_layer.weight_v"] = plain
+        named["last_layer.weight_g"] = plain.norm(dim=1, keepdim=True)
+        notes = ("the last layer was not weight-normed: it was split into norms and directions",)
+    prototypes, inputs = _shape(named, "last_layer.weight_v", 2)
     linear = {
-        n: t.shape for n, t in ours.items() if re.fullmatch(r"mlp\.\d+\.weight", n) and t.ndim == 2
+        n: t.shape for n, t in named.items() if re.fullmatch(r"mlp\.\d+\.weight", n) and t.ndim == 2
     }
     shapes = [linear[name] for name in sorted(linear, key=lambda name: int(name.split(".")[1]))]
-    bottleneck = inputs if "last_layer.weight_g" in ours else None
+    bottleneck = inputs if "last_layer.weight_g" in named else None
     if bottleneck is not None and not shapes:
         raise UserError("its head has no layer before the prototypes")
     options = {
@@ -196,6 +201,6 @@ def head_of(tensors: Mapping[str, Tensor]) -> HeadParts:
         **({"hidden": shapes[0][0]} if len(shapes) > (bottleneck is not None) else {}),
         "bottleneck": bottleneck,
         "layers": len(shapes) + (bottleneck is None),
-        "batch_norm": any(name.endswith("running_mean") for name in ours),
+        "batch_norm": any(name.endswith("running_mean") for name in named),
     }
-    return HeadParts(dict(ours), options, notes)
+    return HeadState(dict(named), options, notes)

@@ -1,6 +1,6 @@
-"""Other libraries' names for the same tensors: one two-way table a layout, read in both directions.
+"""Other libraries' names for the same tensors: one two-way table for each layout.
 
-A table maps patterns of their keys to patterns of ours. `{}` stands for one part of a dotted name
+A table maps patterns of their keys to patterns of dino's. `{}` stands for one part of a dotted name
 or a piece of it, `{*}` for any rest. Where several keys stand on one side, their rows one after
 another are the rows of the keys on the other side: that is the one transformation, `rows`, by which
 separate query, key and value matrices become one qkv matrix and back.
@@ -41,7 +41,7 @@ VIT: dict[Keys, Keys] = {
         "norm.{}",
     )
 }
-"""ViTs of the published code and of timm: our own names, which are the published ones."""
+"""ViTs of the published code and of timm: dino's names are the published ones."""
 
 TRANSFORMERS: dict[Keys, Keys] = {
     "embeddings.cls_token": "cls_token",
@@ -111,7 +111,7 @@ XCIT: dict[Keys, Keys] = {
     "cls_attn_blocks.{}.mlp.fc{}.{}": "network.cls_attn_blocks.{}.mlp.fc{}.{}",
     "norm.{}": "network.norm.{}",
 }
-"""XCiT of facebookresearch/xcit; ours is timm's, whose class attention has no joint qkv."""
+"""XCiT of facebookresearch/xcit; dino's is timm's, whose class attention has no joint qkv."""
 
 ANY: dict[Keys, Keys] = {"{*}": "network.{*}"}
 """Any network of timm under its own names."""
@@ -123,16 +123,16 @@ class Layout:
 
     Attributes:
         dialect: its name.
-        family: vit, resnet50, xcit or timm: which of our networks the tensors belong to.
-        table: their key patterns and ours.
-        left_out: patterns of their keys that no feature depends on: poolers and classifiers.
+        family: vit, resnet50, xcit or timm: which of dino's networks the tensors belong to.
+        table: their key patterns and dino's.
+        ignored: patterns of their keys that no feature depends on: poolers and classifiers.
         anchors: keys that only this layout has; by them it is recognised.
     """
 
     dialect: str
     family: str
     table: dict[Keys, Keys]
-    left_out: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     anchors: tuple[str, ...] = ()
 
 
@@ -165,15 +165,8 @@ def detect(tensors: Iterable[str]) -> Layout | None:
     return None
 
 
-def covers(layout: Layout, names: Iterable[str]) -> bool:
-    """Whether every one of their names is in the table of `layout`, or left out on purpose."""
-    keys = [key for keys in layout.table for key in _tuple(keys)]
-    patterns = [_pattern(key) for key in (*keys, *layout.left_out)]
-    return all(any(pattern.fullmatch(name) for pattern in patterns) for name in names)
-
-
 def layout_of(dialect: str, family: str) -> Layout:
-    """The layout of one of our families of networks in a dialect.
+    """The layout of a family of networks in a dialect.
 
     Raises:
         UserError: if the dialect has no such network.
@@ -193,27 +186,34 @@ def family_of(spec: Mapping[str, Any], dialect: str = "official") -> str:
     return "resnet50" if arch == "resnet50" else "vit"
 
 
-def to_ours(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under our names, bit for bit.
+def to_dino(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under dino's names, bit for bit.
 
     Args:
         tensors: a flat state dict of a backbone in `layout`.
         layout: as `detect` found it.
 
     Returns:
-        The tensors, and the names of theirs that were left out on purpose. A name that is in no
-        table stays as it is, so that a strict load reports it as unexpected.
+        The tensors, with the counters of batch norm, which files from before PyTorch 0.4.1 lack;
+        and the names that were ignored on purpose. A name that is in no table stays as it is, so
+        that a strict load reports it as unexpected.
     """
-    ignored = [_pattern(pattern) for pattern in layout.left_out]
-    left_out = sorted(n for n in tensors if any(pattern.fullmatch(n) for pattern in ignored))
-    kept = {name: tensor for name, tensor in tensors.items() if name not in set(left_out)}
-    return _translate(kept, layout.table), left_out
+    patterns = [_pattern(pattern) for pattern in layout.ignored]
+    ignored = {name for name in tensors if any(pattern.fullmatch(name) for pattern in patterns)}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in ignored}
+    named = _translate(rest, layout.table)
+    counters = {
+        name.replace("running_mean", "num_batches_tracked"): torch.zeros((), dtype=torch.int64)
+        for name in named
+        if name.endswith("running_mean")
+    }
+    return {**counters, **named}, sorted(ignored)
 
 
-def from_ours(
+def from_dino(
     tensors: Mapping[str, Tensor], dialect: str, spec: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Tensors of one of our backbones under the names of a dialect, bit for bit.
+    """Tensors of one of dino's backbones under the names of a dialect, bit for bit.
 
     Args:
         tensors: the backbone's state dict.
@@ -224,11 +224,11 @@ def from_ours(
         UserError: if the dialect has no such network.
     """
     layout = layout_of(dialect, family_of(spec, dialect))
-    table = {ours: theirs for theirs, ours in layout.table.items()}
+    table = {dinos: theirs for theirs, dinos in layout.table.items()}
     return _translate(tensors, table)
 
 
-# ------------------------------------------------------------------------------------ machinery
+# ------------------------------------------------------------------------------------ translation
 def _translate(tensors: Mapping[str, Tensor], table: dict[Keys, Keys]) -> dict[str, Tensor]:
     """Each tensor under its name on the other side of `table`; unknown names as they are."""
     rules = [
@@ -237,29 +237,30 @@ def _translate(tensors: Mapping[str, Tensor], table: dict[Keys, Keys]) -> dict[s
     ]
     done: dict[str, Tensor] = {}
     waiting = dict(tensors)
-    while waiting:
-        name = next(iter(waiting))
+    for name in tensors:
+        if name not in waiting:
+            continue
         for sources, patterns, targets in rules:
             found = next((m for p in patterns if (m := p.fullmatch(name))), None)
             if found is None:
                 continue
             group = [_fill(key, found.groups()) for key in sources]
             if all(key in waiting for key in group):
-                parts = [waiting.pop(key) for key in group]
                 filled = [_fill(key, found.groups()) for key in targets]
-                done.update(zip(filled, rows(parts, len(filled)), strict=True))
+                values = rows([waiting.pop(key) for key in group], len(filled))
+                done.update(zip(filled, values, strict=True))
                 break
         else:
             done[name] = waiting.pop(name)
     return done
 
 
-def rows(parts: list[Tensor], count: int) -> list[Tensor]:
-    """The rows of `parts`, one part after another, in `count` equal parts."""
-    if len(parts) == count:
-        return parts
-    (whole,) = parts if len(parts) == 1 else (torch.cat(parts),)
-    return list(whole.chunk(count)) if count > 1 else [whole]
+def rows(tensors: list[Tensor], count: int) -> list[Tensor]:
+    """The rows of `tensors`, one after another, in `count` tensors of equal size."""
+    if len(tensors) == count:
+        return tensors
+    joined = torch.cat(tensors)
+    return list(joined.chunk(count)) if count > 1 else [joined]
 
 
 def _tuple(keys: Keys) -> tuple[str, ...]:

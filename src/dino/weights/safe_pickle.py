@@ -1,26 +1,22 @@
-"""Foreign `.pth` files, read without running anything that lies in them.
+"""Foreign `.pth` files, read without running anything in them.
 
-A pickle is a program. It is first gone through with every class and function it names replaced by
-a dummy (`survey`): that shows what it names and how large its tensors claim to be, and executes
-nothing. Only if all names are known to be harmless, and the sizes fit into the file, does PyTorch
-read it, with `weights_only=True` and the data mapped instead of copied.
+A pickle is a program. PyTorch reads it with `weights_only=True` and builds listed classes only;
+those that checkpoints hold beside tensors are replaced by empty placeholders. `weights_only` by
+itself still hangs or fills the memory on files of a few kilobytes (a dictionary key of tuples
+nested 40 times, one list copied a million times), so every pickle is first surveyed: it is run with
+dummies in the place of all that it names.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import math
 import pickle
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from dino.files import UserError
@@ -28,75 +24,100 @@ from dino.files import UserError
 PICKLE_LIMIT = 2 * 2**20
 """Bytes of pickle, without tensors; a full checkpoint with optimizer has some hundred thousand."""
 
-ITEM_SIZES = {
-    **dict.fromkeys(("Byte", "Char", "Bool", "Untyped", "QUInt8", "QInt8"), 1),
-    **dict.fromkeys(("Half", "BFloat16", "Short"), 2),
-    **dict.fromkeys(("Float", "Int", "QInt32"), 4),
-    **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
-    "ComplexDouble": 16,
+_NUMPY = "numpy.ndarray numpy.dtype numpy.random._pickle.__randomstate_ctor"
+_NUMPY_CORE = "multiarray.scalar multiarray._reconstruct numeric._frombuffer"
+_PATHS = "Path PosixPath PurePosixPath WindowsPath PureWindowsPath"
+_BUILTINS = "set frozenset list dict tuple int float complex bool str bytes object slice range"
+PLACEHOLDERS = frozenset(
+    [
+        *_NUMPY.split(),
+        *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in _NUMPY_CORE.split()),
+        *(f"pathlib{local}.{name}" for local in ("", "._local") for name in _PATHS.split()),
+        *(f"builtins.{name}" for name in _BUILTINS.split()),
+        *("argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict"),
+        *("collections.deque", "datetime.datetime", "datetime.date", "datetime.timedelta"),
+        *("decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
+    ]
+)
+"""What checkpoints hold beside tensors: settings, paths, numbers, random states. None of it is
+built: a placeholder takes its place."""
+
+_SIZES = {
+    1: "Byte Char Bool Untyped QUInt8 QInt8",
+    2: "Half BFloat16 Short",
+    4: "Float Int QInt32",
+    8: "Double Long ComplexFloat",
+    16: "ComplexDouble",
 }
-_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2")
-_HARMLESS = {
-    *(f"torch.{name}Storage" for name in ITEM_SIZES),
-    *("torch.storage.UntypedStorage", "torch.Size", "torch.device", "torch.Tensor"),
-    *("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64", "torch.int64"),
-    *("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"),
-    *("collections.OrderedDict", "argparse.Namespace", "_codecs.encode"),
-    *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
-    *("pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath"),
-}
-"""What checkpoints of the published code hold beside tensors: argparse's settings with a path of
-the cluster, numbers of numpy. Nothing of this does anything when it is built."""
+STORAGES = {f"{name}Storage": size for size, names in _SIZES.items() for name in names.split()}
+"""PyTorch's classes of storages, and the bytes of an element."""
+
+_TENSORS = "rebuild_tensor rebuild_tensor_v2 rebuild_parameter"
+_OF_TORCH = frozenset(
+    [
+        *(f"torch._utils._{name}" for name in _TENSORS.split()),
+        *("torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
+        *(f"torch.{name}" for name in STORAGES),
+        *("torch.storage.UntypedStorage", "collections.OrderedDict", "_codecs.encode"),
+        *(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)),
+    ]
+)
+"""What PyTorch itself builds of weights."""
+
+
+class Placeholder:
+    """An object of a checkpoint that is no tensor: its state, and nothing that could run."""
+
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> Placeholder:
+        """Whatever the class would be built from is dropped."""
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object read from a pickle, such as argparse's settings."""
+    state = value.state if isinstance(value, Placeholder) else value
+    return state if isinstance(state, dict) else {}
 
 
 def load_pickle(path: Path) -> Any:
     """What `torch.save` wrote into `path`: tensors on the CPU in nested dictionaries.
 
     Raises:
-        UserError: if the file is no checkpoint, not whole, claims more than it holds, or names a
+        UserError: if the file is no checkpoint, is damaged, claims more than it holds, or names a
             class or function that weights do not need; nothing of it has then been executed.
     """
     mapped = zipfile.is_zipfile(path)
     try:
         (_check_zip if mapped else _check_legacy)(path)
-        with torch.serialization.safe_globals(_allowed()):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals(_placeholders()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is not a whole PyTorch checkpoint ({reason})") from None
-    return content
+        text = str(error) or type(error).__name__
+        reason = text.rpartition("WeightsUnpickler error: ")[2].splitlines()[0][:200]
+        raise UserError(f"{path} is not a complete PyTorch checkpoint ({reason})") from None
 
 
-def _allowed() -> list[Any]:
-    """What PyTorch may build beside tensors, under the names that old and new files have for it."""
-    scalar: Any = np.float64(0).__reduce__()[0]
-    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
-    return [
-        argparse.Namespace,
-        *(
-            type(name, (PurePosixPath,), {"__module__": module})
-            for module, name in (
-                ("pathlib", "PosixPath"),
-                ("pathlib._local", "PosixPath"),
-                ("pathlib", "PurePosixPath"),
-            )
-        ),
-        *(_called(scalar, f"numpy.{core}.multiarray") for core in ("core", "_core")),
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in kinds),
-    ]
-
-
-def _called(function: Callable[..., Any], module: str) -> Callable[..., Any]:
-    """`function` under its own name in another module."""
-
-    def same(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    same.__module__, same.__qualname__ = module, function.__name__
-    return same
+def _placeholders() -> list[Any]:
+    """A class for each name, which PyTorch finds by its module and name."""
+    containers = {"defaultdict": dict, "deque": list}  # those that a pickle fills afterwards
+    made = []
+    for full in sorted(PLACEHOLDERS):
+        module, _, name = full.rpartition(".")
+        body: dict[str, Any] = {"__module__": module}
+        if kind := containers.get(name):
+            body["__new__"] = lambda cls, *arguments, kind=kind: kind()
+        made.append(type(name, (Placeholder,), body))
+    return made
 
 
 # ------------------------------------------------------------------------------------ containers
@@ -108,77 +129,107 @@ def _check_zip(path: Path) -> None:
             raise UserError(f"{path} is a compressed archive, not what torch.save writes")
         if sum(record.file_size for record in records) > path.stat().st_size:
             raise UserError(f"{path} claims to hold more than its own size")
-        names = {record.filename: record.file_size for record in records}
-        pickled = [name for name in names if name.endswith("data.pkl") and name.count("/") <= 1]
-        if len(pickled) != 1 or any(name.endswith("/constants.pkl") for name in names):
+        sizes = {record.filename: record.file_size for record in records}
+        pickled = [name for name in sizes if name.endswith("data.pkl") and name.count("/") <= 1]
+        if len(pickled) != 1:
             raise UserError(f"{path} is an archive, but not a checkpoint that torch.save wrote")
-        if names[pickled[0]] > PICKLE_LIMIT:
+        if sizes[pickled[0]] > PICKLE_LIMIT:
             raise UserError(
-                f"{path} holds {names[pickled[0]]:,} bytes of pickle: that is no weight"
+                f"{path} holds {sizes[pickled[0]]:,} bytes of pickle, the limit is "
+                f"{PICKLE_LIMIT:,}: save the state dict alone"
             )
         with archive.open(pickled[0]) as file:
             storages = survey(file, path)
     folder = pickled[0].removesuffix("data.pkl")
     for key, size in storages.items():
-        if size > names.get(f"{folder}data/{key}", 0):
+        if size > sizes.get(f"{folder}data/{key}", 0):
             raise UserError(f"{path} claims {size:,} bytes for a tensor that has fewer")
 
 
 def _check_legacy(path: Path) -> None:
     """The layout before PyTorch 1.6: five pickles one after another, then the storages."""
-    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(1) != b"\x80":
             raise UserError(
                 f"{path} is neither safetensors nor a PyTorch checkpoint: is it the right file?"
             )
         pickles = io.BytesIO(b"\x80" + file.read(PICKLE_LIMIT))
-    storages: dict[str, int] = {}
+    claimed = 0
     for _ in range(5):  # magic number, protocol, machine, the content, the storages' keys
-        storages.update(survey(pickles, path))
-    if sum(storages.values()) > size:
-        raise UserError(f"{path} claims to hold more than its own size of {size:,} bytes")
+        claimed += sum(survey(pickles, path).values())
+    if claimed > path.stat().st_size:
+        raise UserError(f"{path} claims to hold more than its own size")
 
 
 # ------------------------------------------------------------------------------------ the survey
 def survey(file: Any, path: Path) -> dict[str, int]:
-    """Go through the next pickle of `file` with a dummy in the place of all that it names.
+    """Run the next pickle of `file` with a dummy in the place of all that it names.
 
     Returns:
         The bytes that each storage claims, by its key.
 
     Raises:
-        UserError: for a name that is not known to be harmless, or a tensor larger than its storage.
+        UserError: for a name that weights do not need, or for a pickle that would take much more
+            time or memory than its length.
     """
-    dry = _Dry(file, path)
+    dry = _Survey(file, path)
     dry.load()
     return dry.storages
 
 
-@dataclass(frozen=True)
-class _Storage:
-    count: int
-
-
 class _Dummy:
-    """Takes whatever a pickle does to it."""
+    """Accepts whatever a pickle does to it."""
+
+    survey: _Survey
+
+    def __new__(cls, *arguments: Any) -> _Dummy:
+        cls.survey.check_arguments(cls.__name__, arguments)
+        return super().__new__(cls)
 
     def __init__(self, *arguments: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
+        self.survey.check_arguments("", (state,))
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
 
-class _Dry(pickle._Unpickler):
+_KEYS = {
+    pickle.SETITEM[0]: slice(-2, -1),
+    **dict.fromkeys((pickle.SETITEMS[0], pickle.DICT[0]), slice(0, None, 2)),
+    **dict.fromkeys((pickle.ADDITEMS[0], pickle.FROZENSET[0]), slice(None)),
+}
+"""Operators of a pickle that hash objects, and where on the stack these lie."""
+
+
+def _with_keys_checked(load: Callable[[Any], None], where: slice) -> Callable[[Any], None]:
+    def checked(self: _Survey) -> None:
+        self.check_keys(self.stack[where])
+        load(self)
+
+    return checked
+
+
+class _Survey(pickle._Unpickler):
     """The pure Python unpickler: the one in C sets memory aside for a memo of any size."""
 
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: _with_keys_checked(load, _KEYS[code]) if code in _KEYS else load
+        for code, load in pickle._Unpickler.dispatch.items()
+    }
     proto: int
+    stack: list[Any]
 
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file)
         self.path = path
         self.storages: dict[str, int] = {}
+        self.budget = PICKLE_LIMIT  # items and characters of all arguments together
 
     def find_class(self, module: str, name: str) -> Any:
         """A dummy for every known name."""
@@ -186,33 +237,39 @@ class _Dry(pickle._Unpickler):
             module, name = NAME_MAPPING.get((module, name), (module, name))
             module = IMPORT_MAPPING.get(module, module)
         full = f"{module}.{name}"
-        if module == "torch._utils" and name in _REBUILD:
-            return self._rebuild
-        if full == "collections.OrderedDict":
-            return OrderedDict
-        if full in _HARMLESS or (module == "numpy.dtypes" and name.endswith("DType")):
-            return type(name, (_Dummy,), {})
-        raise UserError(
-            f"{self.path} is refused: it would run or build {full}, which weights do not need "
-            "(nothing was executed)"
-        )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: ("storage", class, key, device, number of elements)."""
-        _, kind, key, _, count = pid[:5]
-        name = kind if isinstance(kind, str) else kind.__name__
-        item = ITEM_SIZES[name.removesuffix("Storage")]
-        if not isinstance(count, int) or count < 0:
-            raise UserError(f"{self.path} holds a tensor of {count!r} elements")
-        key = str(key)
-        self.storages[key] = max(item * count, self.storages.get(key, 0))
-        return _Storage(count)
-
-    def _rebuild(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> _Dummy:
-        reach = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        count = math.prod(size)
-        if min(offset, *size, *stride, 0) < 0 or (count and max(reach, count) > storage.count):
+        if full not in PLACEHOLDERS and full not in _OF_TORCH:
             raise UserError(
-                f"{self.path} claims a tensor of shape {tuple(size)} in {storage.count} elements"
+                f"{self.path} is refused: it would run or build {full[:80]!r}, which weights do "
+                "not need (nothing was executed)"
             )
-        return _Dummy()
+        return type(name, (_Dummy,), {"survey": self})
+
+    def persistent_load(self, pid: Any) -> _Dummy:
+        """A storage: ("storage", class, key, device, number of elements, view)."""
+        _, kind, key, _, count = pid[:5]
+        self.check_keys(pid[2:])
+        if type(count) is not int or count < 0:
+            raise UserError(f"{self.path} claims a tensor of {str(count)[:20]} elements")
+        key, size = str(key), STORAGES[kind.__name__] * count
+        self.storages[key] = max(size, self.storages.get(key, 0))
+        return self.find_class("torch", "Tensor")()
+
+    def check_arguments(self, name: str, arguments: Iterable[Any]) -> None:
+        """Count what would be copied."""
+        values = list(arguments)
+        if name == "encode" and values[1:] != ["latin1"]:
+            raise UserError(f"{self.path} is refused: it holds bytes in another code than latin1")
+        for value in values:
+            if isinstance(value, (str, bytes, list, tuple, dict)):
+                self.budget -= len(value)
+                if name in ("set", "OrderedDict"):
+                    self.check_keys(v[0] if isinstance(v, list) else v for v in value)
+        if self.budget < 0:
+            raise UserError(f"{self.path} is refused: it copies its content over and over")
+
+    def check_keys(self, keys: Iterable[Any]) -> None:
+        """Refuse keys whose hashes take long: tuples of tuples, integers made to collide."""
+        for key in keys:
+            for item in key if isinstance(key, tuple) else (key,):
+                if isinstance(item, tuple) or (isinstance(item, int) and abs(item) >> 60):
+                    raise UserError(f"{self.path} is refused: a key in it is too deep or too large")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dino.files import UserError, replacing
-from dino.weights.linear import read_linear
+from dino.weights.load import read_linear
 
 MOMENTUM = 0.9
 STD = 0.01

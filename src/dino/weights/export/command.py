@@ -71,7 +71,7 @@ class Export:
 
 def run(settings: Export) -> list[Path]:
     """`dino export`: write the weights and their card, print the paths; see `write`."""
-    _refuse(settings)
+    check(settings)
     return write(load(settings.weights), settings)
 
 
@@ -89,7 +89,7 @@ def write(backbone: Backbone, settings: Export) -> list[Path]:
         UserError: if an extra is missing, a setting does not belong to the format, or `out` is
             something else already.
     """
-    _refuse(settings)
+    check(settings)
     came = origin(settings.weights, backbone)
     words = Words(settings.data_description, settings.licence)
     about = {
@@ -152,8 +152,12 @@ def _write_file(backbone: Backbone, settings: Export, about: dict[str, Any]) -> 
     return exported_program_file(settings.out, graph, about)
 
 
-def _refuse(settings: Export) -> None:
-    """Find mistakes before the work."""
+def check(settings: Export) -> None:
+    """Refuse what cannot be written, before any work.
+
+    Raises:
+        UserError: as `write` does.
+    """
     out, ending = settings.out, SUFFIXES.get(settings.format)
     if ending is None:
         if out.suffix in SUFFIXES.values():

@@ -10,7 +10,7 @@ from dino.models.backbone import Backbone
 from dino.weights.export.folders import save_tensors, sized
 from dino.weights.export.graph import CLOSE, Graph, write_exported_program, write_onnx
 from dino.weights.export.model_card import Contents
-from dino.weights.key_maps import from_ours
+from dino.weights.key_maps import from_dino
 from dino.weights.load import save
 
 OWN_USE = """
@@ -75,7 +75,7 @@ def official_file(path: Path, backbone: Backbone, about: dict[str, Any]) -> Cont
     Raises:
         UserError: for a network that the published code does not have.
     """
-    named = from_ours(backbone.state_dict(), "official", backbone.spec)
+    named = from_dino(backbone.state_dict(), "official", backbone.spec)
     save_tensors(path, named, about)
     usage = OFFICIAL_USE.format(file=path.name, width=backbone.embed_dim)
     notes = (

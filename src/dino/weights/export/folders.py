@@ -25,7 +25,7 @@ from dino.files import UserError, replacing, sync_file, sync_folder
 from dino.models.backbone import Backbone
 from dino.weights.export.graph import fixed
 from dino.weights.export.model_card import Contents
-from dino.weights.key_maps import from_ours
+from dino.weights.key_maps import from_dino
 
 FILES = frozenset({"config.json", "model.safetensors", "preprocessor_config.json", "README.md"})
 """All that an exported folder ever holds; a folder that holds anything else is not replaced."""
@@ -104,7 +104,7 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
     }
     _write(folder / "config.json", config)
     save_tensors(
-        folder / "model.safetensors", from_ours(twin.state_dict(), "timm", twin.spec), about
+        folder / "model.safetensors", from_dino(twin.state_dict(), "timm", twin.spec), about
     )
     usage = TIMM_USE.format(folder=folder.name, width=twin.embed_dim)
     notes: tuple[str, ...] = (
@@ -148,7 +148,7 @@ def transformers_folder(
     twin = fixed(backbone, (size, size))
     config = twin.transformers_config(size)
     preprocessing = sized(backbone.preprocessing, size)
-    tensors = from_ours(twin.state_dict(), "transformers", twin.spec)
+    tensors = from_dino(twin.state_dict(), "transformers", twin.spec)
     tensors["pooler.dense.weight"] = torch.eye(twin.embed_dim)
     tensors["pooler.dense.bias"] = torch.zeros(twin.embed_dim)
     _write(folder / "config.json", config)

@@ -17,7 +17,7 @@ from typing import Any
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.models.backbone import Backbone
-from dino.weights.files import TENSOR_FILES, is_safetensors, own_metadata, read_header
+from dino.weights.files import TENSOR_FILES, dino_metadata, is_safetensors, read_header
 from dino.weights.load import fingerprint
 from dino.weights.published import CATALOGUE, LICENCE, Published
 
@@ -133,7 +133,7 @@ def _about(path: Path) -> dict[str, Any]:
     if path.is_dir() or not is_safetensors(path):
         return {}
     header = read_header(path)
-    own = own_metadata(header, path) or json.loads(header.get("dino_export", "{}"))
+    own = dino_metadata(header, path) or json.loads(header.get("dino_export", "{}"))
     return own.get("about", {})
 
 
