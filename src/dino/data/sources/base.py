@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any
 
 from dino.data.images.decode import OpenedImage, Sample, open_image
@@ -16,11 +18,13 @@ class Images:
         pixels: channels and range expected of them (`dino.data.sources.open.open_source` sets it).
         labels: class index of each image, or None where there are no classes.
         classes: name of each class, or None.
+        left_out: number of files that are not read, by their ending in lower case.
     """
 
     pixels: PixelFormat = RGB
     labels: list[int] | None = None
     classes: list[str] | None = None
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def __len__(self) -> int:
         """Number of images."""
