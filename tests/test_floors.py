@@ -47,7 +47,7 @@ OPTIONAL = {
 }
 
 # Imported by tifffile and torch.utils.tensorboard; the data of skimage are read as files.
-INDIRECT = {"imagecodecs", "skimage", "tensorboard"}
+INDIRECT = {"skimage", "tensorboard"}
 
 RUNTIME_ONLY = {"cuda", "distributed"}
 

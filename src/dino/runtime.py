@@ -205,7 +205,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         UserError: if the launcher's environment is wrong, or another process does not answer.
     """
     current = ranks()
-    if current.world == 1 or _grouped():
+    if current.world == 1:
         yield current
         return
     minutes = _timeout_minutes()

@@ -68,7 +68,7 @@ def test_a_worker_that_dies_between_batches_interrupts_nothing() -> None:
     next(loader)
     [worker] = multiprocessing.active_children()
     os.kill(worker.pid or 0, signal.SIGKILL)
-    worker.join()
+    worker.join(timeout=60)
     time.sleep(0.1)  # a handler of SIGCHLD would raise here
     with pytest.raises(UserError, match="exit code -9"):
         list(islice(loader, 8))  # some were ready

@@ -56,7 +56,7 @@ def holder(tmp_path: Path) -> Any:
     ready = context.Event()
     process = context.Process(target=hold, args=(tmp_path / "run", ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(timeout=60)
     yield process
     process.kill()
     process.join(60)

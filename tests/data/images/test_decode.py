@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
+from dino.data.images import preprocessing
 from dino.data.images.decode import crop_resize, read_image, to_pil, to_rgb, to_tensor
 from dino.data.images.image_errors import ImageError
-from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 
@@ -254,6 +256,31 @@ def test_preprocessing_is_torchvisions(mode: str, size: tuple[int, int]) -> None
         ]
     )
     assert torch.equal(preprocess(picture), theirs(picture))
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize("size", [(20_001, 1), (1, 20_000), (1200, 100)])
+def test_a_long_image_is_cropped_before_it_is_resized(
+    size: tuple[int, int], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.randint(0, 256, (channels, *size), dtype=torch.uint8)
+    preprocess = Preprocessing(72, 64, (0.0,) * channels, (1.0,) * channels)
+    preprocess = replace(preprocess, pixels=PixelFormat(channels))
+    functional, longest = transforms.functional, []
+    resize = functional.resize
+
+    def recorded(image: object, *sides: object, **options: object) -> object:
+        resized = resize(image, *sides, **options)
+        longest.append(max(functional.get_dimensions(resized)))
+        return resized
+
+    monkeypatch.setattr(functional, "resize", recorded)
+    ours = preprocess(pixels)
+    assert max(longest) <= 9 * 72
+    if size == (1200, 100):
+        monkeypatch.setattr(preprocessing, "LONGEST", 1000)
+        assert torch.allclose(ours, preprocess(pixels), atol=1.01 / 255)
+        assert max(longest) == 12 * 72
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 
 from dino.data.images.decode import as_picture, as_pixels, open_image, read_image
 from dino.data.images.image_errors import ImageError
-from dino.data.images.pixel_format import RGB, PixelFormat
+from dino.data.images.pixel_format import EXTENSIONS, RGB, PixelFormat
+from dino.data.sources.open import open_source
 from dino.files import UserError
 
 
@@ -70,6 +72,25 @@ def test_a_format_survives_json() -> None:
     assert PixelFormat.from_dict(there) == form
     with pytest.raises(UserError, match="unknown settings of a pixel format: gamma"):
         PixelFormat.from_dict({"gamma": 1})
+
+
+# ---------------------------------------------------------------------------------- endings
+def test_endings_cover_all_that_pillow_decodes(tmp_path: Path) -> None:
+    endings = {
+        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    }
+    identified = {".iim", ".mpg", ".mpeg", ".bufr", ".grib", ".h5", ".hdf", ".wmf", ".emf"}
+    assert endings - set(EXTENSIONS) == identified | {".eps", ".ps", ".im"}
+    picture, read = Image.new("RGB", (20, 16), (200, 30, 30)), []
+    for ending in EXTENSIONS:
+        with suppress(KeyError, OSError, ValueError):  # formats that Pillow only reads
+            picture.save(tmp_path / f"a{ending.upper()}")
+            read.append(ending)
+    source = open_source(tmp_path)
+    assert {Path(source.path(index)).suffix.lower() for index in range(len(source))} >= set(read)
+    assert set(read) >= {".ppm", ".pgm", ".jfif", ".jp2", ".tga", ".pcx", ".sgi", ".dib"}
+    for ending in read:
+        assert levels(tmp_path / f"a{ending.upper()}").shape[0] == 3
 
 
 # ---------------------------------------------------------------------------------- types

@@ -155,7 +155,7 @@ def test_more_networks_stand_in_the_same_table(
     alone = run(replace(settings, weights=str(other), out=weights / "alone.json"))
     assert found[str(other)] == alone["trained"]
     written = json.loads((weights / "knn.json").read_text())
-    assert written["networks"][str(other)]["architecture"]["width"] == 24
+    assert written["networks"][str(other)]["architecture"]["embed_dim"] == 24
 
 
 def test_several_banks_and_temperatures(

@@ -242,6 +242,6 @@ def test_only_an_export_is_replaced(tmp_path: Path) -> None:
         export(made, tmp_path, "timm", "net")
     assert (folder / "notes.txt").read_text() == "mine"
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="is no export of dino"):
+    with pytest.raises(UserError, match="is a file: name a folder"):
         export(made, tmp_path, "timm", "file")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

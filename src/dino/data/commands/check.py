@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError, write_list
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.loader import evaluation_loader, opened
+from dino.data.sources.base import Images
 from dino.data.sources.open import Source, open_source
 from dino.files import UserError, atomic_json, check_output
 from dino.progress import Console, bar
@@ -41,6 +42,7 @@ class Checked:
         sizes: (height, width) of each that can, upright.
         stored: how many are stored as what, the most frequent first.
         repeated: how many have the very pixels of an earlier one.
+        left_out: number of files beside the images that are not read, by their ending.
     """
 
     images: int
@@ -48,6 +50,7 @@ class Checked:
     sizes: list[tuple[int, int]]
     stored: dict[Stored, int]
     repeated: int
+    left_out: Mapping[str, int]
 
     @property
     def defects(self) -> dict[str, int]:
@@ -68,6 +71,7 @@ class Checked:
             f"below_{SMALL}": sum(side < SMALL for side in short),
             "stored": {str(kind): count for kind, count in self.stored.items()},
             "repeated": self.repeated,
+            "left_out": dict(self.left_out),
         }
 
 
@@ -90,7 +94,7 @@ def check(
     bad: dict[str, tuple[str, str]] = {}
     sizes: list[tuple[int, int]] = []
     stored: Counter[Stored] = Counter()
-    seen: set[tuple[float, ...]] = set()
+    hashes: set[tuple[float, ...]] = set()
     with bar("images", len(source), shown=progress) as advance:
         for part in evaluation_loader(_Facts(source, pixels), torch.from_numpy, 16, workers):
             advance(len(part.index) + len(part.skipped))
@@ -98,8 +102,10 @@ def check(
             for height, width, channels, bits, floating, *words in part.images.flatten(1).tolist():
                 sizes.append((int(height), int(width)))
                 stored[Stored(int(channels), int(bits), floating > 0)] += 1
-                seen.add(tuple(words))
-    return Checked(len(source), bad, sizes, dict(stored.most_common()), len(sizes) - len(seen))
+                hashes.add(tuple(words))
+    kinds, repeated = dict(stored.most_common()), len(sizes) - len(hashes)
+    left_out = source.left_out if isinstance(source, Images) else {}
+    return Checked(len(source), bad, sizes, kinds, repeated, left_out)
 
 
 class _Facts(Source):
@@ -188,6 +194,9 @@ def _table(checked: Checked, summary: dict[str, Any]) -> Table:
     for defect, count in checked.defects.items():
         table.add_row(defect, f"{count:,}", style="red")
     table.add_row("all", f"{checked.images:,}", end_section=True)
+    for ending, count in sorted(checked.left_out.items(), key=lambda item: -item[1]):
+        table.add_row(f"left out, no image: {ending or 'no ending'}", f"{count:,}", style="yellow")
+    table.add_section()
     for kind, count in checked.stored.items():
         table.add_row(f"stored as {kind}", f"{count:,}")
     for side in ("short", "long"):

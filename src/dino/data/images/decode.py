@@ -266,7 +266,7 @@ def _open_regular(path: str | os.PathLike[str], name: str) -> Stream:
     stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
-        raise ImageError(name, "it is a folder, a pipe or a device, not a file", "unreadable")
+        raise ImageError(name, "it is a pipe or a device, no regular file", "unreadable")
     return stream
 
 

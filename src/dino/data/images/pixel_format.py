@@ -22,18 +22,17 @@ from dino.data.images.image_errors import ImageError
 from dino.files import UserError
 
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".npy",
-    ".dcm",
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+    *(".tif", ".tiff", ".npy", ".dcm", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf"),
+    *(".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".sgi", ".rgb", ".rgba", ".bw", ".tga"),
+    *(".icb", ".vda", ".vst", ".psd", ".qoi", ".dds", ".blp", ".ftc", ".ftu", ".pcx", ".dcx"),
+    *(".pcd", ".pxr", ".ras", ".fit", ".fits", ".fli", ".flc", ".gbr", ".ico", ".cur"),
+    *(".icns", ".msp", ".xbm", ".xpm"),
 )
-"""Names of files that count as images, in any case."""
+"""Endings of image files, in any case: all that Pillow decodes, .npy and .dcm.
+
+PostScript is left out, which Pillow would run; IM, which it gives up; and what it only identifies:
+video, metafiles, GRIB, BUFR, HDF5."""
 
 Stream: TypeAlias = BinaryIO | BytesIO
 """An open binary file that can seek (checkers of types at run time know `BytesIO` by name only)."""

@@ -13,6 +13,9 @@ from dino.data.images.decode import Sample, as_picture, to_rgb
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, RGB, PixelFormat
 from dino.files import UserError
 
+LONGEST = 8
+"""Ratio of the sides above which an image is cropped before it is resized."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -48,12 +51,23 @@ class Preprocessing:
         sides = [self.resize] * (2 if self.squash else 1)  # one means: the shorter
         if self.pixels.plain or isinstance(image, Image.Image):
             image = to_rgb(as_picture(image))
+        if not self.squash:
+            image = F.center_crop(image, self._visible(*F.get_dimensions(image)[1:]))
+        if isinstance(image, Image.Image):
             pixels = F.to_tensor(F.center_crop(F.resize(image, sides, mode), [self.crop]))
         else:
             image = F.resize(image, sides, mode, antialias=True)
             pixels = F.center_crop(image, [self.crop]) / 255
         result: Tensor = F.normalize(pixels, list(self.mean), list(self.std))
         return result
+
+    def _visible(self, height: int, width: int) -> list[int]:
+        """Height and width of the centre of an image that the crop can reach.
+
+        Resized as a whole, 20,000 x 1 pixels would take gigabytes. The middle stays where it is.
+        """
+        limit = min(height, width) * (LONGEST + 2 * self.crop // self.resize)
+        return [side - 2 * max(0, -((limit - side) // 2)) for side in (height, width)]
 
     @classmethod
     def for_size(cls, size: int) -> Preprocessing:

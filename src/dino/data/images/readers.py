@@ -64,6 +64,8 @@ def read_tiff(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray
             f"{name} is a TIFF that only tifffile reads: pip install 'dino-ssl[tiff]'"
         ) from None
     with tifffile.TiffFile(file) as tiff:
+        if not tiff.pages:
+            raise ValueError("it has no page")
         if not wanted.page < len(tiff.pages):
             raise ImageError(name, f"it has {len(tiff.pages)} pages, no {wanted.page}", "misfit")
         page = tiff.pages[wanted.page]
