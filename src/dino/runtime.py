@@ -83,7 +83,7 @@ def memory_errors(images: int, setting: str) -> Iterator[None]:
 
     Args:
         images: how many are processed at a time.
-        setting: what the user changes for fewer, for example "--batch".
+        setting: what the user changes for fewer, up to the number: "--batch " or "batch=".
     """
     try:
         yield
