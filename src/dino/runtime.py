@@ -80,6 +80,29 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
+@contextmanager
+def memory_errors(images: int, setting: str) -> Iterator[None]:
+    """Turn PyTorch's errors about memory, on any device, into one sentence.
+
+    Args:
+        images: how many are processed at a time.
+        setting: what the user changes for fewer, up to the number: "--batch " or "batch=".
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # a GPU's OutOfMemoryError is a RuntimeError
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and not any(words in str(error) for words in _MEMORY_WORDS):
+            raise
+        advice = (
+            f"take fewer, such as {setting}{images // 2}" if images > 1 else "take a smaller one"
+        )
+        raise UserError(f"memory is too small for {images} image(s) at a time: {advice}") from None
+
+
+_MEMORY_WORDS = ("alloc_cpu", "not enough memory", "out of memory")
+
+
 def keep_memory() -> bool:
     """Let glibc keep freed memory instead of returning it to the kernel; False elsewhere.
 

@@ -315,6 +315,24 @@ def test_embed_reads_pictures_in_order_in_evaluation_mode(tmp_path: Any) -> None
         third = net.eval()(net.preprocess(Image.open(paths[3]))[None])
     np.testing.assert_allclose(table[3], third[0].numpy(), rtol=1e-4, atol=1e-3)  # of up to 20
     assert net.embed([]).shape == (0, 2048)
+    for one in (paths[3], str(paths[3])):
+        np.testing.assert_allclose(net.embed(one), table[3:4], rtol=1e-4, atol=1e-3)
+
+
+def test_embed_without_enough_memory_says_which_batch_to_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = small_vit()
+    path = tmp_path / "a.png"
+    Image.new("RGB", (40, 40)).save(path)
+    monkeypatch.setattr(net, "forward", lambda images: torch.empty(2**62, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"too small for 6 image\(s\) at a time: .* batch=3"):
+        net.embed([path] * 6, batch=9)
+    with pytest.raises(UserError, match="take a smaller one"):
+        net.embed(path)
+    monkeypatch.setattr(net, "forward", lambda images: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match="must match"):
+        net.embed(path)
 
 
 def test_other_rooms_ask_the_backbone_and_not_its_class() -> None:

@@ -101,3 +101,14 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
         match=r"missing norm.bias; unexpected hat; other shapes: cls_token is \(1, 1, 5\)",
     ):
         load(tmp_path / "bad.safetensors")
+
+
+def test_files_whose_specification_says_width_still_load(tmp_path: Path) -> None:
+    new = written(tmp_path / "new.safetensors")
+    with safe_open(new, "pt") as file:
+        metadata = {"dino": file.metadata()["dino"].replace('"embed_dim"', '"width"')}
+    assert '"width"' in metadata["dino"]
+    save_file(load_file(new), tmp_path / "old.safetensors", metadata)
+    old = load(tmp_path / "old.safetensors")
+    assert fingerprint(old) == fingerprint(load(new))
+    assert old.spec == load(new).spec

@@ -1,4 +1,4 @@
-"""Where the CLS token looks: maps of the last block, masks of their mass (section 4.2.2, Fig. 4).
+"""Attention maps of the CLS token and masks of their mass (section 4.2.2, Fig. 4).
 
 Shapes: B batch, T tokens (CLS first), h w patches, H W pixels.
 """
@@ -18,7 +18,7 @@ def attention_maps(
 ) -> Float[Tensor, "B heads h w"]:
     """Attention of the last block's CLS token to the patches, head by head.
 
-    Values are the softmax's own: a map sums to what the CLS token does not give to itself.
+    Values are those of the softmax: a map sums to 1 minus the CLS token's attention to itself.
 
     Raises:
         UserError: if the network has no CLS attention (convnets).
@@ -41,8 +41,8 @@ def mass_mask(
 ) -> Bool[Tensor, "*batch h w"]:
     """The smallest set of patches that holds a share of each map (section 4.2.2, Fig. 4).
 
-    As in the published code: patches in ascending order stay where the running sum of the
-    normalised map exceeds `1 - mass`. Of equal patches the later in the grid stay.
+    As in the published code: in ascending order, the patches where the running sum of the
+    normalised map exceeds `1 - mass`. Of equal patches the later in the grid are taken.
 
     Args:
         attention: non-negative maps.

@@ -20,6 +20,7 @@ from dino.data.images.decode import Sample, read_image
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.position_embedding import Position
+from dino.runtime import memory_errors
 
 
 @dataclass(frozen=True)
@@ -184,16 +185,29 @@ class Backbone(nn.Module):
         return self.preprocessing(image)
 
     @torch.inference_mode()
-    def embed(self, paths: Sequence[str | Path], batch: int = 64) -> np.ndarray:
-        """Features [n, D] (float32) of the pictures at `paths`, in order, in evaluation mode."""
+    def embed(
+        self, paths: str | Path | Sequence[str | Path], batch: int = 64
+    ) -> Float[np.ndarray, "n D"]:
+        """Features (float32) of the pictures at `paths`, in order, in evaluation mode.
+
+        Args:
+            paths: one path, which gives one row, or several.
+            batch: images at a time; it does not change the result.
+
+        Raises:
+            UserError: for a picture that cannot be read, or too little memory for `batch` images.
+        """
+        if isinstance(paths, (str, Path)):
+            paths = [paths]
         training, device = self.training, next(self.parameters()).device
         read = partial(read_image, pixels=self.preprocessing.pixels)
         self.eval()
         try:
-            rows = [
-                self(torch.stack([self.preprocess(read(path)) for path in part]).to(device))
-                for part in (paths[i : i + batch] for i in range(0, len(paths), batch))
-            ]
+            with memory_errors(min(batch, len(paths)), "batch="):
+                rows = [
+                    self(torch.stack([self.preprocess(read(path)) for path in part]).to(device))
+                    for part in (paths[i : i + batch] for i in range(0, len(paths), batch))
+                ]
         finally:
             self.train(training)
         table = torch.cat(rows) if rows else torch.empty(0, self.embed_dim)

@@ -1,6 +1,6 @@
 """The projection head `h` (paper section 3.1 and appendix C): an MLP, an l2 bottleneck, prototypes.
 
-Shapes: B rows, D backbone width, K prototypes.
+Shapes: B rows, D embed_dim of the backbone, K prototypes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Prototypes(nn.Module):
     `weight_g` at 1, so that logits are cosines; a free one trains it (the paper's ViT-S recipes).
     """
 
-    def __init__(self, width: int, count: int, *, weight_norm: bool, fixed_norm: bool) -> None:
+    def __init__(self, dim: int, count: int, *, weight_norm: bool, fixed_norm: bool) -> None:
         super().__init__()
-        self.weight_v = nn.Parameter(torch.empty(count, width))
+        self.weight_v = nn.Parameter(torch.empty(count, dim))
         self.weight_g = nn.Parameter(torch.ones(count, 1)) if weight_norm else None
         if self.weight_g is not None:
             self.weight_g.requires_grad_(not fixed_norm)
         # Made after the MLP's own init pass in the published code, hence PyTorch's default.
-        nn.init.uniform_(self.weight_v, -(width**-0.5), width**-0.5)
+        nn.init.uniform_(self.weight_v, -(dim**-0.5), dim**-0.5)
 
     def forward(self, z: Float[Tensor, "B bottleneck"]) -> Float[Tensor, "B K"]:
         """Logits of every prototype."""
@@ -47,10 +47,10 @@ class Head(nn.Module):
     """MLP of `layers` Linear layers to the l2-normalised bottleneck, then the prototypes.
 
     Args:
-        width: D of the backbone.
+        embed_dim: D of the backbone.
         prototypes: K.
-        hidden: width of the MLP's hidden layers.
-        bottleneck: width that is l2-normalised before the prototypes. None removes it: `layers`
+        hidden: size of the MLP's hidden layers.
+        bottleneck: size of the l2-normalised layer before the prototypes. None removes it: `layers`
             plain Linear layers in total, no l2 norm and no weight norm (appendix C).
         layers: Linear layers of the MLP; the paper's "4 linear layers" are 3 and the prototypes.
         batch_norm: batch norm after each hidden Linear (the paper's ResNet-50; no ViT).
@@ -63,7 +63,7 @@ class Head(nn.Module):
 
     def __init__(
         self,
-        width: int,
+        embed_dim: int,
         prototypes: int = 65536,
         *,
         hidden: int = 2048,
@@ -77,9 +77,9 @@ class Head(nn.Module):
         if min(prototypes, hidden, layers, 1 if bottleneck is None else bottleneck) < 1:
             raise UserError("the head's prototypes, hidden, bottleneck and layers must be positive")
         self.bottleneck = bottleneck
-        widths = [width, *[hidden] * (layers - 1), *([] if bottleneck is None else [bottleneck])]
+        sizes = [embed_dim, *[hidden] * (layers - 1), *([] if bottleneck is None else [bottleneck])]
         stack: list[nn.Module] = []
-        for index, (inputs, outputs) in enumerate(pairwise(widths)):
+        for index, (inputs, outputs) in enumerate(pairwise(sizes)):
             stack.append(nn.Linear(inputs, outputs))
             init_linear(stack[-1])  # type: ignore[arg-type]
             if bottleneck is None or index < layers - 1:
@@ -87,7 +87,7 @@ class Head(nn.Module):
                 stack.append(nn.GELU() if activation == "gelu" else nn.ReLU())
         self.mlp = nn.Sequential(*stack)
         self.last_layer = Prototypes(
-            widths[-1], prototypes, weight_norm=bottleneck is not None, fixed_norm=fixed_norm
+            sizes[-1], prototypes, weight_norm=bottleneck is not None, fixed_norm=fixed_norm
         )
 
     def embed(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B bottleneck"]:
