@@ -14,7 +14,7 @@ from PIL import Image
 
 import dino
 from dino import pretraining
-from dino.evaluate.features import table
+from dino.evaluate.features import extractor
 from dino.files import UserError
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
@@ -87,13 +87,13 @@ def test_the_comparison_uses_the_workers(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
-    loader = table.evaluation_loader
+    loader = extractor.evaluation_loader
 
     def noted(source: Any, preprocess: Any, batch: int, workers: int) -> Any:
         used.append(workers)
         return loader(source, preprocess, batch, 0)
 
-    monkeypatch.setattr(table, "evaluation_loader", noted)
+    monkeypatch.setattr(extractor, "evaluation_loader", noted)
     pretrain(photos, tmp_path / "run", **{"execution.workers": 1})
     assert used == [1, 1, 1]  # trained, untrained, pixels
 
@@ -101,13 +101,13 @@ def test_the_comparison_uses_the_workers(
 def ranked(ranks: Ranks, data: Path, out: Path) -> int:
     """How many images this rank embedded for the comparison."""
     counts = []
-    loader = table.evaluation_loader
+    loader = extractor.evaluation_loader
 
     def noted(source: Any, *arguments: Any) -> Any:
         counts.append(len(source))
         return loader(source, *arguments)
 
-    table.evaluation_loader = noted  # type: ignore[attr-defined]
+    extractor.evaluation_loader = noted  # type: ignore[attr-defined]
     pretraining.report = lambda *_, **__: out  # type: ignore[attr-defined]
     pretrain(data, out)
     return sum(counts)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.images.preprocessing import Preprocessing
@@ -21,6 +20,7 @@ from dino.evaluate.segmentation import segmentation
 from dino.evaluate.video import video
 from dino.files import UserError, cache_folder
 from dino.models.create import create
+from dino.progress import Console
 from dino.weights.load import fingerprint, save
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_features_are_stored_in_the_cache_by_default(tmp_path: Path) -> None:
 def test_a_table_shows_names_and_numbers() -> None:
     text = io.StringIO()
     shown = table("title", ["name", "mAP"], {"trained": ["12.5"], "runs/[out]": ["3.0"]})
-    Console(file=text).print(shown)
+    Console(file=text, width=80).print(shown)
     for word in ("title", "name", "mAP", "trained", "12.5", "runs/[out]", "3.0"):
         assert word in text.getvalue()
 

@@ -182,7 +182,7 @@ def test_views_that_the_network_does_not_take_are_found_first(
         return forward(self, images, *rest)
 
     monkeypatch.setattr(ViT, "forward", fixed)
-    words = r"vit_tiny does not take views of 8 px \(Input height \(8\).*\(16\)\.\): change"
+    words = r"vit_tiny takes no images of 8 px \(Input height \(8\).*\(16\)\.\): change"
     with pytest.raises(UserError, match=words):
         short(tmp_path / "run")
     assert not (tmp_path / "run").exists()

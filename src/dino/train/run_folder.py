@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -175,7 +175,7 @@ def _lock(path: Path) -> tuple[BinaryIO, str]:
 
     The system releases the lock when this process dies, and worker processes do not inherit it.
     """
-    file = path.open("a+b")
+    file = path.open("a+b", buffering=0)
     try:
         _lock_exclusively(file)
     except (BlockingIOError, PermissionError):
@@ -190,9 +190,9 @@ def _lock(path: Path) -> tuple[BinaryIO, str]:
             f"{path.parent} cannot be locked ({error.strerror}): take care that no other process "
             "trains in it"
         )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    file.flush()
+    with suppress(OSError):  # a full disk: the lock holds without the name of its owner
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file, ""
 
 

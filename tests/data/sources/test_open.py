@@ -220,8 +220,9 @@ def test_every_source_has_the_whole_protocol(tmp_path: Path) -> None:
         source = open_source(data)
         assert isinstance(source, Source)
         assert (dict(source.left_out), source.blocks) == ({}, None)
-        assert as_pixels(source.decoded(source.content(0), 0)).equal(as_pixels(source[0]))
-        assert source.values(0).ndim == 3
+        with source.open(0) as image:
+            assert as_pixels(image.decode()).equal(as_pixels(source[0]))
+            assert image.values().ndim == 3
 
 
 def test_a_tensor_of_images_is_a_data_set() -> None:

@@ -20,7 +20,6 @@ from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError, write_list
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.loader import evaluation_loader, opened
-from dino.data.sources.base import Images
 from dino.data.sources.open import Source, open_source
 from dino.files import UserError, atomic_json, check_output
 from dino.progress import Console, bar
@@ -104,7 +103,7 @@ def check(
                 stored[Stored(int(channels), int(bits), floating > 0)] += 1
                 hashes.add(tuple(words))
     kinds, repeated = dict(stored.most_common()), len(sizes) - len(hashes)
-    left_out = source.left_out if isinstance(source, Images) else {}
+    left_out = source.left_out
     return Checked(len(source), bad, sizes, kinds, repeated, left_out)
 
 
