@@ -1,6 +1,6 @@
 """Device, precision and ranks: the only file that names `torch.distributed` or `cuda`.
 
-Without a launcher there is no process group: every collective here is then the identity.
+Without a launcher there is no process group, and every collective operation is the identity.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Precision = Literal["fp32", "bf16"]
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`; "auto" takes CUDA, else Apple's MPS, else the CPU.
 
-    Under a launcher, "auto" and "cuda" mean this rank's own GPU.
+    Under a launcher, "auto" and "cuda" mean the GPU of this rank's `LOCAL_RANK`.
 
     Raises:
         UserError: if `name` is unknown or this machine does not have it.
@@ -61,7 +61,7 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
     """The precision called `name`; "auto" is bf16 on GPUs that have it, fp32 elsewhere.
 
-    There is no fp16: it made users' losses NaN.
+    fp16 is not offered: with it users' losses became NaN.
     """
     if name != "auto":
         return name
@@ -69,14 +69,14 @@ def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) 
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The autocast context of a forward pass; nothing at all for fp32."""
+    """The autocast context of a forward pass; no autocast for fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A context inside `autocast` in which nothing is cast: head, loss and center live here."""
+    """A context inside `autocast` without casts: head, loss and center are computed in it."""
     return torch.autocast(device.type, enabled=False)
 
 
@@ -113,7 +113,7 @@ def keep_memory() -> bool:
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # musl has no such knob
+    except (OSError, AttributeError):  # musl has no mallopt
         return False
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
     kept = mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, -1)
@@ -121,7 +121,7 @@ def keep_memory() -> bool:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for the provenance of a result."""
+    """The device's name, for the provenance of a result."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({torch.get_num_threads()} threads)"
@@ -304,13 +304,13 @@ def gather_objects(item: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has called this."""
     if _grouped():
         dist.barrier()
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """Batch norm over all ranks' samples on GPUs (PyTorch has no such thing for CPUs)."""
+    """Batch norm over all ranks' samples on GPUs (PyTorch's `SyncBatchNorm` has no CPU code)."""
     if not _grouped() or device.type != "cuda":
         return module
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -329,7 +329,7 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def no_sync(module: nn.Module, skip: bool = True) -> AbstractContextManager[Any]:
-    """A context in which backward passes through `module` leave other ranks alone."""
+    """A context in which backward passes through `module` do not average gradients over ranks."""
     if skip and isinstance(module, nn.parallel.DistributedDataParallel):
         return module.no_sync()
     return nullcontext()
