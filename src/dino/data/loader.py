@@ -296,14 +296,14 @@ def _errors_named(source: Source, index: int) -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------- processes
 def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
-    """A `DataLoader` over a data set that makes whole batches (`__getitems__`)."""
+    """A `DataLoader` over a data set that makes entire batches (`__getitems__`)."""
     if workers > 0:  # PyTorch itself limits each worker to one thread
         options |= {"persistent_workers": True, "multiprocessing_context": _START_METHOD}
     return DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=_as_it_is,
-        # Its own generator, so that opening a loader takes no number from the model's.
+        # A separate generator, so that opening a loader takes no number from the model's.
         generator=torch.Generator(),
         **options,
     )

@@ -13,10 +13,11 @@ from dino.files import UserError
 class EpochSampler:
     """Batches of (epoch, index) for the steps from `start_step` to `stop_step` (exclusive).
 
-    Each epoch visits the data in an order of its own, keyed by (seed, epoch). Step s of an epoch
+    Each epoch visits the data in another order, keyed by (seed, epoch). Step s of an epoch
     takes `order[s * batch : (s + 1) * batch]`, of which rank r takes the r-th contiguous part, so
-    two ranks with half a batch each see exactly the images of one with the whole. The last images
-    of an epoch that do not fill a batch are left out of that epoch, as by the reference's loader.
+    two ranks with half a batch each get exactly the images of one with the full batch. The last
+    images of an epoch that do not fill a batch are left out of that epoch, as by the reference's
+    loader.
 
     Args:
         length: number of images.
@@ -62,7 +63,7 @@ class EpochSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the data."""
+        """Full batches in one pass over the data."""
         return self.length // self.batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

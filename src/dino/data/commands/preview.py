@@ -1,8 +1,7 @@
 """`dino data preview`: the views that training makes of some images, and all their numbers.
 
 The views are made by `dino.data.loader.PretrainLoader` and `dino.data.views.photometric.augment`,
-as in
-training, and shown pixel by pixel; small ones are enlarged by a whole factor without smoothing.
+as in training, and shown pixel by pixel; small ones are enlarged without smoothing.
 
 Shapes: V views, B images, C channels, S side.
 """
@@ -40,7 +39,7 @@ INK, SOFT, PAPER = (30, 30, 34), (110, 110, 118), (255, 255, 255)
 
 @dataclass(frozen=True)
 class View:
-    """One view as the student sees it.
+    """One view as the student gets it.
 
     Attributes:
         spec: its kind.
@@ -77,7 +76,7 @@ class Row:
 
     Attributes:
         name: of the image.
-        original: the whole image.
+        original: the full image.
         views: in the order in which they are made.
     """
 
@@ -139,14 +138,14 @@ def make_rows(
     kinds = [spec.for_channels(channels) for spec in specs]
     rows = []
     for place, (index, taken) in enumerate(zip(chosen, batch.index.tolist(), strict=True)):
-        whole = as_pixels(source[taken])
-        height, width = whole.shape[1:]
+        full = as_pixels(source[taken])
+        height, width = full.shape[1:]
         drawn = draw_views(kinds, height, width, generator(seed, epoch, index))
         views = [
             View(spec, params, as_picture(picture[place]))
             for spec, params, picture in zip(expand(kinds), drawn, pictures, strict=True)
         ]
-        rows.append(Row(source.path(taken), as_picture(whole), views))
+        rows.append(Row(source.path(taken), as_picture(full), views))
     return rows, batch.skipped
 
 
@@ -227,7 +226,7 @@ def _with_boxes(row: Row) -> Image.Image:
         colour = _colour(number, len(row.views))
         right, bottom = max(left, left + width - 1), max(top, top + height - 1)
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        # At one of two corners, so that large views with a corner in common can be told apart.
+        # At one of two corners, so that numbers of views with a corner in common do not overlap.
         x, y = (left, top) if number % 2 == 0 else (right - 15, bottom - 15)
         draw.rectangle((x, y, x + 15, y + 15), colour)
         draw.text((x + 8, y + 8), str(number + 1), PAPER, font, anchor="mm")

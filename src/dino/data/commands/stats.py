@@ -131,7 +131,7 @@ def measure(
     """
     if images < 1:
         raise UserError(f"statistics need 1 or more images, not {images}")
-    # A range that is given, whatever it is, keeps DICOMs from using windows of their own.
+    # With any range given, a DICOM's window is not applied.
     reading = PixelFormat(pixels.channels, pixels.page, (0.0,), (1.0,))
     sampled = _Sampled(
         source, pixels, reading if range == "percentile" else pixels, spread(len(source), images)
@@ -171,7 +171,7 @@ def measure(
 
 
 def _bounds(values: Float64[np.ndarray, "C N"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The tails of each channel's finite values; its whole range where the tails meet."""
+    """The tails of each channel's finite values; its full range where the tails meet."""
     bounds = []
     for number, channel in enumerate(values):
         finite = channel[np.isfinite(channel)]
@@ -194,7 +194,7 @@ def _moments(levels: UInt8[np.ndarray, "C N"]) -> tuple[tuple[float, ...], tuple
 def _vary(number: int, low: float, high: float) -> None:
     if not low < high:
         raise UserError(
-            f"channel {number} is {low:g} wherever it was looked at: leave it out, since a network "
+            f"channel {number} is {low:g} in all sampled pixels: leave it out, since a network "
             "learns nothing from it"
         )
 

@@ -26,7 +26,7 @@ class Cell:
     Attributes:
         picture: of any size; shrunk into the tile, never enlarged.
         caption: what stands below it, in lines; a line that is too long loses its middle.
-        marked: with a frame, to tell it from the others of its row.
+        marked: with a frame.
     """
 
     picture: Image.Image
@@ -66,11 +66,11 @@ def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144) -> Image.Imag
 
 
 def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The line, or its beginning and its end, which is what tells file names apart."""
+    """The line, or its beginning and its end, in which file names differ."""
     if font.getlength(line) <= width:
         return line
-    for kept in range(len(line) - 1, 0, -1):
-        short = f"{line[: kept // 3]}...{line[len(line) - (kept - kept // 3) :]}"
+    for length in range(len(line) - 1, 0, -1):
+        short = f"{line[: length // 3]}...{line[len(line) - (length - length // 3) :]}"
         if font.getlength(short) <= width:
             return short
     return ""

@@ -79,7 +79,7 @@ class _OpenedArray(OpenedImage):
 
     def __init__(
         self,
-        values: Shaped[np.ndarray, "own H W"],
+        values: Shaped[np.ndarray, "stored H W"],
         name: str,
         pixels: PixelFormat,
         unusable: str | None = None,
@@ -274,8 +274,8 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
 
 
-def _levels(values: Shaped[np.ndarray, "own H W"], name: str, pixels: PixelFormat) -> Tensor:
-    """As a tensor in memory of its own: what was read may be locked, or one plane for all."""
+def _levels(values: Shaped[np.ndarray, "stored H W"], name: str, pixels: PixelFormat) -> Tensor:
+    """As a writable tensor: what was read may be read-only, or one plane for all channels."""
     levels = pixels.fit(pixels.levels(values), name)
     return torch.from_numpy(np.require(levels, requirements=["C", "W"]))
 
@@ -306,7 +306,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def picture_values(image: Image.Image, pixels: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
-    """A picture's values: grey or RGB where that is wanted, else its own channels."""
+    """A picture's values: grey or RGB for 1 or 3 channels, else those of its mode."""
     values = _deep_values(image)
     if values is None and pixels.channels == 1:
         values = np.asarray(to_rgb(image).convert("L"))
@@ -346,7 +346,7 @@ def as_pixels(sample: Sample) -> UInt8[Tensor, "C H W"]:
 
 
 def as_picture(sample: Sample) -> Image.Image:
-    """A sample as an RGB picture to look at; of other channels than three, their mean."""
+    """A sample as an RGB picture to show; of other channels than three, their mean."""
     if not isinstance(sample, Tensor):
         return sample
     if len(sample) == 3:
@@ -371,7 +371,7 @@ def crop_resize(
     passes are then rounded and clipped elsewhere, and a fifth of the values differ by one.)
 
     Args:
-        image: the whole image.
+        image: the entire image.
         box: top, left, height and width of the crop in pixels, inside the image.
         size: side of the result in pixels.
         flip: mirror the result horizontally.

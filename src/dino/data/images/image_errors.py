@@ -48,7 +48,7 @@ def write_list(path: Path, found: Mapping[str, tuple[str, str]]) -> None:
     """Write a CSV of images that cannot be used, sorted by path.
 
     Args:
-        path: of the list, replaced whole or not at all.
+        path: of the list, replaced atomically.
         found: path of each image: defect and reason.
     """
     rows = ((name, *what) for name, what in sorted(found.items()))

@@ -17,11 +17,11 @@ def reduction(boxes: Sequence[Box], sizes: Sequence[int]) -> int:
 
     Every crop keeps `SPARE` times the pixels of its view along either axis, so that resizing still
     averages over what the smaller decoding has lost. Measured on photographs, views then differ
-    from those of the whole image by half a level of 255 on average (`tests/data/test_reduced.py`
-    states the bound).
+    from those of the full image by half a level of 255 on average
+    (`tests/data/images/test_jpeg_scale.py` states the bound).
 
     Args:
-        boxes: the crops, in pixels of the whole image.
+        boxes: the crops, in pixels of the full image.
         sizes: side of each view in pixels.
     """
     room = min(min(box[2], box[3]) / (SPARE * size) for box, size in zip(boxes, sizes, strict=True))
@@ -32,7 +32,7 @@ def reduced_box(box: Box, factor: int, height: int, width: int) -> Box:
     """The crop in an image that was decoded smaller: whole pixels of it, the nearest there are.
 
     Args:
-        box: in pixels of the whole image.
+        box: in pixels of the full image.
         factor: by which its decoding shrank it.
         height: of the smaller image.
         width: of the smaller image.

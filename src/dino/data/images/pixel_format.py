@@ -50,7 +50,7 @@ class PixelFormat:
             is transparent becomes white. With 1, colour becomes grey. All others must have C.
         page: of a multi-page TIFF or a DICOM of several frames, counted from 0.
         low: value that becomes 0, for each channel or one for all; None takes what the type
-            offers: whole integers of 8 and 16 bits, of all else each image's own range.
+            offers: whole integers of 8 and 16 bits, of all else the range of each image.
         high: value that becomes 255; given if and only if `low` is.
 
     Raises:
@@ -122,19 +122,19 @@ class PixelFormat:
             return np.zeros(values.shape, np.uint8)
         return _scaled(values, np.array(low), np.array(high))
 
-    def fit(self, values: Shaped[np.ndarray, "own H W"], name: str) -> np.ndarray:
+    def fit(self, values: Shaped[np.ndarray, "stored H W"], name: str) -> np.ndarray:
         """The image with the channels expected.
 
         Raises:
             ImageError: if it has others.
         """
-        own = len(values)
-        if own == self.channels:
+        stored = len(values)
+        if stored == self.channels:
             return values
-        if own == 1 and self.channels == 3:
+        if stored == 1 and self.channels == 3:
             return np.broadcast_to(values, (3, *values.shape[1:]))
-        words = f"it has {own} channel{'s' * (own != 1)}, not {self.channels}"
-        raise ImageError(name, f"{words}: say --channels {own} if all have as many", "misfit")
+        words = f"it has {stored} channel{'s' * (stored != 1)}, not {self.channels}"
+        raise ImageError(name, f"{words}: say --channels {stored} if all have as many", "misfit")
 
 
 RGB = PixelFormat()

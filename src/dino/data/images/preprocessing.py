@@ -64,7 +64,7 @@ class Preprocessing:
     def _visible(self, height: int, width: int) -> list[int]:
         """Height and width of the centre of an image that the crop can reach.
 
-        Resized as a whole, 20,000 x 1 pixels would take gigabytes. The middle stays where it is.
+        Resized in full, 20,000 x 1 pixels would take gigabytes. The centre stays the same.
         """
         limit = min(height, width) * (LONGEST + 2 * self.crop // self.resize)
         return [side - 2 * max(0, -((limit - side) // 2)) for side in (height, width)]

@@ -1,4 +1,4 @@
-"""Colour jitter, grey, blur, solarise and normalise, for a whole batch of uint8 crops at once.
+"""Colour jitter, grey, blur, solarise and normalise, for a batch of uint8 crops at once.
 
 Every image has its own parameters, one row of `dino.data.views.view_spec.PHOTOMETRIC` each, and
 there is no loop over images. The operations are those of torchvision and Pillow on PIL images,
@@ -95,7 +95,7 @@ def _apply_(
     *parameters: Float[Tensor, " N"],
 ) -> None:
     """Run an operation that leaves all images but the `changed` ones as they are."""
-    if pixels.device.type == "cpu":  # a GPU would have to tell the host which they are
+    if pixels.device.type == "cpu":  # on a GPU the host would have to wait for their number
         if not changed.any():
             return
         if not changed.all():
@@ -118,7 +118,7 @@ def normalize(
 def _normalization(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    # Kept, since copying even six numbers to a GPU would make the host wait for it.
+    # Cached, since copying even six numbers to a GPU would make the host wait for it.
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
     return scale[:, None, None], shift[:, None, None]

@@ -15,7 +15,7 @@ from typing import Any
 from dino.files import UserError
 
 GLOBAL_VIEWS = 2
-"""The first views of every image, which the teacher sees; the others are local."""
+"""The first views of every image, which the teacher gets; the others are local."""
 
 PHOTOMETRIC = (
     "jitter",
@@ -218,8 +218,8 @@ class ViewSettings:
             local_scale=self.local_scale,
         )
         common = {f.name for f in fields(self)} & {f.name for f in fields(ViewSpec)}
-        own = {"blur", "solarize"}  # one value for each kind
-        shared: dict[str, Any] = {name: getattr(self, name) for name in common - own}
+        separate = {"blur", "solarize"}  # one value for each kind
+        shared: dict[str, Any] = {name: getattr(self, name) for name in common - separate}
         return tuple(
             replace(kind, **shared, blur=blur, solarize=solarize)
             for kind, blur, solarize in zip(kinds, self.blur, self.solarize, strict=False)
