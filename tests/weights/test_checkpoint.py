@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import dino
 from dino.data.images.preprocessing import Preprocessing
+from dino.evaluate.classification import linear_classifier
 from dino.files import UserError
 from dino.models.head import Head
 from dino.train.loop import train
@@ -459,6 +460,19 @@ def test_linear_classifiers(tmp_path: Path) -> None:
     for name in ("odd.pth", "network.pth"):
         with pytest.raises(UserError, match="is no linear classifier"):
             read_linear(tmp_path / name)
+
+
+def test_a_published_linear_classifier_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the evaluation reads it, `--classifier dino_vits16_linear`."""
+    weight, bias = torch.randn(5, 8), torch.randn(5)
+    state = {"module.linear.weight": weight, "module.linear.bias": bias}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    monkeypatch.setattr("dino.weights.load.fetch", lambda published: tmp_path / "w.pth")
+    assert torch.equal(read_linear("dino_vits16_linear").weight, weight)
+    found = linear_classifier.load(Path("dino_vits16_linear"), average=False)
+    assert torch.equal(found.bias, bias)
 
 
 # ------------------------------------------------------------------------------------ options
