@@ -426,6 +426,19 @@ def test_an_architecture_that_would_not_fit_into_memory(tmp_path: Path) -> None:
         load(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("place", ["metadata", "config.json"])
+def test_an_architecture_of_a_billion_blocks(place: str, tmp_path: Path) -> None:
+    tensors = dino.create("vit_tiny", **TINY).state_dict()
+    spec = {"arch": "vit_tiny", "depth": 10**9}
+    stated = {"format": 1, "spec": spec, "preprocessing": {}, "about": {}}
+    metadata = {"dino": json.dumps(stated)} if place == "metadata" else None
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**9}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="too few tensors for 1,000,000,000 blocks"):
+        load(tmp_path)
+
+
 def test_what_an_export_notes_is_heeded(tmp_path: Path) -> None:
     """Heads, position and preprocessing, which the published layout has no place for."""
     original = dino.create("vit_tiny", position="exact", **TINY)

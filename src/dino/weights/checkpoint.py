@@ -137,6 +137,9 @@ def read(path: Path, heads: int | None = None, network: str = "teacher") -> Chec
     metadata = dino_metadata(container.metadata, container.path)
     if metadata is None:
         return _foreign(container, heads, network)
+    depth = metadata["spec"].get("depth", 0)
+    if depth > len(container.content):  # building it would never end
+        raise UserError(f"{container.path} holds too few tensors for {depth:,} blocks")
     return Checkpoint(
         container.path,
         "dino",

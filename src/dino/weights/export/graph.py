@@ -257,5 +257,7 @@ def _check(graph: Graph, run: Any) -> float:
             difference = np.abs(found[name] - value.numpy()).max() / value.abs().max().item()
             worst = max(worst, float(difference))
     if not worst <= CLOSE:
-        raise RuntimeError(f"the written graph differs from the network by {worst:.1e}: it was not written")
+        raise RuntimeError(
+            f"the written graph differs from the network by {worst:.1e}: it was not written"
+        )
     return worst
