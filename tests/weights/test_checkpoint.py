@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import dino
 from dino.data.images.preprocessing import Preprocessing
+from dino.evaluate.classification import linear_classifier
 from dino.files import UserError
 from dino.models.head import Head
 from dino.train.loop import train
@@ -425,6 +426,19 @@ def test_an_architecture_that_would_not_fit_into_memory(tmp_path: Path) -> None:
         load(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("place", ["metadata", "config.json"])
+def test_an_architecture_of_a_billion_blocks(place: str, tmp_path: Path) -> None:
+    tensors = dino.create("vit_tiny", **TINY).state_dict()
+    spec = {"arch": "vit_tiny", "depth": 10**9}
+    stated = {"format": 1, "spec": spec, "preprocessing": {}, "about": {}}
+    metadata = {"dino": json.dumps(stated)} if place == "metadata" else None
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**9}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="too few tensors for 1,000,000,000 blocks"):
+        load(tmp_path)
+
+
 def test_what_an_export_notes_is_heeded(tmp_path: Path) -> None:
     """Heads, position and preprocessing, which the published layout has no place for."""
     original = dino.create("vit_tiny", position="exact", **TINY)
@@ -459,6 +473,19 @@ def test_linear_classifiers(tmp_path: Path) -> None:
     for name in ("odd.pth", "network.pth"):
         with pytest.raises(UserError, match="is no linear classifier"):
             read_linear(tmp_path / name)
+
+
+def test_a_published_linear_classifier_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the evaluation reads it, `--classifier dino_vits16_linear`."""
+    weight, bias = torch.randn(5, 8), torch.randn(5)
+    state = {"module.linear.weight": weight, "module.linear.bias": bias}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    monkeypatch.setattr("dino.weights.load.fetch", lambda published: tmp_path / "w.pth")
+    assert torch.equal(read_linear("dino_vits16_linear").weight, weight)
+    found = linear_classifier.load(Path("dino_vits16_linear"), average=False)
+    assert torch.equal(found.bias, bias)
 
 
 # ------------------------------------------------------------------------------------ options

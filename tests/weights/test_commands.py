@@ -128,6 +128,27 @@ def test_convert(dialect: str, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert not any(tensor.any() for tensor in adapted.state_dict().values())
 
 
+def test_a_wrong_destination_is_refused_before_the_weights_are_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("convert", str(tmp_path / "absent"), "--out", str(tmp_path / "net.pth"))
+    assert "writes a file: give --out" in refused(capsys, *words, "--to", "official")
+    words = ("convert", str(tmp_path / "absent"), "--out", str(tmp_path / "net.safetensors"))
+    assert "writes a folder" in refused(capsys, *words, "--to", "timm")
+
+
+def test_one_of_several_networks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, ema = (dino.create("vit_tiny", **TINY) for _ in range(2))
+    content = {"model": model.state_dict(), "model_ema": ema.state_dict()}
+    torch.save(content, tmp_path / "w.pth")
+    out = said(capsys, "inspect", str(tmp_path / "w.pth"), "--heads", "2")
+    assert "model was read, not model_ema" in out
+    words = ["convert", str(tmp_path / "w.pth"), "--network", "model_ema", "--heads", "2"]
+    words += ["--to", "safetensors", "--out", str(tmp_path / "ema.safetensors")]
+    said(capsys, *words)
+    assert fingerprint(dino.load(tmp_path / "ema.safetensors")) == fingerprint(ema)
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "inspect" in said(capsys, "--help")
     for command in ("list", "fetch", "inspect", "convert"):

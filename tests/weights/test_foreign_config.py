@@ -54,6 +54,18 @@ def test_transforms_of_transformers() -> None:
             of_transformers({**vit, **wrong})
 
 
+def test_damaged_configurations(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    name = "vit_tiny_patch16_224"
+    for config in (
+        {"architecture": 3},
+        {"architecture": name, "model_args": [1]},
+        {"architecture": name, "model_args": {"depth": 1}, "pretrained_cfg": {"input_size": 3}},
+        {"architecture": name, "model_args": {"depth": 1}, "pretrained_cfg": 3},
+    ):
+        assert "is damaged" in refused(folder(tmp_path / "m", config))
+
+
 def folder(path: Path, config: dict[str, Any], arch: str = "vit_tiny", **more: Any) -> Path:
     path.mkdir(exist_ok=True)
     backbone = dino.create(arch, depth=1) if arch.startswith("vit") else dino.create(arch)

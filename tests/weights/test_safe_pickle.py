@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -23,7 +25,7 @@ import torch
 import dino
 from dino.files import UserError
 from dino.weights import safe_pickle as pickles
-from dino.weights.load import save
+from dino.weights.load import read_checkpoint, read_linear, save
 from dino.weights.safe_pickle import Placeholder, attributes, load_pickle
 
 TINY: dict[str, Any] = {"embed_dim": 24, "depth": 1, "heads": 2, "patch_size": 8, "image_size": 16}
@@ -123,6 +125,38 @@ def test_what_published_checkpoints_hold_is_read(tmp_path: Path) -> None:
         assert {type(found[name]) for name in ("best", "epoch")} <= set(
             Placeholder.__subclasses__()
         )
+
+
+def test_what_other_checkpoints_hold_is_read(tmp_path: Path) -> None:
+    """Random states, settings and the like make no file unreadable; nothing of them is built."""
+    weights = torch.randn(3, 4)
+    content = {
+        "a": weights,
+        "set": {1, 2},
+        "frozenset": frozenset({3}),
+        "defaultdict": collections.defaultdict(list, {"k": [1]}),
+        "deque": collections.deque([1, 2], maxlen=3),
+        "random": np.random.RandomState(0).get_state(),
+        "array": np.arange(3.0),
+        "objects": np.array(["a", None], dtype=object),
+        "number": np.int32(3),
+        "dtype": torch.int32,
+        "numpy_dtype": np.dtype("float32"),
+        "shape": torch.Size([3, 4]),
+        "device": torch.device("cpu"),
+        "args": argparse.Namespace(path=Path("/run"), inner=argparse.Namespace(a=1)),
+        "date": datetime.date(2021, 4, 29),
+        "name": types.SimpleNamespace(a=1),
+    }
+    for current in (True, False):
+        torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=current)
+        found = load_pickle(tmp_path / "w.pth")
+        assert torch.equal(found["a"], weights)
+        assert found["defaultdict"] == {"k": [1]}
+        assert found["deque"] == [1, 2]
+        assert found["dtype"] == torch.int32
+        assert isinstance(found["array"], Placeholder)
+        assert attributes(found["args"])["inner"].state == {"a": 1}
 
 
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
@@ -245,6 +279,82 @@ def test_archives_that_unpack_to_more_than_they_are(
     assert "not a complete PyTorch checkpoint" in refusal(tmp_path / "old.pth")
 
 
+# ------------------------------------------------------------------------------------ time
+def nested(depth: int) -> bytes:
+    """A tuple of two tuples of two tuples ...: small, but its hash or text takes 2 ** depth."""
+    return b"K\x00\x85q\x00" + b"h\x00\x86q\x00" * depth
+
+
+PAIRS = b"](" + b"".join(b"]J" + struct.pack("<i", i) + b"aK\x02a" for i in range(9999)) + b"eq\x01"
+TEXT = b"X" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"q\x01X\x06\x00\x00\x00latin1q\x02"
+COLLIDING = [pickle.encode_long(k * (2**61 - 1)) for k in range(1, 99_999)]
+SLOW = {
+    "a key": b"}" + nested(40) + b"K\x01s.",
+    "keys": b"}(" + nested(40) + b"K\x01u.",
+    "an item of a set": b"c__builtin__\nset\n]" + nested(40) + b"a\x85R.",
+    "a key of pairs": b"ccollections\nOrderedDict\n]]" + nested(40) + b"aK\x01aa\x85R.",
+    "the key of a storage": b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    + nested(40)
+    + b"X\x03\x00\x00\x00cpuK\x04tQ.",
+    "copies": b"](ccollections\nOrderedDict\nq\x03" + PAIRS + b"h\x03h\x01\x85R" * 99_999 + b"e.",
+    "bytes": b"](" + TEXT + b"c_codecs\nencode\nq\x03" + b"h\x03h\x01h\x02\x86R" * 99_999 + b"e.",
+    "collisions": b"}(" + b"".join(b"\x8a" + bytes([len(k)]) + k + b"N" for k in COLLIDING) + b"u.",
+}
+
+
+@pytest.mark.parametrize("current", [True, False], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("what", SLOW)
+def test_small_files_that_take_for_ever(what: str, current: bool, tmp_path: Path) -> None:
+    """Without the survey each of these runs for hours or fills the memory."""
+    pickled = b"\x80\x02" + SLOW[what]
+    path = archive(tmp_path / "w.pth", pickled)
+    if not current:
+        machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+        header = (pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, machine))
+        path.write_bytes(b"".join(header) + pickled + pickle.dumps([], 2))
+    assert "is refused: " in refusal(path)
+
+
+def test_deep_values_do_no_harm(tmp_path: Path) -> None:
+    assert "holds a tuple" in refusal(archive(tmp_path / "t.pth", b"\x80\x02" + nested(40) + b"."))
+    value = b"\x80\x02}X\x01\x00\x00\x00a" + nested(40) + b"s."
+    assert "other things than tensors (a)" in refusal(archive(tmp_path / "v.pth", value))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """A pipe without a writer, and a device without an end."""
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert "is no regular file" in refusal(tmp_path / "pipe.pth")
+    assert "is no regular file" in refusal(Path("/dev/zero"))
+    with pytest.raises(UserError, match="is no regular file"):
+        read_linear(tmp_path / "pipe.pth")
+    for folder, name in (("a", "model.safetensors"), ("b", "config.json"), ("c", "LAST")):
+        path = tmp_path / folder
+        path.mkdir()
+        save(dino.create("vit_tiny", **TINY), path / "model.safetensors")
+        save(dino.create("vit_tiny", **TINY), path / "teacher.safetensors")
+        (path / name).unlink(missing_ok=True)
+        if folder != "c":
+            (path / "teacher.safetensors").unlink()
+        if folder == "c":
+            (path / "checkpoints").mkdir()
+            path = path / "checkpoints"
+        os.mkfifo(path / name)
+        with pytest.raises(UserError, match="is no regular file"):
+            read_checkpoint(tmp_path / folder)
+
+
+def test_a_safetensors_header_of_a_million_keys(tmp_path: Path) -> None:
+    keys = ",".join(
+        f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(10**6)
+    )
+    text = f"{{{keys}}}".encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    assert "has a header of 5" in refusal(tmp_path / "w.safetensors")
+
+
+# ------------------------------------------------------------------------------------ safetensors
 def test_safetensors_headers_with_absurd_sizes(tmp_path: Path) -> None:
     def header(content: Any, length: int | None = None, data: bytes = bytes(16)) -> bytes:
         text = json.dumps(content).encode()

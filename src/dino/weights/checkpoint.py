@@ -136,6 +136,9 @@ def read(path: Path, heads: int | None = None, network: str = "teacher") -> Chec
     if metadata is None:
         return _foreign(container, heads, network)
     _check_network(network)
+    depth = metadata["spec"].get("depth", 0)
+    if depth > len(container.content):  # building it would never end
+        raise UserError(f"{container.path} holds too few tensors for {depth:,} blocks")
     return Checkpoint(
         container.path,
         "dino",

@@ -132,7 +132,7 @@ def run_fetch(settings: Fetch) -> list[Path]:
     """`dino weights fetch`: download, print path and SHA-256.
 
     Raises:
-        UserError: for an unknown name, or if a file cannot be had whole.
+        UserError: for an unknown name, or if a download fails.
     """
     unknown = [name for name in settings.names if name not in CATALOGUE]
     if unknown or not settings.names:
@@ -147,7 +147,7 @@ def run_fetch(settings: Fetch) -> list[Path]:
 # ------------------------------------------------------------------------------------ inspect
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Show what weights are: dialect, architecture, head, preprocessing, and whether they fit."""
+    """Show dialect, architecture, head and preprocessing of weights, and whether they fit."""
 
     weights: Positional[str]
     """Run folder, file or folder of weights, or published name."""

@@ -1,7 +1,7 @@
-"""Downloads of published files: resumed, checked, written whole or not at all.
+"""Downloads of published files: resumed, checked, written completely or not at all.
 
 A file lies in the cache folder (`DINO_CACHE`, or the platform's) under `weights/`, with a JSON
-beside it that says where it came from and what its SHA-256 was. `DINO_MIRROR` is another place for
+beside it that records its URL and SHA-256. `DINO_MIRROR` is another place for
 the folder that the URLs begin with; with `DINO_OFFLINE` set nothing is downloaded.
 """
 
@@ -54,13 +54,13 @@ def offline() -> bool:
 
 
 def fetch(published: Published) -> Path:
-    """The file in the cache, downloaded first if it is not there; whole and unchanged.
+    """The file in the cache, downloaded first if it is not there; complete and unchanged.
 
-    Several processes may ask at once: one downloads, the others wait for it. Its SHA-256 is
+    If several processes need it at once, one downloads and the others wait for it. Its SHA-256 is
     compared with the catalogue's, or where none is published with that of the first download.
 
     Raises:
-        UserError: if it cannot be had, did not arrive whole, or was changed since it did.
+        UserError: if it cannot be downloaded, arrived damaged, or was changed since.
     """
     path = cached_path(published)
     try:
@@ -74,8 +74,8 @@ def fetch(published: Published) -> Path:
             _check(published, path)
     except OSError as error:
         raise UserError(
-            f"{published.name} cannot be kept in {path.parent} ({error}): make room there, or set "
-            "DINO_CACHE to another folder"
+            f"{published.name} cannot be written to {path.parent} ({error}): free space there, or "
+            "set DINO_CACHE to another folder"
         ) from None
     return path
 
@@ -87,13 +87,13 @@ def _obtain(published: Published, path: Path) -> None:
         raise UserError(f"{published.name} is not in the cache and DINO_OFFLINE is set: {by_hand}")
     if not url.startswith(("http://", "https://")):
         raise UserError(f"DINO_MIRROR must begin with http:// or https://, not as {url} does")
-    part = _Part(_beside(path, "part"), url)
+    partial = _Partial(_beside(path, "part"), url)
     with _bar(published.name) as report:
-        _download(part, report, by_hand)
-    part.check_content(published)
-    sync_file(part.path)
-    part.path.replace(path)
-    part.note.unlink(missing_ok=True)
+        _download(partial, report, by_hand)
+    partial.check_content(published)
+    sync_file(partial.path)
+    partial.path.replace(path)
+    partial.note.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -104,7 +104,7 @@ def _check(published: Published, path: Path) -> None:
     if known is not None and found != known:
         raise UserError(
             f"{path} is not what was published or first downloaded (SHA-256 {found}, expected "
-            f"{known}): delete it to download it anew, and {record.name} too to trust another"
+            f"{known}): delete it to download it again, and {record.name} too to trust another"
         )
     if not record.exists() and os.access(path.parent, os.W_OK):
         size = path.stat().st_size
@@ -121,7 +121,7 @@ def _check(published: Published, path: Path) -> None:
 
 # ------------------------------------------------------------------------------------ the transfer
 @dataclass(frozen=True)
-class _Part:
+class _Partial:
     """What has arrived so far, and which version of the file it belongs to."""
 
     path: Path
@@ -135,7 +135,7 @@ class _Part:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def validator(self) -> str | None:
-        """The server's own mark of the version that `path` is a part of."""
+        """The server's identifier of the version that `path` belongs to."""
         if not self.note.exists():
             return None
         noted = read_json(self.note)
@@ -143,7 +143,7 @@ class _Part:
         return mark if noted.get("url") == self.url else None
 
     def begin(self, headers: Message) -> None:
-        """Forget what was there: another version, or nothing, begins."""
+        """Start again: another version begins."""
         self.path.write_bytes(b"")
         tag = headers.get("ETag", "")
         strong = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
@@ -176,17 +176,17 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-def _download(part: _Part, report: Callable[[int, int | None], None], by_hand: str) -> None:
-    """Bring the rest of `part`, over as many connections as bring something.
+def _download(partial: _Partial, report: Callable[[int, int | None], None], by_hand: str) -> None:
+    """Download the rest of `partial`, over as many connections as bring something.
 
     Raises:
         UserError: if the server does not have it, or `TRIES` connections in a row brought nothing.
     """
     failures = 0
     while True:
-        before = part.arrived()
+        before = partial.arrived()
         try:
-            if _continue(part, report):
+            if _continue(partial, report):
                 return
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
@@ -194,45 +194,45 @@ def _download(part: _Part, report: Callable[[int, int | None], None], by_hand: s
             reason = f"the server answers {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 416, 429):
                 raise UserError(
-                    f"{part.url} cannot be downloaded: {reason}; or {by_hand}"
+                    f"{partial.url} cannot be downloaded: {reason}; or {by_hand}"
                 ) from None
-            if error.code == 416:  # what has arrived is no part of what is there now
-                part.path.unlink(missing_ok=True)
+            if error.code == 416:  # what has arrived is of another version
+                partial.path.unlink(missing_ok=True)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         except ConnectionError as error:
             reason = str(error)
-        failures = 0 if part.arrived() > before else failures + 1
+        failures = 0 if partial.arrived() > before else failures + 1
         if failures >= TRIES:
             raise UserError(
-                f"{part.url} cannot be downloaded ({reason}); the {part.arrived():,} bytes that "
-                f"arrived are kept: try again later, set DINO_MIRROR, or {by_hand}"
+                f"{partial.url} cannot be downloaded ({reason}); the next try continues "
+                f"after {partial.arrived():,} bytes: try again later, set DINO_MIRROR, or {by_hand}"
             )
         time.sleep(PAUSE * 2 ** max(0, failures - 1))
 
 
-def _continue(part: _Part, report: Callable[[int, int | None], None]) -> bool:
-    """One connection; whether the file is whole now."""
-    request = urllib.request.Request(part.url, headers={"User-Agent": "dino-ssl"})
+def _continue(partial: _Partial, report: Callable[[int, int | None], None]) -> bool:
+    """One connection; whether the file is complete now."""
+    request = urllib.request.Request(partial.url, headers={"User-Agent": "dino-ssl"})
     request.add_header("Accept-Encoding", "identity")
-    start, mark = part.arrived(), part.validator()
+    start, mark = partial.arrived(), partial.validator()
     if start and mark:
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", mark)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         resumed = answer.status == 206
         if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            part.path.unlink()  # the server sends another range than was asked for
+            partial.path.unlink()  # the server sends another range than requested
             return False
         if not resumed:
-            part.begin(answer.headers)
+            partial.begin(answer.headers)
         length = answer.headers.get("Content-Length")
         total = None if length is None else int(length) + (start if resumed else 0)
-        with part.path.open("ab") as file:
+        with partial.path.open("ab") as file:
             while block := answer.read(BLOCK):
                 file.write(block)
                 report(file.tell(), total)
-    return total is None or part.arrived() == total
+    return total is None or partial.arrived() == total
 
 
 # ------------------------------------------------------------------------------------ details

@@ -43,6 +43,11 @@ def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
     if kind != "vit" or activation != "gelu":
         what = kind if kind != "vit" else f"vit with {activation}"
         raise UserError(f"{path} is another model of transformers ({what}) than ViTModel with gelu")
+    name, arguments = config.get("architecture", ""), config.get("model_args", {})
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise UserError(f"{path}: its config.json is damaged (architecture, model_args)")
+    if arguments.get("depth", 0) > len(tensors):  # building it would never end
+        raise UserError(f"{path} holds too few tensors for {arguments['depth']:,} blocks")
     layout = detect(tensors)
     if "architecture" in config:
         return _timm_layout(tensors, container, layout)
@@ -93,11 +98,14 @@ def preprocessing_of(
         UserError: if it is one that `Preprocessing` does not have.
     """
     found = None
-    if layout.dialect == "timm":
-        network = _build_timm(container)
-        found = of_timm(container.config) or of_timm(getattr(network, "pretrained_cfg", {}))
-    elif layout.dialect.startswith("transformers"):
-        found = of_transformers(container.preprocessor)
+    try:
+        if layout.dialect == "timm":
+            network = _build_timm(container)
+            found = of_timm(container.config) or of_timm(getattr(network, "pretrained_cfg", {}))
+        elif layout.dialect.startswith("transformers"):
+            found = of_transformers(container.preprocessor)
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"its transform is damaged ({error!r})") from None
     if exported := container.exported().get("preprocessing"):
         stated = Preprocessing.from_dict(exported)
         found = stated if found is None else replace(found, pixels=stated.pixels)

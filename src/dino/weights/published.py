@@ -1,8 +1,8 @@
-"""Every file that the authors of DINO published: where it lies, what it is, what it is worth.
+"""Every file that the authors of DINO published: its URL, contents and accuracy.
 
 Names and numbers are those of the published code's README (k-NN and linear: top-1 % on ImageNet).
-No hash of any of these files is published. So none stands here: the hash of a first download is
-recorded beside the file, and checked from then on (`fetch`).
+No hash of any of these files is published: the hash of a first download is recorded beside the
+file, and checked from then on (`fetch`).
 """
 
 from __future__ import annotations

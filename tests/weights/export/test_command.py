@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from dino import cli
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.weights.export.command import Export, run
-from dino.weights.export.model_card import Contents, Words, card, origin
+from dino.weights.export.model_card import FormatNotes, card, provenance
 from dino.weights.load import fingerprint, save
 
 # tyro hands over its MISSING in place of a string, exporters hand over symbolic sizes.
@@ -144,7 +146,7 @@ def test_an_export_of_an_export_keeps_its_history(tmp_path: Path) -> None:
     run(Export(weights=str(tmp_path / "net"), format="safetensors", out=tmp_path / "b.safetensors"))
     assert fingerprint(dino.load(tmp_path / "b.safetensors")) == fingerprint(made)
     text = (tmp_path / "b.safetensors.MODEL_CARD.md").read_text()
-    assert "* recipe: test" in text
+    assert "* recipe: `test`" in text
 
 
 # ------------------------------------------------------------------------------------ cards
@@ -189,18 +191,15 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
     assert text.startswith("---\nlicense: cc-by-4.0\nlibrary_name: timm\n")
     for said in (
         "pipeline_tag: image-feature-extraction",
-        "patch: 8 px; grid: 4 x 4 patches; blocks: 2, of 2 heads",
         "12,345 scans of one hospital, 2019 to 2024.",
-        "* recipe: small_data",
-        "* images: 12,345",
-        "* name of the images: scans/train",
-        "* step: 9 of 9",
-        "optim.lr: 0.0005",
-        "| while training | k-NN top-1 %, k20 | 61.5 |",
-        "| results.json | knn trained | 62.25 |",
-        "| knn.json | knn trained k20 top1 | 63.12 |",
-        "| knn.json | measured on | scans/labelled |",
-        "Resize the shorter side to 36 px (bicubic, antialiased, as Pillow does)",
+        "* recipe: `small_data`",
+        "* data: `scans/train`",
+        "* step: `9 of 9`",
+        "| `during training` | `k-NN top-1 %, k20` | `61.5` |",
+        "| `results.json` | `knn trained` | `62.25` |",
+        "| `knn.json` | `knn trained k20 top1` | `63.12` |",
+        "| `knn.json` | `measured on` | `scans/labelled` |",
+        "resize the shorter side to 36 px (bicubic, antialiased)",
         "(0.1, 0.2, 0.3)",
         "CC-BY-4.0.",
         fingerprint(made),
@@ -237,23 +236,77 @@ def test_results_of_another_step_or_run_are_left_out(tmp_path: Path) -> None:
         "format": "safetensors",
         "out": tmp_path / "a.safetensors",
     }
-    text = run(Export(**settings))[1].read_text()
-    assert "11.5" not in text
-    assert "optim.lr" in text
+    assert "11.5" not in run(Export(**settings))[1].read_text()
+    results["checkpoint"] = "step_00000009"
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "11.5" in run(Export(**settings))[1].read_text()
     config = {"about": {"recipe": "vit_s16"}, "defining": {"optim.lr": 1.0}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "optim.lr" not in run(Export(**settings))[1].read_text()
+    assert "11.5" not in run(Export(**settings))[1].read_text()
+
+
+def test_texts_from_files_have_no_meaning_in_a_card(tmp_path: Path) -> None:
+    """Names, recipes and results are inline code: no HTML, no links, no rows of their own."""
+    made = backbone()
+    evil = "<img src=x onerror=alert(1)>\n# Title\n|a|b| ![x](http://evil) ```"
+    folder = tmp_path / "a`<b>"
+    folder.mkdir()
+    save(made, folder / "w`<i>.safetensors", {"recipe": evil, "data": evil, "init.from": evil})
+    measured(folder / "knn`|<u>.json", fingerprint(made), 63.125)
+    path = folder / "w`<i>.safetensors"
+    out = tmp_path / 'n"`<s>'
+    text = run(Export(weights=str(path), format="timm", out=out))[1].read_text()
+    outside = re.sub(r"```python\n.*?\n```\n", "", text, flags=re.S)
+    outside = re.sub(r"`[^`\n]*`", "", outside)
+    for mark in ("<", "`", "![", "](", "Title"):
+        assert mark not in outside, mark
+    rows = [line for line in text.splitlines() if "63.12" in line]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [4]
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "broken"),
+    [
+        ("official", "net.safetensors", "command.card"),
+        ("official", "net.safetensors", "folders.save_file"),
+        ("official", "net.safetensors", "rename"),  # of the file, when its card is in place
+        ("timm", "net", "command.card"),
+        ("timm", "net", "folders.save_file"),
+    ],
+)
+def test_a_failed_export_leaves_nothing_that_is_refused_later(
+    format: Any, name: str, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, replace = backbone(), Path.replace
+    with monkeypatch.context() as patch:
+        if broken == "rename":
+            fail_at = tmp_path / name
+            patch.setattr(
+                Path, "replace", lambda self, to: full() if to == fail_at else replace(self, to)
+            )
+        else:
+            patch.setattr(f"dino.weights.export.{broken}", full)
+        with pytest.raises(OSError, match="No space"):
+            export(made, tmp_path, format, name)
+    assert not (tmp_path / name).exists()
+    assert not list(tmp_path.glob("*.tmp"))
+    for _ in range(2):  # and what was written is replaced
+        assert fingerprint(dino.load(export(made, tmp_path, format, name))) == fingerprint(made)
 
 
 def test_the_card_of_published_weights_says_what_their_authors_say() -> None:
     made = backbone()
-    came = origin("dino_vits16", made)
-    contents = Contents("a test", "", made.preprocessing, library="timm")
-    text = card(made, came, contents, Words())
+    source = provenance("dino_vits16", made)
+    notes = FormatNotes("a test", "", made.preprocessing, library="timm")
+    text = card(made, source, notes)
     assert text.startswith("---\nlicense: apache-2.0\n")
-    assert "| published | k-NN top-1 %, ImageNet | 74.5 |" in text
-    assert "* weights: dino_vits16" in text
-    assert card(made, came, contents, Words(licence="mit")).startswith("---\nlicense: mit\n")
+    assert "| `published` | `k-NN top-1 %, ImageNet` | `74.5` |" in text
+    assert "* weights: `dino_vits16`" in text
+    assert card(made, source, notes, licence="mit").startswith("---\nlicense: mit\n")
 
 
 def test_a_long_or_large_evaluation_is_cut_and_says_so(tmp_path: Path) -> None:
@@ -264,10 +317,10 @@ def test_a_long_or_large_evaluation_is_cut_and_says_so(tmp_path: Path) -> None:
     }
     (tmp_path / "classes.json").write_text(json.dumps(numbers))
     (tmp_path / "large.json").write_text(json.dumps({**numbers, "text": "x" * 2**20}))
-    rows = [row for row in origin(tmp_path, made).measures if row[0] == "classes.json"]
+    rows = [row for row in provenance(tmp_path, made).measures if row[0] == "classes.json"]
     assert len(rows) == 31
     assert rows[-1] == ("classes.json", "more", "69 in the file")
-    assert not [row for row in origin(tmp_path, made).measures if row[0] == "large.json"]
+    assert not [row for row in provenance(tmp_path, made).measures if row[0] == "large.json"]
 
 
 # ------------------------------------------------------------------------------------ command

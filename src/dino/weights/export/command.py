@@ -1,6 +1,6 @@
 """`dino export`: trained weights for other programs, with a model card beside them.
 
-safetensors        our own file: `dino.load` gives back the same network
+safetensors        a file of dino: `dino.load` gives back the same network
 official           the published code's names, in safetensors, since no pickle is written
 timm               a folder for `timm.create_model`
 transformers       a folder for `AutoModel` and `AutoImageProcessor`
@@ -10,23 +10,22 @@ exported-program   a graph for `torch.export.load`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from dino.files import UserError, atomic_write, check_output, naming
+from dino.files import UserError, atomic_write, check_output, naming, replacing
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.weights.export.files import (
+    dino_file,
     exported_program_file,
     official_file,
     onnx_file,
-    own_file,
 )
 from dino.weights.export.folders import replacing_folder, timm_folder, transformers_folder
 from dino.weights.export.graph import OPSET, Graph
-from dino.weights.export.model_card import Contents, Words, card, origin, shareable
+from dino.weights.export.model_card import FormatNotes, card, provenance, shareable
 from dino.weights.load import load
 
 Format: TypeAlias = Literal[
@@ -64,7 +63,7 @@ class Export:
     opset: int = OPSET
     """Version of the ONNX operators."""
     data_description: str = ""
-    """For the card: what the network was trained on."""
+    """For the card: the images that the network was trained on."""
     licence: str = ""
     """For the card: the licence of the weights, for example apache-2.0."""
 
@@ -79,58 +78,47 @@ def write(backbone: Backbone, settings: Export) -> list[Path]:
     """Write a network and its card, print the paths.
 
     Args:
-        backbone: what `settings.weights` holds, possibly adapted while it was loaded.
-        settings: how and where.
+        backbone: the network of `settings.weights`, possibly adapted while it was loaded.
+        settings: format and destination.
 
     Returns:
         The file or folder, and its card.
 
     Raises:
-        UserError: if an extra is missing, a setting does not belong to the format, or `out` is
-            something else already.
+        UserError: if an extra is missing, a setting does not belong to the format, or `out` exists
+            and is no export.
     """
     check(settings)
-    came = origin(settings.weights, backbone)
-    words = Words(settings.data_description, settings.licence)
+    source = provenance(settings.weights, backbone)
     about = {
         "dialect": settings.format,
         "spec": backbone.spec,
         "preprocessing": backbone.preprocessing.to_dict(),
-        "about": shareable(came.about),
-        "sha256": came.sha256,
+        "about": shareable(source.about),
+        "sha256": source.sha256,
     }
+
+    def card_of(notes: FormatNotes) -> str:
+        return card(backbone, source, notes, settings.data_description, settings.licence)
+
     with Console(stderr=True).status(f"writing {settings.out}"):
-        beside = _write(backbone, settings, about, lambda c: card(backbone, came, c, words))
-    for written in (settings.out, beside):
-        Console().print(f"{written}", highlight=False, soft_wrap=True)
-    return [settings.out, beside]
+        if settings.format in FOLDERS:
+            side, _ = _size(backbone, settings)
+            written = settings.out / "README.md"
+            with naming(settings.out), replacing_folder(settings.out) as folder:
+                text = card_of(FOLDERS[settings.format](folder, backbone, side, about))
+                (folder / written.name).write_text(text, encoding="utf-8")
+        else:  # the card is in place first: a file without one is not replaced by the next call
+            written = _card_path(settings.out)
+            with replacing(settings.out) as temporary:
+                notes = _write_file(temporary, backbone, settings, about)
+                atomic_write(written, card_of(notes))
+    for path in (settings.out, written):
+        Console().print(f"{path}", highlight=False, soft_wrap=True)
+    return [settings.out, written]
 
 
-def _write(
-    backbone: Backbone,
-    settings: Export,
-    about: dict[str, Any],
-    card_for: Callable[[Contents], str],
-) -> Path:
-    """Write the export and its card; where the card lies."""
-    if settings.format in FOLDERS:
-        side, _ = _size(backbone, settings)
-        with naming(settings.out), replacing_folder(settings.out) as folder:
-            contents = FOLDERS[settings.format](folder, backbone, side, about)
-            (folder / "README.md").write_text(card_for(contents), encoding="utf-8")
-        return settings.out / "README.md"
-    card_path, existed = _card_of(settings.out), settings.out.exists()
-    contents = _write_file(backbone, settings, about)
-    try:
-        atomic_write(card_path, card_for(contents))
-    except BaseException:
-        if not existed:  # without its card, the next call would refuse to replace it
-            settings.out.unlink(missing_ok=True)
-        raise
-    return card_path
-
-
-def _card_of(file: Path) -> Path:
+def _card_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.MODEL_CARD.md")
 
 
@@ -140,16 +128,19 @@ def _size(backbone: Backbone, settings: Export) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def _write_file(backbone: Backbone, settings: Export, about: dict[str, Any]) -> Contents:
+def _write_file(
+    path: Path, backbone: Backbone, settings: Export, about: dict[str, Any]
+) -> FormatNotes:
+    name = settings.out.name
     if settings.format == "safetensors":
-        return own_file(settings.out, backbone, about)
+        return dino_file(path, name, backbone, about)
     if settings.format == "official":
-        return official_file(settings.out, backbone, about)
+        return official_file(path, name, backbone, about)
     size = _size(backbone, settings)
     graph = Graph(backbone, size, settings.attention, settings.with_normalization)
     if settings.format == "onnx":
-        return onnx_file(settings.out, graph, about, settings.opset)
-    return exported_program_file(settings.out, graph, about)
+        return onnx_file(path, name, graph, about, settings.opset)
+    return exported_program_file(path, name, graph, about)
 
 
 def check(settings: Export) -> None:
@@ -170,7 +161,7 @@ def check(settings: Export) -> None:
                 raise UserError(f"--{name.replace('_', '-')} is for onnx and exported-program only")
     elif out.suffix != ending:
         raise UserError(f"--format {settings.format} writes a file: give --out {out}{ending}")
-    elif out.is_file() and not _card_of(out).exists():
+    elif out.is_file() and not _card_path(out).exists():
         raise UserError(f"{out} exists and has no model card: choose another --out")
     check_output(out, folder=ending is None)
     most = {"onnx": 2, "exported-program": 2, "timm": 1, "transformers": 1}.get(settings.format, 0)

@@ -1,7 +1,8 @@
-"""Exports that are a single file, each with the words for its card."""
+"""Exports that are a single file, each with the notes for its card."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,21 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.models.backbone import Backbone
 from dino.weights.export.folders import save_tensors, sized
 from dino.weights.export.graph import CLOSE, Graph, write_exported_program, write_onnx
-from dino.weights.export.model_card import Contents
+from dino.weights.export.model_card import FormatNotes
 from dino.weights.key_maps import from_dino
 from dino.weights.load import save
 
 OWN_USE = """
 import dino
 
-backbone = dino.load("{file}")
+backbone = dino.load({file})
 features = backbone.embed(["picture.jpg"])  # [1, {width}], preprocessing included
 """
 
 OFFICIAL_USE = """
 import dino
 
-backbone = dino.load("{file}")  # or load_state_dict(safetensors.torch.load_file("{file}"))
+backbone = dino.load({file})  # or load_state_dict(safetensors.torch.load_file({file}))
 features = backbone.embed(["picture.jpg"])  # [1, {width}], preprocessing included
 """
 
@@ -48,28 +49,28 @@ NORMALISE = """
 NO_PICTURE = """
 {library}import torch
 
-images = torch.zeros(1, {channels}, {height}, {width}, dtype=torch.{dtype})  # your channels
+images = torch.zeros(1, {channels}, {height}, {width}, dtype=torch.{dtype})  # your images
 """
 
 ONNX_USE = """
-session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession({file}, providers=["CPUExecutionProvider"])
 {outputs} = session.run([{names}], {{"images": images.numpy()}})
 """
 
 PROGRAM_USE = """
-backbone = torch.export.load("{file}").module()
+backbone = torch.export.load({file}).module()
 found = backbone(images)  # a dictionary: {names}
 """
 
 
-def own_file(path: Path, backbone: Backbone, about: dict[str, Any]) -> Contents:
-    """Write our own safetensors file, from which `dino.load` builds the same network."""
+def dino_file(path: Path, name: str, backbone: Backbone, about: dict[str, Any]) -> FormatNotes:
+    """Write a safetensors file of dino, from which `dino.load` builds the same network."""
     save(backbone, path, about["about"])
-    usage = OWN_USE.format(file=path.name, width=backbone.embed_dim)
-    return Contents("a file of dino's", usage, backbone.preprocessing)
+    usage = OWN_USE.format(file=json.dumps(name), width=backbone.embed_dim)
+    return FormatNotes("a file of dino", usage, backbone.preprocessing)
 
 
-def official_file(path: Path, backbone: Backbone, about: dict[str, Any]) -> Contents:
+def official_file(path: Path, name: str, backbone: Backbone, about: dict[str, Any]) -> FormatNotes:
     """Write a flat state dict under the published code's names, as safetensors.
 
     Raises:
@@ -77,26 +78,30 @@ def official_file(path: Path, backbone: Backbone, about: dict[str, Any]) -> Cont
     """
     named = from_dino(backbone.state_dict(), "official", backbone.spec)
     save_tensors(path, named, about)
-    usage = OFFICIAL_USE.format(file=path.name, width=backbone.embed_dim)
+    usage = OFFICIAL_USE.format(file=json.dumps(name), width=backbone.embed_dim)
     notes = (
         "The published code keeps its weights in `.pth` files, which are pickles. This is "
         "safetensors with the same names, because reading it runs no code.",
     )
     title = "a file with the names of the published code"
-    return Contents(title, usage, backbone.preprocessing, notes)
+    return FormatNotes(title, usage, backbone.preprocessing, notes)
 
 
 # ------------------------------------------------------------------------------------ graphs
-def onnx_file(path: Path, graph: Graph, about: dict[str, Any], opset: int) -> Contents:
+def onnx_file(
+    path: Path, name: str, graph: Graph, about: dict[str, Any], opset: int
+) -> FormatNotes:
     """Write ONNX; see `write_onnx`."""
     write_onnx(graph, path, {**about, "input": _input(graph)}, opset)
-    return _contents("an ONNX graph", ONNX_USE, path, graph)
+    return _notes("an ONNX graph", ONNX_USE, name, graph)
 
 
-def exported_program_file(path: Path, graph: Graph, about: dict[str, Any]) -> Contents:
+def exported_program_file(
+    path: Path, name: str, graph: Graph, about: dict[str, Any]
+) -> FormatNotes:
     """Write PyTorch's exported program; see `write_exported_program`."""
     write_exported_program(graph, path, {**about, "input": _input(graph)})
-    return _contents("a PyTorch exported program", PROGRAM_USE, path, graph)
+    return _notes("a PyTorch exported program", PROGRAM_USE, name, graph)
 
 
 def _input(graph: Graph) -> dict[str, Any]:
@@ -105,11 +110,13 @@ def _input(graph: Graph) -> dict[str, Any]:
     return {"channels": channels, "height": height, "width": width, "pixels": pixels}
 
 
-def _contents(title: str, usage: str, path: Path, graph: Graph) -> Contents:
+def _notes(title: str, usage: str, name: str, graph: Graph) -> FormatNotes:
     _, height, width = graph.shape
     names = graph.names()
     run = usage.format(
-        file=path.name, names=", ".join(f'"{name}"' for name in names), outputs=", ".join(names)
+        file=json.dumps(name),
+        names=", ".join(f'"{output}"' for output in names),
+        outputs=", ".join(names),
     )
     pixels = (
         "uint8 pixels, 0 to 255: mean and deviation are applied inside"
@@ -130,7 +137,7 @@ def _contents(title: str, usage: str, path: Path, graph: Graph) -> Contents:
         )
     preprocessing = sized(graph.backbone.preprocessing, min(height, width))
     library = "import onnxruntime\n" if "onnxruntime" in usage else ""
-    return Contents(title, _images(graph, preprocessing, library) + run, preprocessing, notes)
+    return FormatNotes(title, _images(graph, preprocessing, library) + run, preprocessing, notes)
 
 
 def _images(graph: Graph, preprocessing: Preprocessing, library: str) -> str:

@@ -1,7 +1,7 @@
-"""Folders as timm and transformers keep them: `config.json`, `model.safetensors`, their transform.
+"""Folders of timm and transformers: `config.json`, `model.safetensors`, their transform.
 
-Neither library is needed to write them. Values are those of our weights, bit for bit, unless
-another image size was asked for: then the position embedding is the one resampled for it.
+Neither library is needed to write them. Values are those of the weights, bit for bit, unless
+another image size is requested: then the position embedding is resampled for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, replacing, sync_file, sync_folder
 from dino.models.backbone import Backbone
 from dino.weights.export.graph import fixed
-from dino.weights.export.model_card import Contents
+from dino.weights.export.model_card import FormatNotes
 from dino.weights.key_maps import from_dino
 
 FILES = frozenset({"config.json", "model.safetensors", "preprocessor_config.json", "README.md"})
@@ -37,7 +37,7 @@ from pathlib import Path
 import timm
 from PIL import Image
 
-folder = Path("{folder}")
+folder = Path({folder})
 config = json.loads((folder / "config.json").read_text())
 backbone = timm.create_model(
     config["architecture"],
@@ -54,8 +54,8 @@ TRANSFORMERS_USE = """
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-backbone = AutoModel.from_pretrained("{folder}").eval()
-processor = AutoImageProcessor.from_pretrained("{folder}", backend="pil")
+backbone = AutoModel.from_pretrained({folder}).eval()
+processor = AutoImageProcessor.from_pretrained({folder}, backend="pil")
 output = backbone(**processor(Image.open("picture.jpg"), return_tensors="pt"))
 feature = output.last_hidden_state[:, 0]  # [1, {width}], the CLS token
 patches = output.last_hidden_state[:, 1:]  # [1, patches, {width}]
@@ -70,14 +70,14 @@ def sized(preprocessing: Preprocessing, size: int) -> Preprocessing:
 
 
 # ------------------------------------------------------------------------------------ timm
-def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, Any]) -> Contents:
+def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, Any]) -> FormatNotes:
     """Write a network as timm's hub folders are; `timm.create_model` builds and loads it.
 
     Args:
         folder: an empty folder to fill, under the name that it will have.
-        backbone: any network of ours.
+        backbone: any network of dino.
         size: side of the images in pixels.
-        about: JSON-able words for the metadata of the weights.
+        about: JSON values for the metadata of the weights.
 
     Raises:
         UserError: for a ViT whose layer norms have another epsilon than all of timm's.
@@ -106,9 +106,9 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
     save_tensors(
         folder / "model.safetensors", from_dino(twin.state_dict(), "timm", twin.spec), about
     )
-    usage = TIMM_USE.format(folder=folder.name, width=twin.embed_dim)
+    usage = TIMM_USE.format(folder=json.dumps(folder.name), width=twin.embed_dim)
     notes: tuple[str, ...] = (
-        f'Newer timm also takes `timm.create_model("local-dir:{folder.name}", pretrained=True)`.',
+        'Newer timm also takes `timm.create_model("local-dir:FOLDER", pretrained=True)`.',
     )
     if twin.position is not None:
         notes += (
@@ -116,7 +116,7 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
             "With `dynamic_img_size=True` timm takes other sizes too, but resamples the position "
             "embedding in its own way (antialiased): export with `--size` for the exact features.",
         )
-    return Contents("a folder for timm", usage, preprocessing, notes, library="timm")
+    return FormatNotes("a folder for timm", usage, preprocessing, notes, library="timm")
 
 
 def _crop_share(preprocessing: Preprocessing) -> float:
@@ -130,7 +130,7 @@ def _crop_share(preprocessing: Preprocessing) -> float:
 # ------------------------------------------------------------------------------------ transformers
 def transformers_folder(
     folder: Path, backbone: Backbone, size: int, about: dict[str, Any]
-) -> Contents:
+) -> FormatNotes:
     """Write a ViT as transformers does; `AutoModel` and `AutoImageProcessor` open it.
 
     `AutoModel` adds a pooler to a ViT and would draw its weights at random. The file holds one
@@ -138,9 +138,9 @@ def transformers_folder(
 
     Args:
         folder: an empty folder to fill, under the name that it will have.
-        backbone: a ViT of ours.
+        backbone: a ViT of dino.
         size: side of the images in pixels.
-        about: JSON-able words for the metadata of the weights.
+        about: JSON values for the metadata of the weights.
 
     Raises:
         UserError: for other networks.
@@ -170,9 +170,9 @@ def transformers_folder(
         '`backend="pil"` transformers 5 resizes with torchvision, whose levels differ by one here '
         "and there.",
     )
-    usage = TRANSFORMERS_USE.format(folder=folder.name, width=twin.embed_dim)
+    usage = TRANSFORMERS_USE.format(folder=json.dumps(folder.name), width=twin.embed_dim)
     title = "a folder for transformers"
-    return Contents(title, usage, preprocessing, notes, library="transformers")
+    return FormatNotes(title, usage, preprocessing, notes, library="transformers")
 
 
 def _processor(preprocessing: Preprocessing, backbone: Backbone) -> dict[str, Any]:
@@ -202,10 +202,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors in another library's layout, with what they alone do not tell.
+    """Write tensors in another library's layout, with metadata.
 
-    The metadata `format` is what transformers asks for; `dino_export` holds the architecture
-    (heads, position) and the preprocessing for `dino.load`.
+    transformers needs `format`; `dino_export` holds what tensors do not show (heads, position)
+    and the preprocessing for `dino.load`.
     """
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:

@@ -24,7 +24,7 @@ from dino.files import UserError, replacing
 from dino.models.backbone import Backbone
 
 OPSET = 18
-"""The ONNX operators that PyTorch's exporter writes natively; older ones are not offered."""
+"""The ONNX operators that PyTorch's exporter writes natively; older ones are not supported."""
 
 CLOSE = 1e-4
 """The largest difference between a written graph and the network, relative to the largest value.
@@ -38,7 +38,7 @@ def fixed(backbone: Backbone, size: tuple[int, int]) -> Backbone:
     """A copy, on the CPU in fp32, whose position embedding is the one for images of `size`.
 
     On images of that size it computes the same; others are not meant for it. Networks without a
-    learned position embedding of ours are copied as they are.
+    learned position embedding of dino's ViT are copied as they are.
 
     Args:
         backbone: the network.
@@ -52,7 +52,7 @@ def fixed(backbone: Backbone, size: tuple[int, int]) -> Backbone:
 class Graph(nn.Module):
     """What is written: images of one size -> named outputs.
 
-    The outputs are `cls` [B, D], `patches` [B, D, h, w] (convnets: the last map) and, if asked for,
+    The outputs are `cls` [B, D], `patches` [B, D, h, w] (convnets: the last map) and, if requested,
     `attention` [B, heads, T, T] of the last block. All but the attention after the final norm.
 
     Args:
@@ -121,14 +121,14 @@ def write_onnx(graph: Graph, path: Path, about: dict[str, Any], opset: int = OPS
     Args:
         graph: what to write.
         path: the file.
-        about: JSON-able words; they go into the file's metadata under `dino`.
+        about: JSON values; they go into the file's metadata under `dino`.
         opset: version of the ONNX operators, 18 or newer.
 
     Returns:
         The largest difference to the network's outputs, relative to their largest value.
 
     Raises:
-        UserError: if the extra `onnx` is missing, the opset is not offered, or the network is too
+        UserError: if the extra `onnx` is missing, the opset is not supported, or the network is too
             large for one file.
     """
     try:
@@ -144,7 +144,7 @@ def write_onnx(graph: Graph, path: Path, about: dict[str, Any], opset: int = OPS
             "--format exported-program"
         )
     if opset < OPSET:
-        raise UserError(f"--opset {opset} is not offered: use {OPSET} or newer")
+        raise UserError(f"--opset {opset} is not supported: use {OPSET} or newer")
     program = torch.onnx.export(
         graph,
         (graph.example(2),),
@@ -182,7 +182,7 @@ def write_exported_program(graph: Graph, path: Path, about: dict[str, Any]) -> f
     Args:
         graph: what to write.
         path: the file.
-        about: JSON-able words; `torch.export.load` hands them out under `dino.json`.
+        about: JSON values; `torch.export.load` hands them out under `dino.json`.
 
     Returns:
         The largest difference to the network's outputs, relative to their largest value.
@@ -243,5 +243,7 @@ def _check(graph: Graph, run: Any) -> float:
             difference = np.abs(found[name] - value.numpy()).max() / value.abs().max().item()
             worst = max(worst, float(difference))
     if not worst <= CLOSE:
-        raise RuntimeError(f"the written graph differs from the network by {worst:.1e}: not kept")
+        raise RuntimeError(
+            f"the written graph differs from the network by {worst:.1e}: it was not written"
+        )
     return worst

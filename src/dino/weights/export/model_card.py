@@ -1,7 +1,7 @@
-"""The model card beside every export: what the weights are, where they come from, how to use them.
+"""The model card beside every export: what the weights are, their origin, how to use them.
 
-Its text depends on the weights, their run and the user's words alone, so that the same export
-writes the same card.
+Its text depends on the weights, their run and the options of the export alone, so that the same
+export writes the same card. Texts from files are inline code.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,63 +17,51 @@ from typing import Any
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.models.backbone import Backbone
-from dino.weights.files import TENSOR_FILES, dino_metadata, is_safetensors, read_header
+from dino.weights.files import (
+    CONFIG_LIMIT,
+    dino_metadata,
+    export_metadata,
+    is_safetensors,
+    read_header,
+    tensor_file,
+)
 from dino.weights.load import fingerprint
-from dino.weights.published import CATALOGUE, LICENCE, Published
+from dino.weights.published import CATALOGUE, LICENCE
 
 NOT_MEASURED = frozenset({"weights", "preprocessing", "settings", "device", "versions", "skipped"})
 """Entries of an evaluation's JSON that say how it was measured."""
-
 ROWS = 30
-"""Measures of one file that the card repeats; the file has them all."""
-
-LARGEST = 2**20
-"""Bytes of a JSON file that may be an evaluation's."""
+"""Numbers of one evaluation that the card repeats; its file has all of them."""
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where weights come from, as far as their file and its neighbours tell.
+class Provenance:
+    """Where weights come from, as far as their file and its folder state it.
 
     Attributes:
-        name: what the user called them.
+        name: the file or folder, or the published name.
         sha256: of all tensors by name and value.
-        about: what their writer said: recipe, step, data, k-NN on the way.
-        settings: the settings that define their run; empty where there is no run beside them.
+        about: the writer's description: recipe, step, data, k-NN during training.
         measures: (file, measure, value) of evaluations of these very weights.
         licence: of published weights.
     """
 
     name: str
     sha256: str
-    about: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    measures: list[tuple[str, str, str]] = field(default_factory=list)
+    about: dict[str, Any]
+    measures: list[tuple[str, str, str]]
     licence: str = ""
 
 
 @dataclass(frozen=True)
-class Words:
-    """What only the user knows.
-
-    Attributes:
-        data: a description of the training images; empty if none was given.
-        licence: of the weights, for example apache-2.0; empty if none was given.
-    """
-
-    data: str = ""
-    licence: str = ""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What an export holds and how to load it.
+class FormatNotes:
+    """How to use one format of export.
 
     Attributes:
         title: of the format, in words.
-        usage: a snippet that runs, from the folder in which the export lies.
+        usage: a snippet that runs in the folder in which the export lies.
         preprocessing: the transform that belongs to it.
-        notes: sentences on what to mind.
+        notes: limits and differences, a sentence each.
         library: the name that model hubs know, for the front matter of a folder.
     """
 
@@ -85,62 +73,52 @@ class Contents:
 
 
 # ------------------------------------------------------------------------------------ the facts
-def origin(weights: str | Path, backbone: Backbone) -> Origin:
-    """Gather what lies beside `weights`: the run's settings and evaluations of these weights.
+def provenance(weights: str | Path, backbone: Backbone) -> Provenance:
+    """Gather what lies beside `weights`, a path or published name that `backbone` was loaded from.
 
     An evaluation counts if it names the same hash of the weights, the comparison at the end of a
-    run if it names the same step.
-
-    Args:
-        weights: what the user gave: a run folder, a file, or a published name.
-        backbone: the network that was loaded from it.
+    run if it names the same step of the same run.
     """
     path, sha256 = Path(weights), fingerprint(backbone)
     if not path.exists():
-        return _published(CATALOGUE[str(weights)], sha256)
-    folder = path if path.is_dir() else path.parent
-    about = _about(path)
+        published = CATALOGUE[str(weights)]
+        known = {"k-NN": published.knn, "linear": published.linear}
+        numbers = [(f"{name} top-1 %, ImageNet", n) for name, n in known.items() if n is not None]
+        rows = [("published", name, f"{n:g}") for name, n in numbers]
+        return Provenance(published.name, sha256, {}, rows, LICENCE)
+    folder, about = path if path.is_dir() else path.parent, _about(path)
     config = _json(folder / "config.json")
-    own = config.get("about", {}).items() <= about.items() if "defining" in config else False
-    measures = []
+    of_run = "defining" in config and config.get("about", {}).items() <= about.items()
+    rows = []
+    for name, k_nn in about.get("measured", {}).items():
+        rows.append(("during training", f"k-NN top-1 %, {name}", f"{k_nn:g}"))
     for file in sorted(folder.glob("*.json")):
-        content = _json(file) if file.stat().st_size <= LARGEST else {}
-        hashed = content.get("weights", {})
-        same = isinstance(hashed, dict) and hashed.get("sha256") == sha256
+        content = _json(file)
+        measured = content.get("weights")
+        same = isinstance(measured, dict) and measured.get("sha256") == sha256
         ends = content.get("checkpoint") == f"step_{about.get('step', -1):08d}"
-        if same or (own and ends):
-            measures += [(file.name, name, value) for name, value in _measures(content)]
-    settings = config["defining"] if own else {}
-    return Origin(str(weights), sha256, about, settings, measures)
-
-
-def _published(weights: Published, sha256: str) -> Origin:
-    """What the authors say of the weights that they published."""
-    known = {"k-NN": weights.knn, "linear": weights.linear}
-    measures = [
-        ("published", f"{name} top-1 %, ImageNet", f"{value:g}")
-        for name, value in known.items()
-        if value is not None
-    ]
-    return Origin(weights.name, sha256, measures=measures, licence=LICENCE)
+        if same or (of_run and ends):
+            rows += [(file.name, name, value) for name, value in _measures(content)]
+    return Provenance(path.name, sha256, about, rows)
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What the writer of the file said, if dino wrote it; else nothing."""
-    if path.is_dir():
-        names = ("teacher.safetensors", *TENSOR_FILES)
-        path = next((path / name for name in names if (path / name).exists()), path)
-    if path.is_dir() or not is_safetensors(path):
+    """The description in a file of dino; empty for others."""
+    teacher = path / "teacher.safetensors"
+    path = teacher if teacher.exists() else path
+    if (path / "state.json").exists() or not is_safetensors(path := tensor_file(path)):
         return {}
     header = read_header(path)
-    own = dino_metadata(header, path) or json.loads(header.get("dino_export", "{}"))
-    return own.get("about", {})
+    found = dino_metadata(header, path) or export_metadata(header, path)
+    about: dict[str, Any] = found.get("about", {})
+    return about
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none: a card is made all the same."""
+    """The object in a small JSON file; empty for any other, so that a card is made all the same."""
     try:
-        content = read_json(path)
+        small = path.is_file() and path.stat().st_size <= CONFIG_LIMIT
+        content = read_json(path) if small else {}
     except UserError:
         return {}
     return content if isinstance(content, dict) else {}
@@ -167,108 +145,83 @@ def _numbers(name: str, item: Any) -> Iterator[tuple[str, str]]:
 
 
 def shareable(about: dict[str, Any]) -> dict[str, Any]:
-    """What the writer of the weights said, without the user's folders."""
+    """The writer's description without the user's folders."""
     paths = {key: _short(about[key]) for key in ("data", "val") if about.get(key)}
     return {**about, **paths}
 
 
 def _short(data: Any) -> str:
-    """The last two parts of a path: the rest is nobody else's business."""
+    """The last two parts of a path: the others are private."""
     return "/".join(PurePath(str(data)).parts[-2:])
 
 
 # ------------------------------------------------------------------------------------ the text
-def card(backbone: Backbone, came: Origin, contents: Contents, words: Words) -> str:
-    """The card as Markdown, with YAML front matter where the export is a folder for a hub."""
-    words = replace(words, licence=words.licence or came.licence)
+def card(
+    backbone: Backbone, source: Provenance, notes: FormatNotes, data: str = "", licence: str = ""
+) -> str:
+    """The card as Markdown, with YAML front matter where the export is a folder for a hub.
+
+    Args:
+        backbone: the network.
+        source: where its weights come from.
+        notes: the format of the export.
+        data: the user's description of the training images.
+        licence: the user's statement of the licence, for example apache-2.0.
+    """
+    about, licence = source.about, licence or source.licence
+    count = sum(parameter.numel() for parameter in backbone.parameters())
+    trained = {
+        "recipe": about.get("recipe"),
+        "started from": about.get("init.from"),
+        "data": _short(about["data"]) if about.get("data") else None,
+        "step": f"{about['step']:,} of {about['steps']:,}" if "steps" in about else None,
+    }
+    origin = {
+        "weights": source.name,
+        **(backbone.origin or {}),
+        "SHA-256 of all tensors by name and value": source.sha256,
+        "architecture": json.dumps(backbone.spec),
+        "written by": f"dino-ssl {_version('dino-ssl')}, PyTorch {_version('torch')}",
+    }
+    table = ["| file | measure | value |", "|---|---|---|"]
+    table += [f"| {' | '.join(map(code, row))} |" for row in source.measures]
+    unknown = "No measurement of these weights was found beside them."
     sections = [
-        f"# {_title(backbone)}, pretrained with DINO",
-        f"{_what(backbone)} This is its export as {contents.title}.",
-        "## Use",
-        f"```python\n{contents.usage.strip()}\n```",
-        "\n".join(f"* {note}" for note in contents.notes),
-        "## Preprocessing",
-        describe(contents.preprocessing),
-        "## Training",
-        _training(came, words),
-        "## Measured",
-        _measured(came),
-        "## Licence",
-        f"{words.licence or 'Not stated'}.",
-        "## Provenance",
-        _provenance(backbone, came),
+        f"# {str(backbone.spec['arch']).removeprefix('timm:')}, pretrained with DINO",
+        "An image backbone pretrained without labels by self-distillation (DINO, arXiv "
+        f"2104.14294), {count / 1e6:.1f} million parameters, as {notes.title}.",
+        f"## Use\n\n```python\n{notes.usage.strip()}\n```",
+        "\n".join(f"* {note}" for note in (*notes.notes, describe(notes.preprocessing))),
+        f"## Training\n\n{data or 'No description of the training images was given.'}",
+        _list(trained),
+        "## Measured\n\n" + ("\n".join(table) if source.measures else unknown),
+        f"## Licence\n\n{licence or 'Not stated'}.",
+        f"## Provenance\n\n{_list(origin)}",
     ]
-    return _front_matter(contents, words) + "\n\n".join(filter(None, sections)) + "\n"
+    return _front_matter(notes, licence) + "\n\n".join(filter(None, sections)) + "\n"
 
 
 def describe(preprocessing: Preprocessing) -> str:
     """The transform in words."""
     p = preprocessing
+    side = "both sides" if p.squash else "the shorter side"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (p.mean, p.std))
     return (
-        f"Resize the shorter side to {p.resize} px ({p.interpolation}, antialiased, as Pillow "
-        f"does), crop the central {p.crop} x {p.crop} px, divide by 255, subtract the mean "
-        f"{_list(p.mean)} and divide by the standard deviation {_list(p.std)} of each channel."
+        f"Preprocessing: resize {side} to {p.resize} px ({p.interpolation}, antialiased), crop the "
+        f"central {p.crop} x {p.crop} px, divide by 255, subtract the mean ({mean}), divide by the "
+        f"standard deviation ({std})."
     )
 
 
-def _list(values: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+def code(text: object) -> str:
+    """A text from a file as inline code, in which neither HTML nor Markdown has a meaning."""
+    line = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+    return f"`{line}`"
 
 
-def _title(backbone: Backbone) -> str:
-    arch = str(backbone.spec["arch"]).removeprefix("timm:")
-    return f"{arch}, patch {backbone.patch_size}" if backbone.patch_size else arch
-
-
-def _what(backbone: Backbone) -> str:
-    count = sum(parameter.numel() for parameter in backbone.parameters())
-    described = "; ".join(f"{name}: {value}" for name, value in backbone.describe().items())
-    return (
-        "An image backbone trained without labels by self-distillation (DINO, arXiv 2104.14294): "
-        f"{count / 1e6:.1f} million parameters; {described}. It has no classifier."
-    )
-
-
-def _training(came: Origin, words: Words) -> str:
-    about = came.about
-    lines = [words.data or "No description of the training images was given."]
-    facts = {
-        "recipe": about.get("recipe"),
-        "begun with": about.get("init.from"),
-        "images": f"{came.settings['data.images']:,}" if "data.images" in came.settings else None,
-        "name of the images": _short(about["data"]) if about.get("data") else None,
-        "step": f"{about['step']:,} of {about['steps']:,}" if "steps" in about else None,
-    }
-    lines.append("\n".join(f"* {name}: {fact}" for name, fact in facts.items() if fact))
-    if came.settings:
-        lines += [
-            "Settings that define the run:",
-            "\n".join(["```", *(f"{k}: {json.dumps(v)}" for k, v in came.settings.items()), "```"]),
-        ]
-    return "\n\n".join(line for line in lines if line)
-
-
-def _measured(came: Origin) -> str:
-    measured = came.about.get("measured", {})
-    rows = [("while training", f"k-NN top-1 %, {k}", f"{value:g}") for k, value in measured.items()]
-    rows += came.measures
-    if not rows:
-        return "No measurement of these weights was found beside them."
-    table = ["| file | measure | value |", "|---|---|---|"]
-    return "\n".join(table + [f"| {' | '.join(row)} |" for row in rows])
-
-
-def _provenance(backbone: Backbone, came: Origin) -> str:
-    read = backbone.origin or {}
-    return "\n".join(
-        [
-            f"* weights: {Path(came.name).name}",
-            *(f"* {key.replace('_', ' ')}: `{value}`" for key, value in read.items()),
-            f"* SHA-256 of all tensors by name and value: `{came.sha256}`",
-            f"* architecture: `{json.dumps(backbone.spec)}`",
-            f"* written by dino-ssl {_version('dino-ssl')} with PyTorch {_version('torch')}",
-        ]
-    )
+def _list(facts: dict[str, Any]) -> str:
+    stated = {name.replace("_", " "): fact for name, fact in facts.items() if fact}
+    return "\n".join(f"* {name}: {code(fact)}" for name, fact in stated.items())
 
 
 def _version(distribution: str) -> str:
@@ -278,17 +231,16 @@ def _version(distribution: str) -> str:
         return "(from source)"
 
 
-def _front_matter(contents: Contents, words: Words) -> str:
-    if contents.library is None:
+def _front_matter(notes: FormatNotes, licence: str) -> str:
+    if notes.library is None:
         return ""
-    licence = words.licence.lower() or "unknown"
-    named = [] if re.fullmatch(r"[a-z0-9.-]+", licence) else [json.dumps(words.licence)]
+    name = licence.lower() or "unknown"
+    known = re.fullmatch(r"[a-z0-9.-]+", name) is not None
     lines = [
-        f"license: {'other' if named else licence}",
-        *(f"license_name: {name}" for name in named),
-        f"library_name: {contents.library}",
+        f"license: {name if known else 'other'}",
+        *([] if known else [f"license_name: {json.dumps(licence)}"]),
+        f"library_name: {notes.library}",
         "pipeline_tag: image-feature-extraction",
-        "tags:",
-        *(f"- {tag}" for tag in ("dino", "self-supervised-learning", "feature-extraction")),
+        "tags: [dino, self-supervised-learning, feature-extraction]",
     ]
     return "---\n" + "\n".join(lines) + "\n---\n\n"
