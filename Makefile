@@ -75,7 +75,6 @@ lock: $(BIN)/python ## requirements/lock.txt anew: the newest of all that pyproj
 
 lock-oldest: $(OLDEST)/bin/python ## requirements/oldest.txt anew: the lower bounds themselves
 	grep -oE '"[a-z][a-z-]*>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > build/bounds.txt
-	echo 'pyparsing<3.3 # the oldest matplotlib uses names that later ones warn of' >> build/bounds.txt
 	$< $(RESOLVE) --only-binary :all: --constraint build/bounds.txt '.[dev]' \
 		| $(LOCKED) > build/oldest.txt
 	@{ echo "# The lower bounds of pyproject.toml, made by 'make lock-oldest' with Python 3.10: used by"; \
