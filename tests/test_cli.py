@@ -284,7 +284,7 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
         (lambda: dino.load(None), "weights must be a path, not None"),
         (lambda: dino.load(["a", "b"]), "weights must be a path"),
         (lambda: dino.load("nowhere"), "there are no weights at nowhere"),
-        (lambda: dino.load("w", network="techer"), "w is not a file"),
+        (lambda: dino.load("w", network="techer"), "there are no weights at w"),
         (lambda: dino.load("w", position="foo"), "position must be one of reference, exact"),
         (lambda: dino.load("w", channels="3"), "channels must be a positive whole number"),
         (lambda: dino.load("w", heads=0), "heads must be a positive whole number, not 0"),
