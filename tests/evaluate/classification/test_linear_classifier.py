@@ -138,7 +138,7 @@ class Harm:
 def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("no.pth", "no.safetensors"):
-        with pytest.raises(UserError, match="there (are no weights|is no classifier) at"):
+        with pytest.raises(UserError, match=r"there (are no weights|is no classifier) at"):
             load(tmp_path / name, average=False)
     torch.save({"state_dict": {"fc.weight": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"weight and bias: found fc\.weight"):
