@@ -293,7 +293,7 @@ def test_keys_that_are_no_names(tmp_path: Path) -> None:
 def test_a_name_of_a_checkpoint_is_no_path(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "LAST").write_text(str(run / "checkpoints"))
-    with pytest.raises(UserError, match="names no checkpoint beside it"):
+    with pytest.raises(UserError, match="which is no checkpoint beside it"):
         read_checkpoint(tmp_path / "run")
 
 
