@@ -158,8 +158,8 @@ def test_dicoms_with_windows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "options", "sentence"),
     [
-        ([np.zeros((4, 4, 2), np.uint8)], {}, "channel 0 is 0 wherever it was looked at"),
-        ([np.ones((4, 4, 2), np.uint16)], {}, "channel 0 is 1 wherever"),
+        ([np.zeros((4, 4, 2), np.uint8)], {}, "channel 0 is 0 in all sampled pixels"),
+        ([np.ones((4, 4, 2), np.uint16)], {}, "channel 0 is 1 in all"),
         ([np.full((4, 4, 2), np.nan)], {}, "channel 0 has no finite value"),
         (
             [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 2), np.uint16)],

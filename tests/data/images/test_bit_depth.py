@@ -137,6 +137,7 @@ def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert as_pixels(read_image(io.BytesIO(FILES["rgb.png"]))).max() == 15
 
 
+@pytest.mark.usefixtures("unchecked")  # facts about images travel as arrays in a source
 def test_check_says_the_bits_of_the_file_and_stats_measures_them(tmp_path: Path) -> None:
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)

@@ -48,6 +48,7 @@ def no_page() -> bytes:
     return content[:4] + b"\xff\xff\xff\0" + content[8:]
 
 
+@pytest.mark.usefixtures("unchecked")  # facts about images travel as arrays in a source
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="stderr of C code is left alone")
 def test_nothing_is_printed_and_the_defect_says_why(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
