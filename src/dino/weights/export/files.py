@@ -118,23 +118,15 @@ def _notes(title: str, usage: str, name: str, graph: Graph) -> FormatNotes:
         names=", ".join(f'"{output}"' for output in names),
         outputs=", ".join(names),
     )
-    pixels = (
-        "uint8 pixels, 0 to 255: mean and deviation are applied inside"
-        if graph.normalizes
-        else "normalised"
-    )
+    pixels = "uint8 pixels, 0 to 255" if graph.normalizes else "normalised"
     notes: tuple[str, ...] = (
-        f"Takes any number of images of {height} x {width} px; the position embedding of that size "
-        f"is inside. They are {pixels}.",
+        f"Takes any number of images of {height} x {width} px, {pixels}.",
         "`cls` is the feature, `patches` are the features of the patches on their grid"
         + (", `attention` is the last block's, after the softmax." if graph.attention else "."),
         f"Checked when written: it agrees with PyTorch within {CLOSE:g} of the largest value.",
     )
     if height != width:
-        notes += (
-            f"Below is the transform for squares; here a picture is resized to {height} x "
-            f"{width} px, whatever its aspect ratio.",
-        )
+        notes += (f"Images are resized to {height} x {width} px whatever their aspect ratio.",)
     preprocessing = sized(graph.backbone.preprocessing, min(height, width))
     library = "import onnxruntime\n" if "onnxruntime" in usage else ""
     return FormatNotes(title, _images(graph, preprocessing, library) + run, preprocessing, notes)

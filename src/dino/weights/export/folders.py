@@ -156,19 +156,10 @@ def transformers_folder(
     about = {**about, "spec": twin.spec, "preprocessing": preprocessing.to_dict()}
     save_tensors(folder / "model.safetensors", tensors, about)
     notes = (
-        "`pooler_output` is the same feature from transformers 4.51 on (older ones apply a tanh).",
-        f"Made for images of {size} x {size} px. For others give `interpolate_pos_encoding=True`; "
-        'transformers then resamples like our `position="exact"`'
-        + (
-            ", while these weights were trained with `reference`: export with `--size` for the "
-            "exact features."
-            if twin.position == "reference"
-            else "."
-        ),
-        "The processor rounds the place of the central crop down, where torchvision rounds to the "
-        "even number: for one aspect ratio in four the crop lies one pixel beside. Without "
-        '`backend="pil"` transformers 5 resizes with torchvision, whose levels differ by one here '
-        "and there.",
+        "`pooler_output` is the same feature (before transformers 4.51 it is the tanh of it).",
+        f"Made for images of {size} x {size} px; for others export with `--size`, or give "
+        "`interpolate_pos_encoding=True`, which resamples positions as `exact` does.",
+        "For one aspect ratio in four the processor crops one pixel beside torchvision's crop.",
     )
     usage = TRANSFORMERS_USE.format(folder=json.dumps(folder.name), width=twin.embed_dim)
     title = "a folder for transformers"
