@@ -91,8 +91,7 @@ def memory_errors(images: int, setting: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # a GPU's OutOfMemoryError is a RuntimeError
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and not any(words in str(error) for words in _MEMORY_WORDS):
+        if not out_of_memory(error):
             raise
         advice = (
             f"take fewer, such as {setting}{images // 2}" if images > 1 else "take a smaller one"
@@ -100,7 +99,15 @@ def memory_errors(images: int, setting: str) -> Iterator[None]:
         raise UserError(f"memory is too small for {images} image(s) at a time: {advice}") from None
 
 
-_MEMORY_WORDS = ("alloc_cpu", "not enough memory", "out of memory")
+def out_of_memory(error: BaseException) -> bool:
+    """Whether Python or PyTorch, on any device, reports that memory is too small."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in text for words in _MEMORY_WORDS
+    )
+
+
+_MEMORY_WORDS = ("alloc_cpu", "can't allocate memory", "not enough memory", "out of memory")
 
 
 def keep_memory() -> bool:

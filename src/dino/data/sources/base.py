@@ -83,11 +83,6 @@ class Source:
         return [self.path(index).encode("utf-8", "surrogatepass") for index in range(len(self))]
 
 
-def is_file(content: Any) -> bool:
-    """Whether an image's content is a path or an open file, and not its pixels."""
-    return isinstance(content, (str, os.PathLike)) or hasattr(content, "read")
-
-
 def sampled(values: np.ndarray) -> bytes:
     """Shape, type and `SAMPLED` evenly spaced values of an array, for `Source.identity`."""
     some = values.flat[:: max(1, values.size // SAMPLED)]

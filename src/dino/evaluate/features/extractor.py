@@ -32,7 +32,7 @@ from dino.evaluate.features.table import (
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import bar
-from dino.runtime import Precision, autocast, gather_objects, ranks
+from dino.runtime import Precision, autocast, gather_objects, out_of_memory, ranks
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,6 @@ def memory_advice(option: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and not any(part in text for part in _OUT_OF_MEMORY):
+        if not out_of_memory(error):
             raise
         raise UserError(f"the memory does not suffice: set a smaller {option}") from error
-
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""How CUDA, MPS and the CPU allocators of PyTorch say it."""
