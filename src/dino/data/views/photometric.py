@@ -6,13 +6,15 @@ computed in floating point from 0 to 255 without rounding to whole levels in bet
 
 Every operation has a parameter that changes nothing (factor 1, sigma 0, ...). A GPU runs each one
 on the entire batch, with these where an image is not to be changed, so that the host never waits; a
-CPU runs it on the other images alone. Functions that end in an underscore overwrite their pixels.
+CPU runs it on the other images alone, or uses the compiled kernels of `photometric_cpu` if numba is
+installed. Functions that end in an underscore overwrite their pixels.
 
 Shapes: N images, C channels, H height and W width or S side, P parameters.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -70,8 +72,23 @@ def augment(
             f"{images.shape[1]} channels need as many means and deviations, "
             f"not {len(mean)} and {len(std)}"
         )
+    if images.device.type == "cpu" and _numba_is_installed():
+        from dino.data.views.photometric_cpu import augment_into  # compiles at the first import
+
+        luma_weights = LUMA if len(mean) == 3 else (1 / len(mean),) * len(mean)
+        scale, shift = _normalization(tuple(mean), tuple(std), images.device)
+        result = torch.empty(images.shape)
+        operands = (params.float(), torch.tensor(luma_weights), scale.flatten(), shift.flatten())
+        arrays = [operand.contiguous().numpy() for operand in (images, *operands)]
+        augment_into(*arrays, result.numpy())
+        return result.to(dtype)
     with full_precision(images.device):
         return normalize(photometric_(images.float(), params), mean, std).to(dtype)
+
+
+@lru_cache
+def _numba_is_installed() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 def photometric_(
