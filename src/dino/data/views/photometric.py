@@ -75,12 +75,12 @@ def augment(
     if images.device.type == "cpu" and _numba_is_installed():
         from dino.data.views.photometric_cpu import augment_into  # compiles at the first import
 
-        luma_weights = LUMA if len(mean) == 3 else (1 / len(mean),) * len(mean)
-        scale, shift = _normalization(tuple(mean), tuple(std), images.device)
         result = torch.empty(images.shape)
-        operands = (params.float(), torch.tensor(luma_weights), scale.flatten(), shift.flatten())
-        arrays = [operand.contiguous().numpy() for operand in (images, *operands)]
-        augment_into(*arrays, result.numpy())
+        grey = torch.tensor(LUMA if len(mean) == 3 else [1 / len(mean)] * len(mean))
+        scale, shift = _normalization(tuple(mean), tuple(std), images.device)
+        constants = (params.float().contiguous(), grey, scale.flatten(), shift.flatten())
+        operands = (images.contiguous(), *constants, result)
+        augment_into(*(operand.numpy() for operand in operands))
         return result.to(dtype)
     with full_precision(images.device):
         return normalize(photometric_(images.float(), params), mean, std).to(dtype)

@@ -149,8 +149,8 @@ def _repeat_borders(lines: np.ndarray, margin: int, step: int) -> None:
 def _blur(x: np.ndarray, sigma: float, side: int, one: np.ndarray, two: np.ndarray) -> None:
     """Pillow's `GaussianBlur`: three passes of a box along either axis, borders repeated.
 
-    The box has the radius whole + fraction of `photometric._box_radius`. `one` and `two` are buffers
-    for a channel and its borders.
+    The box has the radius whole + fraction of `photometric._box_radius`. `one` and `two` are
+    buffers for a channel and its borders.
     """
     variance = sigma * sigma / 3.0
     whole = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
