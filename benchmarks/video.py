@@ -96,9 +96,9 @@ class Ours:
     def __init__(self, features: Tensor, labels: Tensor, radius: int | None = RADIUS) -> None:
         how = Neighbourhood(radius=radius, neighbours=TOP, temperature=TEMPERATURE)
         self.target = features[0]
-        self.propagator = Propagator(features[1], labels[0], last=CONTEXT - 1, how=how)
-        for frame, given in zip(features[2:], labels[1:], strict=True):
-            self.propagator.remember(frame, given)
+        self.propagator = Propagator(features[1], labels[0], CONTEXT - 1, how)
+        for frame in features[2:]:
+            self.propagator.step(frame)
 
     def __call__(self) -> Tensor:
         return self.propagator.step(self.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,3 +70,10 @@ def test_files_that_are_no_masks_are_refused_by_name(tmp_path: Path) -> None:
     soft = grey(tmp_path / "soft.png", 0, 13, 90, 160, 200, 255)
     with pytest.raises(UserError, match=r"objects 13, 90, 160, 200:"):
         read_mask(soft)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is no regular file"):
+        read_mask(tmp_path / "pipe.png")

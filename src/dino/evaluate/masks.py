@@ -60,6 +60,8 @@ def read_mask(path: str | os.PathLike[str], first: Mask | None = None) -> Mask:
         UserError: naming the file, if it is missing, damaged, in colour, or grey with 255 beside
             numbers that are not 1, 2, ..., so that 255 may be an object or void.
     """
+    if not os.path.isfile(path) and os.path.exists(path):  # noqa: PTH110, PTH113
+        raise UserError(f"the mask {path} is no regular file: store it as an indexed or grey PNG")
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L", "1"):

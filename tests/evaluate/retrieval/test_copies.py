@@ -153,12 +153,12 @@ def test_layout(copydays: Path) -> None:
 def expected(weights: str, root: Path, block: str, hidden: bool) -> float:
     """mAP in percent, image by image: each copy has one original."""
     backbone = load(weights)
-    own = backbone.preprocessing
+    statistics = (backbone.preprocessing.mean, backbone.preprocessing.std)
 
     def feature(path: Path) -> torch.Tensor:
         pixels = to_tensor(Image.open(path).convert("RGB"))
         box = (0, 0, *pixels.shape[1:])
-        image = normalize(crop_resize(pixels, box, 32, False), own.mean, own.std)
+        image = normalize(crop_resize(pixels, box, 32, False), *statistics)
         with torch.inference_mode():
             return F.normalize(cls_gem(backbone, image[None]), dim=1)[0]
 
@@ -313,8 +313,8 @@ def test_a_few_images_need_others_to_be_whitened_by(
         ({"data": "a", "benchmark": "b"}, "either --benchmark"),
         ({"data": "a", "baseline": True}, "--baseline needs --benchmark"),
         ({"data": "a", "distractors": "b"}, "--distractors needs --benchmark"),
-        ({"data": "a", "threshold": 85.0}, "--threshold is a cosine"),
-        ({"data": "a", "size": 0}, "--size must be a number of pixels"),
+        ({"data": "a", "threshold": 85.0}, "threshold is 85.0: it must be a number from -1 to 1"),
+        ({"data": "a", "size": 0}, "size is 0"),
         ({"data": "a"}, "a does not exist"),
         ({"benchmark": "a"}, "a has no folder original/"),
     ],

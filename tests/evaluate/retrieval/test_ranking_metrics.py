@@ -50,8 +50,8 @@ def test_junk_leaves_the_ranking() -> None:
 
 
 def test_queries_without_positives_do_not_count() -> None:
-    summary = summarize([[0], [], [1]], kappas=[1])
-    assert (summary.map, summary.at, summary.queries) == (0.625, {1: 0.5}, 2)
+    summary = summarize([[0], [], [1]])
+    assert (summary.map, summary.at[1], summary.queries) == (0.625, 0.5, 2)
     assert summary.aps == [1.0, None, 0.25]
     nothing = summarize([[], []])
     assert math.isnan(nothing.map)
@@ -74,14 +74,14 @@ def test_equals_the_oracle(ranking: list[int], roles: list[str]) -> None:
     assert list(summary.at.values()) == pytest.approx(expected[1], rel=1e-12)
 
 
-@pytest.mark.parametrize("room", [1, 40, 10**6])
+@pytest.mark.parametrize("limit", [1, 40, 10**6])
 @pytest.mark.parametrize("tile", [1, 7, 1000])
-def test_rankings_do_not_depend_on_tiles(room: int, tile: int) -> None:
+def test_rankings_do_not_depend_on_tiles(limit: int, tile: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    # Whole numbers: many equal similarities, whose order must be that of the database.
+    # Integers: many equal similarities, whose order must be that of the database.
     queries = torch.randint(-1, 2, (5, 4), generator=generator).double()
     database = torch.randint(-1, 2, (20, 4), generator=generator).double()
-    found = list(rankings(queries, database, room=room, tile=tile))
+    found = list(rankings(queries, database, limit=limit, tile=tile))
     assert len(found) == 5
     lengths = database.norm(dim=1).clamp(min=1e-12)
     for query, ranking in zip(queries, found, strict=True):

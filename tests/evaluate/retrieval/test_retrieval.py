@@ -58,7 +58,7 @@ def noise(color: tuple[int, int, int], seed: int, size: tuple[int, int]) -> Imag
 def benchmark(tmp_path: Path) -> Path:
     """Three photographs of each thing in the database, of different sizes, and one query each."""
     root = tmp_path / "colors"
-    names, asked, gnd = [], [], []
+    names, queries, gnd = [], [], []
     for number, (thing, color) in enumerate(HUES.items()):
         for view in range(3):
             picture = noise(color, 10 * number + view, (20 + view, 16 + 2 * number))
@@ -69,11 +69,11 @@ def benchmark(tmp_path: Path) -> Path:
         query = Image.new("RGB", (40, 30), (0, 0, 0))
         query.paste(noise(color, 100 + number, (20, 20)), (10, 5))
         query.save(root / "queries" / f"{thing}.png")
-        asked.append(thing)
+        queries.append(thing)
         base = 3 * number
         gnd.append({"easy": [base], "hard": [base + 1], "junk": [base + 2], "bbx": [10, 5, 30, 25]})
     gnd[3]["easy"] = []
-    content = {"imlist": names, "qimlist": asked, "gnd": gnd}
+    content = {"imlist": names, "qimlist": queries, "gnd": gnd}
     (root / "gnd.json").write_text(json.dumps(content))
     return root
 
@@ -120,11 +120,11 @@ def test_several_scales_are_averaged_image_by_image(batch: int) -> None:
     images = torch.randn(batch, 3, 24, 16)
     ours = multiscale(network, images, SCALES["multi"])
     for image, row in zip(images, ours, strict=True):
-        seen = [image[None]]
+        scaled = [image[None]]
         for factor in (2**-0.5, 0.5):
             options: dict[str, Any] = {"mode": "bilinear", "align_corners": False}
-            seen.append(F.interpolate(image[None], scale_factor=factor, **options))
-        total = sum((network(one) for one in seen), start=torch.zeros(1, 12)) / 3
+            scaled.append(F.interpolate(image[None], scale_factor=factor, **options))
+        total = sum((network(one) for one in scaled), start=torch.zeros(1, 12)) / 3
         torch.testing.assert_close(row, (total / total.norm())[0])
     torch.testing.assert_close(multiscale(network, images, (1.0,)), network(images))
 
@@ -143,8 +143,8 @@ def test_convnets_are_described_by_their_pooled_feature() -> None:
 def expected(backbone: Backbone, root: Path, boxed: bool) -> dict[str, list[float]]:
     """mAP and mP@k in percent by the oracle, from features computed one image at a time."""
     content = json.loads((root / "gnd.json").read_text())
-    own: Preprocessing = backbone.preprocessing
-    transform = MaxSideResize(32, 4, own.mean, own.std)
+    preprocessing: Preprocessing = backbone.preprocessing
+    transform = MaxSideResize(32, 4, preprocessing.mean, preprocessing.std)
 
     def feature(path: Path, box: list[int] | None = None) -> Tensor:
         image = Image.open(path)
@@ -276,14 +276,14 @@ def test_neighbours_of_a_folder(weights: str, benchmark: Path, tmp_path: Path) -
     backbone = load(weights)
     what = descriptor(backbone, 224)
     with torch.inference_mode():
-        asked, bank = (
+        features, bank = (
             torch.cat([backbone(what.transform(Image.open(path))[None]) for path in paths])
             for paths in (queries, database)
         )
-    best = [row[:5].tolist() for row in rankings(asked, bank)]
+    best = [row[:5].tolist() for row in rankings(features, bank)]
     assert [row["path"] for row in rows] == [str(database[i]) for row in best for i in row]
     assert [row["query"] for row in rows] == [str(query) for query in queries for _ in range(5)]
-    cosine = F.cosine_similarity(asked[0], bank[best[0][0]], dim=0).item()
+    cosine = F.cosine_similarity(features[0], bank[best[0][0]], dim=0).item()
     assert float(rows[0]["similarity"]) == pytest.approx(cosine, abs=1e-5)
     with Image.open(files["sheet"]) as sheet:
         assert sheet.width > 5 * 144
@@ -291,7 +291,7 @@ def test_neighbours_of_a_folder(weights: str, benchmark: Path, tmp_path: Path) -
     assert json.loads(out.read_text())["neighbours"] == {"queries": 4, "database": 12, "k": 5}
 
 
-def test_without_queries_each_image_asks_for_the_others(
+def test_without_queries_each_image_is_looked_up_in_the_others(
     weights: str, color_folder: Callable[..., Path]
 ) -> None:
     folder = color_folder("photos", 2)
@@ -299,7 +299,7 @@ def test_without_queries_each_image_asks_for_the_others(
     files = run(Retrieval(weights=weights, data=str(folder), workers=0, device="cpu"))
     rows = read(files["csv"])
     assert files["csv"] == Path(weights) / "neighbours.csv"
-    assert len(rows) == 6 * 5  # fewer than the ten asked for: there are no more
+    assert len(rows) == 6 * 5  # fewer than the default of ten: there are no more
     assert all(row["query"] != row["path"] for row in rows)
 
 
@@ -319,10 +319,10 @@ def test_a_single_image_has_no_neighbours(weights: str, tmp_path: Path) -> None:
         ({"benchmark": "nowhere"}, "nowhere is no folder"),
         ({"data": "b", "baseline": True}, "--baseline.* need --benchmark"),
         ({"data": "b", "query": "box"}, "--query box need --benchmark"),
-        ({"data": "b", "k": 0}, "--k must be at least 1"),
+        ({"data": "b", "k": 0}, "k is 0: it must be a whole number of at least 1"),
         ({"data": "b"}, "b does not exist"),
         ({"data": "..", "k": 3}, "give it as --benchmark"),
-        ({"data": ".", "size": 0}, "--size must be a number of pixels"),
+        ({"data": ".", "size": 0}, "size is 0"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(

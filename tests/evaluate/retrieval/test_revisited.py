@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,10 @@ def first(**changes: Any) -> dict[str, Any]:
         (changed(gnd=[]), "'gnd' .* is empty"),
         (changed(gnd=CONTENT["gnd"][:1]), "1 queries in gnd but 2 in qimlist"),
         (changed(gnd=[1, 2]), "query 0 .* no dict"),
-        (changed(gnd=[{"ok": [0], "junk": []}] * 2), "no 'easy': is it the revisited version"),
+        (
+            changed(gnd=[{"ok": [0], "junk": []}] * 2),
+            "no dict of easy, hard and junk: is it the revis",
+        ),
         (first(hard=[4]), "image 4 of 4: is it the ground truth of other images"),
         (first(hard=[-1]), "image -1 of 4"),
         (first(hard=["x"]), "'hard' of query 0 .* no list of indices"),
@@ -181,13 +185,23 @@ def test_wrong_layouts_are_refused(tmp_path: Path) -> None:
 
 def test_queries_are_cut_to_their_boxes(tmp_path: Path) -> None:
     benchmark = open_benchmark(plain(tmp_path))
-    boxed = benchmark.boxed_queries()
+    boxed = open_benchmark(tmp_path, boxed=True).queries
     assert [boxed[i].size for i in range(2)] == [(6, 7), (4, 5)]  # type: ignore[union-attr]
     assert [benchmark.queries[i].size for i in range(2)] == [(10, 12), (10, 13)]  # type: ignore[union-attr]
     assert boxed.path(0) == benchmark.queries.path(0)
 
 
 def test_boxes_must_be_known(tmp_path: Path) -> None:
-    benchmark = open_benchmark(plain(tmp_path, first(bbx=None)))
+    root = plain(tmp_path, first(bbx=None))
+    assert open_benchmark(root).truth[0].box is None
     with pytest.raises(UserError, match=r"gnd\.json has no bbx"):
-        benchmark.boxed_queries()
+        open_benchmark(root, boxed=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["gnd.json", "gnd_x.pkl"])
+def test_a_pipe_is_no_ground_truth(name: str, tmp_path: Path) -> None:
+    draw(tmp_path / "jpg", IMAGES)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="holds no ground truth"):
+        open_benchmark(tmp_path)

@@ -43,12 +43,12 @@ def test_rows_at_a_time_do_not_matter(
     covariance: whitening.Covariance, ridge: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = skewed(50)
-    whole = Whitening.learn(features, covariance, ridge)
-    expected = whole(features)
+    learned = Whitening.learn(features, covariance, ridge)
+    expected = learned(features)
     monkeypatch.setattr(whitening, "ROWS", 7)
-    torch.testing.assert_close(whole(features), expected)
-    parts = Whitening.learn(features, covariance, ridge)
-    torch.testing.assert_close(parts.directions.abs(), whole.directions.abs())
+    torch.testing.assert_close(learned(features), expected)
+    by_chunks = Whitening.learn(features, covariance, ridge)
+    torch.testing.assert_close(by_chunks.directions.abs(), learned.directions.abs())
 
 
 def test_small_variances_are_raised_to_the_floor() -> None:

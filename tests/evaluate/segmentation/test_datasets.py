@@ -1,4 +1,4 @@
-"""Pictures with masks: both layouts, what the network sees, and one sentence for what is wrong."""
+"""Pictures with masks: both layouts, the network's input, and one sentence for what is wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from helpers.pictures import scene, write_plain, write_voc
 from helpers.videos import save_mask
 from PIL import Image
 
-from dino.evaluate.segmentation.datasets import open_scenes, patch_counts, prepared
+from dino.evaluate.segmentation.datasets import open_scenes, patch_counts
+from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.files import UserError
 from dino.models.create import create
 
@@ -32,7 +33,7 @@ def test_plain_folders_need_no_list(tmp_path: Path) -> None:
     (root / "few.txt").write_text("4\n1\n")
     scenes = open_scenes(root, "few")
     assert [path.stem for path in scenes.masks] == ["4", "1"]
-    assert [path.stem for path in scenes.some([1]).images] == ["1"]
+    assert [path.stem for path in scenes.subset([1]).images] == ["1"]
 
 
 def test_wrong_layouts_are_refused_by_name(tmp_path: Path) -> None:
@@ -70,16 +71,24 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
 def test_pictures_are_squares_or_keep_their_ratio() -> None:
     vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=8, image_size=16)
     wide = Image.new("RGB", (100, 60), (255, 0, 0))
-    assert prepared(wide, vit, 40, False).shape == (1, 3, 40, 40)
-    assert prepared(wide, vit, 45, False).shape == (1, 3, 48, 48)  # whole patches
-    found = prepared(wide, vit, 40, True)
+    assert PatchExtractor(vit, 40).prepare(wide).shape == (1, 3, 40, 40)
+    assert PatchExtractor(vit, 45).prepare(wide).shape == (1, 3, 48, 48)  # complete patches
+    found = PatchExtractor(vit, 40, True).prepare(wide)
     assert found.shape == (1, 3, 40, 64)  # 66.7 wide
     expected = (torch.tensor([1.0, 0, 0]) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
         [0.229, 0.224, 0.225]
     )
     torch.testing.assert_close(found[0, :, 7, 9], expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="--size 7 holds no patch of 8 px"):
-        prepared(wide, vit, 7, False)
+        PatchExtractor(vit, 7).prepare(wide)
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000)])
+def test_ratios_above_8_are_reduced_to_it(size: tuple[int, int]) -> None:
+    """With 40 pixels on the shorter side, 20,000 x 1 would have 800,000 on the longer."""
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=8, image_size=16)
+    found = PatchExtractor(vit, 40, True).prepare(Image.new("RGB", size))
+    assert sorted(found.shape[2:]) == [40, 320]
 
 
 def test_patches_count_their_pixels() -> None:

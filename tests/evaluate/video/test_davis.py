@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,15 @@ def test_wrong_layouts_are_refused_by_name(root: Path) -> None:
         open_davis(root, sequences=["void"])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["JPEGImages/480p/a/00002.jpg", "Annotations/480p/a/00002.png"])
+def test_pipes_are_refused_by_name(name: str, root: Path) -> None:
+    (root / name).unlink()
+    os.mkfifo(root / name)
+    with pytest.raises(UserError, match=r"00002\.(jpg|png) cannot be read .*no regular file"):
+        open_davis(root, sequences=["a"])
+
+
 def test_masks_that_do_not_fit_are_refused_by_name(root: Path) -> None:
     masks, images = root / "Annotations/480p/a", root / "JPEGImages/480p/a"
     save_mask(frame(0, [1]), masks / "00099.png")
@@ -89,5 +99,5 @@ def test_masks_that_do_not_fit_are_refused_by_name(root: Path) -> None:
     with pytest.raises(UserError, match=r"00002\.jpg cannot be read"):
         open_davis(root)
     (masks / "00000.png").unlink()
-    with pytest.raises(UserError, match=r"first frame .*00000\.jpg has no mask"):
+    with pytest.raises(UserError, match=r"frame .*00000\.jpg has no mask"):
         open_davis(root)

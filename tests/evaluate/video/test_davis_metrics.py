@@ -87,12 +87,12 @@ def test_the_disk_of_the_tolerance() -> None:
 def test_statistics_by_hand() -> None:
     scores = [1.0, 0.9, 0.8, 0.5, 0.6, 0.4, 0.2, 0.1, 0.0]  # quarters end at frames 1 3 5 7 9
     found = statistics(scores)
-    assert found.mean == pytest.approx(0.5)
-    assert found.recall == pytest.approx(4 / 9)  # 0.5 itself is not above
-    assert found.decay == pytest.approx((1 + 0.9 + 0.8) / 3 - (0.2 + 0.1 + 0.0) / 3)
-    assert statistics([0.7]) == (0.7, 1.0, 0.0)
+    assert found["mean"] == pytest.approx(50)
+    assert found["recall"] == pytest.approx(400 / 9)  # 0.5 itself is not above
+    assert found["decay"] == pytest.approx(100 * (1 + 0.9 + 0.8) / 3 - 100 * (0.2 + 0.1) / 3)
+    assert statistics([0.7]) == {"mean": 70.0, "recall": 100.0, "decay": 0.0}
 
 
 def test_long_videos_have_a_last_quarter() -> None:
     scores = [1.0] * 300 + [0.0] * 300
-    assert statistics(scores).decay == pytest.approx(1)
+    assert statistics(scores)["decay"] == pytest.approx(100)

@@ -6,7 +6,7 @@ import pytest
 from helpers.golden_set import assert_agree, tensors
 
 from dino.evaluate.video import propagation
-from dino.evaluate.video.propagation import Neighbourhood, propagate, stretched
+from dino.evaluate.video.propagation import Neighbourhood, directions, propagate, stretched
 
 
 @pytest.mark.parametrize(("radius", "name"), [(2, "radius2"), (None, "unrestricted")])
@@ -17,10 +17,10 @@ def test_golden_propagation(
     monkeypatch.setattr(propagation, "TILE", tile)
     golden = tensors("video.safetensors")
     labels = golden["source_labels"]
-    target = golden["target_features"].T.unflatten(1, labels.shape[-2:])
-    context = golden["source_features"].unflatten(2, labels.shape[-2:])
-    found = propagate(target, context, labels, Neighbourhood(radius=radius))
-    assert_agree(found[None], golden[f"propagated_{name}"])
+    target = directions(golden["target_features"].T.unflatten(1, labels.shape[-2:]))
+    context = directions(golden["source_features"].unflatten(2, labels.shape[-2:]))
+    found = propagate(target, context, labels.permute(0, 2, 3, 1), Neighbourhood(radius=radius))
+    assert_agree(found.permute(2, 0, 1)[None], golden[f"propagated_{name}"])
 
 
 def test_golden_stretching() -> None:

@@ -12,7 +12,8 @@ from oracle import propagation as oracle
 from torch import Tensor
 
 from dino.evaluate.video import propagation
-from dino.evaluate.video.propagation import Neighbourhood, Propagator, propagate
+from dino.evaluate.video.propagation import Neighbourhood, Propagator, directions
+from dino.evaluate.video.tracking import Tracking
 from dino.files import UserError
 
 
@@ -25,6 +26,12 @@ def soft(seed: int, channels: int, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.rand(*shape[:-2], channels, *shape[-2:], generator=generator)
     return labels.double()
+
+
+def propagate(target: Tensor, context: Tensor, labels: Tensor, how: Neighbourhood) -> Tensor:
+    """Labels [C, h, w] of one frame from features [D, h, w] and [n, D, h, w] and labels."""
+    frames = (directions(target), directions(context), labels.permute(0, 2, 3, 1))
+    return propagation.propagate(*frames, how).permute(2, 0, 1)
 
 
 @given(
@@ -80,7 +87,7 @@ def test_a_moving_object_is_tracked_within_the_window() -> None:
         frame[:, 2:4, 2 * time : 2 * time + 2] = thing[:, None, None]
         frames.append(frame)
     labels[:, 2:4, 0:2] = torch.tensor([0.0, 1.0])[:, None, None]
-    propagator = Propagator(frames[0], labels, how=Neighbourhood(radius=2))
+    propagator = Propagator(frames[0], labels, 7, Neighbourhood(radius=2))
     for time in range(1, 4):
         found = propagator.step(frames[time])[1] > 0.5
         expected = torch.zeros(6, 12, dtype=torch.bool)
@@ -90,10 +97,14 @@ def test_a_moving_object_is_tracked_within_the_window() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"radius": -1}, "radius"), ({"neighbours": 0}, "neighbour"), ({"temperature": 0.0}, "temp")],
+    [
+        ({"radius": -1}, "radius"),
+        ({"neighbours": 0}, "neighbours"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"last_frames": -1}, "last_frames"),
+        ({"size": 0}, "size"),
+    ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Neighbourhood(**settings)
-    with pytest.raises(UserError, match="last frames"):
-        Propagator(torch.ones(1, 1, 1), torch.ones(1, 1, 1), last=-1)
+        Tracking(**settings)

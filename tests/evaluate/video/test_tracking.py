@@ -15,7 +15,7 @@ from dino.data.images.pixel_format import IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
 from dino.evaluate.video.davis import open_davis
 from dino.evaluate.video.davis_metrics import jaccard
-from dino.evaluate.video.propagation import Neighbourhood, stretched
+from dino.evaluate.video.propagation import stretched
 from dino.evaluate.video.tracking import (
     REFERENCE_STD,
     Tracking,
@@ -29,7 +29,7 @@ from dino.evaluate.video.tracking import (
 from dino.files import UserError
 from dino.models.create import create
 
-SMALL = Tracking(size=32, how=Neighbourhood(radius=2))
+SMALL = Tracking(size=32, radius=2)
 
 
 def test_two_objects_are_tracked_with_their_numbers_and_colors(tmp_path: Path) -> None:
@@ -85,6 +85,7 @@ def test_any_patch_size_and_convnets_work(tmp_path: Path) -> None:
         ((480, 854), 480, 14, (476, 826)),
         ((500, 500), 480, 16, (480, 480)),
         ((100, 120), 32, 8, (32, 32)),
+        ((1, 20_000), 480, 16, (480, 3840)),
     ],
 )
 def test_working_size(size: Any, short: int, patch: int, expected: tuple[int, int]) -> None:
@@ -94,8 +95,6 @@ def test_working_size(size: Any, short: int, patch: int, expected: tuple[int, in
 def test_sizes_without_a_patch_are_refused() -> None:
     with pytest.raises(UserError, match="--size 10 holds no patch of 16 px"):
         working_size(480, 854, 10, 16)
-    with pytest.raises(UserError, match="--size"):
-        Tracking(size=0)
 
 
 def test_frames_are_read_in_integer_levels(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from helpers.videos import PALETTE, frame, write_davis
 from PIL import Image
 
 from dino.evaluate.masks import Mask, read_mask
-from dino.evaluate.video import scoring as sequences
+from dino.evaluate.video import scoring
 from dino.evaluate.video.davis import Clip, open_davis
 from dino.evaluate.video.overlay import color_of, overlaid
-from dino.evaluate.video.propagation import Neighbourhood
 from dino.evaluate.video.scoring import Scores, measure, summary
 from dino.evaluate.video.tracking import Tracking
 from dino.evaluate.video.video import Video, run
@@ -27,7 +26,7 @@ from dino.files import UserError
 from dino.models.create import create
 from dino.weights.load import save
 
-SMALL = Tracking(size=32, how=Neighbourhood(radius=2))
+SMALL = Tracking(size=32, radius=2)
 
 
 def scores_of(clip: Clip, folder: Path, how: Tracking = SMALL, weights: str = "w") -> Scores:
@@ -44,7 +43,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for path in clip.masks:
             yield read_mask(path)
 
-    monkeypatch.setattr(sequences, "track", truth)
+    monkeypatch.setattr(scoring, "track", truth)
     return names
 
 
@@ -74,9 +73,9 @@ def test_scores_leave_out_the_first_and_last_frame(
 
         return track
 
-    monkeypatch.setattr(sequences, "track", wrong_at({4}))
+    monkeypatch.setattr(scoring, "track", wrong_at({4}))
     assert scores_of(clip, tmp_path / "a")["1"]["J"]["mean"] == 100
-    monkeypatch.setattr(sequences, "track", wrong_at({1}))
+    monkeypatch.setattr(scoring, "track", wrong_at({1}))
     assert scores_of(clip, tmp_path / "b")["1"]["J"]["mean"] == pytest.approx(200 / 3)
     assert scores_of(clip, tmp_path / "b")["1"]["F"]["mean"] == pytest.approx(200 / 3)
 
@@ -110,7 +109,7 @@ def test_an_interrupted_sequence_is_not_finished(
         def stops(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        patched.setattr(sequences, "write_mask", stops)
+        patched.setattr(scoring, "write_mask", stops)
         with pytest.raises(KeyboardInterrupt):
             scores_of(clip, out, Tracking(size=16))
     scores_of(clip, out)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,13 +24,14 @@ from dino.evaluate.features.raw_pixels import SquareResize
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import FeatureTable
 from dino.evaluate.retrieval.copydays import Copydays, open_copydays
-from dino.evaluate.retrieval.near_duplicates import Group, equal_files, groups
+from dino.evaluate.retrieval.near_duplicates import equal_files, groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
 from dino.evaluate.retrieval.whitening import Covariance, Whitening
 from dino.files import UserError, atomic_csv
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device, process_group
+from dino.settings import Range, validated
 
 POWER = 4.0
 """The exponent of GeM in the published code."""
@@ -121,14 +121,19 @@ class Copies(command.FeatureEvaluationSettings):
     them features of the benchmark are not whitened, and those of --data learn from themselves."""
     whitening: Covariance = "reference"
     """With --benchmark: reference, as in the published code, or centred: a proper covariance."""
-    threshold: float = 0.9
+    threshold: Annotated[float, Range(low=-1, high=1)] = 0.9
     """With --data: cosine similarity, after whitening, from which two images are near duplicates.
     Lower finds stronger alterations, and more pairs that are only similar."""
-    size: int | None = None
+    size: Annotated[int, Range(low=1)] | None = None
     """Images are resized to size x size pixels; as in the paper by default 320 for patches of 8
     pixels, else 224."""
-    batch: int = 64
+    batch: Annotated[int, Range(low=1)] = 64
     """Images at a time."""
+
+    def extract(self, network: Backbone, source: Source, title: str) -> FeatureTable:
+        """The descriptors of a source."""
+        options = {"batch": self.batch, "title": title, **self.extraction()}
+        return extract(network, source, descriptor(network, self.size), **options)
 
 
 def run(settings: Copies) -> dict[str, Any]:
@@ -141,21 +146,12 @@ def run(settings: Copies) -> dict[str, Any]:
     Raises:
         UserError: for weights or images that do not exist or do not fit.
     """
-    if (settings.benchmark is None) == (settings.data is None):
-        raise UserError("give either --benchmark (Copydays), or --data with your own images")
-    if settings.size is not None and settings.size < 1:
-        raise UserError(f"--size must be a number of pixels, not {settings.size}")
-    if settings.benchmark is not None:
+    settings = validated(settings)
+    if settings.benchmark is not None and settings.data is None:
         return _benchmark(settings, settings.benchmark)
-    return _duplicates(settings)
-
-
-def _features(
-    network: Backbone, source: Source, settings: Copies, title: str, complete: bool = False
-) -> tuple[FeatureTable, Float[Tensor, "n N"]]:
-    options = {"batch": settings.batch, "title": title, **settings.extraction()}
-    images = extract(network, source, descriptor(network, settings.size), **options)
-    return images, images.finite(complete_for="Copydays" if complete else None)
+    if settings.data is not None and settings.benchmark is None:
+        return _duplicates(settings, settings.data)
+    raise UserError("give either --benchmark (Copydays), or --data with your own images")
 
 
 # ------------------------------------------------------------------------------- the benchmark
@@ -193,18 +189,18 @@ def _scores(
 ) -> dict[str, float]:
     """Mean average precision in percent by block."""
     device = next(network.parameters()).device
-    _, database = _features(network, copydays.originals, settings, "originals", complete=True)
+    database = settings.extract(network, copydays.originals, "originals").finite("Copydays")
     if distractors is not None:
-        _, others = _features(network, distractors, settings, "distractors")
+        others = settings.extract(network, distractors, "distractors").finite()
         database = torch.cat([database, others])
     whitening = None
     if training is not None:
-        _, features = _features(network, training, settings, "whitening")
-        whitening = _learned(features, settings.whitening)
+        examples = settings.extract(network, training, "whitening").finite()
+        whitening = _learned(examples, settings.whitening)
         database = whitening(database)
     scores = {}
     for block in copydays.blocks:
-        _, queries = _features(network, block.copies, settings, block.name, complete=True)
+        queries = settings.extract(network, block.copies, block.name).finite("Copydays")
         queries = queries if whitening is None else whitening(queries)
         precisions = average_precisions(queries, database, block.origins, device)
         scores[block.name] = 100 * sum(precisions) / len(precisions)
@@ -229,73 +225,62 @@ def _print(found: dict[str, dict[str, float]], about: dict[str, Any], copydays: 
         f"{about['distractors']} distractors, {whitened}"
     )
     rows = {
-        block.name: [
-            *(f"{scores[block.name]:.1f}" for scores in found.values()),
-            f"{len(block.copies)}",
-        ]
+        block.name: [*(f"{one[block.name]:.1f}" for one in found.values()), f"{len(block.copies)}"]
         for block in copydays.blocks
     }
     Console().print(command.table(title, ["block", *found, "copies"], rows))
 
 
 # --------------------------------------------------------------------------- a folder of images
-def _duplicates(settings: Copies) -> dict[str, Any]:
+def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
     for option in ("baseline", "compare", "distractors"):
         if getattr(settings, option):
             raise UserError(f"--{option} needs --benchmark")
-    if not -1 <= settings.threshold <= 1:
-        raise UserError(f"--threshold is a cosine, from -1 to 1, not {settings.threshold:g}")
     command.destination("duplicates", settings)
-    source = open_source(settings.data)
+    source = open_source(data)
     training = None if settings.whiten_with is None else open_source(settings.whiten_with)
     device = pick_device(settings.device)
     with process_group(device) as here:
         backbone = settings.networks(device, rgb=True)[command.TRAINED]
-        images, features = _features(backbone, source, settings, "images")
-        examples = features
+        images = settings.extract(backbone, source, "images")
+        features = examples = images.finite()
         if training is not None:
-            _, examples = _features(backbone, training, settings, "whitening")
+            examples = settings.extract(backbone, training, "whitening").finite()
         features = _learned(examples, "centred", RIDGE)(features)
         content: dict[str, Any] = {}
         if here.main:
             known = equal_files(images.paths)
-            found = groups(features, settings.threshold, known, device=device)
+            found = [
+                [(images.paths[i], s) for i, s in zip(one.members, one.similarity, strict=True)]
+                for one in groups(features, settings.threshold, known, device=device)
+            ]
             content = {
                 "images": len(images),
                 "skipped": [error.path for error in images.skipped],
-                "groups": [[images.paths[i] for i in group.members] for group in found],
+                "groups": [[path for path, _ in group] for group in found],
             }
             path = command.write("duplicates", {"duplicates": content}, backbone, settings)
-            count = sum(len(group.members) for group in found)
-            text = f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
-            Console().print(text, highlight=False)
-            listing = path.with_suffix(".csv")
-            atomic_csv(listing, ("group", "path", "similarity"), _rows(found, images.paths))
+            count = sum(map(len, found))
+            Console().print(
+                f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
+            )
+            listing, sheet = path.with_suffix(".csv"), path.with_suffix(".png")
+            lines = (
+                (number, path, f"{similarity:.6f}")
+                for number, group in enumerate(found, start=1)
+                for path, similarity in group
+            )
+            atomic_csv(listing, ("group", "path", "similarity"), lines)
             command.print_path(listing)
             if found:
-                _draw(path.with_suffix(".png"), found, images.paths, source)
-                command.print_path(path.with_suffix(".png"))
+                searched = ImagesByPath(source)
+                rows = [
+                    [
+                        searched.cell(path, f"{similarity:.3f}", marked=place == 0)
+                        for place, (path, similarity) in enumerate(group[: SHEET[1]])
+                    ]
+                    for group in found[: SHEET[0]]
+                ]
+                save_sheet(sheet, rows)
+                command.print_path(sheet)
     return content
-
-
-def _rows(found: Sequence[Group], paths: Sequence[str]) -> list[tuple[int, str, str]]:
-    return [
-        (number, paths[member], f"{similarity:.6f}")
-        for number, group in enumerate(found, start=1)
-        for member, similarity in zip(group.members, group.similarity, strict=True)
-    ]
-
-
-def _draw(path: Path, found: Sequence[Group], paths: Sequence[str], source: Source) -> None:
-    """A row for each of the largest groups: the most typical image, then its nearest."""
-    images = ImagesByPath(source)
-    rows = []
-    for group in found[: SHEET[0]]:
-        members = zip(group.members[: SHEET[1]], group.similarity, strict=False)
-        rows.append(
-            [
-                images.cell(paths[member], f"{similarity:.3f}", marked=member == group.members[0])
-                for member, similarity in members
-            ]
-        )
-    save_sheet(path, rows)

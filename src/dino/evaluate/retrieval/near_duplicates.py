@@ -8,7 +8,7 @@ Shapes: n images, D width.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,14 +119,12 @@ def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
 
 def equal_files(paths: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of files with the same bytes, each with the first such file."""
-    sizes: dict[int, list[int]] = defaultdict(list)
-    for index, path in enumerate(paths):
-        if (file := Path(path)).is_file():
-            sizes[file.stat().st_size].append(index)
+    sizes = [Path(path).stat().st_size if Path(path).is_file() else -1 for path in paths]
+    counts = Counter(sizes)
+    first: dict[bytes, int] = {}
     pairs = []
-    for same in (indices for indices in sizes.values() if len(indices) > 1):
-        first: dict[bytes, int] = {}
-        for index in same:
+    for index, size in enumerate(sizes):
+        if size >= 0 and counts[size] > 1:  # only these are read
             digest = hashlib.sha256(Path(paths[index]).read_bytes()).digest()
             if (other := first.setdefault(digest, index)) != index:
                 pairs.append((other, index))

@@ -80,22 +80,20 @@ def positions(
         positives: images that should come first.
         junk: images that are left out.
     """
-    wanted = np.nonzero(np.isin(ranking, list(positives)))[0]
-    left_out = np.nonzero(np.isin(ranking, list(junk)))[0]
-    ranks: list[int] = (wanted - np.searchsorted(left_out, wanted)).tolist()
+    found, left_out = (np.flatnonzero(np.isin(ranking, list(kind))) for kind in (positives, junk))
+    ranks: list[int] = (found - np.searchsorted(left_out, found)).tolist()
     return ranks
 
 
-def summarize(ranks: Sequence[Sequence[int]], kappas: Sequence[int] = KAPPAS) -> Precisions:
+def summarize(ranks: Sequence[Sequence[int]]) -> Precisions:
     """Means over the queries; those without positives do not count.
 
     Args:
         ranks: of all positives of each query, from 0, ascending.
-        kappas: the k of mP@k.
     """
     counted = [found for found in ranks if found]
     aps = [average_precision(found, len(found)) if found else None for found in ranks]
-    at = {k: _mean([precision_at(found, k) for found in counted]) for k in kappas}
+    at = {k: _mean([precision_at(found, k) for found in counted]) for k in KAPPAS}
     return Precisions(_mean([ap for ap in aps if ap is not None]), at, aps)
 
 
@@ -108,7 +106,7 @@ def rankings(
     queries: Float[Tensor, "q D"],
     database: Float[Tensor, "n D"],
     *,
-    room: int = 2**25,
+    limit: int = 2**25,
     tile: int = 2**16,
     device: torch.device | str | None = None,
 ) -> Iterator[Int[np.ndarray, " n"]]:
@@ -119,13 +117,13 @@ def rankings(
     Args:
         queries: features; float64 is computed in float64, all else in float32.
         database: features; moved to `device` tile by tile.
-        room: about so many similarities exist at once, and at least those of one query.
+        limit: similarities that exist at once, about; at least those of one query.
         tile: database images at a time.
         device: where to compute; by default where `queries` are.
     """
     device = torch.device(device) if device is not None else queries.device
-    for part in torch.split(queries, max(1, room // max(1, len(database)))):
-        rows = directions(part, device)
-        scores = [rows @ directions(some, device).T for some in torch.split(database, tile)]
+    for chunk in torch.split(queries, max(1, limit // max(1, len(database)))):
+        rows = directions(chunk, device)
+        scores = [rows @ directions(block, device).T for block in torch.split(database, tile)]
         for similarity in torch.cat(scores, dim=1):
             yield similarity.argsort(descending=True, stable=True).cpu().numpy()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from dino.data.images.contact_sheet import Cell
 from dino.data.images.decode import to_rgb, to_tensor
 from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
@@ -29,12 +28,20 @@ from dino.evaluate import command
 from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
 from dino.evaluate.features.extractor import Descriptor, extract
 from dino.evaluate.features.search import nearest
-from dino.evaluate.retrieval.ranking_metrics import Precisions, positions, rankings, summarize
-from dino.evaluate.retrieval.revisited import GroundTruth, ground_truths, open_benchmark
+from dino.evaluate.features.table import FeatureTable
+from dino.evaluate.retrieval.ranking_metrics import (
+    KAPPAS,
+    Precisions,
+    positions,
+    rankings,
+    summarize,
+)
+from dino.evaluate.retrieval.revisited import Benchmark, GroundTruth, ground_truths, open_benchmark
 from dino.files import UserError, atomic_csv
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device, process_group
+from dino.settings import Range, validated
 
 Scales = Literal["single", "multi"]
 
@@ -89,14 +96,8 @@ def multiscale(
     """
     if tuple(scales) == (1.0,):
         return backbone(images)
-    total = torch.stack([backbone(_resized(images, scale)) for scale in scales]).mean(dim=0)
-    return F.normalize(total, dim=1)
-
-
-def _resized(images: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return images
-    return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+    resized = (F.interpolate(images, scale_factor=scale, mode="bilinear") for scale in scales)
+    return F.normalize(torch.stack([backbone(one) for one in resized]).mean(dim=0), dim=1)
 
 
 def descriptor(backbone: Backbone, size: int, scales: Scales = "single") -> Descriptor:
@@ -109,20 +110,15 @@ def descriptor(backbone: Backbone, size: int, scales: Scales = "single") -> Desc
 
 
 # ------------------------------------------------------------------------------ the benchmark
-def precisions(
-    queries: Float[Tensor, "q D"],
-    database: Float[Tensor, "n D"],
-    truth: Sequence[GroundTruth],
-    device: torch.device | str | None = None,
-) -> dict[str, Precisions]:
-    """Mean average precision and mP@k of features, for "easy", "medium" and "hard"."""
-    return judge(rankings(queries, database, device=device), truth)
-
-
 def judge(
     ranked: Iterable[Int[np.ndarray, " n"]], truth: Sequence[GroundTruth]
 ) -> dict[str, Precisions]:
-    """See `precisions`; from rankings of the database, best first, one for each query."""
+    """Mean average precision and mP@k for "easy", "medium" and "hard".
+
+    Args:
+        ranked: for each query the images of the database, best first.
+        truth: one for each query.
+    """
     found: dict[str, list[list[int]]] = {protocol: [] for protocol in PROTOCOLS}
     for ranking, one in zip(ranked, truth, strict=True):
         for protocol, (right, left_out) in PROTOCOLS.items():
@@ -146,31 +142,27 @@ class Retrieval(command.FeatureEvaluationSettings):
     """Instead of a benchmark, images to search: a folder, a list or demo. No ground truth."""
     queries: str | None = None
     """Images to look up in --data; without them each image of --data is looked up in the others."""
-    size: int | None = None
+    size: Annotated[int, Range(low=1)] | None = None
     """Longer side of the images in pixels; as published by default 224, for Paris 512."""
     scales: Scales | None = None
     """single, or multi: the mean over scales 1, 0.71 and 0.5, the default for Paris."""
     query: Literal["whole", "box"] = "whole"
-    """Look up whole images, as the published code does, or the box of the ground truth, as the
+    """Look up entire images, as the published code does, or the box of the ground truth, as the
     benchmark's own protocol says."""
-    k: int = 10
+    k: Annotated[int, Range(low=1)] = 10
     """With --data: how many neighbours of each query."""
 
     def input_size(self, name: str) -> tuple[int, Scales]:
-        """Longer side and scales for a data set of this name.
-
-        Raises:
-            UserError: for a size below 1.
-        """
+        """Longer side and scales for a data set of this name."""
         size, scales = PAPER["paris" if "paris" in name.lower() else "oxford"]
-        size = size if self.size is None else self.size
-        if size < 1:
-            raise UserError(f"--size must be a number of pixels, not {size}")
-        return size, self.scales or scales
+        return self.size or size, self.scales or scales
 
-    def options(self, title: str) -> dict[str, Any]:
-        """The keyword arguments of `extract`; images differ in size, so that each is a batch."""
-        return {"batch": 1, "title": title, "memory_option": "--size", **self.extraction()}
+    def extract(
+        self, network: Backbone, source: Source, what: Descriptor, title: str
+    ) -> FeatureTable:
+        """Features of a source; its images differ in size, so that each is a batch."""
+        options = {"batch": 1, "title": title, "memory_option": "--size", **self.extraction()}
+        return extract(network, source, what, **options)
 
 
 def run(settings: Retrieval) -> dict[str, Any]:
@@ -183,162 +175,129 @@ def run(settings: Retrieval) -> dict[str, Any]:
     Raises:
         UserError: for weights, images or a ground truth that do not exist or do not fit.
     """
-    if (settings.benchmark is None) == (settings.data is None):
-        raise UserError("give either --benchmark, or --data with your own images")
-    if settings.benchmark is not None:
+    settings = validated(settings)
+    if settings.benchmark is not None and settings.data is None:
         return _benchmark(settings, settings.benchmark)
-    return _neighbours(settings)
+    if settings.data is not None and settings.benchmark is None:
+        return _neighbours(settings, settings.data)
+    raise UserError("give either --benchmark, or --data with your own images")
 
 
 def _benchmark(settings: Retrieval, root: str) -> dict[str, Any]:
     if settings.queries is not None:
         raise UserError("a benchmark has its own queries: omit --queries")
     command.destination("retrieval", settings)
-    benchmark, boxed = open_benchmark(root), settings.query == "box"
+    benchmark = open_benchmark(root, boxed=settings.query == "box")
     size, scales = settings.input_size(benchmark.name)
-    images = benchmark.boxed_queries() if boxed else benchmark.queries
     device = pick_device(settings.device)
     with process_group(device) as here:
         networks = settings.networks(device, rgb=True)
-        found = {}
-        for name, network in networks.items():
-            what = query = descriptor(network, size, scales)
-            if boxed:  # another key: the file of an image does not tell that it was cut
-                boxes = [one.box for one in benchmark.truth]
-                query = replace(what, settings={**what.settings, "boxes": boxes})
-            options = settings.options(f"{name}, images")
-            queries, database = (
-                extract(network, source, how, **options).finite(complete_for=benchmark.name)
-                for source, how in ((images, query), (benchmark.database, what))
-            )
-            found[name] = precisions(queries, database, benchmark.truth, device)
-        content = {name: {p: _plain(score) for p, score in s.items()} for name, s in found.items()}
+        found = {
+            name: _scores(settings, benchmark, network, f"{name}, images")
+            for name, network in networks.items()
+        }
         if here.main:
-            about: dict[str, Any] = {
+            about = {
                 "data": benchmark.name,
                 "images": len(benchmark.database),
-                "queries": len(images),
+                "queries": len(benchmark.queries),
                 "query": settings.query,
                 "size": size,
                 "scales": SCALES[scales],
             }
             _print(found, about)
-            about["networks"] = command.identities(networks)
-            command.write(
-                "retrieval", {"retrieval": content, **about}, networks[command.TRAINED], settings
-            )
-    return content
+            content = {"retrieval": found, **about, "networks": command.identities(networks)}
+            command.write("retrieval", content, networks[command.TRAINED], settings)
+    return found
 
 
-def _plain(score: Precisions) -> dict[str, Any]:
+def _scores(
+    settings: Retrieval, benchmark: Benchmark, network: Backbone, title: str
+) -> dict[str, dict[str, Any]]:
+    """By protocol, in percent."""
+    what = query = descriptor(network, *settings.input_size(benchmark.name))
+    if benchmark.queries.boxes is not None:  # the cache distinguishes files, not their boxes
+        query = replace(what, settings={**what.settings, "boxes": benchmark.queries.boxes})
+    queries, database = (
+        settings.extract(network, source, how, title).finite(complete_for=benchmark.name)
+        for source, how in ((benchmark.queries, query), (benchmark.database, what))
+    )
+    device = next(network.parameters()).device
+    scores = judge(rankings(queries, database, device=device), benchmark.truth)
     return {
-        "map": 100 * score.map,
-        "mp": {str(k): 100 * value for k, value in score.at.items()},
-        "queries": score.queries,
-        "ap": [None if ap is None else 100 * ap for ap in score.aps],
+        protocol: {
+            "map": 100 * score.map,
+            "mp": {str(k): 100 * value for k, value in score.at.items()},
+            "queries": score.queries,
+            "ap": [None if ap is None else 100 * ap for ap in score.aps],
+        }
+        for protocol, score in scores.items()
     }
 
 
-def _print(found: dict[str, dict[str, Precisions]], about: dict[str, Any]) -> None:
+def _print(found: dict[str, dict[str, dict[str, Any]]], about: dict[str, Any]) -> None:
     scales = ", ".join(f"{scale:.2g}" for scale in about["scales"])
     title = (
         f"retrieval on {about['data']}, in %\n{about['queries']} queries ({about['query']}), "
         f"{about['images']} images, {about['size']} px, scales {scales}"
     )
-    rows = {
-        f"{protocol}, {name}": [
-            *(f"{100 * value:.1f}" for value in (one.map, *one.at.values())),
-            f"{one.queries}",
-        ]
-        for protocol in PROTOCOLS
-        for name, scores in found.items()
-        for one in (scores[protocol],)
-    }
-    kappas = next(iter(found.values()))["easy"].at
-    columns = ["protocol", "mAP", *(f"mP@{k}" for k in kappas), "queries"]
+    rows = {}
+    for protocol in PROTOCOLS:
+        for name, scores in found.items():
+            one = scores[protocol]
+            values = [f"{value:.1f}" for value in (one["map"], *one["mp"].values())]
+            rows[f"{protocol}, {name}"] = [*values, f"{one['queries']}"]
+    columns = ["protocol", "mAP", *(f"mP@{k}" for k in KAPPAS), "queries"]
     Console().print(command.table(title, columns, rows))
 
 
 # ------------------------------------------------------------------------- without ground truth
-def _neighbours(settings: Retrieval) -> dict[str, Any]:
-    assert settings.data is not None
+def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
     if settings.baseline or settings.compare or settings.query == "box":
         raise UserError("--baseline, --compare and --query box need --benchmark")
-    if settings.k < 1:
-        raise UserError(f"--k must be at least 1, not {settings.k}")
-    if ground_truths(Path(settings.data)):
-        raise UserError(f"{settings.data} is a benchmark with ground truth: give it as --benchmark")
+    if ground_truths(Path(data)):
+        raise UserError(f"{data} is a benchmark with ground truth: give it as --benchmark")
     command.destination("neighbours", settings)
-    database = open_source(settings.data)
+    database = open_source(data)
     queries = None if settings.queries is None else open_source(settings.queries)
-    size, scales = settings.input_size("")
     device = pick_device(settings.device)
     with process_group(device) as here:
         backbone = settings.networks(device, rgb=True)[command.TRAINED]
-        what = descriptor(backbone, size, scales)
-        bank = extract(backbone, database, what, **settings.options("images"))
-        tested = bank
+        what = descriptor(backbone, *settings.input_size(""))
+        bank = looked_up = settings.extract(backbone, database, what, "images")
         if queries is not None:
-            tested = extract(backbone, queries, what, **settings.options("queries"))
+            looked_up = settings.extract(backbone, queries, what, "queries")
         k = min(settings.k, len(bank) - (queries is None))
         if k < 1:
-            raise UserError(f"{settings.data} holds a single image: there is nothing to find")
+            raise UserError(f"{data} holds a single image: there is nothing to find")
         skip = 0 if queries is None else None
-        similarity, index = nearest(tested.finite(), bank.finite(), k, skip=skip, device=device)
+        similarity, index = nearest(looked_up.finite(), bank.finite(), k, skip=skip, device=device)
         files: dict[str, Any] = {}
         if here.main:
-            content = {"queries": len(tested), "database": len(bank), "k": k}
+            content = {"queries": len(looked_up), "database": len(bank), "k": k}
             path = command.write("neighbours", {"neighbours": content}, backbone, settings)
-            found = Neighbours(tested.paths, bank.paths, similarity.tolist(), index.tolist())
-            files = found.write(path, database if queries is None else queries, database)
+            files = {"csv": path.with_suffix(".csv"), "sheet": path.with_suffix(".png")}
+            neighbours = [
+                [(bank.paths[i], value) for i, value in zip(*row, strict=True)]
+                for row in zip(index.tolist(), similarity.tolist(), strict=True)
+            ]
+            lines = (
+                (query, rank, path, f"{value:.6f}")
+                for query, found in zip(looked_up.paths, neighbours, strict=True)
+                for rank, (path, value) in enumerate(found, start=1)
+            )
+            atomic_csv(files["csv"], ("query", "rank", "path", "similarity"), lines)
+            first, searched = (
+                ImagesByPath(database if queries is None else queries),
+                ImagesByPath(database),
+            )
+            count = min(SHEET[0], len(neighbours))
+            rows = []
+            for row in (len(neighbours) * i // count for i in range(count)):  # evenly spread
+                found = neighbours[row][: SHEET[1]]
+                cells = [searched.cell(path, f"{value:.3f}") for path, value in found]
+                rows.append([first.cell(looked_up.paths[row], "query", marked=True), *cells])
+            save_sheet(files["sheet"], rows)
             for file in files.values():
                 command.print_path(file)
     return files
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The most similar images of a database for each query, best first.
-
-    Attributes:
-        queries: paths of the queries.
-        bank: paths of the images of the database.
-        similarity: cosines, [q, k].
-        index: into `bank`, [q, k].
-    """
-
-    queries: list[str]
-    bank: list[str]
-    similarity: list[list[float]]
-    index: list[list[int]]
-
-    def write(self, result: Path, queries: Source, database: Source) -> dict[str, Path]:
-        """Write a CSV of all neighbours and a PNG of some queries with theirs.
-
-        Args:
-            result: the JSON file, beside which they lie.
-            queries: to read images from.
-            database: likewise.
-        """
-        listing, sheet = result.with_suffix(".csv"), result.with_suffix(".png")
-        rows = (
-            (query, rank, self.bank[i], f"{value:.6f}")
-            for query, values, indices in zip(
-                self.queries, self.similarity, self.index, strict=True
-            )
-            for rank, (value, i) in enumerate(zip(values, indices, strict=True), start=1)
-        )
-        atomic_csv(listing, ("query", "rank", "path", "similarity"), rows)
-        save_sheet(sheet, self.sheet(queries, database))
-        return {"csv": listing, "sheet": sheet}
-
-    def sheet(self, queries: Source, database: Source) -> list[list[Cell]]:
-        """Some queries, evenly spread and framed, each with its first neighbours."""
-        count = min(SHEET[0], len(self.queries))
-        looked_up, searched = ImagesByPath(queries), ImagesByPath(database)
-        rows = []
-        for row in (len(self.queries) * i // count for i in range(count)):
-            found = list(zip(self.similarity[row], self.index[row], strict=True))[: SHEET[1]]
-            cells = [searched.cell(self.bank[i], f"{value:.3f}") for value, i in found]
-            rows.append([looked_up.cell(self.queries[row], "query", marked=True), *cells])
-        return rows

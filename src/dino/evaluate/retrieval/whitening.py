@@ -73,7 +73,6 @@ class Whitening:
     def __call__(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
         """Whiten features; computed in float64, returned in their own type."""
         result = torch.empty_like(features)
-        for start in range(0, len(features), ROWS):
-            part = slice(start, start + ROWS)
-            result[part] = (features[part].double() - self.mean) @ self.directions
+        for rows, whitened in zip(features.split(ROWS), result.split(ROWS), strict=True):
+            whitened.copy_((rows.double() - self.mean) @ self.directions)
         return result

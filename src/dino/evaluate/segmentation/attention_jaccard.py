@@ -71,21 +71,16 @@ def attention_jaccard(
             masks = [*(mass_mask(maps, mass) for mass in masses), full]
             found.append([object_jaccards(mask, ids) for mask in masks])
             advance(1)
-    per_image = [one for part in gather_objects(found) for one in part]
-    used = [one for one in per_image if len(one[0])]
-    if not used:
+    per_image = [one for share in gather_objects(found) for one in share if len(one[0])]
+    if not per_image:
         raise UserError(f"none of the masks, such as {scenes.masks[0]}, holds an object")
-    scores = {
-        f"{mass:g}": summary([per_mass[place] for per_mass in used])
-        for place, mass in enumerate(masses)
-    }
-    objects = sum(len(one[0]) for one in used)
+    *per_mass, covers = zip(*per_image, strict=True)
     return {
-        "masses": scores,
-        "whole_image": 100 * float(torch.stack([one[-1].mean() for one in used]).mean()),
-        "images": len(used),
-        "objects": objects,
-        "empty": len(per_image) - len(used),
+        "masses": {f"{m:g}": summary(one) for m, one in zip(masses, per_mass, strict=True)},
+        "whole_image": 100 * float(torch.stack([one.mean() for one in covers]).mean()),
+        "images": len(per_image),
+        "objects": sum(map(len, covers)),
+        "empty": len(scenes) - len(per_image),
     }
 
 

@@ -15,17 +15,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from dino.data.images.decode import read_picture, to_tensor
+from dino.data.images.decode import read_picture
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import EXTENSIONS
-from dino.data.views.photometric import normalize
 from dino.evaluate.masks import VOID, Ids, read_mask
 from dino.files import UserError
-from dino.models.backbone import Backbone
 
 Objects = Literal["class", "instance"]
 
@@ -50,7 +48,7 @@ class Scenes:
         """
         try:
             picture = read_picture(self.images[index])
-        except ImageError as error:  # without it the mean would be another measure
+        except ImageError as error:  # without the image the mean would be another measure
             raise UserError(f"{error}; repair it or remove it from the data") from None
         ids = read_mask(self.masks[index]).ids
         if ids.shape != (picture.height, picture.width):
@@ -61,9 +59,14 @@ class Scenes:
             )
         return picture, ids
 
-    def some(self, indices: Sequence[int]) -> Scenes:
+    def subset(self, indices: Sequence[int]) -> Scenes:
         """The scenes at `indices`."""
         return Scenes([self.images[i] for i in indices], [self.masks[i] for i in indices])
+
+
+def list_file(root: Path, split: str) -> Path:
+    """The list of a split's scenes."""
+    return root / ("ImageSets/Segmentation" if is_voc(root) else "") / f"{split}.txt"
 
 
 def is_voc(root: Path) -> bool:
@@ -82,89 +85,60 @@ def is_voc(root: Path) -> bool:
     )
 
 
-def open_scenes(root: str | Path, split: str | None, objects: Objects = "class") -> Scenes:
+def open_scenes(root: Path, split: str | None, objects: Objects = "class") -> Scenes:
     """The scenes of a split.
 
     Args:
         root: a folder in one of the two layouts.
-        split: name of a list of scenes, without .txt; in the plain layout None for all scenes.
+        split: name of a list of scenes, without .txt; None for all scenes.
         objects: masks of VOC with a number for each class, or for each instance.
 
     Raises:
         UserError: naming the folder, list, image or mask that is missing.
     """
-    root = Path(root)
-    if is_voc(root):
-        images, masks = root / "JPEGImages", root / FOLDERS[objects]
-        stems = read_list(root / "ImageSets" / "Segmentation" / f"{split}.txt")
-    else:
-        images, masks = root / "images", root / "masks"
-        stems = sorted(_by_stem(images)) if split is None else read_list(root / f"{split}.txt")
-    pictures, numbered = _by_stem(images), _by_stem(masks)
+    names = ("JPEGImages", FOLDERS[objects]) if is_voc(root) else ("images", "masks")
+    images, masks = (files_by_stem(root / name, EXTENSIONS) for name in names)
+    stems: Sequence[str] = list(images)
+    if split is not None:
+        stems = read_list(list_file(root, split), "choose another with --split or --train-split")
     for stem in stems:
-        for folder, found in ((images, pictures), (masks, numbered)):
+        for kind, name, found in zip(("image", "mask"), names, (images, masks), strict=True):
             if stem not in found:
-                kind = "image" if folder == images else "mask"
-                raise UserError(f"there is no {kind} {stem} in {folder}")
-    return Scenes([pictures[stem] for stem in stems], [numbered[stem] for stem in stems])
+                raise UserError(f"there is no {kind} {stem} in {root / name}")
+    return Scenes([images[stem] for stem in stems], [masks[stem] for stem in stems])
 
 
-def read_list(path: Path) -> list[str]:
-    """Names, one a line, without endings.
+def read_list(path: Path, advice: str) -> list[str]:
+    """Names, one a line.
 
     Raises:
-        UserError: if the file is missing or empty.
+        UserError: with `advice` if the file is missing, or if it is empty.
     """
     if not path.is_file():
-        raise UserError(f"the list {path} is missing: choose another with --split or --train-split")
-    stems = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line]
-    if not stems:
+        raise UserError(f"the list {path} is missing: {advice}")
+    lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
+    names = [line for line in lines if line]
+    if not names:
         raise UserError(f"the list {path} is empty")
-    return stems
+    return names
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def files_by_stem(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """The files with one of these endings by their names without it, in the order of their names.
+
+    Raises:
+        UserError: if the folder is missing, holds no such file, or two that differ by the ending.
+    """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} is missing")
-    files = (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
     found: dict[str, Path] = {}
-    for path in sorted(files):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in endings):
         if path.stem in found:
             raise UserError(f"{found[path.stem]} and {path} have the same name: rename one of them")
         found[path.stem] = path
     if not found:
-        raise UserError(f"{folder} holds no images")
+        raise UserError(f"{folder} holds no files that end in {' '.join(endings)}")
     return found
-
-
-# ------------------------------------------------------------------------------ to the network
-def prepared(
-    picture: Image.Image, backbone: Backbone, size: int, keep_aspect: bool
-) -> Float[Tensor, "1 3 H W"]:
-    """An image as a network's input: resized to complete patches and normalised, nothing cut off.
-
-    Args:
-        picture: RGB.
-        backbone: gives patch size and normalisation.
-        size: of the square in pixels, or of the shorter side.
-        keep_aspect: keep the ratio of the sides (to the nearest patch), rather than make a square.
-            The paper shows attention on squares.
-
-    Raises:
-        UserError: if no patch fits.
-    """
-    patch = backbone.patch_size or 1
-    if size < patch:
-        raise UserError(f"--size {size} holds no patch of {patch} px")
-    shorter = min(picture.size) if keep_aspect else None
-    width, height = (
-        max(1, round(size * (side / shorter if shorter else 1) / patch)) * patch
-        for side in picture.size
-    )
-    pixels = to_tensor(picture.resize((width, height), Image.Resampling.BILINEAR))
-    transform = backbone.preprocessing
-    device = next(backbone.parameters()).device
-    return normalize(pixels.to(device), transform.mean, transform.std)[None]
 
 
 def patch_counts(

@@ -21,11 +21,14 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from dino.data.images.decode import to_tensor
+from dino.data.images.preprocessing import LONGEST
+from dino.data.views.photometric import normalize
 from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import VOID, Ids
-from dino.evaluate.segmentation.datasets import Scenes, patch_counts, prepared
+from dino.evaluate.segmentation.datasets import Scenes, patch_counts
 from dino.files import UserError
 from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone
@@ -38,12 +41,13 @@ Scorer = Callable[[Float[Tensor, "q D"]], Float[Tensor, "q K"]]
 
 @dataclass(frozen=True)
 class PatchExtractor:
-    """Extracts patch tokens and attention of images.
+    """Extracts patch tokens and attention of images, which are resized to complete patches.
 
     Attributes:
         backbone: the network, in evaluation mode.
-        size: see `dino.evaluate.segmentation.datasets.prepared`.
-        keep_aspect: likewise.
+        size: side of the square in pixels that an image is resized to, or of its shorter side.
+        keep_aspect: keep the ratio of the sides, to the nearest patch and at most 8, rather than
+            make a square. The paper shows attention on squares.
         precision: of the network.
     """
 
@@ -52,16 +56,34 @@ class PatchExtractor:
     keep_aspect: bool = False
     precision: Precision = "fp32"
 
+    def prepare(self, image: Image.Image) -> Float[Tensor, "1 3 H W"]:
+        """An RGB image as the network's input, with nothing cropped.
+
+        Raises:
+            UserError: if no patch fits.
+        """
+        patch = self.backbone.patch_size or 1
+        if self.size < patch:
+            raise UserError(f"--size {self.size} holds no patch of {patch} px")
+        shorter = min(image.size) if self.keep_aspect else None
+        width, height = (
+            max(1, round(self.size * min(side / (shorter or side), LONGEST) / patch)) * patch
+            for side in image.size
+        )
+        pixels = to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
+        transform, device = self.backbone.preprocessing, next(self.backbone.parameters()).device
+        return normalize(pixels.to(device), transform.mean, transform.std)[None]
+
     @torch.inference_mode()
     def features(self, image: Image.Image) -> Float[Tensor, "D h w"]:
         """Patch tokens of an image after the final norm."""
-        images = prepared(image, self.backbone, self.size, self.keep_aspect)
+        images = self.prepare(image)
         with memory_advice("--size"), autocast(images.device, self.precision):
             return self.backbone.features(images).patches[-1, 0].float()
 
     def attention(self, image: Image.Image) -> Float[Tensor, "heads h w"]:
         """Attention of the last block's CLS token to the patches."""
-        images = prepared(image, self.backbone, self.size, self.keep_aspect)
+        images = self.prepare(image)
         with memory_advice("--size"), autocast(images.device, self.precision):
             return attention_maps(self.backbone, images)[0].float()
 
@@ -99,15 +121,15 @@ def training_patches(
         for index in mine:
             picture, ids = scenes.pixels_and_ids(index)
             features = extractor.features(picture)
-            grid = (features.shape[1], features.shape[2])
-            counts = patch_counts(ids, grid, range(VOID))[:-1].flatten(1).T
+            _, height, width = features.shape
+            counts = patch_counts(ids, (height, width), range(VOID))[:-1].flatten(1).T
             usable = counts.sum(dim=1).nonzero().squeeze(1)
             drawn = np.random.default_rng((seed, index)).permutation(len(usable))[:most]
             chosen = usable[torch.from_numpy(np.sort(drawn))]
             rows.append((features.flatten(1).T.cpu()[chosen], counts[chosen].to(torch.int32)))
             advance(1)
-    rows = [row for part in gather_objects(rows) for row in part]
-    counts = torch.cat([counts for _, counts in rows])
+    tokens, counted = zip(*(row for share in gather_objects(rows) for row in share), strict=True)
+    counts = torch.cat(counted)
     classes = counts.sum(dim=0).nonzero().squeeze(1).tolist()
     if len(classes) < 2:
         raise UserError(
@@ -115,8 +137,7 @@ def training_patches(
         )
     counts = counts[:, classes].float()
     weights = counts.sum(dim=1)
-    features = torch.cat([features for features, _ in rows])
-    return Bank(features, counts / weights[:, None], weights, classes)
+    return Bank(torch.cat(tokens), counts / weights[:, None], weights, classes)
 
 
 # ---------------------------------------------------------------------------------- two scorers
@@ -203,11 +224,10 @@ def confusions(
             features = extractor.features(picture)
             for name, score in scorers.items():
                 scores = score(features.flatten(1).T).T.unflatten(1, features.shape[1:])
-                found = numbers[enlarged(scores, ids.shape)]
-                totals[name] += confusion(found, ids)
+                totals[name] += confusion(numbers[enlarged(scores, ids.shape)], ids)
             advance(1)
-    parts = gather_objects(totals)
-    return {name: sum(part[name] for part in parts) for name in scorers}
+    shares = gather_objects(totals)
+    return {name: sum(share[name] for share in shares) for name in scorers}
 
 
 def enlarged(scores: Float[Tensor, "K h w"], size: Sequence[int]) -> Int[np.ndarray, "H W"]:

@@ -10,25 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.table import Table
 
-from dino.evaluate.command import TRAINED, EvaluationSettings, destination, identities, table, write
+from dino.evaluate import command
 from dino.evaluate.segmentation import patch_classifiers as patches
 from dino.evaluate.segmentation.attention_jaccard import attention_jaccard
-from dino.evaluate.segmentation.datasets import Objects, Scenes, is_voc, open_scenes
+from dino.evaluate.segmentation.datasets import Objects, Scenes, is_voc, list_file, open_scenes
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device, process_group
+from dino.settings import Range, validated
 
+Count = Annotated[int, Range(low=1, high=10**9)]
 Method = Literal["attention", "linear", "knn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation(EvaluationSettings):
+class Segmentation(command.EvaluationSettings):
     """Find objects by attention (paper section 4.2.2, Fig. 4), or classify patches."""
 
     data: Path
@@ -36,45 +38,33 @@ class Segmentation(EvaluationSettings):
     methods: tuple[Method, ...] = ("attention",)
     """attention: masks of the CLS token's attention, as in the paper; linear and knn: patches
     classified by a linear classifier and by nearest neighbours, mean IoU of classes."""
-    mass: tuple[float, ...] = (0.6, 0.8)
+    mass: Annotated[tuple[float, ...], Range(above=0, below=1)] = (0.6, 0.8)
     """Shares of the attention that masks hold: section 4.2.2 says 60 %, appendix D 80 %."""
     objects: Objects = "class"
     """In VOC: class, one object for each class of an image, or instance."""
-    size: int = 480
+    size: Count = 480
     """Images are resized to squares of so many pixels; with --keep-aspect the shorter side."""
     keep_aspect: bool = False
-    """Keep the ratio of the sides."""
+    """Keep the ratio of the sides, up to 8."""
     split: str = "val"
     """List of the images that are scored. With images and masks: if there is such a list, else all
     images, or for linear and knn those that do not train."""
     train_split: str = "train"
     """For linear and knn, list of the training images."""
-    train_share: float = 0.5
+    train_share: Annotated[float, Range(above=0, below=1)] = 0.5
     """Share that trains where images and masks have no lists."""
-    seed: int = 0
+    seed: Annotated[int, Range(low=0, below=2**63)] = 0
     """Of this division, and of the drawn patches."""
-    patches: int = 2**16
+    patches: Count = 2**16
     """Most training patches."""
-    penalty: float = 1e-3
+    penalty: Annotated[float, Range(low=0)] = 1e-3
     """For linear, of the squared weights."""
-    steps: int = 200
+    steps: Count = 200
     """For linear, iterations of L-BFGS at most."""
-    k: int = 30
+    k: Count = 30
     """For knn, how many patches vote."""
-    temperature: float = 0.02
+    temperature: Annotated[float, Range(above=0)] = 0.02
     """For knn, of the votes: exp(similarity / temperature)."""
-
-    def __post_init__(self) -> None:
-        if not self.methods:
-            raise UserError("--methods must name attention, linear or knn")
-        if not self.mass or not all(0 < mass < 1 for mass in self.mass):
-            raise UserError(f"--mass must be shares between 0 and 1, not {self.mass}")
-        if self.learns and not 0 < self.train_share < 1:
-            raise UserError(f"--train-share must lie between 0 and 1, not {self.train_share}")
-        if self.k < 1 or self.patches < 1 or self.steps < 1:
-            raise UserError("--k, --patches and --steps must be at least 1")
-        if not self.temperature > 0 or not self.penalty >= 0:
-            raise UserError("--temperature must be positive, --penalty not negative")
 
     @property
     def learns(self) -> bool:
@@ -92,7 +82,10 @@ def run(settings: Segmentation) -> dict[str, Any]:
         UserError: for weights, images or masks that do not exist or do not fit, or attention of a
             network that has none.
     """
-    destination("segmentation", settings)
+    settings = validated(settings)
+    if not settings.methods or not settings.mass:
+        raise UserError("--methods must name attention, linear or knn, --mass one share or more")
+    command.destination("segmentation", settings)
     training, scored = divided(settings)
     device = pick_device(settings.device)
     with process_group(device) as here:
@@ -102,36 +95,39 @@ def run(settings: Segmentation) -> dict[str, Any]:
             for name, network in networks.items()
         }
         if here.main:
-            about = {
+            content = {
+                "segmentation": found,
                 "images": len(scored),
                 "training_images": len(training),
-                "networks": identities(networks),
+                "networks": command.identities(networks),
             }
-            write("segmentation", {"segmentation": found, **about}, networks[TRAINED], settings)
+            command.write("segmentation", content, networks[command.TRAINED], settings)
             Console().print(_table(found, settings, len(scored), len(training)))
     return found
 
 
 def divided(settings: Segmentation) -> tuple[Scenes, Scenes]:
     """The training images, none if no method learns, and those that are scored."""
-    root, lists = settings.data, (settings.train_split, settings.split)
-    if is_voc(root):
-        scored = open_scenes(root, settings.split, settings.objects)
-        if not settings.learns:
-            return Scenes([], []), scored
-        return open_scenes(root, settings.train_split, settings.objects), scored
-    listed = [(root / f"{name}.txt").is_file() for name in lists]
+    root = settings.data
+
+    def scenes(split: str | None) -> Scenes:
+        return open_scenes(root, split, settings.objects)
+
+    train, scored = (
+        split if is_voc(root) or list_file(root, split).is_file() else None
+        for split in (settings.train_split, settings.split)
+    )
     if not settings.learns:
-        return Scenes([], []), open_scenes(root, settings.split if listed[1] else None)
-    if any(listed):
-        return open_scenes(root, lists[0]), open_scenes(root, lists[1])
-    scenes = open_scenes(root, None)
+        return Scenes([], []), scenes(scored)
+    if train or scored:
+        return scenes(settings.train_split), scenes(settings.split)
+    every = scenes(None)
     generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(scenes), generator=generator).tolist()
-    count = round(settings.train_share * len(scenes))
-    if count in (0, len(scenes)):
-        raise UserError(f"{len(scenes)} images cannot be divided by --train-share: give lists")
-    return scenes.some(sorted(order[:count])), scenes.some(sorted(order[count:]))
+    order = torch.randperm(len(every), generator=generator).tolist()
+    count = round(settings.train_share * len(every))
+    if count in (0, len(every)):
+        raise UserError(f"{len(every)} images cannot be divided by --train-share: give lists")
+    return every.subset(sorted(order[:count])), every.subset(sorted(order[count:]))
 
 
 def _measure(
@@ -175,11 +171,11 @@ def _table(
             for choice, label in CHOICES.items():
                 scores = (one["masses"][mass][choice] for one in results)
                 rows[f"{float(mass):.0%} of attention, {label}"] = [f"{x:.1f}" for x in scores]
-        rows["the whole image"] = [f"{one['whole_image']:.1f}" for one in results]
+        rows["the entire image"] = [f"{one['whole_image']:.1f}" for one in results]
     for method, label in (("linear", "linear"), ("knn", f"{settings.k} neighbours")):
         if method in settings.methods:
             scores = (one[method]["miou"] for one in found.values())
             rows[f"patches, {label}, mIoU"] = [f"{score:.1f}" for score in scores]
     learned = f", {training} for training" if training else ""
     title = f"segmentation, Jaccard index in %\n{images} images{learned}, {settings.size} px"
-    return table(title, ["masks", *found], rows)
+    return command.table(title, ["masks", *found], rows)

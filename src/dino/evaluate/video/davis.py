@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
+from dino.data.images.decode import open_image
+from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import EXTENSIONS
+from dino.evaluate.segmentation.datasets import files_by_stem, read_list
 from dino.files import UserError
 
 
@@ -72,76 +73,43 @@ def open_davis(
             f"{root / 'JPEGImages' / resolution} does not exist: --data must be the DAVIS folder, "
             "and --resolution one of the folders in its JPEGImages"
         )
-    names = list(sequences) or _listed(root / "ImageSets" / year / f"{split}.txt")
+    names = list(sequences) or read_list(
+        root / "ImageSets" / year / f"{split}.txt",
+        "choose another with --split and --year, or name the sequences with --sequences",
+    )
     return [_clip(root, resolution, name) for name in names]
 
 
-def _listed(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(
-            f"the list of sequences {path} is missing: choose another with --split and --year, or "
-            "name the sequences with --sequences"
-        )
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    names = [name for name in names if name]
-    if not names:
-        raise UserError(f"the list of sequences {path} is empty")
-    return names
-
-
 def _clip(root: Path, resolution: str, name: str) -> Clip:
-    images, annotations = (root / part / resolution / name for part in _FOLDERS)
-    frames, masks = _files(images, EXTENSIONS), _files(annotations, (".png",))
-    by_stem = {path.stem: path for path in masks}
-    if frames[0].stem not in by_stem:
-        raise UserError(f"the first frame {frames[0]} has no mask {annotations}/{_png(frames[0])}")
-    wanted = frames[:1] if len(masks) == 1 else frames
-    missing = [frame for frame in wanted if frame.stem not in by_stem]
-    if missing:
-        raise UserError(
-            f"{missing[0]} has no mask {annotations}/{_png(missing[0])}: each frame needs one, or "
-            "the first alone"
-        )
-    if len(masks) > len(wanted):
-        stems = {frame.stem for frame in frames}
-        odd = next(path for path in masks if path.stem not in stems)
-        raise UserError(f"the mask {odd} belongs to no frame of {images}")
-    clip = Clip(name, frames, [by_stem[frame.stem] for frame in wanted])
-    _check_sizes(clip)
+    images, annotations = (
+        root / kind / resolution / name for kind in ("JPEGImages", "Annotations")
+    )
+    frames = list(files_by_stem(images, EXTENSIONS).values())
+    masks = files_by_stem(annotations, (".png",))
+    if odd := masks.keys() - {frame.stem for frame in frames}:
+        raise UserError(f"the mask {masks[min(odd)]} belongs to no frame of {images}")
+    annotated = frames[:1] if len(masks) == 1 else frames
+    for frame in annotated:
+        if frame.stem not in masks:
+            raise UserError(
+                f"the frame {frame} has no mask {annotations}/{frame.stem}.png: each frame needs "
+                "one, or the first alone"
+            )
+    clip = Clip(name, frames, [masks[frame.stem] for frame in annotated])
+    first, *others = ((path, _size(path)) for path in (*frames[:1], *clip.masks, *frames[1:]))
+    for path, (height, width) in others:
+        if (height, width) != first[1]:
+            raise UserError(
+                f"{path} is {width} x {height} pixels, but the first frame {first[0]} "
+                f"{first[1][1]} x {first[1][0]}: give all frames and masks of a video one size"
+            )
     return clip
 
 
-_FOLDERS = ("JPEGImages", "Annotations")
-
-
-def _png(frame: Path) -> str:
-    return f"{frame.stem}.png"
-
-
-def _files(folder: Path, endings: Sequence[str]) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"the folder {folder} is missing")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
-    if not found:
-        raise UserError(f"{folder} holds no files that end in {' '.join(endings)}")
-    return found
-
-
-def _check_sizes(clip: Clip) -> None:
-    """All frames and masks of a video have one size; only the heads of the files are read."""
-    first = _size(clip.frames[0])
-    for path in (*clip.masks, *clip.frames[1:]):
-        size = _size(path)
-        if size != first:
-            raise UserError(
-                f"{path} is {size[0]} x {size[1]} pixels, but the first frame {clip.frames[0]} "
-                f"{first[0]} x {first[1]}: give all frames and masks of a video one size"
-            )
-
-
 def _size(path: Path) -> tuple[int, int]:
+    """Height and width; only the head of the file is read."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from None
+    except ImageError as error:
+        raise UserError(f"{error}; repair it or remove the sequence") from None

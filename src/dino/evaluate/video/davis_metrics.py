@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -15,18 +14,7 @@ from jaxtyping import Bool
 Region = Bool[np.ndarray, "H W"]
 
 
-class Statistics(NamedTuple):
-    """The benchmark's statistics of an object over the frames of its video, as shares.
-
-    Attributes:
-        mean: over the frames.
-        recall: share of the frames above one half.
-        decay: mean of the first quarter less that of the last.
-    """
-
-    mean: float
-    recall: float
-    decay: float
+STATISTICS = ("mean", "recall", "decay")
 
 
 def jaccard(found: Region, truth: Region) -> float:
@@ -47,8 +35,9 @@ def boundary_score(found: Region, truth: Region) -> float:
     counts = np.count_nonzero(ours), np.count_nonzero(theirs)
     if not all(counts):
         return float(not any(counts))
-    part = _extent(ours | theirs)
-    ours, theirs = ours[part], theirs[part]
+    rows, columns = (np.flatnonzero((ours | theirs).any(axis=axis)) for axis in (1, 0))
+    extent = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    ours, theirs = ours[extent], theirs[extent]
     precision = np.count_nonzero(ours & dilated(theirs, radius)) / counts[0]
     recall = np.count_nonzero(theirs & dilated(ours, radius)) / counts[1]
     total = precision + recall
@@ -83,21 +72,18 @@ def dilated(mask: Region, radius: int) -> Region:
     return result
 
 
-def _extent(mask: Region) -> tuple[slice, slice]:
-    """The smallest part of an image that holds the mask."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-
-def statistics(scores: Sequence[float]) -> Statistics:
-    """Mean, recall and decay of one object's J or F over at least one frame.
+def statistics(scores: Sequence[float]) -> dict[str, float]:
+    """The benchmark's statistics of an object's J or F over at least one frame, in percent.
 
     The quarters overlap in their first and last frames, as officially. (Officially their ends
     wrap around after 256 frames, which no video of DAVIS has; here they do not.)
+
+    Returns:
+        The "mean" over the frames, "recall", the share of the frames above one half, and "decay",
+        the mean of the first quarter less that of the last.
     """
     values = np.asarray(scores, dtype=np.float64)
     ends = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int)
     first, last = (values[ends[i] : ends[i + 1] + 1].mean() for i in (0, 3))
-    return Statistics(
-        mean=float(values.mean()), recall=float((values > 0.5).mean()), decay=float(first - last)
-    )
+    found = (values.mean(), (values > 0.5).mean(), first - last)
+    return {name: 100 * float(one) for name, one in zip(STATISTICS, found, strict=True)}

@@ -5,7 +5,6 @@ Shapes: H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +35,10 @@ def write_overlay(clip: Clip, masks: Path, path: Path) -> None:
         path: the file.
     """
     first, *others = clip.frames
-
-    def pictures() -> Iterator[Image.Image]:
-        for frame in others:
-            yield _picture(frame, masks)
-
+    pictures = (_picture(frame, masks) for frame in others)
     with replacing(path) as temporary:
         _picture(first, masks).save(
-            temporary, "GIF", save_all=True, append_images=pictures(), duration=MILLISECONDS, loop=0
+            temporary, "GIF", save_all=True, append_images=pictures, duration=MILLISECONDS, loop=0
         )
 
 
@@ -70,8 +65,8 @@ def color_of(mask: Mask, number: int) -> tuple[int, int, int]:
         red, green, blue = mask.palette[start : start + 3]
         return red, green, blue
     # The three lowest bits of the number are the highest of red, green and blue, and so on.
-    channels = [
+    red, green, blue = (
         sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
         for channel in range(3)
-    ]
-    return channels[0], channels[1], channels[2]
+    )
+    return red, green, blue

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from dino.files import UserError
+from dino.settings import Range, validated
 
 TILE = 16
 """Patches a side of a tile, at most. Of 8 to 30, the fastest with the paper's window on a CPU at
@@ -31,53 +32,19 @@ multiplied more efficiently."""
 class Neighbourhood:
     """Which patches give their labels, with which weight; the defaults are the paper's.
 
-    Attributes:
-        radius: how many patches up, down, left and right of its own place a patch may find its
-            sources; None for anywhere. In patches of any size, as in the published code.
-        neighbours: how many sources count, over all frames of context; equal ones to the last count
-            as well.
-        temperature: a source weighs exp(cosine similarity / temperature).
-
     Raises:
-        UserError: for a negative radius, no neighbours or a temperature that is not positive.
+        UserError: for a value that is out of range.
     """
 
-    radius: int | None = 12
-    neighbours: int = 5
-    temperature: float = 0.1
+    radius: Annotated[int, Range(low=0)] | None = 12
+    """How many patches away in each direction the sources of a patch may lie; None for anywhere."""
+    neighbours: Annotated[int, Range(low=1)] = 5
+    """How many patches, of all frames of context, give their labels to one (more in a tie)."""
+    temperature: Annotated[float, Range(above=0)] = 0.1
+    """A source weighs exp(cosine similarity / temperature)."""
 
     def __post_init__(self) -> None:
-        if self.radius is not None and self.radius < 0:
-            raise UserError(f"the radius of the window cannot be negative: {self.radius}")
-        if self.neighbours < 1:
-            raise UserError(f"at least one neighbour must give its label, not {self.neighbours}")
-        if not self.temperature > 0:
-            raise UserError(f"the temperature must be positive, not {self.temperature}")
-
-
-PAPER = Neighbourhood()
-
-
-@torch.inference_mode()
-def propagate(
-    target: Float[Tensor, "D h w"],
-    context: Float[Tensor, "n D h w"],
-    labels: Float[Tensor, "n C h w"],
-    how: Neighbourhood = PAPER,
-) -> Float[Tensor, "C h w"]:
-    """The labels of one frame from those of others.
-
-    Args:
-        target: features of the frame, of any length; float64 is computed in float64.
-        context: features of the frames that have labels.
-        labels: of each patch of the context; any non-negative numbers.
-        how: which patches count.
-
-    Returns:
-        Means of labels, weighted by the affinities: in each channel between the smallest and the
-        largest of the context.
-    """
-    return _propagate(directions(target), directions(context), labels.permute(0, 2, 3, 1), how)
+        validated(self)
 
 
 def directions(features: Float[Tensor, "*n D h w"]) -> Float[Tensor, "*n h w D"]:
@@ -88,8 +55,8 @@ def directions(features: Float[Tensor, "*n D h w"]) -> Float[Tensor, "*n h w D"]
 class Propagator:
     """Propagates labels through a video, frame by frame, in constant memory.
 
-    The context of a frame is the first frame and the last ones before it, each with the soft labels
-    that it was given: they are neither rounded nor normalised in between.
+    The context of a frame is the first frame and the last ones before it, each with its soft
+    labels, which are neither rounded nor normalised in between.
 
     Args:
         features: of the first frame.
@@ -102,11 +69,9 @@ class Propagator:
         self,
         features: Float[Tensor, "D h w"],
         labels: Float[Tensor, "C h w"],
-        last: int = 7,
-        how: Neighbourhood = PAPER,
+        last: int,
+        how: Neighbourhood,
     ) -> None:
-        if last < 0:
-            raise UserError(f"the number of last frames cannot be negative: {last}")
         self.how, self.last, self.count = how, last, 1
         first = directions(features)
         self._features = first.new_empty(1 + last, *first.shape)
@@ -116,29 +81,35 @@ class Propagator:
     @torch.inference_mode()
     def step(self, features: Float[Tensor, "D h w"]) -> Float[Tensor, "C h w"]:
         """The labels of the next frame of the video."""
-        used = min(self.count, 1 + self.last)
+        context = slice(min(self.count, 1 + self.last))
         target = directions(features)
-        labels = _propagate(target, self._features[:used], self._labels[:used], self.how)
-        self._add(target, labels)
-        return labels
-
-    def remember(self, features: Float[Tensor, "D h w"], labels: Float[Tensor, "C h w"]) -> None:
-        """Take the labels of the next frame as given, for the frames after it."""
-        self._add(directions(features), labels)
-
-    def _add(self, target: Tensor, labels: Tensor) -> None:
+        labels = propagate(target, self._features[context], self._labels[context], self.how)
         if self.last:
-            place = 1 + (self.count - 1) % self.last  # of the oldest frame but the first
-            self._features[place], self._labels[place] = target, labels.permute(1, 2, 0)
+            oldest = 1 + (self.count - 1) % self.last  # but for the first frame, which stays
+            self._features[oldest], self._labels[oldest] = target, labels
         self.count += 1
+        return labels.permute(2, 0, 1)
 
 
-def _propagate(
+@torch.inference_mode()
+def propagate(
     target: Float[Tensor, "h w D"],
     context: Float[Tensor, "n h w D"],
     labels: Float[Tensor, "n h w C"],
     how: Neighbourhood,
-) -> Float[Tensor, "C h w"]:
+) -> Float[Tensor, "h w C"]:
+    """The labels of one frame from those of others.
+
+    Args:
+        target: features of the frame, of length one; float64 is computed in float64.
+        context: features of the frames that have labels, of length one.
+        labels: of each patch of the context; any non-negative numbers.
+        how: which patches count.
+
+    Returns:
+        Means of labels, weighted by the affinities: in each channel between the smallest and the
+        largest of the context.
+    """
     height, width = target.shape[:2]
     radius = max(height, width) if how.radius is None else how.radius
     result = labels.new_empty(height, width, labels.shape[-1])
@@ -147,18 +118,18 @@ def _propagate(
             queries = target[rows, columns].flatten(0, 1)
             sources = context[:, source_rows, source_columns].flatten(0, 2)
             # BLAS is fastest with the larger matrix as rows and the smaller padded to 8.
-            few = F.pad(queries, (0, 0, 0, -len(queries) % 8))
-            scores = (sources @ few.T)[:, : len(queries)].unflatten(0, (len(context), -1))
+            padded = F.pad(queries, (0, 0, 0, -len(queries) % 8))
+            scores = (sources @ padded.T)[:, : len(queries)].unflatten(0, (len(context), -1))
             near = _near(source_rows, rows, radius, target.device)[:, None, :, None]
             near = near & _near(source_columns, columns, radius, target.device)[:, None]
             given = labels[:, source_rows, source_columns].flatten(1, 2)
             means = _means(scores, near.flatten(2).flatten(0, 1), given, how)
             result[rows, columns] = means.view_as(result[rows, columns])
-    return result.permute(2, 0, 1)
+    return result
 
 
 def _spans(length: int, radius: int) -> Iterator[tuple[slice, slice]]:
-    """Spans of about equal length, each with the part of the axis that its windows cover."""
+    """Spans of about equal length, each with the span that its windows cover."""
     count = -(-length // TILE)
     for index in range(count):
         start, stop = length * index // count, length * (index + 1) // count
@@ -168,7 +139,7 @@ def _spans(length: int, radius: int) -> Iterator[tuple[slice, slice]]:
 def _near(
     sources: slice, targets: slice, radius: int, device: torch.device
 ) -> Bool[Tensor, "sources targets"]:
-    places = [torch.arange(part.start, part.stop, device=device) for part in (sources, targets)]
+    places = [torch.arange(span.start, span.stop, device=device) for span in (sources, targets)]
     return (places[0][:, None] - places[1]).abs() <= radius
 
 
@@ -187,8 +158,8 @@ def _means(
     means /= weights.sum(dim=1, keepdim=True)
     tied = ((values[:, count:] == last) & last.isfinite()).any(dim=1)
     if tied.any():  # as where a frame is repeated: all sources equal to the last one count
-        few = scores[:, :, tied].masked_fill(~near[:, tied], -torch.inf).flatten(0, 1).T
-        affinities = ((few - best[tied]) / how.temperature).exp() * (few >= last[tied])
+        scores = scores[:, :, tied].masked_fill(~near[:, tied], -torch.inf).flatten(0, 1).T
+        affinities = ((scores - best[tied]) / how.temperature).exp() * (scores >= last[tied])
         means[tied] = affinities @ labels.flatten(0, 1) / affinities.sum(dim=1, keepdim=True)
     return means
 
@@ -213,7 +184,7 @@ def _highest(
 def stretched(labels: Float[Tensor, "C h w"]) -> Float[Tensor, "C h w"]:
     """Each label from 0 to 1 over the frame, as the published code does before it compares them.
 
-    A label that is the same everywhere stays what it is.
+    A label that is the same everywhere is unchanged.
     """
     low, high = labels.amin(dim=(1, 2), keepdim=True), labels.amax(dim=(1, 2), keepdim=True)
     varied = (high > 0) & (high > low)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dino.evaluate.masks import Mask, read_mask, write_mask
+from dino.evaluate.masks import read_mask, write_mask
 from dino.evaluate.video.davis import Clip
-from dino.evaluate.video.davis_metrics import Statistics, boundary_score, jaccard, statistics
+from dino.evaluate.video.davis_metrics import boundary_score, jaccard, statistics
 from dino.evaluate.video.tracking import Tracking, track
 from dino.files import UserError, atomic_json, read_json
 from dino.models.backbone import Backbone
@@ -49,37 +51,41 @@ def measure(
     Returns:
         The scores; none if the video has no masks to compare with.
     """
-    record, key = folder / f"{clip.name}.json", _key(weights, clip, how)
+    parameters = {field.name: getattr(how, field.name) for field in fields(Tracking)}
+    content = {
+        "weights": weights,
+        "files": clip.fingerprint(),
+        "settings": parameters,
+        "version": 1,
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    record = folder / f"{clip.name}.json"
     paths = [folder / clip.name / f"{frame.stem}.png" for frame in clip.frames]
-    finished = _finished(record, key)
-    if finished is not None and all(path.is_file() for path in paths):
-        advance(len(paths))
-        return finished
+    with suppress(UserError):  # missing or no JSON
+        finished = read_json(record)
+        same = isinstance(finished, dict) and finished.get("key") == key
+        if same and all(path.is_file() for path in paths):
+            advance(len(paths))
+            return finished["scores"]
     record.unlink(missing_ok=True)  # it belongs to the masks that are replaced now
-    series: dict[str, dict[str, list[float]]] = {}
+    series: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     first = None
     for index, (path, mask) in enumerate(zip(paths, track(backbone, clip, how), strict=True)):
         write_mask(mask, path)
         first = first or mask
         if clip.scored and 0 < index < len(paths) - 1:
             truth = read_mask(clip.masks[index], first)
-            for number in first.objects:
-                per_measure = series.setdefault(str(number), {name: [] for name in MEASURES})
-                for name, score in score_object(mask, truth, number).items():
-                    per_measure[name].append(score)
+            for number in first.objects:  # void of the truth is background, as officially
+                for name, score in MEASURES.items():
+                    value = score(mask.ids == number, truth.ids == number)
+                    series[str(number)][name].append(value)
         advance(1)
     scores = {
-        number: {name: _percent(statistics(values)) for name, values in per_measure.items()}
+        number: {name: statistics(values) for name, values in per_measure.items()}
         for number, per_measure in series.items()
     }
     atomic_json(record, {"key": key, "scores": scores})
     return scores
-
-
-def score_object(found: Mask, truth: Mask, number: int) -> dict[str, float]:
-    """J and F of one object in one frame. Void of the truth is background, as officially."""
-    regions = found.ids == number, truth.ids == number
-    return {name: score(*regions) for name, score in MEASURES.items()}
 
 
 def summary(sequences: Mapping[str, Scores]) -> dict[str, Any]:
@@ -98,22 +104,3 @@ def summary(sequences: Mapping[str, Scores]) -> dict[str, Any]:
     }
     both = float(np.mean([means[name]["mean"] for name in MEASURES]))
     return {"J&F": both, **means}
-
-
-def _percent(found: Statistics) -> dict[str, float]:
-    return {name: 100 * value for name, value in found._asdict().items()}
-
-
-def _key(weights: str, clip: Clip, how: Tracking) -> str:
-    parts = {"weights": weights, "files": clip.fingerprint(), "settings": asdict(how), "version": 1}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _finished(record: Path, key: str) -> Scores | None:
-    try:
-        content = read_json(record)
-    except UserError:  # missing or no JSON
-        return None
-    if not isinstance(content, dict) or content.get("key") != key:
-        return None
-    return content["scores"]

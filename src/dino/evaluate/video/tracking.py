@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,14 +23,16 @@ from torch import Tensor
 
 from dino.data.images.decode import read_picture, to_tensor
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
+from dino.data.images.preprocessing import LONGEST
 from dino.data.views.photometric import normalize
 from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.masks import Ids, Mask, read_mask, resized_ids
 from dino.evaluate.video.davis import Clip
-from dino.evaluate.video.propagation import PAPER, Neighbourhood, Propagator, stretched
+from dino.evaluate.video.propagation import Neighbourhood, Propagator, stretched
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.runtime import Precision, autocast
+from dino.settings import Range
 
 Normalization = Literal["reference", "weights"]
 
@@ -42,30 +44,18 @@ AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tracking:
-    """How a video is tracked; the defaults are the paper's.
+class Tracking(Neighbourhood):
+    """How a video is tracked; the defaults are the paper's."""
 
-    Attributes:
-        size: shorter side of the frames in pixels.
-        last: how many frames before a frame give it labels, beside the first.
-        how: which patches give labels.
-        normalization: "reference" for the standard deviations of the published script wherever the
-            weights' own are ImageNet's, "weights" for the weights' own.
-        precision: of the network; labels are propagated in fp32 always.
-
-    Raises:
-        UserError: for a size below one pixel.
-    """
-
-    size: int = 480
-    last: int = 7
-    how: Neighbourhood = PAPER
+    size: Annotated[int, Range(low=1)] = 480
+    """Shorter side of the network's input in pixels."""
+    last_frames: Annotated[int, Range(low=0)] = 7
+    """How many frames before a frame give it labels, beside the first."""
     normalization: Normalization = "reference"
+    """reference: normalise frames as the published script, which has .228 instead of .229 as
+    ImageNet's first standard deviation. weights: as the weights require."""
     precision: Precision = "fp32"
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"--size must be a number of pixels, not {self.size}")
+    """Of the network: fp32, or bf16 for speed. Labels are propagated in fp32."""
 
 
 @torch.inference_mode()
@@ -96,7 +86,7 @@ def track(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterato
         features = features.float()
         if propagator is None:
             labels = one_hot(first.ids, numbers, features.shape[1:]).to(device)
-            propagator = Propagator(features, labels, how.last, how.how)
+            propagator = Propagator(features, labels, how.last_frames, how)
             yield first
         else:
             labels = propagator.step(features)
@@ -107,7 +97,7 @@ def statistics_of(
     backbone: Backbone, normalization: Normalization
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation by which a network's frames are normalised."""
-    mean, std = (tuple(part) for part in (backbone.preprocessing.mean, backbone.preprocessing.std))
+    mean, std = tuple(backbone.preprocessing.mean), tuple(backbone.preprocessing.std)
     imagenet = (mean, std) == (IMAGENET_MEAN, IMAGENET_STD)
     return mean, REFERENCE_STD if normalization == "reference" and imagenet else std
 
@@ -116,13 +106,14 @@ def working_size(height: int, width: int, size: int, patch: int) -> tuple[int, i
     """Height and width of the network's input, with `size` for the shorter side.
 
     The longer side is rounded down to a multiple of 64 (480 x 854 becomes 480 x 832), as published,
-    but is at least the shorter. Both are rounded down to complete patches.
+    but is at least the shorter, and at most 8 times as long. Both are rounded down to complete
+    patches.
 
     Raises:
         UserError: if no patch fits.
     """
     shorter, longer = sorted((height, width))
-    long = max(size, int(size * longer / shorter // 64 * 64))
+    long = max(size, int(size * min(longer / shorter, LONGEST) // 64 * 64))
     sides = [side // patch * patch for side in (size, long)]
     if sides[0] == 0:
         raise UserError(f"--size {size} holds no patch of {patch} px")
@@ -143,16 +134,15 @@ def read_frame(path: Path, size: int, patch: int) -> Float[Tensor, "3 H W"]:
 def _read_ahead(paths: Sequence[Path], size: int, patch: int) -> Iterator[Float[Tensor, "3 H W"]]:
     with ThreadPoolExecutor(1) as reader:
         waiting = deque(reader.submit(read_frame, path, size, patch) for path in paths[:AHEAD])
-        for index in range(len(paths)):
-            if index + AHEAD < len(paths):
-                waiting.append(reader.submit(read_frame, paths[index + AHEAD], size, patch))
+        for path in paths[AHEAD:]:
+            waiting.append(reader.submit(read_frame, path, size, patch))
             yield waiting.popleft().result()
+        yield from (frame.result() for frame in waiting)
 
 
 def one_hot(ids: Ids, numbers: np.ndarray, grid: Sequence[int]) -> Float[Tensor, "C h w"]:
     """Labels of patches, each that of its middle pixel; void is background."""
-    height, width = grid
-    small = resized_ids(ids, height, width)
+    small = resized_ids(ids, grid[0], grid[1])
     known = np.where(np.isin(small, numbers), small, 0)
     return torch.from_numpy((known == numbers[:, None, None]).astype(np.float32))
 

@@ -14,32 +14,23 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from dino.evaluate.command import (
-    TRAINED,
-    EvaluationSettings,
-    destination,
-    file_name,
-    identities,
-    print_path,
-    table,
-    write,
-)
+from dino.evaluate import command
 from dino.evaluate.features.table import my_share
 from dino.evaluate.video.davis import Clip, open_davis
-from dino.evaluate.video.davis_metrics import Statistics
+from dino.evaluate.video.davis_metrics import STATISTICS
 from dino.evaluate.video.overlay import write_overlay
-from dino.evaluate.video.propagation import Neighbourhood
 from dino.evaluate.video.scoring import MEASURES, Scores, measure, summary
-from dino.evaluate.video.tracking import Normalization, Tracking
+from dino.evaluate.video.tracking import Tracking
 from dino.files import atomic_csv
 from dino.models.backbone import Backbone
 from dino.progress import Console, bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
+from dino.settings import validated
 from dino.weights.load import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video(EvaluationSettings):
+class Video(command.EvaluationSettings, Tracking):
     """Track objects through videos from their first mask (paper section 4.2.2, Table 5)."""
 
     data: Path
@@ -52,40 +43,11 @@ class Video(EvaluationSettings):
     """Folder of the frames and masks."""
     sequences: tuple[str, ...] = ()
     """Only these sequences; the list is not needed then."""
-    size: int = 480
-    """Shorter side of the network's input in pixels."""
-    last_frames: int = 7
-    """How many frames before a frame give it labels, beside the first."""
-    radius: int | None = 12
-    """How many patches away the sources of a patch may lie; None for anywhere."""
-    neighbours: int = 5
-    """How many patches give their labels to one."""
-    temperature: float = 0.1
-    """A source weighs exp(cosine similarity / temperature)."""
-    normalization: Normalization = "reference"
-    """reference: normalise frames as the published script, which has .228 instead of .229 as
-    ImageNet's first standard deviation. weights: as the weights require."""
     overlay: Literal["none", "gif"] = "none"
     """Also write each video with its masks as an animation."""
     masks: Path | None = None
     """Folder for masks and animations; by default beside the result. Finished sequences in it are
     not computed again."""
-
-    def tracking(self) -> Tracking:
-        """The settings that decide the masks.
-
-        Raises:
-            UserError: for impossible ones.
-        """
-        return Tracking(
-            size=self.size,
-            last=self.last_frames,
-            how=Neighbourhood(
-                radius=self.radius, neighbours=self.neighbours, temperature=self.temperature
-            ),
-            normalization=self.normalization,
-            precision=self.precision,
-        )
 
 
 def run(settings: Video) -> dict[str, Any]:
@@ -98,36 +60,33 @@ def run(settings: Video) -> dict[str, Any]:
     Raises:
         UserError: for weights, videos or masks that do not exist or do not fit.
     """
-    path = destination("video", settings)
+    settings = validated(settings)
+    path = command.destination("video", settings)
     clips = open_davis(
         settings.data, settings.split, settings.year, settings.resolution, settings.sequences
     )
-    tracking = settings.tracking()
     folder = settings.masks or path.with_suffix("")
     device = pick_device(settings.device)
     with process_group(device) as here:
         networks = settings.networks(device, rgb=True)
         found = {
-            name: _of_network(clips, name, network, folder / file_name(name), tracking, settings)
+            name: _of_network(clips, name, network, folder / command.file_name(name), settings)
             for name, network in networks.items()
         }
         content = {name: {**summary(of), "sequences": of} for name, of in found.items()}
         if here.main:
-            about = {"data": str(settings.data), "networks": identities(networks)}
-            write("video", {"video": content, **about}, networks[TRAINED], settings)
-            atomic_csv(path.with_suffix(".csv"), COLUMNS, _lines(found))
+            about = {"data": str(settings.data), "networks": command.identities(networks)}
+            result = {"video": content, **about}
+            command.write("video", result, networks[command.TRAINED], settings)
+            header = ["network", "sequence", "object", *(f"{m} {s}" for m, s in COLUMNS)]
+            atomic_csv(path.with_suffix(".csv"), header, _lines(found))
             Console().print(_table(found, content, settings))
-            print_path(folder)
+            command.print_path(folder)
     return content
 
 
 def _of_network(
-    clips: Sequence[Clip],
-    name: str,
-    network: Backbone,
-    folder: Path,
-    tracking: Tracking,
-    settings: Video,
+    clips: Sequence[Clip], name: str, network: Backbone, folder: Path, settings: Video
 ) -> dict[str, Scores]:
     """The scores of all sequences, divided among the ranks."""
     mine = [clips[index] for index in my_share(range(len(clips)))]
@@ -135,25 +94,22 @@ def _of_network(
     found: dict[str, Scores] = {}
     with bar(f"{name}, frames", frames, shown=ranks().main) as advance:
         for clip in mine:
-            found[clip.name] = measure(network, weights, clip, folder, tracking, advance)
+            found[clip.name] = measure(network, weights, clip, folder, settings, advance)
             if settings.overlay == "gif":
                 write_overlay(clip, folder / clip.name, folder / f"{clip.name}.gif")
-    return {clip: scores for part in gather_objects(found) for clip, scores in part.items()}
+    return {clip: scores for share in gather_objects(found) for clip, scores in share.items()}
 
 
-COLUMNS = (
-    *("network", "sequence", "object"),
-    *(f"{measure} {field}" for measure in MEASURES for field in Statistics._fields),
-)
+COLUMNS = [(measure, statistic) for measure in MEASURES for statistic in STATISTICS]
 """Of the CSV: one line for each object, in percent."""
 
 
 def _lines(found: Mapping[str, Mapping[str, Scores]]) -> Iterator[tuple[Any, ...]]:
     for network, sequences in found.items():
         for sequence, scores in sequences.items():
-            for number, measures in scores.items():
-                values = (measures[one][field] for one in MEASURES for field in Statistics._fields)
-                yield (network, sequence, number, *(f"{value:.4f}" for value in values))
+            for number, of in scores.items():
+                values = (f"{of[measure][statistic]:.4f}" for measure, statistic in COLUMNS)
+                yield (network, sequence, number, *values)
 
 
 def _table(
@@ -161,17 +117,17 @@ def _table(
 ) -> Table:
     """J&F of each sequence, and all three measures over all objects, for every network."""
     rows: dict[str, list[str]] = {}
-    for sequence, scores in found[TRAINED].items():
+    for sequence, scores in found[command.TRAINED].items():
         values = [summary({sequence: of[sequence]}) for of in found.values()]
         rows[sequence] = [f"{len(scores)}", *(_cell(one.get("J&F")) for one in values)]
-    objects = sum(len(scores) for scores in found[TRAINED].values())
+    objects = sum(len(scores) for scores in found[command.TRAINED].values())
     rows["all objects"] = [f"{objects}", *(_cell(one.get("J&F")) for one in content.values())]
     for name in MEASURES:
         means = [one.get(name, {}).get("mean") for one in content.values()]
         rows[f"  {name} alone"] = ["", *map(_cell, means)]
     how = f"{settings.last_frames} last frames, radius {settings.radius}"
     title = f"video object segmentation, J&F in %\n{settings.size} px, {how}"
-    return table(title, ["sequence", "objects", *found], rows)
+    return command.table(title, ["sequence", "objects", *found], rows)
 
 
 def _cell(score: float | None) -> str:
