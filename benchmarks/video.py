@@ -94,9 +94,11 @@ class Ours:
     """A propagator whose context is full: each call is a frame, which then joins the context."""
 
     def __init__(self, features: Tensor, labels: Tensor, radius: int | None = RADIUS) -> None:
-        how = Neighbourhood(radius=radius, neighbours=TOP, temperature=TEMPERATURE)
+        how = Neighbourhood(
+            radius=radius, neighbours=TOP, temperature=TEMPERATURE, last_frames=CONTEXT - 1
+        )
         self.target = features[0]
-        self.propagator = Propagator(features[1], labels[0], CONTEXT - 1, how)
+        self.propagator = Propagator(features[1], labels[0], how)
         for frame in features[2:]:
             self.propagator.step(frame)
 

@@ -9,7 +9,7 @@ from helpers.videos import picture, save_mask
 
 
 def scene(seed: int) -> np.ndarray:
-    """A mask of 24 x 32 pixels with squares of 8 pixels of classes 1 and 2, on whole patches."""
+    """A mask of 24 x 32 pixels with squares of 8 pixels of classes 1 and 2, on complete patches."""
     random = np.random.default_rng(seed)
     ids = np.zeros((24, 32), dtype=np.uint8)
     for number in (1, 2):

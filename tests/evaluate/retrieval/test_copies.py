@@ -1,4 +1,4 @@
-"""Copy detection of whole networks, on strong copies of real photographs made here."""
+"""Copy detection by complete networks, on strong copies of real photographs made here."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 def inner(image: Image.Image, share: float) -> Image.Image:
     """The middle of an image, a share of its area."""
-    cut = (1 - share**0.5) / 2
+    margin = (1 - share**0.5) / 2
     width, height = image.size
-    box = (cut * width, cut * height, (1 - cut) * width, (1 - cut) * height)
+    box = (margin * width, margin * height, (1 - margin) * width, (1 - margin) * height)
     return image.crop(tuple(round(edge) for edge in box))  # type: ignore[arg-type]
 
 
@@ -140,14 +140,14 @@ def test_fewer_images_than_twenty() -> None:
 
 
 def test_layout(copydays: Path) -> None:
-    opened = open_copydays(copydays)
-    names = [block.name for block in opened.blocks]
+    blocks = open_copydays(copydays)
+    names = [block.name for block in blocks]
     assert names == ["strong", "jpegqual/3", "jpegqual/20", "crops/50", "original"]
-    strong = opened.blocks[0]
+    strong, originals = blocks[0], blocks[-1].copies
     for index, (origin,) in enumerate(strong.origins):
-        copy, original = Path(strong.copies.path(index)), Path(opened.originals.path(origin))
+        copy, original = Path(strong.copies.path(index)), Path(originals.path(origin))
         assert copy.stem[:4] == original.stem
-    assert opened.blocks[1].origins == [[index] for index in range(10)]
+    assert blocks[1].origins == [[index] for index in range(10)]
 
 
 def expected(weights: str, root: Path, block: str, hidden: bool) -> float:

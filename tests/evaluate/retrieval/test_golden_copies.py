@@ -26,7 +26,7 @@ def test_golden_whitening() -> None:
     golden = tensors("copy.safetensors")
     ours = Whitening.learn(golden["whiten_fit"])(golden["whiten_input"])
     theirs = golden["whitened_uncentred_second_moment"]
-    # The sign of an eigenvector is nobody's promise; inner products do not depend on it.
+    # The sign of an eigenvector is arbitrary; inner products do not depend on it.
     signs = torch.sign((ours * theirs).sum(dim=0))
     assert_agree(ours * signs, theirs)
     assert_agree(ours @ ours.T, golden["whitened_gram"])

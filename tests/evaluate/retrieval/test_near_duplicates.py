@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dino.evaluate.retrieval.near_duplicates import equal_files, groups, similar_pairs
+from dino.evaluate.retrieval.near_duplicates import Group, equal_files, groups, similar_pairs
 
 
 def angles(*degrees: float) -> Tensor:
@@ -20,11 +20,15 @@ def angles(*degrees: float) -> Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1) * lengths
 
 
+def members(group: Group) -> list[int]:
+    return [index for index, _ in group]
+
+
 COS_10 = 0.98
 
 
 def flooded(features: Tensor, threshold: float) -> list[set[int]]:
-    """The sets of two or more, by walking from image to image over the whole matrix."""
+    """The sets of two or more, by walking from image to image over the full matrix."""
     rows = torch.nn.functional.normalize(features, dim=1)
     close = (rows @ rows.T >= threshold).tolist()
     left, found = set(range(len(features))), []
@@ -51,11 +55,11 @@ def test_pairs(tile: int) -> None:
 @pytest.mark.parametrize("tile", [1, 2, 3, 100])
 def test_a_chain_is_one_group_ordered_from_its_middle(tile: int) -> None:
     first, second = groups(angles(20, 90, 0, 10, 99, 200), COS_10, tile=tile)
-    assert first.members[0] == 3  # 10 degrees, between the others
-    assert sorted(first.members) == [0, 2, 3]
-    assert first.similarity[0] == 1.0
-    assert first.similarity[1:] == pytest.approx([torch.tensor(10.0).deg2rad().cos().item()] * 2)
-    assert sorted(second.members) == [1, 4]
+    assert first[0] == (3, 1.0)  # 10 degrees, between the others
+    assert sorted(members(first)) == [0, 2, 3]
+    cosine = torch.tensor(10.0).deg2rad().cos().item()
+    assert [similarity for _, similarity in first[1:]] == pytest.approx([cosine] * 2)
+    assert sorted(members(second)) == [1, 4]
 
 
 @given(
@@ -66,25 +70,26 @@ def test_a_chain_is_one_group_ordered_from_its_middle(tile: int) -> None:
 def test_groups_equal_those_of_the_matrix(degrees: list[int], tile: int, threshold: float) -> None:
     features = angles(*degrees)
     found = groups(features, threshold, tile=tile)
-    assert sorted(map(sorted, (group.members for group in found))) == sorted(
+    assert sorted(sorted(members(group)) for group in found) == sorted(
         map(sorted, flooded(features, threshold))
     )
-    sizes = [len(group.members) for group in found]
+    sizes = [len(group) for group in found]
     assert sizes == sorted(sizes, reverse=True)
     for group in found:
-        assert group.similarity == sorted(group.similarity, reverse=True)
+        similarities = [similarity for _, similarity in group]
+        assert similarities == sorted(similarities, reverse=True)
 
 
 def test_known_pairs_are_joined_whatever_their_features() -> None:
     (group,) = groups(angles(0, 90, 180), 0.999, known=[(0, 2)])
-    assert sorted(group.members) == [0, 2]
+    assert sorted(members(group)) == [0, 2]
     assert groups(angles(0, 90, 180), 0.999) == []
 
 
 def test_many_equal_images() -> None:
     (group,) = groups(torch.ones(300, 2), 0.9, tile=64)
-    assert group.members == list(range(300))
-    assert group.similarity == pytest.approx([1.0] * 300)
+    assert members(group) == list(range(300))
+    assert all(similarity == pytest.approx(1) for _, similarity in group)
 
 
 def test_equal_files(tmp_path: Path) -> None:

@@ -51,11 +51,11 @@ def test_junk_leaves_the_ranking() -> None:
 
 def test_queries_without_positives_do_not_count() -> None:
     summary = summarize([[0], [], [1]])
-    assert (summary.map, summary.at[1], summary.queries) == (0.625, 0.5, 2)
-    assert summary.aps == [1.0, None, 0.25]
+    assert (summary["map"], summary["mp"]["1"], summary["queries"]) == (62.5, 50, 2)
+    assert summary["ap"] == [100, None, 25]
     nothing = summarize([[], []])
-    assert math.isnan(nothing.map)
-    assert nothing.queries == 0
+    assert math.isnan(nothing["map"])
+    assert nothing["queries"] == 0
 
 
 @given(
@@ -68,10 +68,11 @@ def test_equals_the_oracle(ranking: list[int], roles: list[str]) -> None:
     expected = walked(ranking, positives, junk, [1, 5, 10])
     summary = summarize([positions(np.array(ranking), positives, junk)])
     if expected is None:
-        assert summary.aps == [None]
+        assert summary["ap"] == [None]
         return
-    assert summary.map == pytest.approx(expected[0], rel=1e-12)
-    assert list(summary.at.values()) == pytest.approx(expected[1], rel=1e-12)
+    assert summary["map"] == pytest.approx(100 * expected[0], rel=1e-12)
+    found = [value / 100 for value in summary["mp"].values()]
+    assert found == pytest.approx(expected[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("limit", [1, 40, 10**6])

@@ -1,4 +1,4 @@
-"""Retrieval of whole networks: the transform, the scales, the benchmark, neighbours of a folder."""
+"""Retrieval: the transform, the scales, the benchmark, neighbours in a folder."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def noise(color: tuple[int, int, int], seed: int, size: tuple[int, int]) -> Imag
 
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
-    """Three photographs of each thing in the database, of different sizes, and one query each."""
+    """Three photographs of each object in the database, of different sizes, and one query each."""
     root = tmp_path / "colors"
     names, queries, gnd = [], [], []
-    for number, (thing, color) in enumerate(HUES.items()):
+    for number, (name, color) in enumerate(HUES.items()):
         for view in range(3):
             picture = noise(color, 10 * number + view, (20 + view, 16 + 2 * number))
             (root / "database").mkdir(parents=True, exist_ok=True)
-            picture.save(root / "database" / f"{thing}_{view}.png")
-            names.append(f"{thing}_{view}")
+            picture.save(root / "database" / f"{name}_{view}.png")
+            names.append(f"{name}_{view}")
         (root / "queries").mkdir(exist_ok=True)
         query = Image.new("RGB", (40, 30), (0, 0, 0))
         query.paste(noise(color, 100 + number, (20, 20)), (10, 5))
-        query.save(root / "queries" / f"{thing}.png")
-        queries.append(thing)
+        query.save(root / "queries" / f"{name}.png")
+        queries.append(name)
         base = 3 * number
         gnd.append({"easy": [base], "hard": [base + 1], "junk": [base + 2], "bbx": [10, 5, 30, 25]})
     gnd[3]["easy"] = []
@@ -219,7 +219,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert Retrieval(weights="w", size=96, scales="single").input_size("rparis6k") == (96, "single")
 
 
-def test_one_thing_and_one_query_are_enough(weights: str, tmp_path: Path) -> None:
+def test_one_image_and_one_query_are_enough(weights: str, tmp_path: Path) -> None:
     for folder in ("database", "queries"):
         (tmp_path / folder).mkdir()
     noise((1, 99, 9), 0, (20, 20)).save(tmp_path / "database" / "a.png")

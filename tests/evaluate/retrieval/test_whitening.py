@@ -1,4 +1,4 @@
-"""Whitening: what it makes of its own images, of few images, and of images that are all alike."""
+"""Whitening: of the images it was learned from, of few images, and of equal images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def skewed(count: int = 300, width: int = 6) -> Tensor:
     return torch.randn(count, width, generator=generator, dtype=torch.float64) @ mix + 3
 
 
-def test_centred_whitening_whitens_its_own_images() -> None:
+def test_centred_whitening_whitens_the_images_it_was_learned_from() -> None:
     features = skewed()
     white = Whitening.learn(features, "centred")(features)
     torch.testing.assert_close(white.T @ white / len(white), torch.eye(6, dtype=torch.float64))

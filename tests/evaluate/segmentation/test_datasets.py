@@ -20,11 +20,11 @@ from dino.models.create import create
 def test_voc_has_lists_and_two_kinds_of_masks(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "voc")
     scenes = open_scenes(root, "val")
-    assert [path.name for path in scenes.images] == ["3.jpg", "4.jpg"]
-    assert sorted(np.unique(scenes.pixels_and_ids(0)[1])) == [0, 1, 15, 255]
+    assert [scene.image.name for scene in scenes] == ["3.jpg", "4.jpg"]
+    assert sorted(np.unique(scenes[0].read()[1])) == [0, 1, 15, 255]
     instances = open_scenes(root, "train", "instance")
     assert len(instances) == 3
-    assert np.array_equal(instances.pixels_and_ids(2)[1], scene(2))
+    assert np.array_equal(instances[2].read()[1], scene(2))
 
 
 def test_plain_folders_need_no_list(tmp_path: Path) -> None:
@@ -32,8 +32,7 @@ def test_plain_folders_need_no_list(tmp_path: Path) -> None:
     assert len(open_scenes(root, None)) == 6
     (root / "few.txt").write_text("4\n1\n")
     scenes = open_scenes(root, "few")
-    assert [path.stem for path in scenes.masks] == ["4", "1"]
-    assert [path.stem for path in scenes.subset([1]).images] == ["1"]
+    assert [scene.mask.stem for scene in scenes] == ["4", "1"]
 
 
 def test_wrong_layouts_are_refused_by_name(tmp_path: Path) -> None:
@@ -59,10 +58,10 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     save_mask(np.zeros((24, 30), dtype=np.uint8), root / "masks/0.png")
     scenes = open_scenes(root, None)
     with pytest.raises(UserError, match=r"mask .*0\.png is 30 x 24 pixels, but its image .* 32 x"):
-        scenes.pixels_and_ids(0)
+        scenes[0].read()
     (root / "images/1.png").write_bytes(b"none")
     with pytest.raises(UserError, match=r"1\.png cannot be read as an image.*; repair it"):
-        scenes.pixels_and_ids(1)
+        scenes[1].read()
     Image.new("RGB", (3, 3)).save(root / "images/1.jpg")
     with pytest.raises(UserError, match="have the same name"):
         open_scenes(root, None)

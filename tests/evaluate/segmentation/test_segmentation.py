@@ -79,16 +79,16 @@ def test_attention_of_a_network_over_pictures(tmp_path: Path) -> None:
     root = write_plain(tmp_path, 3)
     save_mask(np.zeros((24, 32), dtype=np.uint8), root / "masks/1.png")
     scenes, backbone = open_scenes(root, None), vit()
-    found = attention_jaccard(PatchExtractor(backbone, 16, True), scenes, [0.5])
+    found = attention_jaccard(PatchExtractor(backbone, 16, True), scenes, [0.5], "test")
     assert (found["images"], found["objects"], found["empty"]) == (2, 4, 1)
     expected = []
     for index in (0, 2):
-        picture, ids = scenes.pixels_and_ids(index)
+        picture, ids = scenes[index].read()
         maps = attention_maps(backbone, PatchExtractor(backbone, 16, True).prepare(picture))[0]
         expected.append(oracle.best_heads([mass_mask(one, 0.5).numpy() for one in maps], ids)[0])
     covers = [
         [np.mean(ids == number) for number in (1, 2)]
-        for ids in (scenes.pixels_and_ids(index)[1] for index in (0, 2))
+        for ids in (scenes[index].read()[1] for index in (0, 2))
     ]
     assert found["whole_image"] == pytest.approx(100 * np.mean(covers))
     score = found["masses"]["0.5"]["best_per_object"]
@@ -98,10 +98,10 @@ def test_attention_of_a_network_over_pictures(tmp_path: Path) -> None:
 def test_networks_without_attention_and_masks_without_objects_are_refused(tmp_path: Path) -> None:
     scenes = open_scenes(write_plain(tmp_path, 1), None)
     with pytest.raises(UserError, match="no CLS attention"):
-        attention_jaccard(PatchExtractor(create("resnet50").eval(), 32), scenes, [0.6])
-    save_mask(np.zeros((24, 32), dtype=np.uint8), scenes.masks[0])
+        attention_jaccard(PatchExtractor(create("resnet50").eval(), 32), scenes, [0.6], "test")
+    save_mask(np.zeros((24, 32), dtype=np.uint8), scenes[0].mask)
     with pytest.raises(UserError, match=r"none of the masks, such as .*0\.png, holds an object"):
-        attention_jaccard(PatchExtractor(vit(), 16), scenes, [0.6])
+        attention_jaccard(PatchExtractor(vit(), 16), scenes, [0.6], "test")
 
 
 # --------------------------------------------------------------------------------------- patches
@@ -152,7 +152,7 @@ def test_neighbours_vote_by_similarity() -> None:
 def test_colours_are_classified_perfectly(method: str, tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path), None), PatchColors().eval()
     extractor = PatchExtractor(backbone, size=24, keep_aspect=True)  # images are not resized
-    bank = training_patches(extractor, scenes.subset(range(3)), 10**6, 0, "test")
+    bank = training_patches(extractor, scenes[:3], 10**6, 0, "test")
     assert bank.classes == [0, 1, 2]
     scorer = (
         patches.linear(bank, 1e-4, 100, CPU)
@@ -160,7 +160,7 @@ def test_colours_are_classified_perfectly(method: str, tmp_path: Path) -> None:
         else patches.neighbours(bank, 5, 0.02, CPU)
     )
     for seed in range(3, 6):
-        picture, ids = scenes.pixels_and_ids(seed)
+        picture, ids = scenes[seed].read()
         features = extractor.features(picture)
         scores = scorer(features.flatten(1).T).T.unflatten(1, features.shape[1:])
         assert np.array_equal(scores.argmax(dim=0).numpy(), ids[::4, ::4])
@@ -257,7 +257,7 @@ def test_plain_folders_are_divided_once_and_for_all(tmp_path: Path, weights: str
     learns = Segmentation(weights=weights, data=root, methods=("linear",), train_share=1 / 3)
     training, scored = divided(learns)
     assert (len(training), len(scored)) == (2, 4)
-    assert {*training.images}.isdisjoint(scored.images)
+    assert {*training}.isdisjoint(scored)
     assert divided(learns) == (training, scored)
     assert divided(Segmentation(**{**vars(learns), "seed": 3})) != (training, scored)
     (root / "train.txt").write_text("1\n2\n")
@@ -271,7 +271,7 @@ def test_plain_folders_are_divided_once_and_for_all(tmp_path: Path, weights: str
 def test_networks_without_a_patch_size_have_maps(tmp_path: Path) -> None:
     scenes, backbone = open_scenes(write_plain(tmp_path, 1), None), PatchColors().eval()
     backbone.patch_size = None
-    picture, _ = scenes.pixels_and_ids(0)
+    picture, _ = scenes[0].read()
     assert PatchExtractor(backbone, 26, True).features(picture).shape == (3, 6, 8)
 
 

@@ -1,4 +1,4 @@
-"""The layout of DAVIS: what is found, and one sentence for what is not."""
+"""The layout of DAVIS: what is found, and one sentence for what is missing."""
 
 from __future__ import annotations
 

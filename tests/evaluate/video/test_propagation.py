@@ -66,9 +66,9 @@ def test_sources_equal_to_the_last_neighbour_count() -> None:
 def test_a_video_equals_the_oracle_and_forgets_old_frames() -> None:
     frames = video(3, 7, (4, 5))
     first = soft(3, 2, 4, 5)
-    how = Neighbourhood(radius=1, neighbours=3, temperature=0.2)
     for last in (0, 2, 9):
-        propagator = Propagator(frames[0], first, last, how)
+        how = Neighbourhood(radius=1, neighbours=3, temperature=0.2, last_frames=last)
+        propagator = Propagator(frames[0], first, how)
         found = [first, *(propagator.step(frame) for frame in frames[1:])]
         expected = oracle.video(frames, first, last, 1, 3, 0.2)
         for ours, theirs in zip(found, expected, strict=True):
@@ -87,7 +87,7 @@ def test_a_moving_object_is_tracked_within_the_window() -> None:
         frame[:, 2:4, 2 * time : 2 * time + 2] = thing[:, None, None]
         frames.append(frame)
     labels[:, 2:4, 0:2] = torch.tensor([0.0, 1.0])[:, None, None]
-    propagator = Propagator(frames[0], labels, 7, Neighbourhood(radius=2))
+    propagator = Propagator(frames[0], labels, Neighbourhood(radius=2))
     for time in range(1, 4):
         found = propagator.step(frames[time])[1] > 0.5
         expected = torch.zeros(6, 12, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The command `dino evaluate video`: masks, scores, what is finished, and the animation."""
+"""`dino evaluate video`: masks, scores, reuse of finished sequences, and the animation."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from dino.evaluate.features.extractor import Descriptor, extract
 from dino.evaluate.features.raw_pixels import SquareResize
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import FeatureTable
-from dino.evaluate.retrieval.copydays import Copydays, open_copydays
+from dino.evaluate.retrieval.copydays import Block, open_copydays
 from dino.evaluate.retrieval.near_duplicates import equal_files, groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
 from dino.evaluate.retrieval.whitening import Covariance, Whitening
@@ -71,9 +71,7 @@ def cls_gem(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tenso
 def descriptor(backbone: Backbone, size: int | None = None) -> Descriptor:
     """The descriptor of copies, of images resized to `size` x `size` pixels.
 
-    Args:
-        backbone: the network.
-        size: by default as in Table 4: 320 for patches of 8 pixels, else 224.
+    The default is that of Table 4: 320 for patches of 8 pixels, else 224.
     """
     transform = backbone.preprocessing
     default = 320 if backbone.patch_size == 8 else 224
@@ -144,37 +142,44 @@ def run(settings: Copies) -> dict[str, Any]:
         JSON's "duplicates".
 
     Raises:
-        UserError: for weights or images that do not exist or do not fit.
+        UserError: for weights or images that are missing or inconsistent.
     """
     settings = validated(settings)
     if settings.benchmark is not None and settings.data is None:
         return _benchmark(settings, settings.benchmark)
     if settings.data is not None and settings.benchmark is None:
         return _duplicates(settings, settings.data)
-    raise UserError("give either --benchmark (Copydays), or --data with your own images")
+    raise UserError("give either --benchmark (Copydays), or --data with your images")
 
 
 # ------------------------------------------------------------------------------- the benchmark
 def _benchmark(settings: Copies, root: str) -> dict[str, Any]:
     command.destination("copies", settings)
-    copydays, device = open_copydays(root), pick_device(settings.device)
-    distractors, training = (
-        None if data is None else open_source(data)
-        for data in (settings.distractors, settings.whiten_with)
-    )
+    blocks, device = open_copydays(root), pick_device(settings.device)
+    distractors = None if settings.distractors is None else open_source(settings.distractors)
+    training = None if settings.whiten_with is None else open_source(settings.whiten_with)
     with process_group(device) as here:
         networks = settings.networks(device, rgb=True)
         found = {
-            name: _scores(network, copydays, distractors, training, settings)
+            name: _scores(network, blocks, distractors, training, settings)
             for name, network in networks.items()
         }
         if here.main:
             about = {
-                "originals": len(copydays.originals),
+                "originals": len(blocks[-1].copies),
                 "distractors": 0 if distractors is None else len(distractors),
                 "whitened": None if training is None else settings.whitening,
             }
-            _print(found, about, copydays)
+            whitened = f"{about['whitened']} whitening" if about["whitened"] else "not whitened"
+            title = (
+                f"copy detection, mAP in %\n{about['originals']} originals, "
+                f"{about['distractors']} distractors, {whitened}"
+            )
+            rows = {}
+            for block in blocks:
+                cells = [f"{scores[block.name]:.1f}" for scores in found.values()]
+                rows[block.name] = [*cells, f"{len(block.copies)}"]
+            Console().print(command.table(title, ["block", *found, "copies"], rows))
             content = {"copies": found, **about, "networks": command.identities(networks)}
             command.write("copies", content, networks[command.TRAINED], settings)
     return found
@@ -182,14 +187,14 @@ def _benchmark(settings: Copies, root: str) -> dict[str, Any]:
 
 def _scores(
     network: Backbone,
-    copydays: Copydays,
+    blocks: Sequence[Block],
     distractors: Source | None,
     training: Source | None,
     settings: Copies,
 ) -> dict[str, float]:
     """Mean average precision in percent by block."""
     device = next(network.parameters()).device
-    database = settings.extract(network, copydays.originals, "originals").finite("Copydays")
+    database = settings.extract(network, blocks[-1].copies, "originals").finite("Copydays")
     if distractors is not None:
         others = settings.extract(network, distractors, "distractors").finite()
         database = torch.cat([database, others])
@@ -199,7 +204,7 @@ def _scores(
         whitening = _learned(examples, settings.whitening)
         database = whitening(database)
     scores = {}
-    for block in copydays.blocks:
+    for block in blocks:
         queries = settings.extract(network, block.copies, block.name).finite("Copydays")
         queries = queries if whitening is None else whitening(queries)
         precisions = average_precisions(queries, database, block.origins, device)
@@ -207,28 +212,13 @@ def _scores(
     return scores
 
 
-def _learned(
-    features: Float[Tensor, "n D"], covariance: Covariance, ridge: float | None = None
-) -> Whitening:
+def _learned(features: Tensor, covariance: Covariance, ridge: float | None = None) -> Whitening:
     if len(features) < FEWEST:
         raise UserError(
             f"whitening cannot be learned from {len(features)} images: give --whiten-with a folder "
             f"of {FEWEST} or more, better thousands"
         )
     return Whitening.learn(features, covariance, ridge)
-
-
-def _print(found: dict[str, dict[str, float]], about: dict[str, Any], copydays: Copydays) -> None:
-    whitened = f"{about['whitened']} whitening" if about["whitened"] else "not whitened"
-    title = (
-        f"copy detection, mAP in %\n{about['originals']} originals, "
-        f"{about['distractors']} distractors, {whitened}"
-    )
-    rows = {
-        block.name: [*(f"{one[block.name]:.1f}" for one in found.values()), f"{len(block.copies)}"]
-        for block in copydays.blocks
-    }
-    Console().print(command.table(title, ["block", *found, "copies"], rows))
 
 
 # --------------------------------------------------------------------------- a folder of images
@@ -251,8 +241,8 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
         if here.main:
             known = equal_files(images.paths)
             found = [
-                [(images.paths[i], s) for i, s in zip(one.members, one.similarity, strict=True)]
-                for one in groups(features, settings.threshold, known, device=device)
+                [(images.paths[index], similarity) for index, similarity in group]
+                for group in groups(features, settings.threshold, known, device=device)
             ]
             content = {
                 "images": len(images),

@@ -31,22 +31,17 @@ class Block:
     origins: list[list[int]]
 
 
-@dataclass(frozen=True)
-class Copydays:
-    """The originals and the blocks of copies, "strong" first, the originals themselves last."""
-
-    originals: Source
-    blocks: list[Block]
-
-
-def open_copydays(root: str | os.PathLike[str]) -> Copydays:
+def open_copydays(root: str | os.PathLike[str]) -> list[Block]:
     """Open a folder with originals and copies of them.
 
     Strong copies belong to the originals whose names start with the same four letters. In all other
     blocks the i-th copy belongs to the i-th original, in the order of their names.
 
+    Returns:
+        "strong" first, and last "original", whose copies are the originals themselves.
+
     Raises:
-        UserError: if a folder is missing, or copies do not fit the originals, naming the file.
+        UserError: if a folder is missing or a copy has no original, naming it.
     """
     root = Path(root)
     if not (root / "original").is_dir():
@@ -57,7 +52,7 @@ def open_copydays(root: str | os.PathLike[str]) -> Copydays:
         blocks += [_aligned(folder, root, originals) for folder in _numbered(root / kind)]
     if not blocks:
         raise UserError(f"{root} has no copies beside its originals: Copydays has {LAYOUT}")
-    return Copydays(originals, [*blocks, _aligned(root / "original", root, originals)])
+    return [*blocks, _aligned(root / "original", root, originals)]
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -75,16 +70,14 @@ def _strong(folder: Path, originals: Source) -> Block:
     known: dict[str, list[int]] = defaultdict(list)
     for index in range(len(originals)):
         known[Path(originals.path(index)).name[:LETTERS]].append(index)
-    origins = []
-    for index in range(len(copies)):
-        path = Path(copies.path(index))
+    paths = [Path(copies.path(index)) for index in range(len(copies))]
+    for path in paths:
         if path.name[:LETTERS] not in known:
             raise UserError(
                 f"{path} belongs to no original: its name must start with the first {LETTERS} "
                 "letters of one"
             )
-        origins.append(known[path.name[:LETTERS]])
-    return Block("strong", copies, origins)
+    return Block("strong", copies, [known[path.name[:LETTERS]] for path in paths])
 
 
 def _aligned(folder: Path, root: Path, originals: Source) -> Block:
@@ -94,5 +87,5 @@ def _aligned(folder: Path, root: Path, originals: Source) -> Block:
             f"{folder} holds {len(copies)} images but original/ {len(originals)}: "
             "there must be one copy of each"
         )
-    name = folder.relative_to(root).as_posix()
-    return Block(name, copies, [[index] for index in range(len(originals))])
+    origins = [[index] for index in range(len(originals))]
+    return Block(folder.relative_to(root).as_posix(), copies, origins)

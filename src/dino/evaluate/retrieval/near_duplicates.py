@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +23,9 @@ from torch import Tensor
 from dino.evaluate.features.search import directions
 from dino.progress import bar
 
-
-@dataclass(frozen=True)
-class Group:
-    """Images that are connected by similar pairs.
-
-    Attributes:
-        members: indices, first the one nearest to the mean of all (or its equal), then the most
-            similar to it.
-        similarity: of each member to the first.
-    """
-
-    members: list[int]
-    similarity: list[float]
+Group = list[tuple[int, float]]
+"""Images that are connected by similar pairs, as indices, each with its similarity to the first:
+the one nearest to the mean of all (or its equal), then the most similar to it."""
 
 
 @torch.inference_mode()
@@ -114,7 +103,7 @@ def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     similarity = (rows @ rows[first]).clamp(-1, 1)  # rounding may exceed 1
     similarity[(rows == rows[first]).all(dim=1)] = 1.0  # also of zeros, which have no direction
     order = similarity.argsort(descending=True, stable=True).tolist()
-    return Group([members[i] for i in order], similarity[order].tolist())
+    return [(members[i], s) for i, s in zip(order, similarity[order].tolist(), strict=True)]
 
 
 def equal_files(paths: Sequence[str]) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ Shapes: q queries, n images of the database, D width.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,26 +17,6 @@ from dino.evaluate.features.search import directions
 
 KAPPAS = (1, 5, 10)
 """The k of mP@k."""
-
-
-@dataclass(frozen=True)
-class Precisions:
-    """Mean average precision and precision among the first images.
-
-    Attributes:
-        map: mean average precision of the queries that have positives; NaN without any.
-        at: mP@k by k, mean precision among the first k.
-        aps: average precision of each query, None for those without positives.
-    """
-
-    map: float
-    at: dict[int, float]
-    aps: list[float | None]
-
-    @property
-    def queries(self) -> int:
-        """How many queries have positives, and therefore count."""
-        return sum(ap is not None for ap in self.aps)
 
 
 def average_precision(ranks: Sequence[int], positives: int) -> float:
@@ -85,16 +65,26 @@ def positions(
     return ranks
 
 
-def summarize(ranks: Sequence[Sequence[int]]) -> Precisions:
-    """Means over the queries; those without positives do not count.
+def summarize(ranks: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Means over the queries in percent; those without positives do not count.
 
     Args:
         ranks: of all positives of each query, from 0, ascending.
+
+    Returns:
+        "map", the mean average precision; "mp", the mean precision among the first k, by k;
+        "queries", how many count; "ap" of each query, None for those without positives. Means of no
+        query are NaN.
     """
     counted = [found for found in ranks if found]
-    aps = [average_precision(found, len(found)) if found else None for found in ranks]
-    at = {k: _mean([precision_at(found, k) for found in counted]) for k in KAPPAS}
-    return Precisions(_mean([ap for ap in aps if ap is not None]), at, aps)
+    aps = [100 * average_precision(found, len(found)) if found else None for found in ranks]
+    precisions = {str(k): [100 * precision_at(found, k) for found in counted] for k in KAPPAS}
+    return {
+        "map": _mean([ap for ap in aps if ap is not None]),
+        "mp": {k: _mean(values) for k, values in precisions.items()},
+        "queries": len(counted),
+        "ap": aps,
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

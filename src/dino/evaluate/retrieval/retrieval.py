@@ -1,4 +1,4 @@
-"""Image retrieval: the images of a database that show the same thing (section 4.2.1, Table 3).
+"""Image retrieval: the images of a database that show the same object (section 4.2.1, Table 3).
 
 Measured on Revisited Oxford and Paris (Radenovic et al. 2018) and folders laid out like them; or,
 without ground truth, the neighbours of a user's images as a list and a contact sheet.
@@ -29,13 +29,7 @@ from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
 from dino.evaluate.features.extractor import Descriptor, extract
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import FeatureTable
-from dino.evaluate.retrieval.ranking_metrics import (
-    KAPPAS,
-    Precisions,
-    positions,
-    rankings,
-    summarize,
-)
+from dino.evaluate.retrieval.ranking_metrics import KAPPAS, positions, rankings, summarize
 from dino.evaluate.retrieval.revisited import Benchmark, GroundTruth, ground_truths, open_benchmark
 from dino.files import UserError, atomic_csv
 from dino.models.backbone import Backbone
@@ -110,10 +104,10 @@ def descriptor(backbone: Backbone, size: int, scales: Scales = "single") -> Desc
 
 
 # ------------------------------------------------------------------------------ the benchmark
-def judge(
+def scores_by_protocol(
     ranked: Iterable[Int[np.ndarray, " n"]], truth: Sequence[GroundTruth]
-) -> dict[str, Precisions]:
-    """Mean average precision and mP@k for "easy", "medium" and "hard".
+) -> dict[str, dict[str, Any]]:
+    """What `summarize` returns, for "easy", "medium" and "hard".
 
     Args:
         ranked: for each query the images of the database, best first.
@@ -131,7 +125,7 @@ def judge(
 # -------------------------------------------------------------------------------- the command
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(command.FeatureEvaluationSettings):
-    """Find images of the same thing: a benchmark (paper section 4.2.1), or neighbours of yours."""
+    """Find images of the same object: a benchmark (paper section 4.2.1), or neighbours of yours."""
 
     renamed: ClassVar[dict[str, str]] = {"database": "data"}
 
@@ -148,7 +142,7 @@ class Retrieval(command.FeatureEvaluationSettings):
     """single, or multi: the mean over scales 1, 0.71 and 0.5, the default for Paris."""
     query: Literal["whole", "box"] = "whole"
     """Look up entire images, as the published code does, or the box of the ground truth, as the
-    benchmark's own protocol says."""
+    benchmark's protocol says."""
     k: Annotated[int, Range(low=1)] = 10
     """With --data: how many neighbours of each query."""
 
@@ -158,11 +152,11 @@ class Retrieval(command.FeatureEvaluationSettings):
         return self.size or size, self.scales or scales
 
     def extract(
-        self, network: Backbone, source: Source, what: Descriptor, title: str
+        self, network: Backbone, source: Source, feature: Descriptor, title: str
     ) -> FeatureTable:
         """Features of a source; its images differ in size, so that each is a batch."""
         options = {"batch": 1, "title": title, "memory_option": "--size", **self.extraction()}
-        return extract(network, source, what, **options)
+        return extract(network, source, feature, **options)
 
 
 def run(settings: Retrieval) -> dict[str, Any]:
@@ -173,19 +167,19 @@ def run(settings: Retrieval) -> dict[str, Any]:
         percent. Without ground truth the files that were written.
 
     Raises:
-        UserError: for weights, images or a ground truth that do not exist or do not fit.
+        UserError: for weights, images or a ground truth that are missing or inconsistent.
     """
     settings = validated(settings)
     if settings.benchmark is not None and settings.data is None:
         return _benchmark(settings, settings.benchmark)
     if settings.data is not None and settings.benchmark is None:
         return _neighbours(settings, settings.data)
-    raise UserError("give either --benchmark, or --data with your own images")
+    raise UserError("give either --benchmark, or --data with your images")
 
 
 def _benchmark(settings: Retrieval, root: str) -> dict[str, Any]:
     if settings.queries is not None:
-        raise UserError("a benchmark has its own queries: omit --queries")
+        raise UserError("a benchmark contains its queries: omit --queries")
     command.destination("retrieval", settings)
     benchmark = open_benchmark(root, boxed=settings.query == "box")
     size, scales = settings.input_size(benchmark.name)
@@ -215,24 +209,15 @@ def _scores(
     settings: Retrieval, benchmark: Benchmark, network: Backbone, title: str
 ) -> dict[str, dict[str, Any]]:
     """By protocol, in percent."""
-    what = query = descriptor(network, *settings.input_size(benchmark.name))
+    full = query = descriptor(network, *settings.input_size(benchmark.name))
     if benchmark.queries.boxes is not None:  # the cache distinguishes files, not their boxes
-        query = replace(what, settings={**what.settings, "boxes": benchmark.queries.boxes})
+        query = replace(full, settings={**full.settings, "boxes": benchmark.queries.boxes})
     queries, database = (
         settings.extract(network, source, how, title).finite(complete_for=benchmark.name)
-        for source, how in ((benchmark.queries, query), (benchmark.database, what))
+        for source, how in ((benchmark.queries, query), (benchmark.database, full))
     )
     device = next(network.parameters()).device
-    scores = judge(rankings(queries, database, device=device), benchmark.truth)
-    return {
-        protocol: {
-            "map": 100 * score.map,
-            "mp": {str(k): 100 * value for k, value in score.at.items()},
-            "queries": score.queries,
-            "ap": [None if ap is None else 100 * ap for ap in score.aps],
-        }
-        for protocol, score in scores.items()
-    }
+    return scores_by_protocol(rankings(queries, database, device=device), benchmark.truth)
 
 
 def _print(found: dict[str, dict[str, dict[str, Any]]], about: dict[str, Any]) -> None:
@@ -263,18 +248,18 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
     device = pick_device(settings.device)
     with process_group(device) as here:
         backbone = settings.networks(device, rgb=True)[command.TRAINED]
-        what = descriptor(backbone, *settings.input_size(""))
-        bank = looked_up = settings.extract(backbone, database, what, "images")
+        feature = descriptor(backbone, *settings.input_size(""))
+        bank = tested = settings.extract(backbone, database, feature, "images")
         if queries is not None:
-            looked_up = settings.extract(backbone, queries, what, "queries")
+            tested = settings.extract(backbone, queries, feature, "queries")
         k = min(settings.k, len(bank) - (queries is None))
         if k < 1:
             raise UserError(f"{data} holds a single image: there is nothing to find")
         skip = 0 if queries is None else None
-        similarity, index = nearest(looked_up.finite(), bank.finite(), k, skip=skip, device=device)
+        similarity, index = nearest(tested.finite(), bank.finite(), k, skip=skip, device=device)
         files: dict[str, Any] = {}
         if here.main:
-            content = {"queries": len(looked_up), "database": len(bank), "k": k}
+            content = {"queries": len(tested), "database": len(bank), "k": k}
             path = command.write("neighbours", {"neighbours": content}, backbone, settings)
             files = {"csv": path.with_suffix(".csv"), "sheet": path.with_suffix(".png")}
             neighbours = [
@@ -283,20 +268,18 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
             ]
             lines = (
                 (query, rank, path, f"{value:.6f}")
-                for query, found in zip(looked_up.paths, neighbours, strict=True)
+                for query, found in zip(tested.paths, neighbours, strict=True)
                 for rank, (path, value) in enumerate(found, start=1)
             )
             atomic_csv(files["csv"], ("query", "rank", "path", "similarity"), lines)
-            first, searched = (
-                ImagesByPath(database if queries is None else queries),
-                ImagesByPath(database),
-            )
+            searched = ImagesByPath(database)
+            query_images = searched if queries is None else ImagesByPath(queries)
             count = min(SHEET[0], len(neighbours))
             rows = []
             for row in (len(neighbours) * i // count for i in range(count)):  # evenly spread
                 found = neighbours[row][: SHEET[1]]
                 cells = [searched.cell(path, f"{value:.3f}") for path, value in found]
-                rows.append([first.cell(looked_up.paths[row], "query", marked=True), *cells])
+                rows.append([query_images.cell(tested.paths[row], "query", marked=True), *cells])
             save_sheet(files["sheet"], rows)
             for file in files.values():
                 command.print_path(file)

@@ -87,7 +87,7 @@ def open_benchmark(root: str | os.PathLike[str], *, boxed: bool = False) -> Benc
         boxed: crop each query to its box.
 
     Raises:
-        UserError: if something is missing or does not fit together, naming the file.
+        UserError: if something is missing or inconsistent, naming the file.
     """
     root = Path(root)
     file = _find(root)
@@ -101,13 +101,15 @@ def open_benchmark(root: str | os.PathLike[str], *, boxed: bool = False) -> Benc
     boxes = [one.box for one in truth if one.box is not None] if boxed else None
     if boxes is not None and len(boxes) < len(truth):
         raise UserError(f"{file} has no bbx for some query: use --query whole")
-    folders = [root / "jpg"] * 2
-    if not folders[0].is_dir():
-        folders = [root / "database", root / "queries"]
-    database = BenchmarkImages(folders[0], _present(images, folders[0], file))
-    boxable = BenchmarkImages(folders[1], _present(queries, folders[1], file), boxes)
-    name = file.stem.removeprefix("gnd").removeprefix("_") or root.resolve().name
-    return Benchmark(name, database, boxable, truth)
+    folders = [root / name for name in ("database", "queries")]
+    if (root / "jpg").is_dir():
+        folders = [root / "jpg"] * 2
+    return Benchmark(
+        file.stem.removeprefix("gnd").removeprefix("_") or root.resolve().name,
+        BenchmarkImages(folders[0], _present(images, folders[0], file)),
+        BenchmarkImages(folders[1], _present(queries, folders[1], file), boxes),
+        truth,
+    )
 
 
 def _find(root: Path) -> Path:
@@ -190,20 +192,15 @@ def _present(names: Sequence[Any], folder: Path, file: Path) -> list[str]:
 
 # ------------------------------------------------------------------------------------ pickles
 def _pickled(file: Path) -> Any:
-    """The content of a pickle of plain values and numpy arrays; nothing in it is executed.
-
-    Raises:
-        UserError: if it holds anything else, or is damaged.
-    """
-    try:
-        with file.open("rb") as stream:
+    """The content of a pickle of plain values and numpy arrays; nothing in it is executed."""
+    with file.open("rb") as stream:
+        try:
             return _PlainUnpickler(stream, encoding="latin1").load()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    except Exception as error:  # damaged bytes raise nearly anything
-        raise UserError(
-            f"{file} is no pickle of plain lists, numbers and arrays, and was not loaded: {error}"
-        ) from None
+        except Exception as error:  # damaged bytes raise nearly anything
+            raise UserError(
+                f"{file} is no pickle of plain lists, numbers and arrays, and was not loaded: "
+                f"{error}"
+            ) from None
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -219,7 +216,7 @@ _PLAIN: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): lambda: b"",  # how Python 3 pickles empty bytes for Python 2
 }
-"""All that a pickle may name: the parts of numpy's arrays and numbers."""
+"""All that a pickle may name: what numpy's arrays and numbers consist of."""
 
 for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
     _PLAIN[f"{_core}.multiarray", "_reconstruct"] = np.empty(0).__reduce__()[0]

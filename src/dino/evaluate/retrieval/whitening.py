@@ -71,7 +71,7 @@ class Whitening:
         return cls(mean, vectors * scale)
 
     def __call__(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """Whiten features; computed in float64, returned in their own type."""
+        """Whiten features; computed in float64, returned in their type."""
         result = torch.empty_like(features)
         for rows, whitened in zip(features.split(ROWS), result.split(ROWS), strict=True):
             whitened.copy_((rows.double() - self.mean) @ self.directions)

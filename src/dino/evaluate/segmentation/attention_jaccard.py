@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import Ids, objects_in
-from dino.evaluate.segmentation.datasets import Scenes, patch_counts
+from dino.evaluate.segmentation.datasets import Scene, patch_counts
 from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.files import UserError
 from dino.models.attention import mass_mask
@@ -40,7 +40,7 @@ def object_jaccards(masks: Bool[Tensor, "M h w"], ids: Ids) -> Float[Tensor, "O 
 
 
 def attention_jaccard(
-    extractor: PatchExtractor, scenes: Scenes, masses: Sequence[float], title: str = "attention"
+    extractor: PatchExtractor, scenes: Sequence[Scene], masses: Sequence[float], title: str
 ) -> dict[str, Any]:
     """Jaccard indices of a network's attention masks over images, in percent.
 
@@ -65,7 +65,7 @@ def attention_jaccard(
     mine = my_share(range(len(scenes)))
     with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
         for index in mine:
-            picture, ids = scenes.pixels_and_ids(index)
+            picture, ids = scenes[index].read()
             maps = extractor.attention(picture)
             maps = torch.cat([maps, maps.mean(dim=0, keepdim=True)])
             masks = [*(mass_mask(maps, mass) for mass in masses), full]
@@ -73,7 +73,7 @@ def attention_jaccard(
             advance(1)
     per_image = [one for share in gather_objects(found) for one in share if len(one[0])]
     if not per_image:
-        raise UserError(f"none of the masks, such as {scenes.masks[0]}, holds an object")
+        raise UserError(f"none of the masks, such as {scenes[0].mask}, holds an object")
     *per_mass, covers = zip(*per_image, strict=True)
     return {
         "masses": {f"{m:g}": summary(one) for m, one in zip(masses, per_mass, strict=True)},
@@ -92,13 +92,11 @@ def summary(jaccards: Sequence[Float[Tensor, "_ M"]]) -> dict[str, Any]:
         the head with the best mean of an image, as in the caption of Fig. 4; "mean_map": the
         mask of the mean of all heads, which needs no choice; "heads": each head alone.
     """
-
-    def mean(values: Sequence[Tensor]) -> Tensor:
-        return 100 * torch.stack(list(values)).mean(dim=0)
-
-    return {
-        "best_per_object": mean([one[:, :-1].amax(dim=1).mean() for one in jaccards]).item(),
-        "best_per_image": mean([one[:, :-1].mean(dim=0).amax() for one in jaccards]).item(),
-        "mean_map": mean([one[:, -1].mean() for one in jaccards]).item(),
-        "heads": mean([one[:, :-1].mean(dim=0) for one in jaccards]).tolist(),
+    heads = [one[:, :-1] for one in jaccards]
+    chosen = {
+        "best_per_object": [one.amax(dim=1).mean() for one in heads],
+        "best_per_image": [one.mean(dim=0).amax() for one in heads],
+        "mean_map": [one[:, -1].mean() for one in jaccards],
+        "heads": [one.mean(dim=0) for one in heads],
     }
+    return {name: (100 * torch.stack(of).mean(dim=0)).tolist() for name, of in chosen.items()}

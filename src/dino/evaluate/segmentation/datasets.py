@@ -9,9 +9,8 @@ Shapes: H W pixels, h w patches, K kinds of objects.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,38 +29,29 @@ Objects = Literal["class", "instance"]
 FOLDERS: dict[Objects, str] = {"class": "SegmentationClass", "instance": "SegmentationObject"}
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """Images and their masks, pair by pair."""
+class Scene(NamedTuple):
+    """An image and its mask."""
 
-    images: list[Path]
-    masks: list[Path]
+    image: Path
+    mask: Path
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def pixels_and_ids(self, index: int) -> tuple[Image.Image, Ids]:
-        """Image `index` and its mask.
+    def read(self) -> tuple[Image.Image, Ids]:
+        """The RGB picture and the mask.
 
         Raises:
             UserError: naming the file that cannot be read, or a mask of another size.
         """
         try:
-            picture = read_picture(self.images[index])
+            picture = read_picture(self.image)
         except ImageError as error:  # without the image the mean would be another measure
             raise UserError(f"{error}; repair it or remove it from the data") from None
-        ids = read_mask(self.masks[index]).ids
+        ids = read_mask(self.mask).ids
         if ids.shape != (picture.height, picture.width):
             raise UserError(
-                f"the mask {self.masks[index]} is {ids.shape[1]} x {ids.shape[0]} pixels, but its "
-                f"image {self.images[index]} {picture.width} x {picture.height}: "
-                "make their sizes equal"
+                f"the mask {self.mask} is {ids.shape[1]} x {ids.shape[0]} pixels, but its "
+                f"image {self.image} {picture.width} x {picture.height}: make their sizes equal"
             )
         return picture, ids
-
-    def subset(self, indices: Sequence[int]) -> Scenes:
-        """The scenes at `indices`."""
-        return Scenes([self.images[i] for i in indices], [self.masks[i] for i in indices])
 
 
 def list_file(root: Path, split: str) -> Path:
@@ -85,7 +75,7 @@ def is_voc(root: Path) -> bool:
     )
 
 
-def open_scenes(root: Path, split: str | None, objects: Objects = "class") -> Scenes:
+def open_scenes(root: Path, split: str | None, objects: Objects = "class") -> list[Scene]:
     """The scenes of a split.
 
     Args:
@@ -105,7 +95,7 @@ def open_scenes(root: Path, split: str | None, objects: Objects = "class") -> Sc
         for kind, name, found in zip(("image", "mask"), names, (images, masks), strict=True):
             if stem not in found:
                 raise UserError(f"there is no {kind} {stem} in {root / name}")
-    return Scenes([images[stem] for stem in stems], [masks[stem] for stem in stems])
+    return [Scene(images[stem], masks[stem]) for stem in stems]
 
 
 def read_list(path: Path, advice: str) -> list[str]:

@@ -28,7 +28,7 @@ from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import VOID, Ids
-from dino.evaluate.segmentation.datasets import Scenes, patch_counts
+from dino.evaluate.segmentation.datasets import Scene, patch_counts
 from dino.files import UserError
 from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone
@@ -105,7 +105,7 @@ class Bank(NamedTuple):
 
 
 def training_patches(
-    extractor: PatchExtractor, scenes: Scenes, limit: int, seed: int, title: str
+    extractor: PatchExtractor, scenes: Sequence[Scene], limit: int, seed: int, title: str
 ) -> Bank:
     """The patches of training images, at most `limit`, drawn evenly from all images.
 
@@ -119,7 +119,7 @@ def training_patches(
     rows: list[tuple[Tensor, Tensor]] = []
     with bar(f"{title}, training images", len(mine), shown=ranks().main) as advance:
         for index in mine:
-            picture, ids = scenes.pixels_and_ids(index)
+            picture, ids = scenes[index].read()
             features = extractor.features(picture)
             _, height, width = features.shape
             counts = patch_counts(ids, (height, width), range(VOID))[:-1].flatten(1).T
@@ -133,7 +133,7 @@ def training_patches(
     classes = counts.sum(dim=0).nonzero().squeeze(1).tolist()
     if len(classes) < 2:
         raise UserError(
-            f"the {len(scenes)} training masks, such as {scenes.masks[0]}, hold only one class"
+            f"the {len(scenes)} training masks, such as {scenes[0].mask}, hold only one class"
         )
     counts = counts[:, classes].float()
     weights = counts.sum(dim=1)
@@ -146,8 +146,7 @@ def linear(bank: Bank, penalty: float, steps: int, device: torch.device) -> Scor
 
     The objective is the mean cross-entropy over pixels, each with the scores of its patch, and half
     the penalty times the squared weights. It is convex; L-BFGS finds the minimum from zero, with no
-    learning rate and no random numbers. (Successors standardise by batch norm, and take many steps
-    of SGD or AdamW.)
+    learning rate and no random numbers.
 
     Args:
         bank: training patches; moved to `device`.
@@ -191,10 +190,10 @@ def neighbours(bank: Bank, k: int, temperature: float, device: torch.device) -> 
     The protocol of Balažević et al. 2023 (arXiv 2306.01667) without its augmentation.
 
     Args:
-        bank: training patches.
+        bank: training patches; moved to `device`.
         k: at least 1; clipped to the bank.
         temperature: positive.
-        device: where to compute; bank and shares are moved there.
+        device: where to compute.
     """
     features, shares = bank.features.to(device), bank.shares.to(device)
 
@@ -209,7 +208,7 @@ def neighbours(bank: Bank, k: int, temperature: float, device: torch.device) -> 
 # ------------------------------------------------------------------------------------- the score
 def confusions(
     extractor: PatchExtractor,
-    scenes: Scenes,
+    scenes: Sequence[Scene],
     scorers: dict[str, Scorer],
     classes: Sequence[int],
     title: str,
@@ -220,7 +219,7 @@ def confusions(
     numbers = np.array(classes, dtype=np.uint8)
     with bar(f"{title}, images", len(mine), shown=ranks().main) as advance:
         for index in mine:
-            picture, ids = scenes.pixels_and_ids(index)
+            picture, ids = scenes[index].read()
             features = extractor.features(picture)
             for name, score in scorers.items():
                 scores = score(features.flatten(1).T).T.unflatten(1, features.shape[1:])
@@ -233,8 +232,7 @@ def confusions(
 def enlarged(scores: Float[Tensor, "K h w"], size: Sequence[int]) -> Int[np.ndarray, "H W"]:
     """The index of the class with the highest score at each pixel."""
     large = F.interpolate(scores[None], tuple(size), mode="bilinear")[0]
-    winner: np.ndarray = large.argmax(dim=0).cpu().numpy()
-    return winner
+    return large.argmax(dim=0).cpu().numpy()
 
 
 def confusion(found: Ids, truth: Ids) -> Int[np.ndarray, "256 256"]:

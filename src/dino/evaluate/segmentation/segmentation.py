@@ -18,7 +18,7 @@ from rich.table import Table
 from dino.evaluate import command
 from dino.evaluate.segmentation import patch_classifiers as patches
 from dino.evaluate.segmentation.attention_jaccard import attention_jaccard
-from dino.evaluate.segmentation.datasets import Objects, Scenes, is_voc, list_file, open_scenes
+from dino.evaluate.segmentation.datasets import Objects, Scene, is_voc, list_file, open_scenes
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import Console
@@ -43,7 +43,7 @@ class Segmentation(command.EvaluationSettings):
     objects: Objects = "class"
     """In VOC: class, one object for each class of an image, or instance."""
     size: Count = 480
-    """Images are resized to squares of so many pixels; with --keep-aspect the shorter side."""
+    """Images are resized to squares of this side in pixels; with --keep-aspect the shorter side."""
     keep_aspect: bool = False
     """Keep the ratio of the sides, up to 8."""
     split: str = "val"
@@ -66,11 +66,6 @@ class Segmentation(command.EvaluationSettings):
     temperature: Annotated[float, Range(above=0)] = 0.02
     """For knn, of the votes: exp(similarity / temperature)."""
 
-    @property
-    def learns(self) -> bool:
-        """Whether a method needs training images."""
-        return bool({"linear", "knn"} & {*self.methods})
-
 
 def run(settings: Segmentation) -> dict[str, Any]:
     """`dino evaluate segmentation`: one table, and JSON with its provenance.
@@ -79,7 +74,7 @@ def run(settings: Segmentation) -> dict[str, Any]:
         The JSON's "segmentation": by network the results of each method, in percent.
 
     Raises:
-        UserError: for weights, images or masks that do not exist or do not fit, or attention of a
+        UserError: for weights, images or masks that are missing or inconsistent, or attention of a
             network that has none.
     """
     settings = validated(settings)
@@ -91,7 +86,7 @@ def run(settings: Segmentation) -> dict[str, Any]:
     with process_group(device) as here:
         networks = settings.networks(device, rgb=True)
         found = {
-            name: _measure(network, training, scored, settings, name)
+            name: _measure(network, name, settings, training, scored)
             for name, network in networks.items()
         }
         if here.main:
@@ -106,19 +101,19 @@ def run(settings: Segmentation) -> dict[str, Any]:
     return found
 
 
-def divided(settings: Segmentation) -> tuple[Scenes, Scenes]:
+def divided(settings: Segmentation) -> tuple[list[Scene], list[Scene]]:
     """The training images, none if no method learns, and those that are scored."""
     root = settings.data
 
-    def scenes(split: str | None) -> Scenes:
+    def scenes(split: str | None) -> list[Scene]:
         return open_scenes(root, split, settings.objects)
 
     train, scored = (
         split if is_voc(root) or list_file(root, split).is_file() else None
         for split in (settings.train_split, settings.split)
     )
-    if not settings.learns:
-        return Scenes([], []), scenes(scored)
+    if not {"linear", "knn"} & {*settings.methods}:
+        return [], scenes(scored)
     if train or scored:
         return scenes(settings.train_split), scenes(settings.split)
     every = scenes(None)
@@ -127,22 +122,23 @@ def divided(settings: Segmentation) -> tuple[Scenes, Scenes]:
     count = round(settings.train_share * len(every))
     if count in (0, len(every)):
         raise UserError(f"{len(every)} images cannot be divided by --train-share: give lists")
-    return every.subset(sorted(order[:count])), every.subset(sorted(order[count:]))
+    first, second = ([every[i] for i in sorted(half)] for half in (order[:count], order[count:]))
+    return first, second
 
 
 def _measure(
-    backbone: Backbone, training: Scenes, scored: Scenes, settings: Segmentation, name: str
+    network: Backbone, name: str, settings: Segmentation, training: list[Scene], scored: list[Scene]
 ) -> dict[str, Any]:
     """The results of each method."""
     extractor = patches.PatchExtractor(
-        backbone, settings.size, settings.keep_aspect, settings.precision
+        network, settings.size, settings.keep_aspect, settings.precision
     )
     result: dict[str, Any] = {}
     if "attention" in settings.methods:
         result["attention"] = attention_jaccard(extractor, scored, settings.mass, name)
-    if not settings.learns:
+    if not training:
         return result
-    device = next(backbone.parameters()).device
+    device = next(network.parameters()).device
     bank = patches.training_patches(extractor, training, settings.patches, settings.seed, name)
     scorers: dict[str, patches.Scorer] = {}
     if "linear" in settings.methods:

@@ -65,7 +65,7 @@ def open_davis(
         sequences: names; empty for all of the list, which is not needed otherwise.
 
     Raises:
-        UserError: naming the folder or file that is missing or does not fit.
+        UserError: naming the folder or file that is missing or inconsistent.
     """
     root = Path(root)
     if not (root / "JPEGImages" / resolution).is_dir():

@@ -29,10 +29,7 @@ MILLISECONDS = 80
 def write_overlay(clip: Clip, masks: Path, path: Path) -> None:
     """Write an animated GIF of a video and its masks, with one frame in memory at a time.
 
-    Args:
-        clip: the video.
-        masks: the folder of its masks, named like the frames.
-        path: the file.
+    Each mask in the folder `masks` has the name of its frame.
     """
     first, *others = clip.frames
     pictures = (_picture(frame, masks) for frame in others)
@@ -60,13 +57,10 @@ def overlaid(picture: Image.Image, mask: Mask) -> Image.Image:
 
 def color_of(mask: Mask, number: int) -> tuple[int, int, int]:
     """An object's colour in the palette, or that of the palette of VOC and DAVIS."""
-    start = 3 * number
-    if mask.palette is not None and len(mask.palette) >= start + 3:
-        red, green, blue = mask.palette[start : start + 3]
+    if mask.palette is not None and len(mask.palette) >= 3 * number + 3:
+        red, green, blue = mask.palette[3 * number : 3 * number + 3]
         return red, green, blue
     # The three lowest bits of the number are the highest of red, green and blue, and so on.
-    red, green, blue = (
-        sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
-        for channel in range(3)
-    )
+    bit = [number >> place & 1 for place in range(9)]
+    red, green, blue = (128 * bit[i] + 64 * bit[i + 3] + 32 * bit[i + 6] for i in range(3))
     return red, green, blue

@@ -1,12 +1,12 @@
 """Labels propagated from frame to frame by the similarity of patches (section 4.2.2, Table 5).
 
 Nothing is trained. A patch of a new frame takes the labels of the few patches most similar to it
-in earlier frames, within a window. The published code computes the affinities of
-all pairs of patches and sets those outside of the window to zero. Here the new frame is cut into
-tiles, and a tile is compared only with the sources in the windows of its patches: the same labels,
-work proportional to the number of patches times the window, and memory of one tile.
+in earlier frames, within a window. The published code computes the affinities of all pairs of
+patches and sets those outside of the window to zero. Here the new frame is divided into tiles, and
+a tile is compared only with the sources in the windows of its patches: the same labels, work
+proportional to the number of patches times the window, and memory of one tile.
 
-Shapes: n frames of context, D width, C labels, h w patches, P = h * w.
+Shapes: n frames of context, D width, C labels, h w patches, s sources and t patches of a tile.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Neighbourhood:
     """How many patches, of all frames of context, give their labels to one (more in a tie)."""
     temperature: Annotated[float, Range(above=0)] = 0.1
     """A source weighs exp(cosine similarity / temperature)."""
+    last_frames: Annotated[int, Range(low=0)] = 7
+    """How many frames before a frame give it labels, beside the first."""
 
     def __post_init__(self) -> None:
         validated(self)
@@ -61,31 +63,27 @@ class Propagator:
     Args:
         features: of the first frame.
         labels: of the first frame.
-        last: how many frames before a frame belong to its context, beside the first.
-        how: which patches count.
+        how: which frames and patches count.
     """
 
     def __init__(
-        self,
-        features: Float[Tensor, "D h w"],
-        labels: Float[Tensor, "C h w"],
-        last: int,
-        how: Neighbourhood,
+        self, features: Float[Tensor, "D h w"], labels: Float[Tensor, "C h w"], how: Neighbourhood
     ) -> None:
-        self.how, self.last, self.count = how, last, 1
+        self.how, self.count, size = how, 1, 1 + how.last_frames
         first = directions(features)
-        self._features = first.new_empty(1 + last, *first.shape)
-        self._labels = features.new_empty(1 + last, *labels.shape[1:], len(labels))
+        self._features = first.new_empty(size, *first.shape)
+        self._labels = features.new_empty(size, *labels.shape[1:], len(labels))
         self._features[0], self._labels[0] = first, labels.permute(1, 2, 0)
 
     @torch.inference_mode()
     def step(self, features: Float[Tensor, "D h w"]) -> Float[Tensor, "C h w"]:
         """The labels of the next frame of the video."""
-        context = slice(min(self.count, 1 + self.last))
+        last = self.how.last_frames
+        context = slice(min(self.count, 1 + last))
         target = directions(features)
         labels = propagate(target, self._features[context], self._labels[context], self.how)
-        if self.last:
-            oldest = 1 + (self.count - 1) % self.last  # but for the first frame, which stays
+        if last:
+            oldest = 1 + (self.count - 1) % last  # but for the first frame, which stays
             self._features[oldest], self._labels[oldest] = target, labels
         self.count += 1
         return labels.permute(2, 0, 1)

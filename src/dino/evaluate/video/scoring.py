@@ -41,23 +41,18 @@ def measure(
     """Track the objects of a video and score them, unless that is finished.
 
     Args:
-        backbone: the network.
+        backbone: the network, in evaluation mode.
         weights: its fingerprint.
         clip: the video.
-        folder: of its masks and their scores.
-        how: the settings that decide the masks.
-        advance: called with the number of frames that are done.
+        folder: of the masks and their scores.
+        how: everything else that the masks depend on.
+        advance: called with the number of finished frames.
 
     Returns:
         The scores; none if the video has no masks to compare with.
     """
     parameters = {field.name: getattr(how, field.name) for field in fields(Tracking)}
-    content = {
-        "weights": weights,
-        "files": clip.fingerprint(),
-        "settings": parameters,
-        "version": 1,
-    }
+    content = {"weights": weights, "files": clip.fingerprint(), "settings": parameters}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     record = folder / f"{clip.name}.json"
     paths = [folder / clip.name / f"{frame.stem}.png" for frame in clip.frames]

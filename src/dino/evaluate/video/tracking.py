@@ -49,8 +49,6 @@ class Tracking(Neighbourhood):
 
     size: Annotated[int, Range(low=1)] = 480
     """Shorter side of the network's input in pixels."""
-    last_frames: Annotated[int, Range(low=0)] = 7
-    """How many frames before a frame give it labels, beside the first."""
     normalization: Normalization = "reference"
     """reference: normalise frames as the published script, which has .228 instead of .229 as
     ImageNet's first standard deviation. weights: as the weights require."""
@@ -64,15 +62,10 @@ def track(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterato
 
     Every object of the first mask is tracked; one too small for any patch is found nowhere. (The
     published code has labels from 0 to the largest number of a patch; labels without a patch change
-    nothing, so the masks are the same.)
-
-    Args:
-        backbone: any network with maps of features, in evaluation mode.
-        clip: the video.
-        how: the settings.
+    nothing, so the masks are the same.) The backbone must be in evaluation mode.
 
     Raises:
-        UserError: naming the file that cannot be read or does not fit.
+        UserError: naming the file that cannot be read, or for a size below one patch.
     """
     first = read_mask(clip.masks[0])
     numbers = np.array([0, *first.objects], dtype=np.uint8)
@@ -86,7 +79,7 @@ def track(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterato
         features = features.float()
         if propagator is None:
             labels = one_hot(first.ids, numbers, features.shape[1:]).to(device)
-            propagator = Propagator(features, labels, how.last_frames, how)
+            propagator = Propagator(features, labels, how)
             yield first
         else:
             labels = propagator.step(features)

@@ -30,7 +30,7 @@ from dino.weights.load import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video(command.EvaluationSettings, Tracking):
+class Video(Tracking, command.EvaluationSettings):
     """Track objects through videos from their first mask (paper section 4.2.2, Table 5)."""
 
     data: Path
@@ -58,7 +58,7 @@ def run(settings: Video) -> dict[str, Any]:
         the scores of each.
 
     Raises:
-        UserError: for weights, videos or masks that do not exist or do not fit.
+        UserError: for weights, videos or masks that are missing or inconsistent.
     """
     settings = validated(settings)
     path = command.destination("video", settings)
@@ -69,18 +69,17 @@ def run(settings: Video) -> dict[str, Any]:
     device = pick_device(settings.device)
     with process_group(device) as here:
         networks = settings.networks(device, rgb=True)
-        found = {
-            name: _of_network(clips, name, network, folder / command.file_name(name), settings)
-            for name, network in networks.items()
-        }
-        content = {name: {**summary(of), "sequences": of} for name, of in found.items()}
+        content = {}
+        for name, network in networks.items():
+            found = _of_network(clips, name, network, folder / command.file_name(name), settings)
+            content[name] = {**summary(found), "sequences": found}
         if here.main:
             about = {"data": str(settings.data), "networks": command.identities(networks)}
             result = {"video": content, **about}
             command.write("video", result, networks[command.TRAINED], settings)
             header = ["network", "sequence", "object", *(f"{m} {s}" for m, s in COLUMNS)]
-            atomic_csv(path.with_suffix(".csv"), header, _lines(found))
-            Console().print(_table(found, content, settings))
+            atomic_csv(path.with_suffix(".csv"), header, _lines(content))
+            Console().print(_table(content, settings))
             command.print_path(folder)
     return content
 
@@ -104,30 +103,29 @@ COLUMNS = [(measure, statistic) for measure in MEASURES for statistic in STATIST
 """Of the CSV: one line for each object, in percent."""
 
 
-def _lines(found: Mapping[str, Mapping[str, Scores]]) -> Iterator[tuple[Any, ...]]:
-    for network, sequences in found.items():
-        for sequence, scores in sequences.items():
+def _lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    for network, results in content.items():
+        for sequence, scores in results["sequences"].items():
             for number, of in scores.items():
                 values = (f"{of[measure][statistic]:.4f}" for measure, statistic in COLUMNS)
                 yield (network, sequence, number, *values)
 
 
-def _table(
-    found: Mapping[str, Mapping[str, Scores]], content: Mapping[str, Any], settings: Video
-) -> Table:
+def _table(content: Mapping[str, Mapping[str, Any]], settings: Video) -> Table:
     """J&F of each sequence, and all three measures over all objects, for every network."""
     rows: dict[str, list[str]] = {}
-    for sequence, scores in found[command.TRAINED].items():
-        values = [summary({sequence: of[sequence]}) for of in found.values()]
+    found = [one["sequences"] for one in content.values()]
+    for sequence, scores in found[0].items():
+        values = [summary({sequence: of[sequence]}) for of in found]
         rows[sequence] = [f"{len(scores)}", *(_cell(one.get("J&F")) for one in values)]
-    objects = sum(len(scores) for scores in found[command.TRAINED].values())
+    objects = sum(map(len, found[0].values()))
     rows["all objects"] = [f"{objects}", *(_cell(one.get("J&F")) for one in content.values())]
     for name in MEASURES:
         means = [one.get(name, {}).get("mean") for one in content.values()]
         rows[f"  {name} alone"] = ["", *map(_cell, means)]
     how = f"{settings.last_frames} last frames, radius {settings.radius}"
     title = f"video object segmentation, J&F in %\n{settings.size} px, {how}"
-    return command.table(title, ["sequence", "objects", *found], rows)
+    return command.table(title, ["sequence", "objects", *content], rows)
 
 
 def _cell(score: float | None) -> str:
