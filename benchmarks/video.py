@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dino.evaluate.video.propagation import Neighbourhood, Propagator
+from dino.evaluate.video.propagation import Neighbourhood, directions, propagate
 from dino.runtime import keep_memory
 
 GRIDS = {16: (30, 52), 8: (60, 104)}
@@ -91,19 +91,16 @@ class Peer:
 
 
 class Ours:
-    """A propagator whose context is full: each call is a frame, which then joins the context."""
+    """Labels of one frame from a full context, as `Propagator.step` computes them."""
 
     def __init__(self, features: Tensor, labels: Tensor, radius: int | None = RADIUS) -> None:
-        how = Neighbourhood(
-            radius=radius, neighbours=TOP, temperature=TEMPERATURE, last_frames=CONTEXT - 1
-        )
-        self.target = features[0]
-        self.propagator = Propagator(features[1], labels[0], how)
-        for frame in features[2:]:
-            self.propagator.step(frame)
+        self.how = Neighbourhood(radius=radius, neighbours=TOP, temperature=TEMPERATURE)
+        self.target, self.context = features[0], directions(features[1:])
+        self.labels = labels.permute(0, 2, 3, 1).contiguous()
 
     def __call__(self) -> Tensor:
-        return self.propagator.step(self.target)
+        found = propagate(directions(self.target), self.context, self.labels, self.how)
+        return found.permute(2, 0, 1)
 
 
 # ------------------------------------------------------------------------------------ measuring

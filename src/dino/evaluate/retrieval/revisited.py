@@ -114,9 +114,7 @@ def open_benchmark(root: str | os.PathLike[str], *, boxed: bool = False) -> Benc
 
 def _find(root: Path) -> Path:
     if not root.is_dir():
-        raise UserError(
-            f"{root} is no folder: give --benchmark the folder of a retrieval benchmark"
-        )
+        raise UserError(f"{root} is no folder: give --benchmark the folder of a benchmark")
     found = ground_truths(root)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)

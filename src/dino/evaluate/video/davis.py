@@ -107,7 +107,7 @@ def _clip(root: Path, resolution: str, name: str) -> Clip:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Height and width; only the head of the file is read."""
+    """Height and width. PNGs are decoded, so that a damaged mask is found before the work."""
     try:
         with open_image(path) as image:
             return image.size

@@ -51,8 +51,8 @@ def measure(
     Returns:
         The scores; none if the video has no masks to compare with.
     """
-    parameters = {field.name: getattr(how, field.name) for field in fields(Tracking)}
-    content = {"weights": weights, "files": clip.fingerprint(), "settings": parameters}
+    settings = {field.name: getattr(how, field.name) for field in fields(Tracking)}
+    content = {"weights": weights, "files": clip.fingerprint(), "settings": settings}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     record = folder / f"{clip.name}.json"
     paths = [folder / clip.name / f"{frame.stem}.png" for frame in clip.frames]

@@ -75,8 +75,8 @@ def run(settings: Video) -> dict[str, Any]:
             content[name] = {**summary(found), "sequences": found}
         if here.main:
             about = {"data": str(settings.data), "networks": command.identities(networks)}
-            result = {"video": content, **about}
-            command.write("video", result, networks[command.TRAINED], settings)
+            trained = networks[command.TRAINED]
+            command.write("video", {"video": content, **about}, trained, settings)
             header = ["network", "sequence", "object", *(f"{m} {s}" for m, s in COLUMNS)]
             atomic_csv(path.with_suffix(".csv"), header, _lines(content))
             Console().print(_table(content, settings))
