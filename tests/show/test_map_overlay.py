@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dino.show.map_overlay import COLORS, colored, crop_to_patches, overlay
+from dino.show.map_overlay import COLORS, colored, overlay
 
 
 def test_colors_go_from_the_smallest_to_the_largest() -> None:
@@ -31,9 +31,3 @@ def test_overlay_blends_by_strength() -> None:
     assert overlay(image, values, strength=0.0).tobytes() == image.tobytes()
     assert overlay(image, values, strength=1.0).tobytes() == heat.tobytes()
     assert overlay(image, values).size == image.size
-
-
-def test_crop_to_patches_cuts_right_and_below() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (21, 35, 3), dtype=np.uint8)
-    cut = crop_to_patches(Image.fromarray(noise), 8)
-    assert np.array_equal(np.asarray(cut), noise[:16, :32])

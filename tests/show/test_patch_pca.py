@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dino.models.create import create
-from dino.show.patch_pca import components, patch_features
+from dino.show.patch_pca import components
 
 
 @pytest.fixture
@@ -73,11 +72,3 @@ def test_fewer_directions_than_colors() -> None:
     assert (picture[..., 1:] == 128).all()
     (narrow,) = components([torch.randn(2, 3, 4)])  # only two dimensions
     assert (narrow[..., 2] == 128).all()
-
-
-def test_features_of_images_of_different_size() -> None:
-    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8).eval()
-    images = [torch.randn(3, 8, 12), torch.randn(3, 17, 5)]
-    found = patch_features(vit, images)
-    assert [part.shape for part in found] == [(12, 2, 3), (12, 4, 1)]
-    torch.testing.assert_close(found[0], vit.features(images[0][None]).patches[0, 0])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dino.files import UserError
 from dino.models.create import create
-from dino.show import sections as gallery
+from dino.show import sections
 from dino.show.html import picture
 from dino.show.report import read_run, report
 from dino.weights.load import save
@@ -83,7 +83,7 @@ MakeRun = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photographs of 16 patches a side instead of 60: attention costs the fourth power."""
-    monkeypatch.setattr(gallery, "SIDE", 64)
+    monkeypatch.setattr(sections, "SIDE", 64)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_complete_page(make_run: MakeRun, photos: Callable[[str, bool], Path])
     ):
         assert words in text
     assert page.tags.count("svg") == 8
-    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * gallery.NEIGHBOURS
+    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * sections.NEIGHBOURS
 
 
 def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
@@ -220,9 +220,9 @@ def test_no_query_is_its_own_neighbour(
 ) -> None:
     text, _ = read(make_run(data=str(photos("train", False)), **VIT))
     for block in text.split('<div class="query">')[1:]:
-        asked, *found = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
-        assert asked not in found
-        assert len(found) == 2 * gallery.NEIGHBOURS
+        query, *neighbours = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
+        assert query not in neighbours
+        assert len(neighbours) == 2 * sections.NEIGHBOURS
 
 
 def test_convnets_have_components_but_no_attention(
@@ -352,12 +352,26 @@ def test_damaged_files_become_a_sentence(make_run: MakeRun, name: str) -> None:
     assert name in text
 
 
-def test_metrics_that_are_no_file_become_a_sentence(make_run: MakeRun) -> None:
-    run = make_run()
-    (run / "metrics.jsonl").unlink()
-    (run / "metrics.jsonl").mkdir()
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json"])
+def test_folders_and_pipes_in_place_of_files_become_a_sentence(
+    make_run: MakeRun, name: str, make: Callable[[Path], None]
+) -> None:
+    run = make_run(knn=KNN)
+    (run / name).unlink()
+    make(run / name)
     text, _ = read(run)
-    assert 'class="warn"' in text
+    assert f"{name} is no regular file" in text
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_the_configuration_is_refused(make_run: MakeRun) -> None:
+    run = make_run()
+    (run / "config.json").unlink()
+    os.mkfifo(run / "config.json")
+    with pytest.raises(UserError, match=r"config\.json is no regular file"):
+        report(run)
 
 
 def test_features_that_are_not_finite_become_a_sentence(

@@ -57,12 +57,12 @@ svg .name { fill: var(--ink); }
   margin-top: 10px; }
 .query { display: grid; gap: 6px 22px; grid-template-columns: 1fr 5fr 5fr; padding: 12px 0 10px;
   border-top: 1px solid var(--line); align-items: start; }
-.found { display: grid; align-content: start; gap: 5px;
+.neighbours { display: grid; align-content: start; gap: 5px;
   grid-template-columns: repeat(5, minmax(0, 1fr)); }
 .query .name { grid-column: 1 / -1; font-size: .78rem; color: var(--soft); }
 .query figcaption { font-size: .74rem; line-height: 1.3; margin-top: 3px; overflow-wrap: anywhere; }
 .query img { aspect-ratio: 1; object-fit: cover; border: 3px solid transparent; }
-.query .asked img { border-color: var(--line); }
+.query .query-image img { border-color: var(--line); }
 .query .same img { border-color: var(--good); }
 .query .apart img { border: 3px dashed var(--warn); }
 table { border-collapse: collapse; font-size: .86rem; width: 100%; }
@@ -74,7 +74,7 @@ summary { cursor: pointer; font-weight: 600; margin-top: 44px; }
   .pictures.w4 { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .pictures.heads { grid-template-columns: repeat(auto-fill, minmax(74px, 1fr)); }
   .query { grid-template-columns: 1fr; }
-  .query .asked { width: 40%; } }
+  .query .query-image { width: 40%; } }
 """
 
 PAGE = """<!doctype html>

@@ -40,25 +40,13 @@ def colored(values: Float[Tensor, "h w"], size: tuple[int, int], colors: ColorMa
     return Image.fromarray(rgb.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
 
 
-def overlay(
-    image: Image.Image,
-    values: Float[Tensor, "h w"],
-    *,
-    colors: ColorMap = "inferno",
-    strength: float = 0.6,
-) -> Image.Image:
+def overlay(image: Image.Image, values: Float[Tensor, "h w"], strength: float = 0.6) -> Image.Image:
     """An image with a map over it.
 
     Args:
-        image: the pixels that the map covers (complete patches only, see `crop_to_patches`).
+        image: the pixels that the map covers (complete patches only).
         values: the map.
-        colors: the colour map.
         strength: of the map, from 0 (image only) to 1 (map only).
     """
     base = image.convert("RGB")
-    return Image.blend(base, colored(values, base.size, colors), strength)
-
-
-def crop_to_patches(image: Image.Image, patch: int) -> Image.Image:
-    """Crop an image to complete patches: the remaining rows and columns are cut off."""
-    return image.crop((0, 0, image.width // patch * patch, image.height // patch * patch))
+    return Image.blend(base, colored(values, base.size, "inferno"), strength)

@@ -76,15 +76,16 @@ def read_run(folder: str | Path) -> Run:
         UserError: if it has no readable `config.json`.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
+    if not _exists(folder / "config.json"):
         raise UserError(f"{folder} holds no config.json: give the folder of a run")
     config, problems = _dict(read_json(folder / "config.json")), list[str]()
     metrics, results = list[dict[str, Any]](), {}
     try:
-        metrics, ignored = _lines(folder / "metrics.jsonl")
-        if ignored:
-            problems.append(f"{ignored} lines of metrics.jsonl are no metrics and were ignored")
-        if (folder / "results.json").exists():
+        if _exists(folder / "metrics.jsonl"):
+            metrics, ignored = _metrics(folder / "metrics.jsonl")
+            if ignored:
+                problems.append(f"{ignored} lines of metrics.jsonl are no metrics and were ignored")
+        if _exists(folder / "results.json"):
             results = _dict(read_json(folder / "results.json"))
     except (UserError, OSError) as error:
         problems.append(str(error))
@@ -100,6 +101,13 @@ def read_run(folder: str | Path) -> Run:
     )
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; a folder, or a pipe, which may never end, is an error."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file")
+    return path.exists()
+
+
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -109,21 +117,20 @@ def _finite(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
-def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The complete lines that are metrics, and the number of others; the last may be incomplete."""
-    if not path.exists():
-        return [], 0
+    metrics, ignored = [], 0
     text = path.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
-    metrics = [line for line in map(_parse, lines) if _finite(line.get("step"))]
-    return metrics, len(lines) - len(metrics)
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        return _dict(json.loads(line))
-    except (ValueError, RecursionError):
-        return {}
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        try:
+            entry = _dict(json.loads(line))
+        except (ValueError, RecursionError):
+            entry = {}
+        if _finite(entry.get("step")):
+            metrics.append(entry)
+        else:
+            ignored += 1
+    return metrics, ignored
 
 
 def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
@@ -140,24 +147,23 @@ def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
         UserError: if `run` is no run folder.
         OSError: if the page cannot be written.
     """
-    read = read_run(run)
+    content = read_run(run)
     backbone: Backbone | None = None
-    weights = read.folder / "teacher.safetensors"
-    if weights.exists():
+    if (content.folder / "teacher.safetensors").exists():
         try:
-            backbone = load(read.folder, device)
+            backbone = load(content.folder, device)
         except (UserError, OSError, RuntimeError) as error:
-            read.problems.append(f"the weights cannot be read: {error}")
-    name = read.folder.resolve().name
+            content.problems.append(f"the weights cannot be read: {error}")
+    name = content.folder.resolve().name
     parts = [
-        _section(name, lambda: _header(read, backbone), "h1"),
-        *(f'<p class="warn">{escape(problem)}.</p>' for problem in read.problems),
-        _section("k-NN accuracy", lambda: _numbers(read)),
-        _section("How the training went", lambda: _curves(read)),
-        *(_images(read, backbone) if backbone is not None else []),
-        _section("All settings", lambda: _settings(read, backbone)),
+        _section(name, lambda: _header(content, backbone), "h1"),
+        *(f'<p class="warn">{escape(problem)}.</p>' for problem in content.problems),
+        _section("k-NN accuracy", lambda: _accuracies(content)),
+        _section("How the training went", lambda: _curves(content)),
+        *(_images(content, backbone) if backbone is not None else []),
+        _section("All settings", lambda: _settings(content, backbone)),
     ]
-    path = read.folder / "report.html"
+    path = content.folder / "report.html"
     # Names of files may hold bytes that are not UTF-8: they become question marks.
     atomic_write(path, page(f"dino: {name}", parts).encode("utf-8", "replace"))
     return path
@@ -192,15 +198,15 @@ def _header(run: Run, backbone: Backbone | None) -> str:
         for line in run.metrics
         if line.get("collapse")
     ]
-    if fallen := [line for line in run.metrics if _finite(line.get("below_start"))][-1:]:
+    if below := run.curve("below_start"):
         warnings.append(
-            f"At step {fallen[0]['step']:,} k-NN was {fallen[0]['below_start']:.1f} points below "
-            "the weights from which the run started."
+            f"At step {below.steps[-1]:,} k-NN was {below.values[-1]:.1f} points below the weights "
+            "from which the run started."
         )
-    counts = [line["refused"] for line in run.metrics if _finite(line.get("refused"))]
-    if refused := max(counts, default=0):
+    refused = run.curve("refused")
+    if refused and max(refused.values):
         warnings.append(
-            f"{refused} steps were refused because loss or gradients were not finite; "
+            f"{max(refused.values)} steps were refused because loss or gradients were not finite; "
             "refused.jsonl names their images."
         )
     paragraphs = "".join(f'<p class="warn">{escape(warning)}</p>' for warning in warnings)
@@ -209,16 +215,16 @@ def _header(run: Run, backbone: Backbone | None) -> str:
 
 
 NETWORKS = {
-    "trained": "trained, without labels",
-    "untrained": "same network, untrained",
+    "trained": "the network, trained without labels",
+    "untrained": "the untrained network",
     "pixels": "raw pixels",
 }
 """The rows of the k-NN accuracies."""
 
 
-def _numbers(run: Run) -> str:
+def _accuracies(run: Run) -> str:
     """The k-NN accuracies as bars."""
-    scores = run.scores
+    scores, knn = run.scores, run.knn
     if not scores:
         return ""
     rows = "".join(
@@ -226,44 +232,47 @@ def _numbers(run: Run) -> str:
         f'<div class="bar {key}" style="width:{score:.1f}%"></div></div></div>'
         for key, score in scores.items()
     )
-    alone = bool(run.knn.get("leave_one_out"))
+    alone = bool(knn.get("leave_one_out"))
     queries, bank = ("images", "others") if alone else ("test images", "training images")
-    exact = f"Each of the {queries} is given the class that its most similar {bank} vote for"
-    if all(_finite(run.knn.get(key)) for key in ("k", "queries", "bank")):
-        exact = (
-            f"Each of {run.knn['queries']:,} {queries} is given the class that the {run.knn['k']} "
-            f"most similar of {run.knn['bank'] - alone:,} {bank} vote for"
+    protocol = f"Each of the {queries} is given the class that its most similar {bank} vote for"
+    if all(_finite(knn.get(key)) for key in ("k", "queries", "bank")):
+        protocol = (
+            f"Each of {knn['queries']:,} {queries} is given the class that the {knn['k']} "
+            f"most similar of {knn['bank'] - alone:,} {bank} vote for"
         )
-    gains = [
-        f"{scores['trained'] - scores[key]:+.1f} points against {name}"
-        for key, name in (("untrained", "the untrained network"), ("pixels", "raw pixels"))
-        if key in scores and "trained" in scores
-    ]
-    gain = f" Here: {' and '.join(gains)}." if gains else ""
-    caption = (
-        f"{exact}; the bars are the shares of right classes. Labels are used by this test "
-        f"only, not by the training. Good: the first bar is well above the others.{gain}"
+    trained = scores.pop("trained", None)
+    gains = (
+        ""
+        if trained is None
+        else ", ".join(
+            f"{trained - score:+.1f} points against {NETWORKS[key]}"
+            for key, score in scores.items()
+        )
     )
-    return f"<h2>k-NN accuracy of the features</h2>{figure(rows, caption, 'card')}"
+    caption = (
+        f"{protocol}; the bars are the shares of right classes. Labels are used by this test only, "
+        f"not by the training. Good: the first bar is well above the others. {gains}"
+    )
+    return f"<h2>k-NN accuracy of the features</h2>{figure(rows, caption.strip(), 'card')}"
 
 
 # ------------------------------------------------------------------------------------ curves
 CURVES = {
     "loss": (
         "Loss",
-        "Cross-entropy of the student against the teacher, in nats: teacher entropy plus KL. It "
-        "often rises first, and also falls with the temperatures, so judge a run by k-NN. Good: a "
-        "slow fall after the start, away from ln K.",
+        "Cross-entropy of student and teacher in nats: teacher entropy plus KL. It also follows "
+        "the temperatures, so judge a run by k-NN. Good: a slow fall after the start, away from "
+        "ln K.",
     ),
     "teacher_entropy": (
         "Teacher entropy",
-        "Entropy of the teacher's targets. At ln K every image has the same uniform target, at 0 "
-        "all have one prototype: the two ways to collapse. Good: in between.",
+        "Of the teacher's targets. At ln K every image has the same uniform target, at 0 all have "
+        "one prototype: the two ways to collapse. Good: in between.",
     ),
     "kl": (
         "KL divergence",
-        "Between the teacher's targets and the student. Good: clearly above 0. At 0 teacher and "
-        "student agree on everything, which is collapse.",
+        "Between the teacher's targets and the student. At 0 the run has collapsed. Good: clearly "
+        "above 0.",
     ),
     "feature_std": (
         "Spread of the features",
@@ -276,6 +285,7 @@ CURVES = {
         "stays well above 1.",
     ),
     "lr": ("Learning rate", "Linear warm-up, then a cosine to its end value, as set."),
+    "images_per_s": ("Images per second", "Of the entire run."),
 }
 """Title and caption of each measure of the training."""
 
@@ -283,31 +293,41 @@ CURVES = {
 def _curves(run: Run) -> str:
     prototypes = run.settings.get("head.prototypes", 0)
     uniform = [Level("ln K =", math.log(prototypes))] if _finite(prototypes) and prototypes else []
-    levels = {"loss": uniform, "teacher_entropy": uniform}
     figures = [_knn_curve(run)]
     for name, (title, caption) in CURVES.items():
-        curve = run.curve(name)
-        value = f"peak {max(curve.values):.3g}" if curve and name == "lr" else ""
-        figures.append(_measure(curve, title, caption, levels.get(name, ()), value))
-    shown = "".join([*figures, _speed(run)])
-    return f'<h2>How the training went</h2><div class="grid">{shown}</div>' if shown else ""
+        curve, value = run.curve(name), ""
+        if curve and name == "lr":
+            value = f"peak {max(curve.values):.3g}"
+        if curve and name == "images_per_s":
+            value = f"median {statistics.median(curve.values):.3g}"
+            if waits := run.curve("data_wait"):
+                share = 100 * statistics.fmean(waits.values)
+                caption += f" {share:.0f} % of the time was spent waiting for images; above 10 %, "
+                caption += "add workers."
+        levels = uniform if name in ("loss", "teacher_entropy") else []
+        figures.append(_measure(curve, title, caption, levels, value))
+    drawn = "".join(figures)
+    return f'<h2>How the training went</h2><div class="grid">{drawn}</div>' if drawn else ""
 
 
 def _knn_curve(run: Run) -> str:
-    found = {key for line in run.metrics for key in _dict(line.get("knn"))}
-    numbers = [int(key[1:]) for key in found if key[:1] == "k" and key[1:].isdecimal()]
-    if not numbers:
+    names = {key for line in run.metrics for key in _dict(line.get("knn"))}
+    ks = [int(name[1:]) for name in names if name[:1] == "k" and name[1:].isdecimal()]
+    if not ks:
         return ""
-    curve, scores = run.curve("knn", f"k{max(numbers)}"), run.scores
-    levels = [Level(key.replace("pixels", "raw pixels"), scores[key]) for key in scores]
-    levels = [level for level in levels if level.name != "trained"]
+    curve = run.curve("knn", f"k{max(ks)}")
+    levels = [
+        Level(key.replace("pixels", "raw pixels"), score)
+        for key, score in run.scores.items()
+        if key != "trained"
+    ]
     if curve and curve.steps[0] == 0:  # a run from weights is measured before its first step
         levels.append(Level("start", curve.values[0]))
     caption = (
-        "Share of images whose neighbours vote for their class, in percent, during training. "
-        "Choose a run or a checkpoint by this measure. Good: it rises above the dashed lines."
+        "Share of images whose neighbours vote for their class, in percent. Choose a run or a "
+        "checkpoint by this measure. Good: it rises above the dashed lines."
     )
-    return _measure(curve, f"k-NN, k = {max(numbers)}", caption, levels)
+    return _measure(curve, f"k-NN, k = {max(ks)}", caption, levels)
 
 
 def _measure(
@@ -319,17 +339,6 @@ def _measure(
     value = value or f"{curve.values[-1]:.3g}"
     head = f"<h3><span>{escape(title)}</span><b>{escape(value)}</b></h3>"
     return figure(head + chart(curve, levels), caption, "card")
-
-
-def _speed(run: Run) -> str:
-    speed, waits = run.curve("images_per_s"), run.curve("data_wait")
-    caption = "Images per second of the full run."
-    if waits is not None:
-        share = statistics.fmean(waits.values)
-        caption += f" {100 * share:.0f} % of the time was spent waiting for images; above 10 %, "
-        caption += "add workers."
-    middle = f"median {statistics.median(speed.values):.3g}" if speed else ""
-    return _measure(speed, "Images per second", caption, value=middle)
 
 
 # ---------------------------------------------------------------------------------- images
@@ -355,15 +364,11 @@ def _settings(run: Run, backbone: Backbone | None) -> str:
     rows = dict(run.settings)
     if backbone is not None:
         rows["weights (sha256)"] = fingerprint(backbone)
-    cells = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(_plain(value))}</td></tr>"
-        for name, value in rows.items()
-    )
+    cells = ""
+    for name, value in rows.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        cells += f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
     return f"<details><summary>All settings</summary><table>{cells}</table></details>"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ def test_the_code_of_a_card_gives_the_feature_of_a_picture(
     monkeypatch.chdir(tmp_path)
     names = run_card(tmp_path / f"{name}.MODEL_CARD.md")
     found = names.get("features", names.get("cls"))
-    found = names["found"]["cls"] if found is None else found
+    found = names["outputs"]["cls"] if found is None else found
     wanted = made.embed([tmp_path / "picture.jpg"])
     assert np.abs(np.asarray(found) - wanted).max() < 1e-5 * np.abs(wanted).max()
 
@@ -178,7 +178,7 @@ def run_folder(folder: Path) -> Backbone:
     return made
 
 
-def test_a_card_says_what_is_known(tmp_path: Path) -> None:
+def test_a_card_states_known_facts(tmp_path: Path) -> None:
     made = run_folder(tmp_path)
     settings = Export(
         weights=str(tmp_path),
@@ -211,7 +211,7 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
     assert run(settings)[1].read_text() == text
 
 
-def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
+def test_a_card_states_missing_facts(tmp_path: Path) -> None:
     save(backbone(), tmp_path / "w.safetensors")
     settings = {"weights": str(tmp_path / "w.safetensors"), "out": tmp_path / "net"}
     text = run(Export(format="timm", **settings))[1].read_text()

@@ -69,8 +69,7 @@ def test_onnx_equals_the_network(
 ) -> None:
     onnx = pytest.importorskip("onnx")
     backbone, path = tiny(**options), tmp_path / "tiny.onnx"
-    worst = write_onnx(Graph(backbone, size, attention), path, ABOUT)
-    assert worst < 1e-5
+    write_onnx(Graph(backbone, size, attention), path, ABOUT)
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert "Resize" not in {node.op_type for node in model.graph.node}
@@ -105,7 +104,7 @@ def test_normalization_can_lie_inside(tmp_path: Path) -> None:
     assert_close(found, expected(backbone, normalised))
 
 
-def test_a_newer_opset_can_be_asked_for_and_an_older_one_is_refused(tmp_path: Path) -> None:
+def test_newer_opsets_are_written_and_older_ones_are_refused(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     graph = Graph(tiny(), (32, 32))
     write_onnx(graph, tmp_path / "tiny.onnx", ABOUT, opset=20)
@@ -114,7 +113,7 @@ def test_a_newer_opset_can_be_asked_for_and_an_older_one_is_refused(tmp_path: Pa
         write_onnx(graph, tmp_path / "old.onnx", ABOUT, opset=17)
 
 
-def test_what_onnx_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_what_onnx_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx")
     graph = Graph(tiny(), (32, 32))
     monkeypatch.setattr(export_graph, "TWO_GIGABYTES", 1000)
@@ -193,14 +192,16 @@ def test_a_fixed_network_leaves_the_original_alone() -> None:
     assert torch.equal(native["pos_embed"], before["pos_embed"].float())
 
 
-def test_what_no_graph_can_do_is_refused_in_one_sentence() -> None:
+def test_impossible_graphs_are_refused_in_one_sentence() -> None:
     with pytest.raises(UserError, match="images of 32x4 px hold no patch of 8 px"):
         Graph(tiny(), (32, 4))
     with pytest.raises(UserError, match="resnet10t has no CLS attention to export"):
         Graph(dino.create("timm:resnet10t"), (32, 32), attention=True)
 
 
-def test_a_graph_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_differs_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph = Graph(tiny(), (32, 32))
     wrong = {name: value + 1e-2 for name, value in graph(graph.example(3)).items()}
     with pytest.raises(RuntimeError, match="cls became"):
