@@ -20,7 +20,7 @@ from dino.files import UserError
 from dino.models.create import create
 from dino.show import sections
 from dino.show.html import picture
-from dino.show.report import read_run, report
+from dino.show.report import Run, report
 from dino.weights.load import save
 
 VOID = {"meta", "img"}
@@ -260,7 +260,7 @@ def test_collapse_and_refused_steps_stand_at_the_top(make_run: MakeRun) -> None:
 def test_measures_that_were_not_finite_are_left_out(make_run: MakeRun) -> None:
     lines = [*metrics(5), {"step": 55, "loss": None}, {"step": 56, "loss": float("nan")}]
     run = make_run(lines=lines)
-    curve = read_run(run).curve("loss")
+    curve = Run(run).curve("loss")
     assert curve is not None
     assert curve.steps == (10, 20, 30, 40, 50)
     report(run)

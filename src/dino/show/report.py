@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ from dino.show.sections import Pair, attention, component_maps, neighbours, phot
 from dino.weights.load import fingerprint, load, untrained_like
 
 
-@dataclass(frozen=True)
 class Run:
     """The contents of a run folder.
 
@@ -35,70 +35,54 @@ class Run:
         folder: the run folder.
         about: recipe and data of the run.
         settings: every setting that defines it, by its name on the command line.
-        total: steps of the full run, 0 if unknown.
-        metrics: lines of `metrics.jsonl`, each with a finite "step".
-        knn: k-NN accuracies in percent: trained, untrained, pixels; k, bank, queries.
+        total: steps of the complete run, 0 if unknown.
+        metrics: lines of `metrics.jsonl`, each with a finite "step"; k-NN as "knn k20".
+        knn: k, bank and queries of the k-NN accuracies.
+        scores: those of `NETWORKS` that are numbers, in percent.
         problems: sentences about files that could not be read.
-    """
-
-    folder: Path
-    about: dict[str, Any]
-    settings: dict[str, Any]
-    total: int
-    metrics: list[dict[str, Any]]
-    knn: dict[str, Any]
-    problems: list[str]
-
-    def curve(self, *keys: str) -> Curve | None:
-        """A measure over the steps, None if it was never measured."""
-        points = []
-        for line in self.metrics:
-            value: Any = line
-            for key in keys:
-                value = _dict(value).get(key)
-            if _finite(value):
-                points.append((line["step"], value))
-        if not points:
-            return None
-        steps, values = zip(*points, strict=True)
-        return Curve(keys[-1], steps, values)
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """The k-NN accuracies that are numbers, in the order of `NETWORKS`."""
-        return {key: self.knn[key] for key in NETWORKS if _finite(self.knn.get(key))}
-
-
-def read_run(folder: str | Path) -> Run:
-    """Read a run folder.
 
     Raises:
         UserError: if it has no readable `config.json`.
     """
-    folder = Path(folder)
-    if not _exists(folder / "config.json"):
-        raise UserError(f"{folder} holds no config.json: give the folder of a run")
-    config, problems = _dict(read_json(folder / "config.json")), list[str]()
-    metrics, results = list[dict[str, Any]](), {}
-    try:
-        if _exists(folder / "metrics.jsonl"):
-            metrics, ignored = _metrics(folder / "metrics.jsonl")
-            if ignored:
-                problems.append(f"{ignored} lines of metrics.jsonl are no metrics and were ignored")
-        if _exists(folder / "results.json"):
-            results = _dict(read_json(folder / "results.json"))
-    except (UserError, OSError) as error:
-        problems.append(str(error))
-    total = config.get("total_steps")
-    return Run(
-        folder,
-        _dict(config.get("about")),
-        _dict(config.get("defining")),
-        total if isinstance(total, int) else 0,
-        metrics,
-        _dict(results.get("knn")),
-        problems,
-    )
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not _exists(self.folder / "config.json"):
+            raise UserError(f"{folder} holds no config.json: give the folder of a run")
+        config = _dict(read_json(self.folder / "config.json"))
+        self.about, self.settings = _dict(config.get("about")), _dict(config.get("defining"))
+        total = config.get("total_steps")
+        self.total = total if isinstance(total, int) else 0
+        self.metrics: list[dict[str, Any]] = []
+        self.knn: dict[str, Any] = {}
+        self.problems: list[str] = []
+        try:
+            if _exists(self.folder / "metrics.jsonl"):
+                self._read_metrics(self.folder / "metrics.jsonl")
+            if _exists(self.folder / "results.json"):
+                self.knn = _dict(_dict(read_json(self.folder / "results.json")).get("knn"))
+        except (UserError, OSError) as error:
+            self.problems.append(str(error))
+        self.scores = {key: self.knn[key] for key in NETWORKS if _finite(self.knn.get(key))}
+
+    def _read_metrics(self, path: Path) -> None:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be incomplete
+        for line in lines:
+            try:
+                entry = _dict(json.loads(line))
+            except (ValueError, RecursionError):
+                continue
+            if _finite(entry.get("step")):
+                knn = _dict(entry.get("knn")).items()
+                self.metrics.append({**entry, **{f"knn {key}": value for key, value in knn}})
+        if ignored := len(lines) - len(self.metrics):
+            self.problems.append(f"{ignored} lines of {path.name} are no metrics and were ignored")
+
+    def curve(self, name: str) -> Curve | None:
+        """A measure over the steps, None if it was never measured."""
+        points = [(line["step"], line[name]) for line in self.metrics if _finite(line.get(name))]
+        return Curve(name, *zip(*points, strict=True)) if points else None
 
 
 def _exists(path: Path) -> bool:
@@ -117,22 +101,6 @@ def _finite(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
-def _metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The complete lines that are metrics, and the number of others; the last may be incomplete."""
-    metrics, ignored = [], 0
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        try:
-            entry = _dict(json.loads(line))
-        except (ValueError, RecursionError):
-            entry = {}
-        if _finite(entry.get("step")):
-            metrics.append(entry)
-        else:
-            ignored += 1
-    return metrics, ignored
-
-
 def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
     """Write `RUN/report.html`.
 
@@ -147,7 +115,7 @@ def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
         UserError: if `run` is no run folder.
         OSError: if the page cannot be written.
     """
-    content = read_run(run)
+    content = Run(run)
     backbone: Backbone | None = None
     if (content.folder / "teacher.safetensors").exists():
         try:
@@ -160,7 +128,7 @@ def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
         *(f'<p class="warn">{escape(problem)}.</p>' for problem in content.problems),
         _section("k-NN accuracy", lambda: _accuracies(content)),
         _section("How the training went", lambda: _curves(content)),
-        *(_images(content, backbone) if backbone is not None else []),
+        "" if backbone is None else _section("Images", lambda: _images(content, backbone)),
         _section("All settings", lambda: _settings(content, backbone)),
     ]
     path = content.folder / "report.html"
@@ -215,7 +183,7 @@ def _header(run: Run, backbone: Backbone | None) -> str:
 
 
 NETWORKS = {
-    "trained": "the network, trained without labels",
+    "trained": "the trained network",
     "untrained": "the untrained network",
     "pixels": "raw pixels",
 }
@@ -234,24 +202,16 @@ def _accuracies(run: Run) -> str:
     )
     alone = bool(knn.get("leave_one_out"))
     queries, bank = ("images", "others") if alone else ("test images", "training images")
-    protocol = f"Each of the {queries} is given the class that its most similar {bank} vote for"
-    if all(_finite(knn.get(key)) for key in ("k", "queries", "bank")):
-        protocol = (
-            f"Each of {knn['queries']:,} {queries} is given the class that the {knn['k']} "
-            f"most similar of {knn['bank'] - alone:,} {bank} vote for"
-        )
-    trained = scores.pop("trained", None)
-    gains = (
-        ""
-        if trained is None
-        else ", ".join(
-            f"{trained - score:+.1f} points against {NETWORKS[key]}"
-            for key, score in scores.items()
-        )
-    )
+    gains = [
+        f"{scores['trained'] - scores[key]:+.1f} points against {NETWORKS[key]}"
+        for key in scores
+        if key != "trained" and "trained" in scores
+    ]
     caption = (
-        f"{protocol}; the bars are the shares of right classes. Labels are used by this test only, "
-        f"not by the training. Good: the first bar is well above the others. {gains}"
+        f"Each of {knn['queries']:,} {queries} is given the class that the {knn['k']} most similar "
+        f"of {knn['bank'] - alone:,} {bank} vote for; the bars are the shares of right classes. "
+        "Labels are used by this test only, not by the training. Good: the first bar is well above "
+        f"the others. {', '.join(gains)}"
     )
     return f"<h2>k-NN accuracy of the features</h2>{figure(rows, caption.strip(), 'card')}"
 
@@ -311,11 +271,11 @@ def _curves(run: Run) -> str:
 
 
 def _knn_curve(run: Run) -> str:
-    names = {key for line in run.metrics for key in _dict(line.get("knn"))}
-    ks = [int(name[1:]) for name in names if name[:1] == "k" and name[1:].isdecimal()]
+    names = {re.fullmatch(r"knn k(\d+)", name) for line in run.metrics for name in line}
+    ks = [int(match[1]) for match in names if match]
     if not ks:
         return ""
-    curve = run.curve("knn", f"k{max(ks)}")
+    curve = run.curve(f"knn k{max(ks)}")
     levels = [
         Level(key.replace("pixels", "raw pixels"), score)
         for key, score in run.scores.items()
@@ -337,27 +297,23 @@ def _measure(
     if curve is None:
         return ""
     value = value or f"{curve.values[-1]:.3g}"
-    head = f"<h3><span>{escape(title)}</span><b>{escape(value)}</b></h3>"
+    head = f"<h3><span>{title}</span><b>{value}</b></h3>"
     return figure(head + chart(curve, levels), caption, "card")
 
 
 # ---------------------------------------------------------------------------------- images
-def _images(run: Run, backbone: Backbone) -> list[str]:
+def _images(run: Run, backbone: Backbone) -> str:
     """The sections that need the network and the data."""
     data, val = run.about.get("data"), run.about.get("val")
     if not isinstance(data, str):
-        return []
+        return ""
     pair = Pair(backbone, untrained_like(backbone))
-    try:
-        photos, origin = photographs(data, val, backbone.preprocessing.pixels)
-    except Exception as error:
-        reason = f"They are left out, since the images cannot be opened: {error}."
-        return [f'<h2>Images</h2><p class="soft">{escape(reason)}</p>']
-    return [
-        _section("Nearest neighbours", lambda: neighbours(pair, data, val)),
-        _section("Attention", lambda: attention(pair, photos, origin)),
-        _section("Components of the patch features", lambda: component_maps(pair, photos)),
-    ]
+    photos, origin = photographs(data, val, backbone.preprocessing.pixels)
+    return (
+        _section("Nearest neighbours", lambda: neighbours(pair, data, val))
+        + _section("Attention", lambda: attention(pair, photos, origin))
+        + _section("Components of the patch features", lambda: component_maps(pair, photos))
+    )
 
 
 def _settings(run: Run, backbone: Backbone | None) -> str:

@@ -215,10 +215,10 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> 
         row = "".join(figure(picture(p, f"{name}: {text}"), text) for text, p in columns.items())
         heads = [_head(values, index, name) for index, values in enumerate(maps[TRAINED], start=1)]
         strip = figure(
-            f'<div class="pictures heads">{"".join(heads)}</div>',
+            f'<div class="heads">{"".join(heads)}</div>',
             f"trained, each of the {len(heads)} heads alone (dark: little, yellow: much)",
         )
-        blocks.append(f'<div class="block"><div class="pictures w4">{row}</div>{strip}</div>')
+        blocks.append(f'<div class="block"><div class="pictures">{row}</div>{strip}</div>')
     intro = (
         "The attention of the CLS token, the vector that represents the image, to each patch in "
         "the last block. The network was trained without labels or masks. Good: attention "
@@ -256,7 +256,7 @@ def component_maps(pair: Pair, photos: Sequence[tuple[str, Sample]]) -> str:
         for pixels, caption in zip(maps, captions, strict=True):
             small = picture(Image.fromarray(pixels), f"{name}: {caption}", exact=True)
             figures.append(figure(small, caption))
-        blocks.append(f'<div class="block pictures w3">{"".join(figures)}</div>')
+        blocks.append(f'<div class="block pictures">{"".join(figures)}</div>')
     intro = (
         "The first three principal components of the patch features, of all images below together, "
         "are shown as red, green and blue, so equal colours mean similar features, also between "

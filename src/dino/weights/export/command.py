@@ -25,7 +25,7 @@ from dino.weights.export.folders import (
     transformers_folder,
 )
 from dino.weights.export.graph import OPSET, Graph
-from dino.weights.export.model_card import card, provenance, shareable
+from dino.weights.export.model_card import card, provenance
 from dino.weights.load import load
 
 Format: TypeAlias = Literal[
@@ -93,7 +93,7 @@ def write(backbone: Backbone, settings: Export) -> list[Path]:
         "dialect": format,
         "spec": backbone.spec,
         "preprocessing": backbone.preprocessing.to_dict(),
-        "about": shareable(source.about),
+        "about": source.about,
         "sha256": source.sha256,
     }
     sides = settings.size or (backbone.preprocessing.crop,)

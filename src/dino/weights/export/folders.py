@@ -130,14 +130,10 @@ def transformers_folder(
     `AutoModel` adds a pooler to a ViT and would draw its weights at random. The file holds one
     that changes nothing (identity, no bias, no activation), so `pooler_output` is the feature too.
 
-    Args:
-        folder: an empty folder to fill, under its final name.
-        backbone: a ViT of dino.
-        size: side of the images in pixels.
-        about: JSON values for the metadata of the weights.
+    The arguments are those of `timm_folder`.
 
     Raises:
-        UserError: for other networks.
+        UserError: for other networks than ViTs.
     """
     twin = fixed(backbone, (size, size))
     preprocessing = sized(backbone.preprocessing, size)

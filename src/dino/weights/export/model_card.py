@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -43,7 +44,7 @@ class Provenance:
     Attributes:
         name: the file or folder, or the published name.
         sha256: of all tensors by name and value.
-        about: the writer's description: recipe, step, data, k-NN during training.
+        about: the writer's description: recipe, step, data (without the user's folders), k-NN.
         measures: (file, measure, value) of evaluations of these very weights.
         licence: of published weights.
     """
@@ -84,27 +85,25 @@ def provenance(weights: str | Path, backbone: Backbone) -> Provenance:
     path, sha256 = Path(weights), fingerprint(backbone)
     if not path.exists():
         published = CATALOGUE[str(weights)]
-        scores = {"k-NN": published.knn, "linear": published.linear}
-        rows = [
-            ("published", f"{name} top-1 %, ImageNet", f"{score:g}")
-            for name, score in scores.items()
-            if score is not None
-        ]
+        scores = {
+            "k-NN top-1 %, ImageNet": published.knn,
+            "linear top-1 %, ImageNet": published.linear,
+        }
+        rows = [("published", *row) for row in _numbers("", scores)]
         return Provenance(published.name, sha256, {}, rows, LICENCE)
     folder, about = path if path.is_dir() else path.parent, _about(path)
-    rows = [
-        ("during training", f"k-NN top-1 %, {name}", f"{score:g}")
-        for name, score in about.get("measured", {}).items()
-    ]
+    scores = _dict(about.get("measured"))
+    rows = [("during training", *row) for row in _numbers("k-NN top-1 %,", scores)]
     config = _json(folder / "config.json")
-    of_run = "defining" in config and config.get("about", {}).items() <= about.items()
+    of_run = "defining" in config and _dict(config.get("about")).items() <= about.items()
     for file in sorted(folder.glob("*.json")):
         content = _json(file)
         same = _dict(content.get("weights")).get("sha256") == sha256
         last = content.get("checkpoint") == f"step_{about.get('step', -1):08d}"
         if same or (of_run and last):
-            rows += [(file.name, name, value) for name, value in _measures(content)]
-    return Provenance(path.name, sha256, about, rows)
+            rows += [(file.name, *row) for row in _measures(content)]
+    public = {key: _short(about[key]) for key in ("data", "val") if about.get(key)}
+    return Provenance(path.name, sha256, {**about, **public}, rows)
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -119,11 +118,10 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a small JSON file; empty for any other, so that a card is made all the same."""
-    try:
-        small = path.is_file() and path.stat().st_size <= CONFIG_LIMIT
-        return _dict(read_json(path)) if small else {}
-    except UserError:
-        return {}
+    with suppress(UserError):
+        if path.is_file() and path.stat().st_size <= CONFIG_LIMIT:
+            return _dict(read_json(path))
+    return {}
 
 
 def _dict(value: Any) -> dict[str, Any]:
@@ -149,12 +147,6 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, str]]:
         yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def shareable(about: dict[str, Any]) -> dict[str, Any]:
-    """The writer's description without the user's folders."""
-    paths = {key: _short(about[key]) for key in ("data", "val") if about.get(key)}
-    return {**about, **paths}
-
-
 def _short(data: Any) -> str:
     """The last two parts of a path: the others are private."""
     return "/".join(PurePath(str(data)).parts[-2:])
@@ -173,7 +165,7 @@ def card(
         data: the user's description of the training images.
         licence: the user's statement of the licence, for example apache-2.0.
     """
-    about, licence = shareable(source.about), licence or source.licence
+    about, licence = source.about, licence or source.licence
     count = sum(parameter.numel() for parameter in backbone.parameters())
     trained = {
         "recipe": about.get("recipe"),
