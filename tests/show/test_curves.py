@@ -68,7 +68,7 @@ def test_ticks_are_round_few_and_inside(low: float, length: float) -> None:
         (0, 0, [-0.4, -0.2, 0, 0.2, 0.4]),
     ],
 )
-def test_ticks_one_would_choose(low: float, high: float, ticks: list[float]) -> None:
+def test_ticks_of_typical_ranges(low: float, high: float, ticks: list[float]) -> None:
     assert nice_ticks(low, high) == pytest.approx(ticks)
 
 

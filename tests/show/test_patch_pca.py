@@ -21,9 +21,9 @@ def test_one_picture_an_image(tokens: list[Tensor]) -> None:
     pictures = components(tokens)
     assert [picture.shape for picture in pictures] == [(6, 7, 3), (4, 9, 3)]
     assert all(picture.dtype == np.uint8 for picture in pictures)
-    whole = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
-    assert (whole.min(axis=0) == 0).all()
-    assert (whole.max(axis=0) == 255).all()
+    pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
+    assert (pixels.min(axis=0) == 0).all()
+    assert (pixels.max(axis=0) == 255).all()
 
 
 def test_components_come_by_strength() -> None:

@@ -1,4 +1,4 @@
-"""The page of a run: what is on it, when, and that it needs nothing else."""
+"""The page of a run: its sections, its warnings, and that it is self-contained."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool
     assert "default-src 'none'" in text
 
 
-def test_every_picture_has_words_for_who_cannot_see_it(
+def test_every_image_has_an_alternative_text(
     make_run: MakeRun, photos: Callable[[str, bool], Path]
 ) -> None:
     text, page = read(make_run(data=str(photos("train", True)), lines=metrics(5), **VIT))
@@ -199,7 +199,7 @@ def test_every_picture_has_words_for_who_cannot_see_it(
     assert len(re.findall(r'<svg[^>]* aria-label="[^"]+"', text)) == page.tags.count("svg")
 
 
-def test_without_classes_neighbours_are_not_judged(
+def test_without_classes_neighbours_have_no_frames(
     make_run: MakeRun, photos: Callable[[str, bool], Path]
 ) -> None:
     text, page = read(make_run(data=str(photos("train", False)), **VIT))
@@ -267,11 +267,11 @@ def test_measures_that_were_not_finite_are_left_out(make_run: MakeRun) -> None:
 
 
 def test_names_cannot_break_the_page(make_run: MakeRun) -> None:
-    evil = "<script>alert(1)</script>"
-    run = make_run(data=evil, lines=metrics(2), **VIT)
+    hostile = "<script>alert(1)</script>"
+    run = make_run(data=hostile, lines=metrics(2), **VIT)
     text, page = read(run)
     assert "<title>dino: a &amp; b</title>" in text
-    assert evil not in text
+    assert hostile not in text
     assert "script" not in page.tags
 
 
@@ -386,7 +386,7 @@ def test_features_that_are_not_finite_become_a_sentence(
     assert text.count("the network has diverged") == len(PICTURES)
 
 
-def test_names_that_are_not_utf8_and_unknown_back_ends_do_no_harm(
+def test_names_beyond_utf8_and_unknown_back_ends_are_harmless(
     make_run: MakeRun, photos: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")

@@ -31,12 +31,7 @@ class Level(NamedTuple):
 
 
 def chart(curve: Curve, levels: Sequence[Level] = ()) -> str:
-    """One curve with its levels as an SVG element; the vertical axis begins at 0 or below.
-
-    Args:
-        curve: at least one point.
-        levels: values to draw as lines.
-    """
+    """One curve (at least one point) and levels as an SVG element; its vertical axis includes 0."""
     steps, values = thinned(curve.steps, POINTS), thinned(curve.values, POINTS)
     reach = [*values, *(level.value for level in levels)]
     ticks = nice_ticks(min(0.0, *reach), max(reach))
@@ -51,12 +46,12 @@ def chart(curve: Curve, levels: Sequence[Level] = ()) -> str:
 
     points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, values, strict=True))
     label = f"{curve.name}: {values[0]:.4g} at first, {values[-1]:.4g} at step {last:g}"
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
+    elements = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
     for tick in ticks:
-        parts += [_line("grid", y(tick)), _text(LEFT - 6, y(tick) + 3.5, "end", f"{tick:g}")]
+        elements += [_line("grid", y(tick)), _text(LEFT - 6, y(tick) + 3.5, "end", f"{tick:g}")]
     for step, anchor in {last: "end", last / 2: "middle", 0: "start"}.items():
         text = f"step {step:,.0f}" if step == last else f"{step:,.0f}"
-        parts.append(_text(x(step), HEIGHT - 8, anchor, text))
+        elements.append(_text(x(step), HEIGHT - 8, anchor, text))
     first_y, last_y = y(values[0]), y(values[-1])
     for level in levels:  # named at the end and on the side that are farther from the curve
         height = y(level.value)
@@ -64,12 +59,11 @@ def chart(curve: Curve, levels: Sequence[Level] = ()) -> str:
         below = (first_y if left else last_y) < height or height < TOP + 10
         place, anchor = (LEFT + 4, "start") if left else (WIDTH - RIGHT - 2, "end")
         name = f"{level.name} {level.value:.4g}"
-        parts.append(_line("level", height))
-        parts.append(_text(place, height + (13 if below else -5), anchor, name, "name"))
-    parts.append(f'<polyline class="curve" points="{points}"/>')
-    return (
-        "".join(parts) + f'<circle class="end" cx="{x(last):.1f}" cy="{last_y:.1f}" r="3"/></svg>'
-    )
+        elements.append(_line("level", height))
+        elements.append(_text(place, height + (13 if below else -5), anchor, name, "name"))
+    elements.append(f'<polyline class="curve" points="{points}"/>')
+    elements.append(f'<circle class="end" cx="{x(last):.1f}" cy="{last_y:.1f}" r="3"/></svg>')
+    return "".join(elements)
 
 
 def _line(css: str, height: float) -> str:
@@ -86,8 +80,8 @@ def thinned(numbers: Sequence[float], most: int) -> list[float]:
     """At most `most` numbers: means of equally many neighbours; the last stays as it is."""
     if len(numbers) <= most:
         return list(numbers)
-    parts = np.array_split(np.asarray(numbers), most - 1)
-    return [*(float(part.mean()) for part in parts), numbers[-1]]
+    groups = np.array_split(np.asarray(numbers), most - 1)
+    return [*(float(group.mean()) for group in groups), numbers[-1]]
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -21,7 +21,7 @@ body { margin: 0; background: var(--ground); color: var(--ink);
 main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 72px; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 6px; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 52px 0 4px; }
-h3 { font-size: 1rem; margin: 26px 0 8px; }
+h3 { font-size: 1rem; margin: 0 0 4px; display: flex; justify-content: space-between; gap: 8px; }
 p { margin: 4px 0 14px; max-width: 70ch; }
 .soft, figcaption, th { color: var(--soft); }
 .warn { color: var(--warn); font-weight: 600; }
@@ -32,11 +32,9 @@ img.map { image-rendering: pixelated; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 16px 18px; }
 .grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); }
-.grid h3 { margin: 0 0 4px; display: flex; justify-content: space-between; gap: 8px; }
 .row { display: grid; grid-template: "name bar value" / 15em 1fr 5.2em; gap: 0 16px;
   align-items: center; padding: 5px 0; }
 .row b { grid-area: value; font-size: 1.35rem; text-align: right; }
-.row span { grid-area: name; }
 .rail { grid-area: bar; background: var(--line); border-radius: 3px; }
 .bar { height: 14px; border-radius: 3px; background: var(--other); }
 .bar.trained { background: var(--trained); }
@@ -89,14 +87,9 @@ PAGE = """<!doctype html>
 """
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """A complete HTML document; empty parts are left out.
-
-    Args:
-        title: plain text.
-        parts: HTML, in order.
-    """
-    body = "\n".join(part for part in parts if part)
+def page(title: str, sections: Sequence[str]) -> str:
+    """A complete HTML document of a title (plain text) and sections (HTML, empty ones left out)."""
+    body = "\n".join(filter(None, sections))
     return PAGE.format(title=escape(title), style=STYLE, body=body)
 
 

@@ -46,6 +46,6 @@ def components(
     pixels = (255 * values).round().astype(np.uint8)
     ends = np.cumsum([tokens[0].numel() for tokens in patches])[:-1]
     return [
-        part.reshape(*tokens.shape[1:], 3)
-        for part, tokens in zip(np.split(pixels, ends), patches, strict=True)
+        rows.reshape(*tokens.shape[1:], 3)
+        for rows, tokens in zip(np.split(pixels, ends), patches, strict=True)
     ]

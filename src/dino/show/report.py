@@ -123,7 +123,7 @@ def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
         except (UserError, OSError, RuntimeError) as error:
             content.problems.append(f"the weights cannot be read: {error}")
     name = content.folder.resolve().name
-    parts = [
+    sections = [
         _section(name, lambda: _header(content, backbone), "h1"),
         *(f'<p class="warn">{escape(problem)}.</p>' for problem in content.problems),
         _section("k-NN accuracy", lambda: _accuracies(content)),
@@ -133,7 +133,7 @@ def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
     ]
     path = content.folder / "report.html"
     # Names of files may hold bytes that are not UTF-8: they become question marks.
-    atomic_write(path, page(f"dino: {name}", parts).encode("utf-8", "replace"))
+    atomic_write(path, page(f"dino: {name}", sections).encode("utf-8", "replace"))
     return path
 
 
@@ -220,7 +220,7 @@ def _accuracies(run: Run) -> str:
 CURVES = {
     "loss": (
         "Loss",
-        "Cross-entropy of student and teacher in nats: teacher entropy plus KL. It also follows "
+        "Cross-entropy of student and teacher in nats: teacher entropy plus KL. It depends on "
         "the temperatures, so judge a run by k-NN. Good: a slow fall after the start, away from "
         "ln K.",
     ),

@@ -1,7 +1,7 @@
-"""The images of a report: nearest neighbours, attention and components, beside an untrained twin.
+"""The images of a report: nearest neighbours, attention and components.
 
-Every function takes the trained network and the untrained one of the same architecture, and
-returns a section of HTML. Shapes: n images, D embed_dim, h w patches.
+Every function takes the trained network and an untrained one of the same architecture, and returns
+a section of HTML. Shapes: n images, D embed_dim, h w patches.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ OBJECTS = ("astronaut", "chelsea", "china", "coffee")
 """Photographs of the demo that show objects."""
 
 TRAINED, UNTRAINED = "trained", "untrained"
+COMPONENT_CAPTIONS = (
+    "trained: good if each object has another colour",
+    "untrained, for comparison",
+)
 
 
 class Pair(NamedTuple):
@@ -138,7 +142,7 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
     images, nearest = [*queries.values(), *searched.values()], {}
     for name, (rows,) in pair.features(lambda network: [_embedded(network, images)]).items():
         similarity = rows[: len(queries)] @ rows[len(queries) :].T
-        if val is None:  # no image is its own neighbour
+        if val is None:  # an image is not a neighbour of itself
             same = torch.tensor([[i == query for i in indices] for query in queries])
             similarity[same] = -torch.inf
         nearest[name] = similarity.topk(min(NEIGHBOURS, len(indices) - 1), dim=1)
@@ -150,9 +154,9 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
         for name, (values, places) in nearest.items():
             tiles = [f'<div class="name">{name}</div>']
             for value, place in zip(values[row].tolist(), places[row].tolist(), strict=True):
-                found = _label(bank, indices[place])
-                frame = "" if not label else "same" if found == label else "apart"
-                caption = f"{found} {value:.2f}".strip()
+                neighbour = _label(bank, indices[place])
+                frame = "" if not label else "same" if neighbour == label else "apart"
+                caption = f"{neighbour} {value:.2f}".strip()
                 tiles.append(_tile("neighbour", searched[indices[place]], caption, frame))
             groups.append(f'<div class="neighbours">{"".join(tiles)}</div>')
         blocks.append(f'<div class="query">{"".join(groups)}</div>')
@@ -162,7 +166,7 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
         f"Left: {len(queries)} {what}, evenly spread over all and not chosen by hand. Beside each, "
         f"of {len(indices)} training images, those with the most similar features, nearest first, "
         "with the cosine similarity: by the trained network, then by the untrained one."
-        f"{frames} Good: the trained network's neighbours show the same thing, not only the same "
+        f"{frames} Good: the trained network's neighbours show the same object, not only the same "
         "colours."
     )
     return f"<h2>Nearest neighbours</h2><p>{intro}</p>{''.join(blocks)}"
@@ -213,7 +217,10 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> 
             "untrained, mean of the heads, for comparison": overlay(image, untrained),
         }
         row = "".join(figure(picture(p, f"{name}: {text}"), text) for text, p in columns.items())
-        heads = [_head(values, index, name) for index, values in enumerate(maps[TRAINED], start=1)]
+        heads = [
+            picture(colored(values, "viridis"), f"{name}: head {head}", exact=True)
+            for head, values in enumerate(maps[TRAINED], start=1)
+        ]
         strip = figure(
             f'<div class="heads">{"".join(heads)}</div>',
             f"trained, each of the {len(heads)} heads alone (dark: little, yellow: much)",
@@ -226,11 +233,6 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> 
         f"untrained network shows neither. {origin}"
     )
     return f"<h2>Attention</h2><p>{intro}</p>{''.join(blocks)}"
-
-
-def _head(values: Float[Tensor, "h w"], index: int, name: str) -> str:
-    small = colored(values, (values.shape[1], values.shape[0]), "viridis")
-    return picture(small, f"head {index} on {name}", exact=True)
 
 
 def _cut_out(image: Image.Image, values: Float[Tensor, "h w"]) -> Image.Image:
@@ -251,16 +253,15 @@ def component_maps(pair: Pair, photos: Sequence[tuple[str, Sample]]) -> str:
     trained, untrained = (components(patches) for patches in tokens.values())
     blocks = []
     for (name, _), (image, _), *maps in zip(photos, prepared, trained, untrained, strict=True):
-        captions = ("trained: good if each thing has its own colour", "untrained, for comparison")
         figures = [figure(picture(image, name), name)]
-        for pixels, caption in zip(maps, captions, strict=True):
+        for pixels, caption in zip(maps, COMPONENT_CAPTIONS, strict=True):
             small = picture(Image.fromarray(pixels), f"{name}: {caption}", exact=True)
             figures.append(figure(small, caption))
         blocks.append(f'<div class="block pictures">{"".join(figures)}</div>')
     intro = (
         "The first three principal components of the patch features, of all images below together, "
         "are shown as red, green and blue, so equal colours mean similar features, also between "
-        "images. Good: parts of one object share a colour and edges follow its outline. An "
+        "images. Good: an object has one colour, with edges at its outline. An "
         "untrained network mostly repeats the brightness and colour of the pixels."
     )
     return f"<h2>Components of the patch features</h2><p>{intro}</p>{''.join(blocks)}"

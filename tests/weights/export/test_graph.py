@@ -40,9 +40,9 @@ def expected(backbone: Backbone, images: Tensor, attention: bool = False) -> dic
     return {name: value.numpy() for name, value in named.items() if value is not None}
 
 
-def assert_close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    assert list(found) == list(wanted)
-    for name, value in wanted.items():
+def assert_close(found: dict[str, np.ndarray], correct: dict[str, np.ndarray]) -> None:
+    assert list(found) == list(correct)
+    for name, value in correct.items():
         assert found[name].shape == value.shape
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * np.abs(value).max())
 

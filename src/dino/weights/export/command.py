@@ -1,6 +1,6 @@
 """`dino export`: trained weights for other programs, with a model card beside them.
 
-safetensors        a file of dino: `dino.load` gives back the same network
+safetensors        a file of dino: `dino.load` reads the same network
 official           the published code's names, in safetensors, since no pickle is written
 timm               a folder for `timm.create_model`
 transformers       a folder for `AutoModel` and `AutoImageProcessor`
@@ -57,7 +57,7 @@ class Export:
     """Pixels of the images: one number, or for graphs also height and width; by default what the
     preprocessing gives. The position embedding is resampled for it and stored."""
     attention: bool = False
-    """Graphs only: also give the attention matrix of the last block."""
+    """Graphs only: also output the attention matrix of the last block."""
     with_normalization: bool = False
     """Graphs only: take uint8 pixels and apply mean and standard deviation inside."""
     opset: int = OPSET
@@ -97,7 +97,7 @@ def write(backbone: Backbone, settings: Export) -> list[Path]:
         "sha256": source.sha256,
     }
     sides = settings.size or (backbone.preprocessing.crop,)
-    text = (settings.data_description, settings.licence)
+    texts = (settings.data_description, settings.licence)
     with Console(stderr=True).status(f"writing {out}"):
         if format in SUFFIXES:  # the card first: a file without one is not replaced by the next run
             card_path = _card_path(out)
@@ -110,15 +110,13 @@ def write(backbone: Backbone, settings: Export) -> list[Path]:
                 else:
                     write_file = official_file if format == "official" else dino_file
                     notes = write_file(file, out.name, backbone, about)
-                atomic_write(card_path, card(backbone, source, notes, *text))
+                atomic_write(card_path, card(backbone, source, notes, *texts))
         else:
             card_path = out / "README.md"
             write_folder = timm_folder if format == "timm" else transformers_folder
             with naming(out), replacing_folder(out) as folder:
                 notes = write_folder(folder, backbone, sides[0], about)
-                (folder / "README.md").write_text(
-                    card(backbone, source, notes, *text), encoding="utf-8"
-                )
+                atomic_write(folder / "README.md", card(backbone, source, notes, *texts))
     for path in (out, card_path):
         Console().print(f"{path}", soft_wrap=True)
     return [out, card_path]

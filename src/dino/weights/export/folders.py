@@ -81,13 +81,13 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
     Raises:
         UserError: for a ViT whose layer norms have another epsilon than all of timm's.
     """
-    twin = fixed(backbone, (size, size))
+    network = fixed(backbone, (size, size))
     preprocessing = sized(backbone.preprocessing, size)
-    architecture, arguments = twin.timm_arguments(size)
+    architecture, arguments = network.timm_arguments(size)
     config = {
         "architecture": architecture,
         "num_classes": 0,
-        "num_features": twin.embed_dim,
+        "num_features": network.embed_dim,
         "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [arguments["in_chans"], size, size],
@@ -97,15 +97,15 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "num_classes": 0,
-            "first_conv": twin.first_layer.removeprefix("network.").removesuffix(".weight"),
+            "first_conv": network.first_layer.removeprefix("network.").removesuffix(".weight"),
             "classifier": None,
         },
     }
     _write_json(folder / "config.json", config)
-    tensors = from_dino(twin.state_dict(), "timm", twin.spec)
+    tensors = from_dino(network.state_dict(), "timm", network.spec)
     save_tensors(folder / "model.safetensors", tensors, about)
-    usage = TIMM_USE.format(folder=json.dumps(folder.name), embed_dim=twin.embed_dim)
-    notes = () if twin.position is None else (_size_note(size),)
+    usage = TIMM_USE.format(folder=json.dumps(folder.name), embed_dim=network.embed_dim)
+    notes = () if network.position is None else (_size_note(size),)
     return FormatNotes("a folder for timm", usage, preprocessing, notes, library="timm")
 
 
@@ -135,14 +135,14 @@ def transformers_folder(
     Raises:
         UserError: for other networks than ViTs.
     """
-    twin = fixed(backbone, (size, size))
+    network = fixed(backbone, (size, size))
     preprocessing = sized(backbone.preprocessing, size)
-    _write_json(folder / "config.json", twin.transformers_config(size))
+    _write_json(folder / "config.json", network.transformers_config(size))
     # BiT's processor is the plain one: shorter side, central crop, mean and standard deviation.
     side, crop = preprocessing.resize, preprocessing.crop
     processor = {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": twin.channels == 3,
+        "do_convert_rgb": network.channels == 3,
         "do_resize": True,
         "size": dict.fromkeys(
             ["height", "width"] if preprocessing.squash else ["shortest_edge"], side
@@ -157,12 +157,12 @@ def transformers_folder(
         "image_std": list(preprocessing.std),
     }
     _write_json(folder / "preprocessor_config.json", processor)
-    tensors = from_dino(twin.state_dict(), "transformers", twin.spec)
-    tensors["pooler.dense.weight"] = torch.eye(twin.embed_dim)
-    tensors["pooler.dense.bias"] = torch.zeros(twin.embed_dim)
-    about = {**about, "spec": twin.spec, "preprocessing": preprocessing.to_dict()}
+    tensors = from_dino(network.state_dict(), "transformers", network.spec)
+    tensors["pooler.dense.weight"] = torch.eye(network.embed_dim)
+    tensors["pooler.dense.bias"] = torch.zeros(network.embed_dim)
+    about = {**about, "spec": network.spec, "preprocessing": preprocessing.to_dict()}
     save_tensors(folder / "model.safetensors", tensors, about)
-    usage = TRANSFORMERS_USE.format(folder=json.dumps(folder.name), embed_dim=twin.embed_dim)
+    usage = TRANSFORMERS_USE.format(folder=json.dumps(folder.name), embed_dim=network.embed_dim)
     title, notes = "a folder for transformers", (_size_note(size),)
     return FormatNotes(title, usage, preprocessing, notes, library="transformers")
 

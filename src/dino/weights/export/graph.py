@@ -44,9 +44,9 @@ def fixed(backbone: Backbone, size: tuple[int, int]) -> Backbone:
         backbone: the network.
         size: height and width of the images in pixels.
     """
-    twin = copy.deepcopy(backbone).cpu().float().eval().requires_grad_(False)
-    twin.fix_size(*size)
-    return twin
+    network = copy.deepcopy(backbone).cpu().float().eval().requires_grad_(False)
+    network.fix_size(*size)
+    return network
 
 
 class Graph(nn.Module):
@@ -58,7 +58,7 @@ class Graph(nn.Module):
     Args:
         backbone: the network.
         size: height and width of the images in pixels.
-        attention: whether to give the attention matrix.
+        attention: whether to output the attention matrix.
         normalizes: whether to take uint8 pixels and apply mean and standard deviation itself.
 
     Raises:

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
-from dino import __version__
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.models.backbone import Backbone
@@ -77,7 +77,7 @@ class FormatNotes:
 
 # ------------------------------------------------------------------------------------ the facts
 def provenance(weights: str | Path, backbone: Backbone) -> Provenance:
-    """Gather what lies beside `weights`, a path or published name that `backbone` was loaded from.
+    """Read the files beside `weights`, the path or published name of `backbone`.
 
     An evaluation counts if it names the same hash of the weights, the comparison at the end of a
     run if it names the same step of the same run.
@@ -148,7 +148,7 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _short(data: Any) -> str:
-    """The last two parts of a path: the others are private."""
+    """The last two names of a path: the others are private."""
     return "/".join(PurePath(str(data)).parts[-2:])
 
 
@@ -173,12 +173,13 @@ def card(
         "data": about.get("data"),
         "step": f"{about['step']:,} of {about['steps']:,}" if "steps" in about else None,
     }
+    version = next((found.version for found in distributions(name="dino-ssl")), "(from source)")
     origin = {
         "weights": source.name,
         **(backbone.origin or {}),
         "SHA-256 of all tensors by name and value": source.sha256,
         "architecture": json.dumps(backbone.spec),
-        "written by": f"dino-ssl {__version__}, PyTorch {torch.__version__}",
+        "written by": f"dino-ssl {version}, PyTorch {torch.__version__}",
     }
     table = ["| file | measure | value |", "|---|---|---|"]
     table += [f"| {' | '.join(map(_code, row))} |" for row in source.measures]
