@@ -227,6 +227,7 @@ def interrupted(folder: Path) -> None:
 def test_only_an_export_is_replaced(tmp_path: Path) -> None:
     made = backbone()
     folder = export(made, tmp_path, "timm", "net")
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # safetensors writes 0600
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(KeyboardInterrupt):
         interrupted(folder)

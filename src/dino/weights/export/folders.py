@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dino.data.images.preprocessing import Preprocessing
-from dino.files import sync_file, sync_folder
+from dino.files import replacing, sync_file, sync_folder
 from dino.models.backbone import Backbone
 from dino.weights.export.graph import fixed
 from dino.weights.export.model_card import FormatNotes
@@ -179,7 +179,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     and the preprocessing for `dino.load`.
     """
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt", "dino_export": json.dumps(about)})
+    with replacing(path) as temporary:  # also for its permissions: save_file leaves 0600
+        save_file(plain, temporary, metadata={"format": "pt", "dino_export": json.dumps(about)})
 
 
 def is_export(folder: Path) -> bool:
