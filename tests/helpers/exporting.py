@@ -1,4 +1,4 @@
-"""What the tests of exports share: weights in a file, a picture, and running a card's own code."""
+"""What the tests of exports share: weights in a file, a picture, and running the code of a card."""
 
 from __future__ import annotations
 

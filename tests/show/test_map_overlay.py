@@ -6,34 +6,28 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dino.show.map_overlay import COLORS, colored, crop_to_patches, overlay
+from dino.show.map_overlay import COLORS, colored, overlay
 
 
 def test_colors_go_from_the_smallest_to_the_largest() -> None:
     values = torch.tensor([[-3.0, 5.0], [1.0, -3.0]])
-    found = np.asarray(colored(values, (8, 6), "viridis"))
+    found = np.asarray(colored(values, "viridis"))
     first, middle, last = (bytes.fromhex(COLORS["viridis"].split()[i]) for i in (0, 8, 16))
-    assert found.shape == (6, 8, 3)
-    assert (found[:3, :4] == [*first]).all()
-    assert (found[:3, 4:] == [*last]).all()
-    assert (found[3:, :4] == [*middle]).all()
+    assert found.shape == (2, 2, 3)
+    assert found[0, 0].tolist() == [*first]
+    assert found[0, 1].tolist() == [*last]
+    assert found[1, 0].tolist() == [*middle]
 
 
 def test_a_constant_map_is_one_color() -> None:
-    found = np.asarray(colored(torch.full((2, 2), 0.3), (4, 4), "viridis"))
+    found = np.asarray(colored(torch.full((2, 2), 0.3), "viridis"))
     assert (found == found[0, 0]).all()
 
 
 def test_overlay_blends_by_strength() -> None:
     image = Image.new("RGB", (6, 4), (200, 100, 0))
     values = torch.rand(2, 3)
-    heat = colored(values, (6, 4), "inferno")
+    heat = colored(values, "inferno").resize((6, 4), Image.Resampling.NEAREST)
     assert overlay(image, values, strength=0.0).tobytes() == image.tobytes()
     assert overlay(image, values, strength=1.0).tobytes() == heat.tobytes()
     assert overlay(image, values).size == image.size
-
-
-def test_crop_to_patches_cuts_right_and_below() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (21, 35, 3), dtype=np.uint8)
-    cut = crop_to_patches(Image.fromarray(noise), 8)
-    assert np.array_equal(np.asarray(cut), noise[:16, :32])

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dino.models.create import create
-from dino.show.patch_pca import components, patch_features
+from dino.show.patch_pca import components
 
 
 @pytest.fixture
@@ -22,9 +21,9 @@ def test_one_picture_an_image(tokens: list[Tensor]) -> None:
     pictures = components(tokens)
     assert [picture.shape for picture in pictures] == [(6, 7, 3), (4, 9, 3)]
     assert all(picture.dtype == np.uint8 for picture in pictures)
-    whole = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
-    assert (whole.min(axis=0) == 0).all()
-    assert (whole.max(axis=0) == 255).all()
+    pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
+    assert (pixels.min(axis=0) == 0).all()
+    assert (pixels.max(axis=0) == 255).all()
 
 
 def test_components_come_by_strength() -> None:
@@ -73,11 +72,3 @@ def test_fewer_directions_than_colors() -> None:
     assert (picture[..., 1:] == 128).all()
     (narrow,) = components([torch.randn(2, 3, 4)])  # only two dimensions
     assert (narrow[..., 2] == 128).all()
-
-
-def test_features_of_images_of_different_size() -> None:
-    vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8).eval()
-    images = [torch.randn(3, 8, 12), torch.randn(3, 17, 5)]
-    found = patch_features(vit, images)
-    assert [part.shape for part in found] == [(12, 2, 3), (12, 4, 1)]
-    torch.testing.assert_close(found[0], vit.features(images[0][None]).patches[0, 0])

@@ -1,4 +1,4 @@
-"""The page of a run: what is on it, when, and that it needs nothing else."""
+"""The page of a run: its sections, its warnings, and that it is self-contained."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from PIL import Image
 
 from dino.files import UserError
 from dino.models.create import create
-from dino.show import sections as gallery
+from dino.show import sections
 from dino.show.html import picture
-from dino.show.report import read_run, report
+from dino.show.report import Run, report
 from dino.weights.load import save
 
 VOID = {"meta", "img"}
@@ -83,7 +83,7 @@ MakeRun = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photographs of 16 patches a side instead of 60: attention costs the fourth power."""
-    monkeypatch.setattr(gallery, "SIDE", 64)
+    monkeypatch.setattr(sections, "SIDE", 64)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_complete_page(make_run: MakeRun, photos: Callable[[str, bool], Path])
     ):
         assert words in text
     assert page.tags.count("svg") == 8
-    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * gallery.NEIGHBOURS
+    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * sections.NEIGHBOURS
 
 
 def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
@@ -191,7 +191,7 @@ def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool
     assert "default-src 'none'" in text
 
 
-def test_every_picture_has_words_for_who_cannot_see_it(
+def test_every_image_has_an_alternative_text(
     make_run: MakeRun, photos: Callable[[str, bool], Path]
 ) -> None:
     text, page = read(make_run(data=str(photos("train", True)), lines=metrics(5), **VIT))
@@ -199,7 +199,7 @@ def test_every_picture_has_words_for_who_cannot_see_it(
     assert len(re.findall(r'<svg[^>]* aria-label="[^"]+"', text)) == page.tags.count("svg")
 
 
-def test_without_classes_neighbours_are_not_judged(
+def test_without_classes_neighbours_have_no_frames(
     make_run: MakeRun, photos: Callable[[str, bool], Path]
 ) -> None:
     text, page = read(make_run(data=str(photos("train", False)), **VIT))
@@ -220,9 +220,9 @@ def test_no_query_is_its_own_neighbour(
 ) -> None:
     text, _ = read(make_run(data=str(photos("train", False)), **VIT))
     for block in text.split('<div class="query">')[1:]:
-        asked, *found = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
-        assert asked not in found
-        assert len(found) == 2 * gallery.NEIGHBOURS
+        query, *neighbours = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
+        assert query not in neighbours
+        assert len(neighbours) == 2 * sections.NEIGHBOURS
 
 
 def test_convnets_have_components_but_no_attention(
@@ -260,18 +260,18 @@ def test_collapse_and_refused_steps_stand_at_the_top(make_run: MakeRun) -> None:
 def test_measures_that_were_not_finite_are_left_out(make_run: MakeRun) -> None:
     lines = [*metrics(5), {"step": 55, "loss": None}, {"step": 56, "loss": float("nan")}]
     run = make_run(lines=lines)
-    curve = read_run(run).curve("loss")
+    curve = Run(run).curve("loss")
     assert curve is not None
     assert curve.steps == (10, 20, 30, 40, 50)
     report(run)
 
 
 def test_names_cannot_break_the_page(make_run: MakeRun) -> None:
-    evil = "<script>alert(1)</script>"
-    run = make_run(data=evil, lines=metrics(2), **VIT)
+    hostile = "<script>alert(1)</script>"
+    run = make_run(data=hostile, lines=metrics(2), **VIT)
     text, page = read(run)
     assert "<title>dino: a &amp; b</title>" in text
-    assert evil not in text
+    assert hostile not in text
     assert "script" not in page.tags
 
 
@@ -352,12 +352,26 @@ def test_damaged_files_become_a_sentence(make_run: MakeRun, name: str) -> None:
     assert name in text
 
 
-def test_metrics_that_are_no_file_become_a_sentence(make_run: MakeRun) -> None:
-    run = make_run()
-    (run / "metrics.jsonl").unlink()
-    (run / "metrics.jsonl").mkdir()
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json"])
+def test_folders_and_pipes_in_place_of_files_become_a_sentence(
+    make_run: MakeRun, name: str, make: Callable[[Path], None]
+) -> None:
+    run = make_run(knn=KNN)
+    (run / name).unlink()
+    make(run / name)
     text, _ = read(run)
-    assert 'class="warn"' in text
+    assert f"{name} is no regular file" in text
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_the_configuration_is_refused(make_run: MakeRun) -> None:
+    run = make_run()
+    (run / "config.json").unlink()
+    os.mkfifo(run / "config.json")
+    with pytest.raises(UserError, match=r"config\.json is no regular file"):
+        report(run)
 
 
 def test_features_that_are_not_finite_become_a_sentence(
@@ -372,7 +386,7 @@ def test_features_that_are_not_finite_become_a_sentence(
     assert text.count("the network has diverged") == len(PICTURES)
 
 
-def test_names_that_are_not_utf8_and_unknown_back_ends_do_no_harm(
+def test_names_beyond_utf8_and_unknown_back_ends_are_harmless(
     make_run: MakeRun, photos: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")

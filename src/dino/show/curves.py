@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 26
@@ -14,23 +15,15 @@ POINTS = 300
 """More points than this are averaged: a page cannot show more."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A measure over the steps of a run.
-
-    Attributes:
-        name: of the measure.
-        steps: ascending.
-        values: one a step, finite.
-    """
+class Curve(NamedTuple):
+    """A measure over the steps of a run: its name, ascending steps and a finite value for each."""
 
     name: str
     steps: Sequence[float]
     values: Sequence[float]
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """A value to compare a curve with, drawn as a dashed line."""
 
     name: str
@@ -38,17 +31,12 @@ class Level:
 
 
 def chart(curve: Curve, levels: Sequence[Level] = ()) -> str:
-    """One curve with its levels as an SVG element; the vertical axis begins at 0 or below.
-
-    Args:
-        curve: at least one point.
-        levels: values to draw as lines.
-    """
-    steps, values = thinned(curve.steps, curve.values, POINTS)
+    """One curve (at least one point) and levels as an SVG element; its vertical axis includes 0."""
+    steps, values = thinned(curve.steps, POINTS), thinned(curve.values, POINTS)
     reach = [*values, *(level.value for level in levels)]
     ticks = nice_ticks(min(0.0, *reach), max(reach))
     low, high = min(ticks[0], *reach), max(ticks[-1], *reach)
-    last = curve.steps[-1]
+    last = steps[-1]
 
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * step / max(last, 1e-9)
@@ -57,61 +45,43 @@ def chart(curve: Curve, levels: Sequence[Level] = ()) -> str:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
 
     points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, values, strict=True))
-    described = f"{curve.name}: {values[0]:.4g} at first, {curve.values[-1]:.4g} at step {last:g}"
-    return "".join(
-        [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(described)}">',
-            *(_tick(tick, y(tick)) for tick in ticks),
-            *(_step(step, x(step)) for step in (0, last / 2, last)),
-            *(_level(level, y(level.value), curve, y) for level in levels),
-            f'<polyline class="curve" points="{points}"/>',
-            f'<circle class="end" cx="{x(last):.1f}" cy="{y(curve.values[-1]):.1f}" r="3"/></svg>',
-        ]
-    )
+    label = f"{curve.name}: {values[0]:.4g} at first, {values[-1]:.4g} at step {last:g}"
+    elements = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
+    for tick in ticks:
+        elements += [_line("grid", y(tick)), _text(LEFT - 6, y(tick) + 3.5, "end", f"{tick:g}")]
+    for step, anchor in {last: "end", last / 2: "middle", 0: "start"}.items():
+        text = f"step {step:,.0f}" if step == last else f"{step:,.0f}"
+        elements.append(_text(x(step), HEIGHT - 8, anchor, text))
+    first_y, last_y = y(values[0]), y(values[-1])
+    for level in levels:  # named at the end and on the side that are farther from the curve
+        height = y(level.value)
+        left = abs(first_y - height) > abs(last_y - height)
+        below = (first_y if left else last_y) < height or height < TOP + 10
+        place, anchor = (LEFT + 4, "start") if left else (WIDTH - RIGHT - 2, "end")
+        name = f"{level.name} {level.value:.4g}"
+        elements.append(_line("level", height))
+        elements.append(_text(place, height + (13 if below else -5), anchor, name, "name"))
+    elements.append(f'<polyline class="curve" points="{points}"/>')
+    elements.append(f'<circle class="end" cx="{x(last):.1f}" cy="{last_y:.1f}" r="3"/></svg>')
+    return "".join(elements)
 
 
-def _across(css: str, height: float) -> str:
+def _line(css: str, height: float) -> str:
     y = f"{height:.1f}"
     return f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
 
-def _tick(value: float, height: float) -> str:
-    place = f'x="{LEFT - 6}" y="{height + 3.5:.1f}" text-anchor="end"'
-    return f"{_across('grid', height)}<text {place}>{value:g}</text>"
+def _text(x: float, y: float, anchor: str, text: str, css: str = "tick") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{css}" {place}>{escape(text)}</text>'
 
 
-def _step(step: float, place: float) -> str:
-    anchor = "middle" if step else "start"
-    anchor = "end" if place > WIDTH - RIGHT - 1 else anchor
-    text = f"step {step:,.0f}" if anchor == "end" else f"{step:,.0f}"
-    return f'<text x="{place:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{text}</text>'
-
-
-def _level(level: Level, height: float, curve: Curve, y: Callable[[float], float]) -> str:
-    """A dashed line, named at the end and on the side that are free of the curve."""
-    first, last = y(curve.values[0]), y(curve.values[-1])
-    left = abs(first - height) > abs(last - height)
-    place, anchor = (LEFT + 4, "start") if left else (WIDTH - RIGHT - 2, "end")
-    under = (first if left else last) < height or height < TOP + 10
-    name_height = height + (13 if under else -5)
-    return (
-        f'{_across("level", height)}<text class="name" x="{place}" y="{name_height:.1f}" '
-        f'text-anchor="{anchor}">{escape(level.name)} {level.value:.4g}</text>'
-    )
-
-
-def thinned(
-    steps: Sequence[float], values: Sequence[float], most: int
-) -> tuple[list[float], list[float]]:
-    """At most `most` points: means of equally many neighbours; the last point stays as it is."""
-    if len(steps) <= most:
-        return list(steps), list(values)
-    edges = [len(steps) * i // (most - 1) for i in range(most)]
-    parts = [slice(low, high) for low, high in pairwise(edges)]
-    means = [
-        [sum(numbers[part]) / len(numbers[part]) for part in parts] for numbers in (steps, values)
-    ]
-    return [*means[0], steps[-1]], [*means[1], values[-1]]
+def thinned(numbers: Sequence[float], most: int) -> list[float]:
+    """At most `most` numbers: means of equally many neighbours; the last stays as it is."""
+    if len(numbers) <= most:
+        return list(numbers)
+    groups = np.array_split(np.asarray(numbers), most - 1)
+    return [*(float(group.mean()) for group in groups), numbers[-1]]
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -17,11 +17,11 @@ STYLE = """
   --good: #66cf92; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+  font: 16px/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 72px; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 6px; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 52px 0 4px; }
-h3 { font-size: 1rem; margin: 26px 0 8px; }
+h3 { font-size: 1rem; margin: 0 0 4px; display: flex; justify-content: space-between; gap: 8px; }
 p { margin: 4px 0 14px; max-width: 70ch; }
 .soft, figcaption, th { color: var(--soft); }
 .warn { color: var(--warn); font-weight: 600; }
@@ -32,37 +32,32 @@ img.map { image-rendering: pixelated; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 16px 18px; }
 .grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); }
-.grid h3 { margin: 0 0 4px; display: flex; justify-content: space-between; gap: 8px; }
-.grid h3 b { font-variant-numeric: tabular-nums; }
 .row { display: grid; grid-template: "name bar value" / 15em 1fr 5.2em; gap: 0 16px;
   align-items: center; padding: 5px 0; }
-.row b { grid-area: value; font-size: 1.35rem; text-align: right;
-  font-variant-numeric: tabular-nums; }
-.row span { grid-area: name; }
+.row b { grid-area: value; font-size: 1.35rem; text-align: right; }
 .rail { grid-area: bar; background: var(--line); border-radius: 3px; }
 .bar { height: 14px; border-radius: 3px; background: var(--other); }
 .bar.trained { background: var(--trained); }
 svg { display: block; width: 100%; height: auto; }
-svg text { font-size: 11.5px; fill: var(--soft); font-variant-numeric: tabular-nums; }
+svg text { font-size: 11.5px; fill: var(--soft); }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .curve { fill: none; stroke: var(--trained); stroke-width: 1.8; stroke-linejoin: round; }
 svg .end { fill: var(--trained); }
 svg .level { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 3; }
 svg .name { fill: var(--ink); }
 .block { margin: 0 0 30px; }
-.pictures { display: grid; gap: 10px; align-items: start; }
-.pictures.w3 { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-.pictures.w4 { grid-template-columns: repeat(4, minmax(0, 1fr)); }
-.pictures.heads { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 6px;
-  margin-top: 10px; }
+.pictures { display: grid; gap: 10px; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
+.heads { display: grid; gap: 6px; margin-top: 10px;
+  grid-template-columns: repeat(auto-fill, minmax(80px, 1fr)); }
 .query { display: grid; gap: 6px 22px; grid-template-columns: 1fr 5fr 5fr; padding: 12px 0 10px;
   border-top: 1px solid var(--line); align-items: start; }
-.found { display: grid; align-content: start; gap: 5px;
+.neighbours { display: grid; align-content: start; gap: 5px;
   grid-template-columns: repeat(5, minmax(0, 1fr)); }
 .query .name { grid-column: 1 / -1; font-size: .78rem; color: var(--soft); }
 .query figcaption { font-size: .74rem; line-height: 1.3; margin-top: 3px; overflow-wrap: anywhere; }
 .query img { aspect-ratio: 1; object-fit: cover; border: 3px solid transparent; }
-.query .asked img { border-color: var(--line); }
+.query .query-image img { border-color: var(--line); }
 .query .same img { border-color: var(--good); }
 .query .apart img { border: 3px dashed var(--warn); }
 table { border-collapse: collapse; font-size: .86rem; width: 100%; }
@@ -71,10 +66,8 @@ th { font-weight: 500; width: 45%; }
 summary { cursor: pointer; font-weight: 600; margin-top: 44px; }
 @media (max-width: 700px) { main { padding: 24px 14px 48px; }
   .row { grid-template: "name value" "bar bar" / 1fr max-content; }
-  .pictures.w4 { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .pictures.heads { grid-template-columns: repeat(auto-fill, minmax(74px, 1fr)); }
   .query { grid-template-columns: 1fr; }
-  .query .asked { width: 40%; } }
+  .query .query-image { width: 40%; } }
 """
 
 PAGE = """<!doctype html>
@@ -94,14 +87,9 @@ PAGE = """<!doctype html>
 """
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """A complete HTML document; empty parts are left out.
-
-    Args:
-        title: plain text.
-        parts: HTML, in order.
-    """
-    body = "\n".join(part for part in parts if part)
+def page(title: str, sections: Sequence[str]) -> str:
+    """A complete HTML document of a title (plain text) and sections (HTML, empty ones left out)."""
+    body = "\n".join(filter(None, sections))
     return PAGE.format(title=escape(title), style=STYLE, body=body)
 
 

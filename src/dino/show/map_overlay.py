@@ -23,12 +23,11 @@ COLORS: dict[ColorMap, str] = {
 """Evenly spaced colours of matplotlib's maps; linear between them, at most 6 levels away."""
 
 
-def colored(values: Float[Tensor, "h w"], size: tuple[int, int], colors: ColorMap) -> Image.Image:
-    """A map as an image: darkest where smallest, brightest where largest, sharp patches.
+def colored(values: Float[Tensor, "h w"], colors: ColorMap) -> Image.Image:
+    """A map as an image, a pixel for each patch: darkest where smallest, brightest where largest.
 
     Args:
         values: any finite numbers.
-        size: (width, height) of the image in pixels.
         colors: the colour map: the paper has viridis, its videos inferno.
     """
     numbers = values.double().cpu()
@@ -37,28 +36,17 @@ def colored(values: Float[Tensor, "h w"], size: tuple[int, int], colors: ColorMa
     table = np.array([list(bytes.fromhex(color)) for color in COLORS[colors].split()])
     places = np.linspace(0, 1, len(table))
     rgb = np.stack([np.interp(shares, places, channel) for channel in table.T], axis=-1)
-    return Image.fromarray(rgb.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    return Image.fromarray(rgb.round().astype(np.uint8))
 
 
-def overlay(
-    image: Image.Image,
-    values: Float[Tensor, "h w"],
-    *,
-    colors: ColorMap = "inferno",
-    strength: float = 0.6,
-) -> Image.Image:
+def overlay(image: Image.Image, values: Float[Tensor, "h w"], strength: float = 0.6) -> Image.Image:
     """An image with a map over it.
 
     Args:
-        image: the pixels that the map covers (complete patches only, see `crop_to_patches`).
+        image: the pixels that the map covers (complete patches only).
         values: the map.
-        colors: the colour map.
         strength: of the map, from 0 (image only) to 1 (map only).
     """
     base = image.convert("RGB")
-    return Image.blend(base, colored(values, base.size, colors), strength)
-
-
-def crop_to_patches(image: Image.Image, patch: int) -> Image.Image:
-    """Crop an image to complete patches: the remaining rows and columns are cut off."""
-    return image.crop((0, 0, image.width // patch * patch, image.height // patch * patch))
+    sharp = colored(values, "inferno").resize(base.size, Image.Resampling.NEAREST)
+    return Image.blend(base, sharp, strength)

@@ -1,6 +1,6 @@
 """The principal components of patch features as colours.
 
-Shapes: D width, h w patches, n all patches of all images.
+Shapes: D embed_dim, h w patches.
 """
 
 from __future__ import annotations
@@ -8,19 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-
-from dino.models.backbone import Backbone
-
-
-@torch.inference_mode()
-def patch_features(
-    backbone: Backbone, images: Sequence[Float[Tensor, "C _ _"]]
-) -> list[Float[Tensor, "D _ _"]]:
-    """Final-norm patch tokens of each image; images may differ in size."""
-    return [backbone.features(image[None]).patches[0, 0] for image in images]
 
 
 def components(
@@ -46,18 +35,17 @@ def components(
     solver = "covariance_eigh" if len(rows) >= rows.shape[1] else "full"
     pca = PCA(count, svd_solver=solver)
     with np.errstate(invalid="ignore"):  # shares of variance of constant tokens are 0 / 0
-        found = pca.fit_transform(rows)
+        scores = pca.fit_transform(rows)
     values = np.full((len(rows), 3), 0.5)
     # Tokens are single precision: variation below a millionth of their length is rounding.
     significant = pca.singular_values_ > 1e-6 * np.linalg.norm(rows)
-    low, high = np.quantile(found, [(1 - spread) / 2, (1 + spread) / 2], axis=0)
+    low, high = np.quantile(scores, [(1 - spread) / 2, (1 + spread) / 2], axis=0)
     usable = significant & (high > low)
-    shares = (found - low)[:, usable] / (high - low)[usable]
+    shares = (scores - low)[:, usable] / (high - low)[usable]
     values[:, :count][:, usable] = shares.clip(0, 1)
     pixels = (255 * values).round().astype(np.uint8)
-    pictures = []
-    for tokens in patches:
-        height, width = tokens.shape[1:]
-        pictures.append(pixels[: height * width].reshape(height, width, 3))
-        pixels = pixels[height * width :]
-    return pictures
+    ends = np.cumsum([tokens[0].numel() for tokens in patches])[:-1]
+    return [
+        rows.reshape(*tokens.shape[1:], 3)
+        for rows, tokens in zip(np.split(pixels, ends), patches, strict=True)
+    ]

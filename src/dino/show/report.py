@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ from dino.show.sections import Pair, attention, component_maps, neighbours, phot
 from dino.weights.load import fingerprint, load, untrained_like
 
 
-@dataclass(frozen=True)
 class Run:
     """The contents of a run folder.
 
@@ -35,69 +35,61 @@ class Run:
         folder: the run folder.
         about: recipe and data of the run.
         settings: every setting that defines it, by its name on the command line.
-        total: steps of the full run, 0 if unknown.
-        metrics: lines of `metrics.jsonl`, each with a finite "step".
-        knn: k-NN accuracies in percent: trained, untrained, pixels; k, bank, queries.
+        total: steps of the complete run, 0 if unknown.
+        metrics: lines of `metrics.jsonl`, each with a finite "step"; k-NN as "knn k20".
+        knn: k, bank and queries of the k-NN accuracies.
+        scores: those of `NETWORKS` that are numbers, in percent.
         problems: sentences about files that could not be read.
-    """
-
-    folder: Path
-    about: dict[str, Any]
-    settings: dict[str, Any]
-    total: int
-    metrics: list[dict[str, Any]]
-    knn: dict[str, Any]
-    problems: list[str]
-
-    def curve(self, *keys: str) -> Curve | None:
-        """A measure over the steps, None if it was never measured."""
-        points = []
-        for line in self.metrics:
-            value: Any = line
-            for key in keys:
-                value = _dict(value).get(key)
-            if _finite(value):
-                points.append((line["step"], value))
-        if not points:
-            return None
-        steps, values = zip(*points, strict=True)
-        return Curve(keys[-1], steps, values)
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """The k-NN accuracies that are numbers, in the order of `NETWORKS`."""
-        return {key: self.knn[key] for key in NETWORKS if _finite(self.knn.get(key))}
-
-
-def read_run(folder: str | Path) -> Run:
-    """Read a run folder.
 
     Raises:
         UserError: if it has no readable `config.json`.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds no config.json: give the folder of a run")
-    config, problems = _dict(read_json(folder / "config.json")), list[str]()
-    metrics, results = list[dict[str, Any]](), {}
-    try:
-        metrics, ignored = _lines(folder / "metrics.jsonl")
-        if ignored:
-            problems.append(f"{ignored} lines of metrics.jsonl are no metrics and were ignored")
-        if (folder / "results.json").exists():
-            results = _dict(read_json(folder / "results.json"))
-    except (UserError, OSError) as error:
-        problems.append(str(error))
-    total = config.get("total_steps")
-    return Run(
-        folder,
-        _dict(config.get("about")),
-        _dict(config.get("defining")),
-        total if isinstance(total, int) else 0,
-        metrics,
-        _dict(results.get("knn")),
-        problems,
-    )
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not _exists(self.folder / "config.json"):
+            raise UserError(f"{folder} holds no config.json: give the folder of a run")
+        config = _dict(read_json(self.folder / "config.json"))
+        self.about, self.settings = _dict(config.get("about")), _dict(config.get("defining"))
+        total = config.get("total_steps")
+        self.total = total if isinstance(total, int) else 0
+        self.metrics: list[dict[str, Any]] = []
+        self.knn: dict[str, Any] = {}
+        self.problems: list[str] = []
+        try:
+            if _exists(self.folder / "metrics.jsonl"):
+                self._read_metrics(self.folder / "metrics.jsonl")
+            if _exists(self.folder / "results.json"):
+                self.knn = _dict(_dict(read_json(self.folder / "results.json")).get("knn"))
+        except (UserError, OSError) as error:
+            self.problems.append(str(error))
+        self.scores = {key: self.knn[key] for key in NETWORKS if _finite(self.knn.get(key))}
+
+    def _read_metrics(self, path: Path) -> None:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be incomplete
+        for line in lines:
+            try:
+                entry = _dict(json.loads(line))
+            except (ValueError, RecursionError):
+                continue
+            if _finite(entry.get("step")):
+                knn = _dict(entry.get("knn")).items()
+                self.metrics.append({**entry, **{f"knn {key}": value for key, value in knn}})
+        if ignored := len(lines) - len(self.metrics):
+            self.problems.append(f"{ignored} lines of {path.name} are no metrics and were ignored")
+
+    def curve(self, name: str) -> Curve | None:
+        """A measure over the steps, None if it was never measured."""
+        points = [(line["step"], line[name]) for line in self.metrics if _finite(line.get(name))]
+        return Curve(name, *zip(*points, strict=True)) if points else None
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; a folder, or a pipe, which may never end, is an error."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file")
+    return path.exists()
 
 
 def _dict(value: Any) -> dict[str, Any]:
@@ -107,23 +99,6 @@ def _dict(value: Any) -> dict[str, Any]:
 def _finite(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value)
-
-
-def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The complete lines that are metrics, and the number of others; the last may be incomplete."""
-    if not path.exists():
-        return [], 0
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
-    metrics = [line for line in map(_parse, lines) if _finite(line.get("step"))]
-    return metrics, len(lines) - len(metrics)
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        return _dict(json.loads(line))
-    except (ValueError, RecursionError):
-        return {}
 
 
 def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
@@ -140,26 +115,25 @@ def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
         UserError: if `run` is no run folder.
         OSError: if the page cannot be written.
     """
-    read = read_run(run)
+    content = Run(run)
     backbone: Backbone | None = None
-    weights = read.folder / "teacher.safetensors"
-    if weights.exists():
+    if (content.folder / "teacher.safetensors").exists():
         try:
-            backbone = load(read.folder, device)
+            backbone = load(content.folder, device)
         except (UserError, OSError, RuntimeError) as error:
-            read.problems.append(f"the weights cannot be read: {error}")
-    name = read.folder.resolve().name
-    parts = [
-        _section(name, lambda: _header(read, backbone), "h1"),
-        *(f'<p class="warn">{escape(problem)}.</p>' for problem in read.problems),
-        _section("k-NN accuracy", lambda: _numbers(read)),
-        _section("How the training went", lambda: _curves(read)),
-        *(_images(read, backbone) if backbone is not None else []),
-        _section("All settings", lambda: _settings(read, backbone)),
+            content.problems.append(f"the weights cannot be read: {error}")
+    name = content.folder.resolve().name
+    sections = [
+        _section(name, lambda: _header(content, backbone), "h1"),
+        *(f'<p class="warn">{escape(problem)}.</p>' for problem in content.problems),
+        _section("k-NN accuracy", lambda: _accuracies(content)),
+        _section("How the training went", lambda: _curves(content)),
+        "" if backbone is None else _section("Images", lambda: _images(content, backbone)),
+        _section("All settings", lambda: _settings(content, backbone)),
     ]
-    path = read.folder / "report.html"
+    path = content.folder / "report.html"
     # Names of files may hold bytes that are not UTF-8: they become question marks.
-    atomic_write(path, page(f"dino: {name}", parts).encode("utf-8", "replace"))
+    atomic_write(path, page(f"dino: {name}", sections).encode("utf-8", "replace"))
     return path
 
 
@@ -192,15 +166,15 @@ def _header(run: Run, backbone: Backbone | None) -> str:
         for line in run.metrics
         if line.get("collapse")
     ]
-    if fallen := [line for line in run.metrics if _finite(line.get("below_start"))][-1:]:
+    if below := run.curve("below_start"):
         warnings.append(
-            f"At step {fallen[0]['step']:,} k-NN was {fallen[0]['below_start']:.1f} points below "
-            "the weights from which the run started."
+            f"At step {below.steps[-1]:,} k-NN was {below.values[-1]:.1f} points below the weights "
+            "from which the run started."
         )
-    counts = [line["refused"] for line in run.metrics if _finite(line.get("refused"))]
-    if refused := max(counts, default=0):
+    refused = run.curve("refused")
+    if refused and max(refused.values):
         warnings.append(
-            f"{refused} steps were refused because loss or gradients were not finite; "
+            f"{max(refused.values)} steps were refused because loss or gradients were not finite; "
             "refused.jsonl names their images."
         )
     paragraphs = "".join(f'<p class="warn">{escape(warning)}</p>' for warning in warnings)
@@ -209,16 +183,16 @@ def _header(run: Run, backbone: Backbone | None) -> str:
 
 
 NETWORKS = {
-    "trained": "trained, without labels",
-    "untrained": "same network, untrained",
+    "trained": "the trained network",
+    "untrained": "the untrained network",
     "pixels": "raw pixels",
 }
 """The rows of the k-NN accuracies."""
 
 
-def _numbers(run: Run) -> str:
+def _accuracies(run: Run) -> str:
     """The k-NN accuracies as bars."""
-    scores = run.scores
+    scores, knn = run.scores, run.knn
     if not scores:
         return ""
     rows = "".join(
@@ -226,44 +200,39 @@ def _numbers(run: Run) -> str:
         f'<div class="bar {key}" style="width:{score:.1f}%"></div></div></div>'
         for key, score in scores.items()
     )
-    alone = bool(run.knn.get("leave_one_out"))
+    alone = bool(knn.get("leave_one_out"))
     queries, bank = ("images", "others") if alone else ("test images", "training images")
-    exact = f"Each of the {queries} is given the class that its most similar {bank} vote for"
-    if all(_finite(run.knn.get(key)) for key in ("k", "queries", "bank")):
-        exact = (
-            f"Each of {run.knn['queries']:,} {queries} is given the class that the {run.knn['k']} "
-            f"most similar of {run.knn['bank'] - alone:,} {bank} vote for"
-        )
     gains = [
-        f"{scores['trained'] - scores[key]:+.1f} points against {name}"
-        for key, name in (("untrained", "the untrained network"), ("pixels", "raw pixels"))
-        if key in scores and "trained" in scores
+        f"{scores['trained'] - scores[key]:+.1f} points against {NETWORKS[key]}"
+        for key in scores
+        if key != "trained" and "trained" in scores
     ]
-    gain = f" Here: {' and '.join(gains)}." if gains else ""
     caption = (
-        f"{exact}; the bars are the shares of right classes. Labels are used by this test "
-        f"only, not by the training. Good: the first bar is well above the others.{gain}"
+        f"Each of {knn['queries']:,} {queries} is given the class that the {knn['k']} most similar "
+        f"of {knn['bank'] - alone:,} {bank} vote for; the bars are the shares of right classes. "
+        "Labels are used by this test only, not by the training. Good: the first bar is well above "
+        f"the others. {', '.join(gains)}"
     )
-    return f"<h2>k-NN accuracy of the features</h2>{figure(rows, caption, 'card')}"
+    return f"<h2>k-NN accuracy of the features</h2>{figure(rows, caption.strip(), 'card')}"
 
 
 # ------------------------------------------------------------------------------------ curves
 CURVES = {
     "loss": (
         "Loss",
-        "Cross-entropy of the student against the teacher, in nats: teacher entropy plus KL. It "
-        "often rises first, and also falls with the temperatures, so judge a run by k-NN. Good: a "
-        "slow fall after the start, away from ln K.",
+        "Cross-entropy of student and teacher in nats: teacher entropy plus KL. It depends on "
+        "the temperatures, so judge a run by k-NN. Good: a slow fall after the start, away from "
+        "ln K.",
     ),
     "teacher_entropy": (
         "Teacher entropy",
-        "Entropy of the teacher's targets. At ln K every image has the same uniform target, at 0 "
-        "all have one prototype: the two ways to collapse. Good: in between.",
+        "Of the teacher's targets. At ln K every image has the same uniform target, at 0 all have "
+        "one prototype: the two ways to collapse. Good: in between.",
     ),
     "kl": (
         "KL divergence",
-        "Between the teacher's targets and the student. Good: clearly above 0. At 0 teacher and "
-        "student agree on everything, which is collapse.",
+        "Between the teacher's targets and the student. At 0 the run has collapsed. Good: clearly "
+        "above 0.",
     ),
     "feature_std": (
         "Spread of the features",
@@ -276,6 +245,7 @@ CURVES = {
         "stays well above 1.",
     ),
     "lr": ("Learning rate", "Linear warm-up, then a cosine to its end value, as set."),
+    "images_per_s": ("Images per second", "Of the entire run."),
 }
 """Title and caption of each measure of the training."""
 
@@ -283,31 +253,41 @@ CURVES = {
 def _curves(run: Run) -> str:
     prototypes = run.settings.get("head.prototypes", 0)
     uniform = [Level("ln K =", math.log(prototypes))] if _finite(prototypes) and prototypes else []
-    levels = {"loss": uniform, "teacher_entropy": uniform}
     figures = [_knn_curve(run)]
     for name, (title, caption) in CURVES.items():
-        curve = run.curve(name)
-        value = f"peak {max(curve.values):.3g}" if curve and name == "lr" else ""
-        figures.append(_measure(curve, title, caption, levels.get(name, ()), value))
-    shown = "".join([*figures, _speed(run)])
-    return f'<h2>How the training went</h2><div class="grid">{shown}</div>' if shown else ""
+        curve, value = run.curve(name), ""
+        if curve and name == "lr":
+            value = f"peak {max(curve.values):.3g}"
+        if curve and name == "images_per_s":
+            value = f"median {statistics.median(curve.values):.3g}"
+            if waits := run.curve("data_wait"):
+                share = 100 * statistics.fmean(waits.values)
+                caption += f" {share:.0f} % of the time was spent waiting for images; above 10 %, "
+                caption += "add workers."
+        levels = uniform if name in ("loss", "teacher_entropy") else []
+        figures.append(_measure(curve, title, caption, levels, value))
+    drawn = "".join(figures)
+    return f'<h2>How the training went</h2><div class="grid">{drawn}</div>' if drawn else ""
 
 
 def _knn_curve(run: Run) -> str:
-    found = {key for line in run.metrics for key in _dict(line.get("knn"))}
-    numbers = [int(key[1:]) for key in found if key[:1] == "k" and key[1:].isdecimal()]
-    if not numbers:
+    names = {re.fullmatch(r"knn k(\d+)", name) for line in run.metrics for name in line}
+    ks = [int(match[1]) for match in names if match]
+    if not ks:
         return ""
-    curve, scores = run.curve("knn", f"k{max(numbers)}"), run.scores
-    levels = [Level(key.replace("pixels", "raw pixels"), scores[key]) for key in scores]
-    levels = [level for level in levels if level.name != "trained"]
+    curve = run.curve(f"knn k{max(ks)}")
+    levels = [
+        Level(key.replace("pixels", "raw pixels"), score)
+        for key, score in run.scores.items()
+        if key != "trained"
+    ]
     if curve and curve.steps[0] == 0:  # a run from weights is measured before its first step
         levels.append(Level("start", curve.values[0]))
     caption = (
-        "Share of images whose neighbours vote for their class, in percent, during training. "
-        "Choose a run or a checkpoint by this measure. Good: it rises above the dashed lines."
+        "Share of images whose neighbours vote for their class, in percent. Choose a run or a "
+        "checkpoint by this measure. Good: it rises above the dashed lines."
     )
-    return _measure(curve, f"k-NN, k = {max(numbers)}", caption, levels)
+    return _measure(curve, f"k-NN, k = {max(ks)}", caption, levels)
 
 
 def _measure(
@@ -317,53 +297,34 @@ def _measure(
     if curve is None:
         return ""
     value = value or f"{curve.values[-1]:.3g}"
-    head = f"<h3><span>{escape(title)}</span><b>{escape(value)}</b></h3>"
+    head = f"<h3><span>{title}</span><b>{value}</b></h3>"
     return figure(head + chart(curve, levels), caption, "card")
 
 
-def _speed(run: Run) -> str:
-    speed, waits = run.curve("images_per_s"), run.curve("data_wait")
-    caption = "Images per second of the full run."
-    if waits is not None:
-        share = statistics.fmean(waits.values)
-        caption += f" {100 * share:.0f} % of the time was spent waiting for images; above 10 %, "
-        caption += "add workers."
-    middle = f"median {statistics.median(speed.values):.3g}" if speed else ""
-    return _measure(speed, "Images per second", caption, value=middle)
-
-
 # ---------------------------------------------------------------------------------- images
-def _images(run: Run, backbone: Backbone) -> list[str]:
+def _images(run: Run, backbone: Backbone) -> str:
     """The sections that need the network and the data."""
     data, val = run.about.get("data"), run.about.get("val")
     if not isinstance(data, str):
-        return []
+        return ""
     pair = Pair(backbone, untrained_like(backbone))
-    try:
-        photos, origin = photographs(data, val, backbone.preprocessing.pixels)
-    except Exception as error:
-        reason = f"They are left out, since the images cannot be opened: {error}."
-        return [f'<h2>Images</h2><p class="soft">{escape(reason)}</p>']
-    return [
-        _section("Nearest neighbours", lambda: neighbours(pair, data, val)),
-        _section("Attention", lambda: attention(pair, photos, origin)),
-        _section("Components of the patch features", lambda: component_maps(pair, photos)),
-    ]
+    photos, origin = photographs(data, val, backbone.preprocessing.pixels)
+    return (
+        _section("Nearest neighbours", lambda: neighbours(pair, data, val))
+        + _section("Attention", lambda: attention(pair, photos, origin))
+        + _section("Components of the patch features", lambda: component_maps(pair, photos))
+    )
 
 
 def _settings(run: Run, backbone: Backbone | None) -> str:
     rows = dict(run.settings)
     if backbone is not None:
         rows["weights (sha256)"] = fingerprint(backbone)
-    cells = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(_plain(value))}</td></tr>"
-        for name, value in rows.items()
-    )
+    cells = ""
+    for name, value in rows.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        cells += f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
     return f"<details><summary>All settings</summary><table>{cells}</table></details>"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""The images of a report: nearest neighbours, attention and components, beside an untrained twin.
+"""The images of a report: nearest neighbours, attention and components.
 
-Every function takes the trained network and the untrained one of the same architecture, and
-returns a section of HTML. Shapes: n images, D width, h w patches.
+Every function takes the trained network and an untrained one of the same architecture, and returns
+a section of HTML. Shapes: n images, D embed_dim, h w patches.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dino.files import UserError
 from dino.models.attention import attention_maps, mass_mask
 from dino.models.backbone import Backbone
 from dino.show.html import figure, picture
-from dino.show.map_overlay import colored, crop_to_patches, overlay
-from dino.show.patch_pca import components, patch_features
+from dino.show.map_overlay import colored, overlay
+from dino.show.patch_pca import components
 
 QUERIES, NEIGHBOURS, BANK = 6, 5, 600
 """Numbers of queries, of neighbours of each, and of searched images (evenly spread)."""
@@ -39,15 +39,14 @@ TILE = 128
 PHOTOGRAPHS, SIDE, CELLS = 4, 480, 60
 """Number of photographs with maps; their longer side in pixels, and at most in patches."""
 
-SHOWN_FIRST = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
+OBJECTS = ("astronaut", "chelsea", "china", "coffee")
 """Photographs of the demo that show objects."""
 
 TRAINED, UNTRAINED = "trained", "untrained"
-MEANING = {
-    TRAINED: "trained: good if each thing has a colour of its own",
-    UNTRAINED: "untrained, for comparison",
-}
-"""Captions of the components."""
+COMPONENT_CAPTIONS = (
+    "trained: good if each object has another colour",
+    "untrained, for comparison",
+)
 
 
 class Pair(NamedTuple):
@@ -56,18 +55,19 @@ class Pair(NamedTuple):
     trained: Backbone
     untrained: Backbone
 
+    @torch.inference_mode()
     def features(
         self, compute: Callable[[Backbone], Sequence[Tensor]]
     ) -> dict[str, Sequence[Tensor]]:
-        """What both networks compute, by their names.
+        """What `compute` returns for both networks, by their names.
 
         Raises:
             UserError: if it is not finite.
         """
-        found = {TRAINED: compute(self.trained), UNTRAINED: compute(self.untrained)}
-        if not all(part.isfinite().all() for parts in found.values() for part in parts):
+        features = {TRAINED: compute(self.trained), UNTRAINED: compute(self.untrained)}
+        if not all(tensor.isfinite().all() for group in features.values() for tensor in group):
             raise UserError("the features hold NaN or infinity: the network has diverged")
-        return found
+        return features
 
 
 # ------------------------------------------------------------------------------------ pictures
@@ -88,11 +88,8 @@ def photographs(
         from dino.data.sources.demo import photographs as demo_photographs
 
         named = demo_photographs()
-        chosen = [name for name in SHOWN_FIRST if name in named][:PHOTOGRAPHS]
-        origin = (
-            "Tiles of the left part of each photograph were trained on, the right part was not."
-        )
-        return [(name, named[name]) for name in chosen], origin
+        origin = "The left of each photograph was trained on, in tiles; the right part was not."
+        return [(name, named[name]) for name in OBJECTS], origin
     source = open_source(data if val is None else val, pixels)
     images = _usable(source, spread(len(source), PHOTOGRAPHS))
     names = [(source.path(index), image) for index, image in images.items()]
@@ -100,7 +97,7 @@ def photographs(
 
 
 def _usable(source: Source, indices: Sequence[int]) -> dict[int, Sample]:
-    """The readable ones among the images, by index; the run has listed the others."""
+    """The readable images, by index; the run has listed the others."""
     images = {}
     for index in indices:
         with suppress(ImageError):
@@ -116,11 +113,9 @@ def _prepared(backbone: Backbone, sample: Sample) -> tuple[Image.Image, Tensor]:
     scale = side / max(pixels.shape[1:])
     size = [max(patch, round(length * scale)) for length in pixels.shape[1:]]
     pixels = F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
-    shown = crop_to_patches(as_picture(pixels), patch)
-    pixels = pixels[:, : shown.height, : shown.width]
-    device = next(backbone.parameters()).device
-    transform = backbone.preprocessing
-    return shown, normalize(pixels, transform.mean, transform.std).to(device)
+    pixels = pixels[:, : size[0] // patch * patch, : size[1] // patch * patch]
+    device, transform = next(backbone.parameters()).device, backbone.preprocessing
+    return as_picture(pixels), normalize(pixels, transform.mean, transform.std).to(device)
 
 
 # ---------------------------------------------------------------------------------- neighbours
@@ -144,37 +139,39 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
     queries = _usable(source, chosen if val is None else spread(len(source), QUERIES))
     if len(indices) < 2 or not queries:
         return ""
-    groups: list[list[str]] = [[] for _ in queries]
-    images = [*queries.values(), *searched.values()]
+    images, nearest = [*queries.values(), *searched.values()], {}
     for name, (rows,) in pair.features(lambda network: [_embedded(network, images)]).items():
         similarity = rows[: len(queries)] @ rows[len(queries) :].T
-        if val is None:  # no image is its own neighbour
+        if val is None:  # an image is not a neighbour of itself
             same = torch.tensor([[i == query for i in indices] for query in queries])
             similarity[same] = -torch.inf
-        values, places = similarity.topk(min(NEIGHBOURS, len(indices) - 1), dim=1)
-        for row, (query, group) in enumerate(zip(queries, groups, strict=True)):
-            found = (
-                _neighbour(bank, searched, indices[i], _label(source, query), value)
-                for value, i in zip(values[row].tolist(), places[row].tolist(), strict=True)
-            )
-            group.append(f'<div class="found"><div class="name">{name}</div>{"".join(found)}</div>')
-    blocks = [
-        f'<div class="query">{_query(image, _label(source, query))}{"".join(group)}</div>'
-        for (query, image), group in zip(queries.items(), groups, strict=True)
-    ]
+        nearest[name] = similarity.topk(min(NEIGHBOURS, len(indices) - 1), dim=1)
+    blocks = []
+    for row, (query, image) in enumerate(queries.items()):
+        label = _label(source, query)
+        tile = _tile("query", image, label or "query", "query-image")
+        groups = [f'<div><div class="name">query</div>{tile}</div>']
+        for name, (values, places) in nearest.items():
+            tiles = [f'<div class="name">{name}</div>']
+            for value, place in zip(values[row].tolist(), places[row].tolist(), strict=True):
+                neighbour = _label(bank, indices[place])
+                frame = "" if not label else "same" if neighbour == label else "apart"
+                caption = f"{neighbour} {value:.2f}".strip()
+                tiles.append(_tile("neighbour", searched[indices[place]], caption, frame))
+            groups.append(f'<div class="neighbours">{"".join(tiles)}</div>')
+        blocks.append(f'<div class="query">{"".join(groups)}</div>')
     what = "training images" if val is None else "images that were not trained on"
-    framed = " Solid green frame: same class; dashed frame: another." if source.labels else ""
+    frames = " Solid green frame: same class; dashed frame: another." if source.labels else ""
     intro = (
-        f"On the left {len(queries)} {what}, evenly spread over all and not chosen by hand. Beside "
-        f"each, of {len(indices)} training images, those with the most similar features, nearest "
-        "first, with the cosine similarity: by the trained network, then by the untrained one."
-        f"{framed} Good: the trained network's neighbours show the same thing, not only the same "
+        f"Left: {len(queries)} {what}, evenly spread over all and not chosen by hand. Beside each, "
+        f"of {len(indices)} training images, those with the most similar features, nearest first, "
+        "with the cosine similarity: by the trained network, then by the untrained one."
+        f"{frames} Good: the trained network's neighbours show the same object, not only the same "
         "colours."
     )
     return f"<h2>Nearest neighbours</h2><p>{intro}</p>{''.join(blocks)}"
 
 
-@torch.inference_mode()
 def _embedded(network: Backbone, images: Sequence[Sample]) -> Float[Tensor, "n D"]:
     """Features of length 1."""
     device, rows = next(network.parameters()).device, []
@@ -191,19 +188,8 @@ def _label(source: Source, index: int) -> str:
     return source.classes[label] if source.classes else f"class {label}"
 
 
-def _query(sample: Sample, name: str) -> str:
-    shown = picture(as_picture(sample), f"query: {name}", width=TILE)
-    tile = figure(shown, name or "query", "asked")
-    return f'<div><div class="name">query</div>{tile}</div>'
-
-
-def _neighbour(
-    bank: Source, images: dict[int, Sample], index: int, expected: str, similarity: float
-) -> str:
-    name = _label(bank, index)
-    css = "" if not expected else "same" if name == expected else "apart"
-    tile = picture(as_picture(images[index]), f"neighbour: {name}", width=TILE)
-    return figure(tile, f"{name} {similarity:.2f}".strip(), css)
+def _tile(what: str, sample: Sample, caption: str, css: str) -> str:
+    return figure(picture(as_picture(sample), f"{what}: {caption}", width=TILE), caption, css)
 
 
 # ----------------------------------------------------------------------------------- attention
@@ -219,31 +205,27 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> 
         return ""
     blocks = []
     for name, photo in photos:
-        shown, pixels = _prepared(pair.trained, photo)
+        image, pixels = _prepared(pair.trained, photo)
         maps = pair.features(lambda network: [*attention_maps(network, pixels[None])[0].cpu()])  # noqa: B023
-        means = {kind: torch.stack([*heads]).mean(dim=0) for kind, heads in maps.items()}
-        pictures = [
-            figure(picture(shown, name), name),
-            figure(
-                picture(overlay(shown, means[TRAINED]), f"attention on {name}"),
-                "trained, mean of the heads: bright patches have the most attention",
+        trained, untrained = (torch.stack([*heads]).mean(dim=0) for heads in maps.values())
+        columns = {
+            name: image,
+            "trained, mean of the heads: bright patches have the most attention": overlay(
+                image, trained
             ),
-            figure(
-                picture(_cut_out(shown, means[TRAINED]), f"60 % of the attention on {name}"),
-                "trained: the patches that hold 60 % of the attention",
-            ),
-            figure(
-                picture(overlay(shown, means[UNTRAINED]), f"untrained, {name}"),
-                "untrained, mean of the heads, for comparison",
-            ),
+            "trained: the patches that hold 60 % of the attention": _cut_out(image, trained),
+            "untrained, mean of the heads, for comparison": overlay(image, untrained),
+        }
+        row = "".join(figure(picture(p, f"{name}: {text}"), text) for text, p in columns.items())
+        heads = [
+            picture(colored(values, "viridis"), f"{name}: head {head}", exact=True)
+            for head, values in enumerate(maps[TRAINED], start=1)
         ]
-        heads = [_head(values, index, name) for index, values in enumerate(maps[TRAINED], start=1)]
         strip = figure(
-            f'<div class="pictures heads">{"".join(heads)}</div>',
+            f'<div class="heads">{"".join(heads)}</div>',
             f"trained, each of the {len(heads)} heads alone (dark: little, yellow: much)",
         )
-        row = f'<div class="pictures w4">{"".join(pictures)}</div>'
-        blocks.append(f'<div class="block">{row}{strip}</div>')
+        blocks.append(f'<div class="block"><div class="pictures">{row}</div>{strip}</div>')
     intro = (
         "The attention of the CLS token, the vector that represents the image, to each patch in "
         "the last block. The network was trained without labels or masks. Good: attention "
@@ -251,11 +233,6 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> 
         f"untrained network shows neither. {origin}"
     )
     return f"<h2>Attention</h2><p>{intro}</p>{''.join(blocks)}"
-
-
-def _head(values: Float[Tensor, "h w"], index: int, name: str) -> str:
-    small = colored(values, (values.shape[1], values.shape[0]), "viridis")
-    return picture(small, f"head {index} on {name}", exact=True)
 
 
 def _cut_out(image: Image.Image, values: Float[Tensor, "h w"]) -> Image.Image:
@@ -270,20 +247,21 @@ def _cut_out(image: Image.Image, values: Float[Tensor, "h w"]) -> Image.Image:
 def component_maps(pair: Pair, photos: Sequence[tuple[str, Sample]]) -> str:
     """The first three principal components of the patch tokens as colours."""
     prepared = [_prepared(pair.trained, photo) for _, photo in photos]
-    pixels = [pixels for _, pixels in prepared]
-    patches = pair.features(lambda network: patch_features(network, pixels))
-    maps = {kind: components(tokens) for kind, tokens in patches.items()}
+    tokens = pair.features(
+        lambda network: [network.features(pixels[None]).patches[0, 0] for _, pixels in prepared]
+    )
+    trained, untrained = (components(patches) for patches in tokens.values())
     blocks = []
-    for index, (name, _) in enumerate(photos):
-        figures = [figure(picture(prepared[index][0], name), name)]
-        for kind, pictures in maps.items():
-            small = Image.fromarray(pictures[index])
-            figures.append(figure(picture(small, f"{kind}, {name}", exact=True), MEANING[kind]))
-        blocks.append(f'<div class="block pictures w3">{"".join(figures)}</div>')
+    for (name, _), (image, _), *maps in zip(photos, prepared, trained, untrained, strict=True):
+        figures = [figure(picture(image, name), name)]
+        for pixels, caption in zip(maps, COMPONENT_CAPTIONS, strict=True):
+            small = picture(Image.fromarray(pixels), f"{name}: {caption}", exact=True)
+            figures.append(figure(small, caption))
+        blocks.append(f'<div class="block pictures">{"".join(figures)}</div>')
     intro = (
         "The first three principal components of the patch features, of all images below together, "
         "are shown as red, green and blue, so equal colours mean similar features, also between "
-        "images. Good: parts of one object share a colour and edges follow its outline. An "
+        "images. Good: an object has one colour, with edges at its outline. An "
         "untrained network mostly repeats the brightness and colour of the pixels."
     )
     return f"<h2>Components of the patch features</h2><p>{intro}</p>{''.join(blocks)}"

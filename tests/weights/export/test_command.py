@@ -1,4 +1,4 @@
-"""`dino export`: files that load elsewhere, cards that tell the truth, mistakes in one sentence."""
+"""`dino export`: files that load elsewhere, cards of known facts, mistakes in one sentence."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class OfficialBlock(nn.Module):
 
 
 class Official(nn.Module):
-    """The published code's ViT at its own size."""
+    """The published code's ViT at its native size."""
 
     def __init__(self, made: Backbone) -> None:
         super().__init__()
@@ -118,9 +118,9 @@ def test_the_code_of_a_card_gives_the_feature_of_a_picture(
     monkeypatch.chdir(tmp_path)
     names = run_card(tmp_path / f"{name}.MODEL_CARD.md")
     found = names.get("features", names.get("cls"))
-    found = names["found"]["cls"] if found is None else found
-    wanted = made.embed([tmp_path / "picture.jpg"])
-    assert np.abs(np.asarray(found) - wanted).max() < 1e-5 * np.abs(wanted).max()
+    found = names["outputs"]["cls"] if found is None else found
+    expected = made.embed([tmp_path / "picture.jpg"])
+    assert np.abs(np.asarray(found) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_sizes_of_graphs(tmp_path: Path) -> None:
@@ -130,17 +130,17 @@ def test_sizes_of_graphs(tmp_path: Path) -> None:
     loaded = torch.export.load(path, extra_files=extra).module()
     images = torch.randn(1, 3, 24, 48)
     with torch.inference_mode():
-        found, wanted = loaded(images), made.features(images, attention=True)
+        found, expected = loaded(images), made.features(images, attention=True)
     for name in ("cls", "patches"):
-        torch.testing.assert_close(found[name], getattr(wanted, name)[0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(found["attention"], wanted.attention, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[name], getattr(expected, name)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["attention"], expected.attention, rtol=0, atol=1e-5)
     about = json.loads(extra["dino.json"])
     assert about["input"] == {"channels": 3, "height": 24, "width": 48, "pixels": "normalised"}
     assert about["sha256"] == fingerprint(made)
     assert about["spec"] == made.spec
 
 
-def test_an_export_of_an_export_keeps_its_history(tmp_path: Path) -> None:
+def test_an_export_of_an_export_retains_its_history(tmp_path: Path) -> None:
     made = backbone()
     export(made, tmp_path, "timm", "net")
     run(Export(weights=str(tmp_path / "net"), format="safetensors", out=tmp_path / "b.safetensors"))
@@ -178,7 +178,7 @@ def run_folder(folder: Path) -> Backbone:
     return made
 
 
-def test_a_card_says_what_is_known(tmp_path: Path) -> None:
+def test_a_card_states_known_facts(tmp_path: Path) -> None:
     made = run_folder(tmp_path)
     settings = Export(
         weights=str(tmp_path),
@@ -189,7 +189,7 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
     )
     text = run(settings)[1].read_text()
     assert text.startswith("---\nlicense: cc-by-4.0\nlibrary_name: timm\n")
-    for said in (
+    for fact in (
         "pipeline_tag: image-feature-extraction",
         "12,345 scans of one hospital, 2019 to 2024.",
         "* recipe: `small_data`",
@@ -204,24 +204,24 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
         "CC-BY-4.0.",
         fingerprint(made),
     ):
-        assert said in text, said
+        assert fact in text, fact
     assert "99.75" not in text  # of other weights
     assert "/home/someone" not in text
     assert b"/home/someone" not in (tmp_path / "net" / "model.safetensors").read_bytes()
     assert run(settings)[1].read_text() == text
 
 
-def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
+def test_a_card_states_missing_facts(tmp_path: Path) -> None:
     save(backbone(), tmp_path / "w.safetensors")
     settings = {"weights": str(tmp_path / "w.safetensors"), "out": tmp_path / "net"}
     text = run(Export(format="timm", **settings))[1].read_text()
     assert text.startswith("---\nlicense: unknown\n")
-    for said in (
+    for fact in (
         "No description of the training images was given.",
         "No measurement of these weights was found beside them.",
         "Not stated.",
     ):
-        assert said in text
+        assert fact in text
     text = run(Export(format="timm", licence="Ours: ask", **settings))[1].read_text()
     assert text.startswith('---\nlicense: other\nlicense_name: "Ours: ask"\n')
 
@@ -245,13 +245,17 @@ def test_results_of_another_step_or_run_are_left_out(tmp_path: Path) -> None:
     assert "11.5" not in run(Export(**settings))[1].read_text()
 
 
-def test_texts_from_files_have_no_meaning_in_a_card(tmp_path: Path) -> None:
-    """Names, recipes and results are inline code: no HTML, no links, no rows of their own."""
+def test_texts_from_files_are_inline_code(tmp_path: Path) -> None:
+    """Names, recipes and results are inline code: no HTML, links or further rows."""
     made = backbone()
-    evil = "<img src=x onerror=alert(1)>\n# Title\n|a|b| ![x](http://evil) ```"
+    hostile = "<img src=x onerror=alert(1)>\n# Title\n|a|b| ![x](http://hostile) ```"
     folder = tmp_path / "a`<b>"
     folder.mkdir()
-    save(made, folder / "w`<i>.safetensors", {"recipe": evil, "data": evil, "init.from": evil})
+    save(
+        made,
+        folder / "w`<i>.safetensors",
+        {"recipe": hostile, "data": hostile, "init.from": hostile},
+    )
     measured(folder / "knn`|<u>.json", fingerprint(made), 63.125)
     path = folder / "w`<i>.safetensors"
     out = tmp_path / 'n"`<s>'
@@ -278,7 +282,7 @@ def full(*_: Any, **__: Any) -> None:
         ("timm", "net", "folders.save_file"),
     ],
 )
-def test_a_failed_export_leaves_nothing_that_is_refused_later(
+def test_a_failed_export_can_be_repeated(
     format: Any, name: str, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, replace = backbone(), Path.replace
@@ -298,7 +302,7 @@ def test_a_failed_export_leaves_nothing_that_is_refused_later(
         assert fingerprint(dino.load(export(made, tmp_path, format, name))) == fingerprint(made)
 
 
-def test_the_card_of_published_weights_says_what_their_authors_say() -> None:
+def test_the_card_of_published_weights_states_their_accuracies() -> None:
     made = backbone()
     source = provenance("dino_vits16", made)
     notes = FormatNotes("a test", "", made.preprocessing, library="timm")
@@ -309,7 +313,7 @@ def test_the_card_of_published_weights_says_what_their_authors_say() -> None:
     assert card(made, source, notes, licence="mit").startswith("---\nlicense: mit\n")
 
 
-def test_a_long_or_large_evaluation_is_cut_and_says_so(tmp_path: Path) -> None:
+def test_long_evaluations_are_cut_and_large_files_ignored(tmp_path: Path) -> None:
     made = run_folder(tmp_path)
     numbers = {
         "weights": {"sha256": fingerprint(made)},
@@ -338,6 +342,7 @@ def test_the_command_ends_with_the_paths(
         ("--format", "onnx", "--out", "net"): "writes a file: give --out net.onnx",
         ("--format", "timm", "--out", "net.safetensors"): "writes a folder",
         ("--format", "timm", "--out", "net", "--attention"): "--attention is for onnx and",
+        ("--format", "official", "--out", "n.safetensors", "--with-normalization"): "is for onnx",
         ("--format", "official", "--out", "n.safetensors", "--size", "9"): "takes no --size",
         ("--format", "timm", "--out", "net", "--size", "8", "9"): "takes --size with one number",
         ("--format", "onnx", "--out", "n.onnx", "--size", "0"): "must be positive",

@@ -31,8 +31,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def assert_features(found: torch.Tensor, made: Backbone, path: Path) -> None:
-    wanted = made.embed([path])
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    expected = made.embed([path])
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 # ------------------------------------------------------------------------------------ timm
@@ -63,9 +63,7 @@ def test_timm_gives_the_features_of_a_picture(
         ("vit_tiny", {**TINY, "channels": 4}),
     ],
 )
-def test_timm_takes_every_network_of_ours(
-    arch: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_timm_builds_every_network(arch: str, options: dict[str, Any], tmp_path: Path) -> None:
     made = backbone(arch, **options)
     folder = export(made, tmp_path, "timm", "net")
     config = json.loads((folder / "config.json").read_text())
@@ -77,16 +75,16 @@ def test_timm_takes_every_network_of_ours(
     ).eval()
     images = torch.randn(2, options.get("channels", 3), 32, 32)
     with torch.inference_mode():
-        found, wanted = loaded(images), made(images)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
-    again = dino.load(folder)  # a plain ViT comes back as ours, under our names
+        found, expected = loaded(images), made(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    again = dino.load(folder)  # a plain ViT is loaded as ours, under our names
     theirs = {name.removeprefix("network."): t for name, t in again.state_dict().items()}
     ours = {name.removeprefix("network."): t for name, t in made.state_dict().items()}
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
     with torch.inference_mode():
         torch.testing.assert_close(
-            again(images), found, rtol=0, atol=1e-5 * wanted.abs().max().item()
+            again(images), found, rtol=0, atol=1e-5 * expected.abs().max().item()
         )
 
 
@@ -177,22 +175,22 @@ def test_transformers_has_vits_only(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------ both
-def test_another_size_is_resampled_as_the_weights_want_it(tmp_path: Path) -> None:
+def test_another_size_is_resampled_as_the_weights_require(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     made = backbone(**TINY, position="reference")
     images = torch.randn(2, 3, 56, 56)
     with torch.inference_mode():
-        wanted = made(images)
+        expected = made(images)
     folder = export(made, tmp_path, "timm", "t", size=(56,))
     config = json.loads((folder / "config.json").read_text())
     assert config["pretrained_cfg"]["input_size"] == [3, 56, 56]
     with torch.inference_mode():
         found = timm.create_model("local-dir:" + str(folder), pretrained=True).eval()(images)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     folder = export(made, tmp_path, "transformers", "h", size=(56,))
     with torch.inference_mode():
         found = transformers.AutoModel.from_pretrained(folder).eval()(images).last_hidden_state
-    torch.testing.assert_close(found[:, 0], wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[:, 0], expected, rtol=0, atol=1e-5)
     again = dino.load(folder)
     assert again.spec["image_size"] == 56
     assert (again.preprocessing.resize, again.preprocessing.crop) == (63, 56)
@@ -229,6 +227,7 @@ def interrupted(folder: Path) -> None:
 def test_only_an_export_is_replaced(tmp_path: Path) -> None:
     made = backbone()
     folder = export(made, tmp_path, "timm", "net")
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # safetensors writes 0600
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(KeyboardInterrupt):
         interrupted(folder)

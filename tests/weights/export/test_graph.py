@@ -40,9 +40,9 @@ def expected(backbone: Backbone, images: Tensor, attention: bool = False) -> dic
     return {name: value.numpy() for name, value in named.items() if value is not None}
 
 
-def assert_close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    assert list(found) == list(wanted)
-    for name, value in wanted.items():
+def assert_close(found: dict[str, np.ndarray], correct: dict[str, np.ndarray]) -> None:
+    assert list(found) == list(correct)
+    for name, value in correct.items():
         assert found[name].shape == value.shape
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * np.abs(value).max())
 
@@ -69,8 +69,7 @@ def test_onnx_equals_the_network(
 ) -> None:
     onnx = pytest.importorskip("onnx")
     backbone, path = tiny(**options), tmp_path / "tiny.onnx"
-    worst = write_onnx(Graph(backbone, size, attention), path, ABOUT)
-    assert worst < 1e-5
+    write_onnx(Graph(backbone, size, attention), path, ABOUT)
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert "Resize" not in {node.op_type for node in model.graph.node}
@@ -105,7 +104,7 @@ def test_normalization_can_lie_inside(tmp_path: Path) -> None:
     assert_close(found, expected(backbone, normalised))
 
 
-def test_a_newer_opset_can_be_asked_for_and_an_older_one_is_refused(tmp_path: Path) -> None:
+def test_newer_opsets_are_written_and_older_ones_are_refused(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     graph = Graph(tiny(), (32, 32))
     write_onnx(graph, tmp_path / "tiny.onnx", ABOUT, opset=20)
@@ -114,7 +113,7 @@ def test_a_newer_opset_can_be_asked_for_and_an_older_one_is_refused(tmp_path: Pa
         write_onnx(graph, tmp_path / "old.onnx", ABOUT, opset=17)
 
 
-def test_what_onnx_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_what_onnx_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx")
     graph = Graph(tiny(), (32, 32))
     monkeypatch.setattr(export_graph, "TWO_GIGABYTES", 1000)
@@ -193,22 +192,22 @@ def test_a_fixed_network_leaves_the_original_alone() -> None:
     assert torch.equal(native["pos_embed"], before["pos_embed"].float())
 
 
-def test_what_no_graph_can_do_is_refused_in_one_sentence() -> None:
+def test_impossible_graphs_are_refused_in_one_sentence() -> None:
     with pytest.raises(UserError, match="images of 32x4 px hold no patch of 8 px"):
         Graph(tiny(), (32, 4))
     with pytest.raises(UserError, match="resnet10t has no CLS attention to export"):
         Graph(dino.create("timm:resnet10t"), (32, 32), attention=True)
 
 
-def test_a_graph_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_differs_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph = Graph(tiny(), (32, 32))
-    wrong = {name: value + 1e-2 for name, value in graph(graph.example(3)).items()}
+    wrong = [(value + 1e-2).numpy() for value in graph(graph.example(3)).values()]
     with pytest.raises(RuntimeError, match="cls became"):
-        export_graph._check(graph, lambda images: {n: v.numpy() for n, v in wrong.items()})
+        export_graph._check(graph, lambda images: wrong)
     with pytest.raises(RuntimeError, match="differs from the network"):
-        export_graph._check(
-            graph, lambda images: {n: v[: len(images)].numpy() for n, v in wrong.items()}
-        )
+        export_graph._check(graph, lambda images: [value[: len(images)] for value in wrong])
     monkeypatch.setattr(export_graph, "CLOSE", -1.0)
     with pytest.raises(RuntimeError, match="was not written"):
         write_exported_program(graph, tmp_path / "tiny.pt2", ABOUT)

@@ -1,6 +1,6 @@
 """`dino export`: trained weights for other programs, with a model card beside them.
 
-safetensors        a file of dino: `dino.load` gives back the same network
+safetensors        a file of dino: `dino.load` reads the same network
 official           the published code's names, in safetensors, since no pickle is written
 timm               a folder for `timm.create_model`
 transformers       a folder for `AutoModel` and `AutoImageProcessor`
@@ -12,20 +12,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from dino.files import UserError, atomic_write, check_output, naming, replacing
 from dino.models.backbone import Backbone
 from dino.progress import Console
-from dino.weights.export.files import (
-    dino_file,
-    exported_program_file,
-    official_file,
-    onnx_file,
+from dino.weights.export.files import dino_file, graph_file, official_file
+from dino.weights.export.folders import (
+    is_export,
+    replacing_folder,
+    timm_folder,
+    transformers_folder,
 )
-from dino.weights.export.folders import replacing_folder, timm_folder, transformers_folder
 from dino.weights.export.graph import OPSET, Graph
-from dino.weights.export.model_card import FormatNotes, card, provenance, shareable
+from dino.weights.export.model_card import card, provenance
 from dino.weights.load import load
 
 Format: TypeAlias = Literal[
@@ -40,7 +40,7 @@ SUFFIXES = {
 }
 """Endings of the formats that are a single file; the others are folders."""
 
-FOLDERS = {"timm": timm_folder, "transformers": transformers_folder}
+GRAPHS = ("onnx", "exported-program")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Export:
     """Pixels of the images: one number, or for graphs also height and width; by default what the
     preprocessing gives. The position embedding is resampled for it and stored."""
     attention: bool = False
-    """Graphs only: also give the attention matrix of the last block."""
+    """Graphs only: also output the attention matrix of the last block."""
     with_normalization: bool = False
     """Graphs only: take uint8 pixels and apply mean and standard deviation inside."""
     opset: int = OPSET
@@ -79,95 +79,77 @@ def write(backbone: Backbone, settings: Export) -> list[Path]:
 
     Args:
         backbone: the network of `settings.weights`, possibly adapted while it was loaded.
-        settings: format and destination.
+        settings: format and destination, which `check` has accepted.
 
     Returns:
         The file or folder, and its card.
 
     Raises:
-        UserError: if an extra is missing, a setting does not belong to the format, or `out` exists
-            and is no export.
+        UserError: if an extra is missing, or the format has no such network.
     """
-    check(settings)
+    out, format = settings.out, settings.format
     source = provenance(settings.weights, backbone)
     about = {
-        "dialect": settings.format,
+        "dialect": format,
         "spec": backbone.spec,
         "preprocessing": backbone.preprocessing.to_dict(),
-        "about": shareable(source.about),
+        "about": source.about,
         "sha256": source.sha256,
     }
-
-    def card_of(notes: FormatNotes) -> str:
-        return card(backbone, source, notes, settings.data_description, settings.licence)
-
-    with Console(stderr=True).status(f"writing {settings.out}"):
-        if settings.format in FOLDERS:
-            side, _ = _size(backbone, settings)
-            written = settings.out / "README.md"
-            with naming(settings.out), replacing_folder(settings.out) as folder:
-                text = card_of(FOLDERS[settings.format](folder, backbone, side, about))
-                (folder / written.name).write_text(text, encoding="utf-8")
-        else:  # the card is in place first: a file without one is not replaced by the next call
-            written = _card_path(settings.out)
-            with replacing(settings.out) as temporary:
-                notes = _write_file(temporary, backbone, settings, about)
-                atomic_write(written, card_of(notes))
-    for path in (settings.out, written):
-        Console().print(f"{path}", highlight=False, soft_wrap=True)
-    return [settings.out, written]
+    sides = settings.size or (backbone.preprocessing.crop,)
+    texts = (settings.data_description, settings.licence)
+    with Console(stderr=True).status(f"writing {out}"):
+        if format in SUFFIXES:  # the card first: a file without one is not replaced by the next run
+            card_path = _card_path(out)
+            with replacing(out) as file:
+                if format in GRAPHS:
+                    size = (sides[0], sides[-1])
+                    graph = Graph(backbone, size, settings.attention, settings.with_normalization)
+                    opset = settings.opset if format == "onnx" else None
+                    notes = graph_file(file, out.name, graph, about, opset)
+                else:
+                    write_file = official_file if format == "official" else dino_file
+                    notes = write_file(file, out.name, backbone, about)
+                atomic_write(card_path, card(backbone, source, notes, *texts))
+        else:
+            card_path = out / "README.md"
+            write_folder = timm_folder if format == "timm" else transformers_folder
+            with naming(out), replacing_folder(out) as folder:
+                notes = write_folder(folder, backbone, sides[0], about)
+                atomic_write(folder / "README.md", card(backbone, source, notes, *texts))
+    for path in (out, card_path):
+        Console().print(f"{path}", soft_wrap=True)
+    return [out, card_path]
 
 
 def _card_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.MODEL_CARD.md")
 
 
-def _size(backbone: Backbone, settings: Export) -> tuple[int, int]:
-    """Height and width of the images of the export."""
-    sides = settings.size or (backbone.preprocessing.crop,)
-    return sides[0], sides[-1]
-
-
-def _write_file(
-    path: Path, backbone: Backbone, settings: Export, about: dict[str, Any]
-) -> FormatNotes:
-    name = settings.out.name
-    if settings.format == "safetensors":
-        return dino_file(path, name, backbone, about)
-    if settings.format == "official":
-        return official_file(path, name, backbone, about)
-    size = _size(backbone, settings)
-    graph = Graph(backbone, size, settings.attention, settings.with_normalization)
-    if settings.format == "onnx":
-        return onnx_file(path, name, graph, about, settings.opset)
-    return exported_program_file(path, name, graph, about)
-
-
 def check(settings: Export) -> None:
     """Refuse what cannot be written, before any work.
 
     Raises:
-        UserError: as `write` does.
+        UserError: if a setting does not belong to the format, or `out` cannot be written or exists
+            and is no export.
     """
-    out, ending = settings.out, SUFFIXES.get(settings.format)
-    if ending is None:
-        if out.suffix in SUFFIXES.values():
-            raise UserError(
-                f"--format {settings.format} writes a folder (weights, configuration, card): give "
-                f"--out {out.with_suffix('')}"
-            )
+    out, format, ending = settings.out, settings.format, SUFFIXES.get(settings.format, "")
+    if not ending and out.suffix in SUFFIXES.values():
+        raise UserError(f"--format {format} writes a folder: give --out {out.with_suffix('')}")
+    if ending and out.suffix != ending:
+        raise UserError(f"--format {format} writes a file: give --out {out}{ending}")
+    check_output(out, folder=not ending)
+    if ending and out.is_file() and not _card_path(out).exists():
+        raise UserError(f"{out} exists and has no model card: choose another --out")
+    if not ending and not is_export(out):
+        raise UserError(f"{out} exists and is no export of dino: choose another --out")
+    if format not in GRAPHS:
         for name in ("attention", "with_normalization"):
             if getattr(settings, name):
                 raise UserError(f"--{name.replace('_', '-')} is for onnx and exported-program only")
-    elif out.suffix != ending:
-        raise UserError(f"--format {settings.format} writes a file: give --out {out}{ending}")
-    elif out.is_file() and not _card_path(out).exists():
-        raise UserError(f"{out} exists and has no model card: choose another --out")
-    check_output(out, folder=ending is None)
-    most = {"onnx": 2, "exported-program": 2, "timm": 1, "transformers": 1}.get(settings.format, 0)
+    most = 2 if format in GRAPHS else 0 if ending else 1
     if len(settings.size) > most:
-        takes = "no --size: the file takes any" if most == 0 else "--size with one number"
-        takes = "--size with one or two numbers" if most == 2 else takes
-        raise UserError(f"--format {settings.format} takes {takes}")
+        takes = ("no --size: the file takes any", "--size with one number", "at most two sizes")
+        raise UserError(f"--format {format} takes {takes[most]}")
     if any(side < 1 for side in settings.size):
         raise UserError(f"--size must be positive, not {settings.size}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dino.data.images.preprocessing import Preprocessing
-from dino.files import UserError, replacing, sync_file, sync_folder
+from dino.files import replacing, sync_file, sync_folder
 from dino.models.backbone import Backbone
 from dino.weights.export.graph import fixed
 from dino.weights.export.model_card import FormatNotes
 from dino.weights.key_maps import from_dino
 
 FILES = frozenset({"config.json", "model.safetensors", "preprocessor_config.json", "README.md"})
-"""All that an exported folder ever holds; a folder that holds anything else is not replaced."""
+"""All files of an exported folder; a folder with any other is not replaced."""
 
 TIMM_USE = """
 import json
@@ -47,7 +46,7 @@ backbone = timm.create_model(
 ).eval()
 settings = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
 image = timm.data.create_transform(**settings)(Image.open("picture.jpg").convert("RGB"))
-feature = backbone(image[None])  # [1, {width}]
+feature = backbone(image[None])  # [1, {embed_dim}]
 """
 
 TRANSFORMERS_USE = """
@@ -57,8 +56,8 @@ from transformers import AutoImageProcessor, AutoModel
 backbone = AutoModel.from_pretrained({folder}).eval()
 processor = AutoImageProcessor.from_pretrained({folder}, backend="pil")
 output = backbone(**processor(Image.open("picture.jpg"), return_tensors="pt"))
-feature = output.last_hidden_state[:, 0]  # [1, {width}], the CLS token
-patches = output.last_hidden_state[:, 1:]  # [1, patches, {width}]
+feature = output.last_hidden_state[:, 0]  # [1, {embed_dim}], the CLS token
+patches = output.last_hidden_state[:, 1:]  # [1, patches, {embed_dim}]
 """
 
 
@@ -74,7 +73,7 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
     """Write a network as timm's hub folders are; `timm.create_model` builds and loads it.
 
     Args:
-        folder: an empty folder to fill, under the name that it will have.
+        folder: an empty folder to fill, under its final name.
         backbone: any network of dino.
         size: side of the images in pixels.
         about: JSON values for the metadata of the weights.
@@ -82,49 +81,44 @@ def timm_folder(folder: Path, backbone: Backbone, size: int, about: dict[str, An
     Raises:
         UserError: for a ViT whose layer norms have another epsilon than all of timm's.
     """
-    twin = fixed(backbone, (size, size))
+    network = fixed(backbone, (size, size))
     preprocessing = sized(backbone.preprocessing, size)
-    architecture, arguments = twin.timm_arguments(size)
+    architecture, arguments = network.timm_arguments(size)
     config = {
         "architecture": architecture,
         "num_classes": 0,
-        "num_features": twin.embed_dim,
+        "num_features": network.embed_dim,
         "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [arguments["in_chans"], size, size],
-            "crop_pct": _crop_share(preprocessing),
+            "crop_pct": _crop_pct(preprocessing),
             "crop_mode": "squash" if preprocessing.squash else "center",
             "interpolation": preprocessing.interpolation,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "num_classes": 0,
-            "first_conv": twin.first_layer.removeprefix("network.").removesuffix(".weight"),
+            "first_conv": network.first_layer.removeprefix("network.").removesuffix(".weight"),
             "classifier": None,
         },
     }
-    _write(folder / "config.json", config)
-    save_tensors(
-        folder / "model.safetensors", from_dino(twin.state_dict(), "timm", twin.spec), about
-    )
-    usage = TIMM_USE.format(folder=json.dumps(folder.name), width=twin.embed_dim)
-    notes: tuple[str, ...] = (
-        'Newer timm also takes `timm.create_model("local-dir:FOLDER", pretrained=True)`.',
-    )
-    if twin.position is not None:
-        notes += (
-            f"Made for images of {size} x {size} px, where its features are those of the weights. "
-            "With `dynamic_img_size=True` timm takes other sizes too, but resamples the position "
-            "embedding in its own way (antialiased): export with `--size` for the exact features.",
-        )
+    _write_json(folder / "config.json", config)
+    tensors = from_dino(network.state_dict(), "timm", network.spec)
+    save_tensors(folder / "model.safetensors", tensors, about)
+    usage = TIMM_USE.format(folder=json.dumps(folder.name), embed_dim=network.embed_dim)
+    notes = () if network.position is None else (_size_note(size),)
     return FormatNotes("a folder for timm", usage, preprocessing, notes, library="timm")
 
 
-def _crop_share(preprocessing: Preprocessing) -> float:
-    """The `crop_pct` from which timm computes our resize: floor(crop / crop_pct)."""
-    share = preprocessing.crop / preprocessing.resize
-    while math.floor(preprocessing.crop / share) < preprocessing.resize:
-        share = math.nextafter(share, 0)
-    return share
+def _size_note(size: int) -> str:
+    return f"Made for images of {size} x {size} px: for others export with `--size`."
+
+
+def _crop_pct(preprocessing: Preprocessing) -> float:
+    """The fraction from which timm computes our resize: floor(crop / crop_pct)."""
+    fraction = preprocessing.crop / preprocessing.resize
+    while math.floor(preprocessing.crop / fraction) < preprocessing.resize:
+        fraction = math.nextafter(fraction, 0)
+    return fraction
 
 
 # ------------------------------------------------------------------------------------ transformers
@@ -136,46 +130,23 @@ def transformers_folder(
     `AutoModel` adds a pooler to a ViT and would draw its weights at random. The file holds one
     that changes nothing (identity, no bias, no activation), so `pooler_output` is the feature too.
 
-    Args:
-        folder: an empty folder to fill, under the name that it will have.
-        backbone: a ViT of dino.
-        size: side of the images in pixels.
-        about: JSON values for the metadata of the weights.
+    The arguments are those of `timm_folder`.
 
     Raises:
-        UserError: for other networks.
+        UserError: for other networks than ViTs.
     """
-    twin = fixed(backbone, (size, size))
-    config = twin.transformers_config(size)
+    network = fixed(backbone, (size, size))
     preprocessing = sized(backbone.preprocessing, size)
-    tensors = from_dino(twin.state_dict(), "transformers", twin.spec)
-    tensors["pooler.dense.weight"] = torch.eye(twin.embed_dim)
-    tensors["pooler.dense.bias"] = torch.zeros(twin.embed_dim)
-    _write(folder / "config.json", config)
-    _write(folder / "preprocessor_config.json", _processor(preprocessing, twin))
-    about = {**about, "spec": twin.spec, "preprocessing": preprocessing.to_dict()}
-    save_tensors(folder / "model.safetensors", tensors, about)
-    notes = (
-        "`pooler_output` is the same feature (before transformers 4.51 it is the tanh of it).",
-        f"Made for images of {size} x {size} px; for others export with `--size`, or give "
-        "`interpolate_pos_encoding=True`, which resamples positions as `exact` does.",
-        "For one aspect ratio in four the processor crops one pixel beside torchvision's crop.",
-    )
-    usage = TRANSFORMERS_USE.format(folder=json.dumps(folder.name), width=twin.embed_dim)
-    title = "a folder for transformers"
-    return FormatNotes(title, usage, preprocessing, notes, library="transformers")
-
-
-def _processor(preprocessing: Preprocessing, backbone: Backbone) -> dict[str, Any]:
-    """BiT's processor is the plain one: shorter side, central crop, mean and deviation."""
+    _write_json(folder / "config.json", network.transformers_config(size))
+    # BiT's processor is the plain one: shorter side, central crop, mean and standard deviation.
     side, crop = preprocessing.resize, preprocessing.crop
-    return {
+    processor = {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": backbone.channels == 3,
+        "do_convert_rgb": network.channels == 3,
         "do_resize": True,
-        "size": {"height": side, "width": side}
-        if preprocessing.squash
-        else {"shortest_edge": side},
+        "size": dict.fromkeys(
+            ["height", "width"] if preprocessing.squash else ["shortest_edge"], side
+        ),
         "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": crop, "width": crop},
@@ -185,10 +156,19 @@ def _processor(preprocessing: Preprocessing, backbone: Backbone) -> dict[str, An
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
     }
+    _write_json(folder / "preprocessor_config.json", processor)
+    tensors = from_dino(network.state_dict(), "transformers", network.spec)
+    tensors["pooler.dense.weight"] = torch.eye(network.embed_dim)
+    tensors["pooler.dense.bias"] = torch.zeros(network.embed_dim)
+    about = {**about, "spec": network.spec, "preprocessing": preprocessing.to_dict()}
+    save_tensors(folder / "model.safetensors", tensors, about)
+    usage = TRANSFORMERS_USE.format(folder=json.dumps(folder.name), embed_dim=network.embed_dim)
+    title, notes = "a folder for transformers", (_size_note(size),)
+    return FormatNotes(title, usage, preprocessing, notes, library="transformers")
 
 
 # ------------------------------------------------------------------------------------ files
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -199,26 +179,25 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     and the preprocessing for `dino.load`.
     """
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path) as temporary:  # also for its permissions: save_file leaves 0600
         save_file(plain, temporary, metadata={"format": "pt", "dino_export": json.dumps(about)})
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder can be replaced: it is an export, empty or does not exist."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return not names or (names <= FILES and "README.md" in names)
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder of the same name elsewhere; on success it takes the place of `folder`.
-
-    Raises:
-        UserError: if `folder` exists and is not an export, or holds anything but one.
-    """
+    """Yield a new folder of the same name elsewhere; on success it takes the place of `folder`."""
     folder = folder.absolute()
-    if folder.exists():
-        held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-        if held and not (held <= FILES and "README.md" in held):
-            raise UserError(f"{folder} exists and is no export of dino: choose another --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    new, former = workspace / folder.name, workspace / f"former {folder.name}"
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent, ignore_cleanup_errors=True
+    ) as workspace:
+        new, former = Path(workspace, folder.name), Path(workspace, f"former {folder.name}")
         new.mkdir()
         yield new
         for path in new.iterdir():
@@ -233,5 +212,3 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 former.rename(folder)
             raise
         sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)

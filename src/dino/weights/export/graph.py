@@ -13,6 +13,7 @@ import copy
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dino.files import UserError, replacing
+from dino.files import UserError
 from dino.models.backbone import Backbone
 
 OPSET = 18
@@ -31,26 +32,25 @@ CLOSE = 1e-4
 Sums in another order move ResNet-50 by 1e-5."""
 
 TWO_GIGABYTES = 2**31 - 2**24
-"""What a single ONNX file can hold, less some room for the graph itself."""
+"""The largest size of a single ONNX file, less 16 MiB for the graph itself."""
 
 
 def fixed(backbone: Backbone, size: tuple[int, int]) -> Backbone:
-    """A copy, on the CPU in fp32, whose position embedding is the one for images of `size`.
+    """A copy, on the CPU in fp32, whose position embedding is resampled for images of `size`.
 
-    On images of that size it computes the same; others are not meant for it. Networks without a
-    learned position embedding of dino's ViT are copied as they are.
+    On images of that size it computes the same; it is not meant for others.
 
     Args:
         backbone: the network.
         size: height and width of the images in pixels.
     """
-    twin = copy.deepcopy(backbone).cpu().float().eval().requires_grad_(False)
-    twin.fix_size(*size)
-    return twin
+    network = copy.deepcopy(backbone).cpu().float().eval().requires_grad_(False)
+    network.fix_size(*size)
+    return network
 
 
 class Graph(nn.Module):
-    """What is written: images of one size -> named outputs.
+    """The function to export: images of one size -> named outputs.
 
     The outputs are `cls` [B, D], `patches` [B, D, h, w] (convnets: the last map) and, if requested,
     `attention` [B, heads, T, T] of the last block. All but the attention after the final norm.
@@ -58,7 +58,7 @@ class Graph(nn.Module):
     Args:
         backbone: the network.
         size: height and width of the images in pixels.
-        attention: whether to give the attention matrix.
+        attention: whether to output the attention matrix.
         normalizes: whether to take uint8 pixels and apply mean and standard deviation itself.
 
     Raises:
@@ -82,10 +82,8 @@ class Graph(nn.Module):
         self.backbone = fixed(backbone, size)
         self.attention, self.normalizes = attention, normalizes
         self.shape = (backbone.channels, *size)
-        mean, std = (
-            torch.tensor(values)[:, None, None]
-            for values in (backbone.preprocessing.mean, backbone.preprocessing.std)
-        )
+        mean = torch.tensor(backbone.preprocessing.mean)[:, None, None]
+        std = torch.tensor(backbone.preprocessing.std)[:, None, None]
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
         self.eval()
@@ -94,16 +92,16 @@ class Graph(nn.Module):
         """Named outputs for images [B, C, H, W], normalised or, if `normalizes`, uint8."""
         if self.normalizes:
             images = images.float() * self.scale + self.shift
-        found = self.backbone.features(images, attention=self.attention)
-        named = {"cls": found.cls[0], "patches": found.patches[0]}
-        return named if found.attention is None else {**named, "attention": found.attention}
+        features = self.backbone.features(images, attention=self.attention)
+        named = {"cls": features.cls[0], "patches": features.patches[0]}
+        return named if features.attention is None else {**named, "attention": features.attention}
 
     def names(self) -> list[str]:
         """The outputs in their order."""
         return ["cls", "patches", *(["attention"] if self.attention else [])]
 
     def example(self, batch: int) -> Tensor:
-        """Some images such as the graph takes, the same ones each time."""
+        """Random images of the graph's type and size, the same ones each time."""
         generator = torch.Generator().manual_seed(0)
         shape = (batch, *self.shape)
         if self.normalizes:
@@ -115,17 +113,14 @@ class Graph(nn.Module):
         return ({0: torch.export.Dim("batch", min=1)},)
 
 
-def write_onnx(graph: Graph, path: Path, about: dict[str, Any], opset: int = OPSET) -> float:
-    """Write `graph` as one ONNX file, and run it against the network before it gets its name.
+def write_onnx(graph: Graph, path: Path, about: dict[str, Any], opset: int = OPSET) -> None:
+    """Write `graph` as one ONNX file, once onnxruntime computes with it what the network computes.
 
     Args:
-        graph: what to write.
+        graph: the function to write.
         path: the file.
-        about: JSON values; they go into the file's metadata under `dino`.
+        about: JSON values for the file's metadata, under `dino`.
         opset: version of the ONNX operators, 18 or newer.
-
-    Returns:
-        The largest difference to the network's outputs, relative to their largest value.
 
     Raises:
         UserError: if the extra `onnx` is missing, the opset is not supported, or the network is too
@@ -162,30 +157,22 @@ def write_onnx(graph: Graph, path: Path, about: dict[str, Any], opset: int = OPS
         raise UserError(f"this PyTorch writes opset {written}, not {opset}: change --opset")
     onnx.helper.set_model_props(model, {"dino": json.dumps(about)})
     onnx.checker.check_model(model, full_check=True)
-    with replacing(path) as temporary:
-        onnx.save(model, str(temporary))
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-
-        def run(images: Tensor) -> dict[str, np.ndarray]:
-            names = [output.name for output in session.get_outputs()]
-            return dict(zip(names, session.run(names, {"images": images.numpy()}), strict=True))
-
-        return _check(graph, run)
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    _check(graph, lambda images: session.run(None, {"images": images.numpy()}))
+    path.write_bytes(content)
 
 
-def write_exported_program(graph: Graph, path: Path, about: dict[str, Any]) -> float:
-    """Write `graph` as PyTorch's exported program (.pt2), and check it as `write_onnx` does.
+def write_exported_program(graph: Graph, path: Path, about: dict[str, Any]) -> None:
+    """Write `graph` as PyTorch's exported program (.pt2), checked as `write_onnx` does.
 
     The archive is a zip of raw tensors and JSON. PyTorch would add the example images as a pickle;
     they are left out, and a PyTorch that still writes one is refused.
 
     Args:
-        graph: what to write.
+        graph: the function to write.
         path: the file.
         about: JSON values; `torch.export.load` hands them out under `dino.json`.
-
-    Returns:
-        The largest difference to the network's outputs, relative to their largest value.
 
     Raises:
         UserError: if this version of PyTorch would write a pickle.
@@ -194,56 +181,39 @@ def write_exported_program(graph: Graph, path: Path, about: dict[str, Any]) -> f
     program.example_inputs = None
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"dino.json": json.dumps(about)})
-    if found := pickles(buffer):
+    if names := pickles(buffer):
         raise UserError(
-            f"PyTorch {torch.__version__} puts pickles into exported programs ({found[0]}), which "
+            f"PyTorch {torch.__version__} puts pickles into exported programs ({names[0]}), which "
             "dino does not write: upgrade PyTorch, or use --format onnx"
         )
     buffer.seek(0)
     loaded = torch.export.load(buffer).module()
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-        return _check(graph, lambda images: {k: v.numpy() for k, v in loaded(images).items()})
+    _check(graph, lambda images: [output.numpy() for output in loaded(images).values()])
+    path.write_bytes(buffer.getvalue())
 
 
 def pickles(archive: io.BytesIO | Path) -> list[str]:
-    """The members of an exported program that are pickles.
-
-    Raw tensors are named in the archive's `*_config.json`, with a word on each that is pickled;
-    what else `torch.save` wrote ends in .pt, and is empty where there was nothing to save.
-    """
+    """The members of an exported program that are pickles: `torch.save` wraps them in a zip."""
     with zipfile.ZipFile(archive) as file:
-        found = [
-            info.filename
-            for info in file.infolist()
-            if info.filename.endswith((".pt", ".pkl")) and info.file_size > 0
-        ]
-        for name in file.namelist():
-            if name.endswith("_config.json"):
-                entries = json.loads(file.read(name))["config"].values()
-                found += [entry["path_name"] for entry in entries if entry["use_pickle"]]
-    return found
+        return [name for name in file.namelist() if file.read(name).startswith(b"PK\x03\x04")]
 
 
-def _check(graph: Graph, run: Any) -> float:
-    """The largest relative difference between `run` and `graph`, for a batch of one and of three.
+def _check(graph: Graph, run: Callable[[Tensor], list[np.ndarray]]) -> None:
+    """Compare `run` with `graph` for a batch of one and of three.
 
     Raises:
-        RuntimeError: if it is more than `CLOSE`.
+        RuntimeError: if their difference is more than `CLOSE`.
     """
-    worst = 0.0
     for batch in (1, 3):
         images = graph.example(batch)
-        found = run(images)
         with torch.inference_mode():
-            expected = graph(images)
-        for name, value in expected.items():
-            if found[name].shape != tuple(value.shape):
-                raise RuntimeError(f"{name} became {found[name].shape}, not {tuple(value.shape)}")
-            difference = np.abs(found[name] - value.numpy()).max() / value.abs().max().item()
-            worst = max(worst, float(difference))
-    if not worst <= CLOSE:
-        raise RuntimeError(
-            f"the written graph differs from the network by {worst:.1e}: it was not written"
-        )
-    return worst
+            expected = {name: value.numpy() for name, value in graph(images).items()}
+        for (name, value), output in zip(expected.items(), run(images), strict=True):
+            if output.shape != value.shape:
+                raise RuntimeError(f"{name} became {output.shape}, not {value.shape}")
+            difference = np.abs(output - value).max() / np.abs(value).max()
+            if not difference <= CLOSE:
+                raise RuntimeError(
+                    f"{name} of the graph differs from the network by {difference:.1e}: it was not "
+                    "written"
+                )

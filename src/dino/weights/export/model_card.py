@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path, PurePath
 from typing import Any
+
+import torch
 
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
@@ -29,9 +32,9 @@ from dino.weights.load import fingerprint
 from dino.weights.published import CATALOGUE, LICENCE
 
 NOT_MEASURED = frozenset({"weights", "preprocessing", "settings", "device", "versions", "skipped"})
-"""Entries of an evaluation's JSON that say how it was measured."""
+"""Entries of an evaluation's JSON that are no results."""
 ROWS = 30
-"""Numbers of one evaluation that the card repeats; its file has all of them."""
+"""Largest number of results of one evaluation in a card."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Provenance:
     Attributes:
         name: the file or folder, or the published name.
         sha256: of all tensors by name and value.
-        about: the writer's description: recipe, step, data, k-NN during training.
+        about: the writer's description: recipe, step, data (without the user's folders), k-NN.
         measures: (file, measure, value) of evaluations of these very weights.
         licence: of published weights.
     """
@@ -59,7 +62,7 @@ class FormatNotes:
 
     Attributes:
         title: of the format, in words.
-        usage: a snippet that runs in the folder in which the export lies.
+        usage: a snippet that runs in the folder of the export.
         preprocessing: the transform that belongs to it.
         notes: limits and differences, a sentence each.
         library: the name that model hubs know, for the front matter of a folder.
@@ -74,7 +77,7 @@ class FormatNotes:
 
 # ------------------------------------------------------------------------------------ the facts
 def provenance(weights: str | Path, backbone: Backbone) -> Provenance:
-    """Gather what lies beside `weights`, a path or published name that `backbone` was loaded from.
+    """Read the files beside `weights`, the path or published name of `backbone`.
 
     An evaluation counts if it names the same hash of the weights, the comparison at the end of a
     run if it names the same step of the same run.
@@ -82,24 +85,25 @@ def provenance(weights: str | Path, backbone: Backbone) -> Provenance:
     path, sha256 = Path(weights), fingerprint(backbone)
     if not path.exists():
         published = CATALOGUE[str(weights)]
-        known = {"k-NN": published.knn, "linear": published.linear}
-        numbers = [(f"{name} top-1 %, ImageNet", n) for name, n in known.items() if n is not None]
-        rows = [("published", name, f"{n:g}") for name, n in numbers]
+        scores = {
+            "k-NN top-1 %, ImageNet": published.knn,
+            "linear top-1 %, ImageNet": published.linear,
+        }
+        rows = [("published", *row) for row in _numbers("", scores)]
         return Provenance(published.name, sha256, {}, rows, LICENCE)
     folder, about = path if path.is_dir() else path.parent, _about(path)
+    scores = _dict(about.get("measured"))
+    rows = [("during training", *row) for row in _numbers("k-NN top-1 %,", scores)]
     config = _json(folder / "config.json")
-    of_run = "defining" in config and config.get("about", {}).items() <= about.items()
-    rows = []
-    for name, k_nn in about.get("measured", {}).items():
-        rows.append(("during training", f"k-NN top-1 %, {name}", f"{k_nn:g}"))
+    of_run = "defining" in config and _dict(config.get("about")).items() <= about.items()
     for file in sorted(folder.glob("*.json")):
         content = _json(file)
-        measured = content.get("weights")
-        same = isinstance(measured, dict) and measured.get("sha256") == sha256
-        ends = content.get("checkpoint") == f"step_{about.get('step', -1):08d}"
-        if same or (of_run and ends):
-            rows += [(file.name, name, value) for name, value in _measures(content)]
-    return Provenance(path.name, sha256, about, rows)
+        same = _dict(content.get("weights")).get("sha256") == sha256
+        last = content.get("checkpoint") == f"step_{about.get('step', -1):08d}"
+        if same or (of_run and last):
+            rows += [(file.name, *row) for row in _measures(content)]
+    public = {key: _short(about[key]) for key in ("data", "val") if about.get(key)}
+    return Provenance(path.name, sha256, {**about, **public}, rows)
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -109,49 +113,42 @@ def _about(path: Path) -> dict[str, Any]:
     if (path / "state.json").exists() or not is_safetensors(path := tensor_file(path)):
         return {}
     header = read_header(path)
-    found = dino_metadata(header, path) or export_metadata(header, path)
-    about: dict[str, Any] = found.get("about", {})
-    return about
+    return _dict((dino_metadata(header, path) or export_metadata(header, path)).get("about"))
 
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a small JSON file; empty for any other, so that a card is made all the same."""
-    try:
-        small = path.is_file() and path.stat().st_size <= CONFIG_LIMIT
-        content = read_json(path) if small else {}
-    except UserError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    with suppress(UserError):
+        if path.is_file() and path.stat().st_size <= CONFIG_LIMIT:
+            return _dict(read_json(path))
+    return {}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _measures(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    found = [line for key in content.keys() - NOT_MEASURED for line in _numbers(key, content[key])]
-    yield from sorted(found)[:ROWS]
-    if len(found) > ROWS:
-        yield "more", f"{len(found) - ROWS} in the file"
-    settings = content.get("settings")
-    if isinstance(settings, dict) and "data" in settings:
-        yield "measured on", _short(settings["data"])
+    """Names and values of the results in an evaluation's JSON, and the images that it used."""
+    results = {name: value for name, value in content.items() if name not in NOT_MEASURED}
+    rows = sorted(_numbers("", results))
+    yield from rows[:ROWS]
+    if len(rows) > ROWS:
+        yield "more", f"{len(rows) - ROWS} in the file"
+    if data := _dict(content.get("settings")).get("data"):
+        yield "measured on", _short(data)
 
 
-def _numbers(name: str, item: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(item, dict):
-        for key, value in item.items():
-            yield from _numbers(f"{name} {key}", value)
-    elif isinstance(item, bool):
-        yield name.replace("_", " "), "yes" if item else "no"
-    elif isinstance(item, (int, float)):
-        yield name.replace("_", " "), f"{item:,}" if isinstance(item, int) else f"{item:.4g}"
-
-
-def shareable(about: dict[str, Any]) -> dict[str, Any]:
-    """The writer's description without the user's folders."""
-    paths = {key: _short(about[key]) for key in ("data", "val") if about.get(key)}
-    return {**about, **paths}
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(f"{name} {key}".strip().replace("_", " "), item)
+    elif isinstance(value, (bool, int, float)):
+        yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _short(data: Any) -> str:
-    """The last two parts of a path: the others are private."""
+    """The last two names of a path: the others are private."""
     return "/".join(PurePath(str(data)).parts[-2:])
 
 
@@ -173,25 +170,26 @@ def card(
     trained = {
         "recipe": about.get("recipe"),
         "started from": about.get("init.from"),
-        "data": _short(about["data"]) if about.get("data") else None,
+        "data": about.get("data"),
         "step": f"{about['step']:,} of {about['steps']:,}" if "steps" in about else None,
     }
+    version = next((found.version for found in distributions(name="dino-ssl")), "(from source)")
     origin = {
         "weights": source.name,
         **(backbone.origin or {}),
         "SHA-256 of all tensors by name and value": source.sha256,
         "architecture": json.dumps(backbone.spec),
-        "written by": f"dino-ssl {_version('dino-ssl')}, PyTorch {_version('torch')}",
+        "written by": f"dino-ssl {version}, PyTorch {torch.__version__}",
     }
     table = ["| file | measure | value |", "|---|---|---|"]
-    table += [f"| {' | '.join(map(code, row))} |" for row in source.measures]
+    table += [f"| {' | '.join(map(_code, row))} |" for row in source.measures]
     unknown = "No measurement of these weights was found beside them."
     sections = [
         f"# {str(backbone.spec['arch']).removeprefix('timm:')}, pretrained with DINO",
-        "An image backbone pretrained without labels by self-distillation (DINO, arXiv "
-        f"2104.14294), {count / 1e6:.1f} million parameters, as {notes.title}.",
+        "An image backbone pretrained without labels (DINO, arXiv 2104.14294), "
+        f"{count / 1e6:.1f} million parameters, as {notes.title}.",
         f"## Use\n\n```python\n{notes.usage.strip()}\n```",
-        "\n".join(f"* {note}" for note in (*notes.notes, describe(notes.preprocessing))),
+        "\n".join(f"* {note}" for note in (*notes.notes, _transform(notes.preprocessing))),
         f"## Training\n\n{data or 'No description of the training images was given.'}",
         _list(trained),
         "## Measured\n\n" + ("\n".join(table) if source.measures else unknown),
@@ -201,19 +199,16 @@ def card(
     return _front_matter(notes, licence) + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def describe(preprocessing: Preprocessing) -> str:
-    """The transform in words."""
+def _transform(preprocessing: Preprocessing) -> str:
     p = preprocessing
     side = "both sides" if p.squash else "the shorter side"
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (p.mean, p.std))
     return (
         f"Preprocessing: resize {side} to {p.resize} px ({p.interpolation}, antialiased), crop the "
-        f"central {p.crop} x {p.crop} px, divide by 255, subtract the mean ({mean}), divide by the "
-        f"standard deviation ({std})."
+        f"central {p.crop} x {p.crop} px, scale to 0..1, mean {p.mean}, standard deviation {p.std}."
     )
 
 
-def code(text: object) -> str:
+def _code(text: object) -> str:
     """A text from a file as inline code, in which neither HTML nor Markdown has a meaning."""
     line = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
     return f"`{line}`"
@@ -221,26 +216,20 @@ def code(text: object) -> str:
 
 def _list(facts: dict[str, Any]) -> str:
     stated = {name.replace("_", " "): fact for name, fact in facts.items() if fact}
-    return "\n".join(f"* {name}: {code(fact)}" for name, fact in stated.items())
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "(from source)"
+    return "\n".join(f"* {name}: {_code(fact)}" for name, fact in stated.items())
 
 
 def _front_matter(notes: FormatNotes, licence: str) -> str:
     if notes.library is None:
         return ""
     name = licence.lower() or "unknown"
-    known = re.fullmatch(r"[a-z0-9.-]+", name) is not None
-    lines = [
-        f"license: {name if known else 'other'}",
-        *([] if known else [f"license_name: {json.dumps(licence)}"]),
-        f"library_name: {notes.library}",
-        "pipeline_tag: image-feature-extraction",
-        "tags: [dino, self-supervised-learning, feature-extraction]",
-    ]
-    return "---\n" + "\n".join(lines) + "\n---\n\n"
+    if not re.fullmatch(r"[a-z0-9.-]+", name):
+        name = f"other\nlicense_name: {json.dumps(licence)}"
+    return f"""---
+license: {name}
+library_name: {notes.library}
+pipeline_tag: image-feature-extraction
+tags: [dino, self-supervised-learning, feature-extraction]
+---
+
+"""
