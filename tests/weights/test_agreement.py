@@ -114,7 +114,9 @@ def test_a_training_checkpoint_that_names_timms_architecture(name: str, tmp_path
     assert ours.spec == {"arch": f"timm:{name}"}
     assert_close(ours(images), theirs(images))
     torch.save({**content, "args": argparse.Namespace(model=name, gp="max")}, path)
-    with pytest.raises(UserError, match="arguments of timm that dino does not follow: global_pool"):
+    with pytest.raises(
+        UserError, match="arguments of timm that dino does not support: global_pool"
+    ):
         dino.load(path)
     del content["arch"]
     torch.save(content, path)
@@ -136,7 +138,7 @@ def test_another_activation_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
     assert dino.load(plain).spec["arch"] == "vit_small"
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: create(*a, act_layer=tanh, **k))
-    with pytest.raises(UserError, match="dino does not follow: depth"):
+    with pytest.raises(UserError, match="dino does not support: depth"):
         dino.load(plain)
 
 

@@ -14,7 +14,7 @@ import dino
 from dino import cli
 from dino.weights.download import cached_path
 from dino.weights.load import fingerprint
-from dino.weights.published import CATALOGUE
+from dino.weights.published import BASE, CATALOGUE
 
 # tyro hands over its MISSING in place of a string.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -58,7 +58,7 @@ def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert len(written["files"]) == len(CATALOGUE)
     assert [file["name"] for file in written["files"] if file["cached"]] == ["dino_vitb8"]
     every = said(capsys, "list", "--all")
-    assert all(published.url in every for published in CATALOGUE.values())
+    assert all(BASE + published.file in every for published in CATALOGUE.values())
 
 
 def test_fetch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,8 +83,12 @@ def refused(path: Path) -> str:
 
 
 def test_configurations_of_other_networks(tmp_path: Path) -> None:
-    assert "(dinov2)" in refused(folder(tmp_path / "a", {"model_type": "dinov2"}))
-    assert "(vit with gelu_new)" in refused(folder(tmp_path / "b", {"hidden_act": "gelu_new"}))
+    assert "transformers' dinov2 with gelu" in refused(
+        folder(tmp_path / "a", {"model_type": "dinov2"})
+    )
+    assert "transformers' vit with gelu_new" in refused(
+        folder(tmp_path / "b", {"hidden_act": "gelu_new"})
+    )
     (tmp_path / "a" / "config.json").write_text("[]")
     assert "is not a JSON object" in refused(tmp_path / "a")
     (tmp_path / "a" / "config.json").write_text(" " * 2**21)
@@ -107,7 +111,7 @@ def test_vits_of_timm_that_are_not_ours(tmp_path: Path) -> None:
         )
         return refused(ours)
 
-    assert "does not follow: act_layer, depth" in with_arguments(act_layer="relu")
+    assert "does not support: act_layer, depth" in with_arguments(act_layer="relu")
     assert "depth, global_pool" in with_arguments(global_pool="avg")
     torch.save({"x": os.getcwd}, tmp_path / "hostile.pth")  # which timm would open
     assert "checkpoint_path" in with_arguments(checkpoint_path=str(tmp_path / "hostile.pth"))

@@ -245,7 +245,7 @@ def _foreign(container: Container, heads: int | None, network: str) -> Checkpoin
         networks.get("student"),
         _center(content),
         _head_options(networks[main].head, stated),
-        container.exported().get("about", {}),
+        container.exported.get("about", {}),
         (*warnings, *_notes(networks)),
         tuple(warnings),
     )

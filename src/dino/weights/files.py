@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from dino.weights.safe_pickle import load_pickle
 FORMAT = 1
 """Version of the metadata in dino's files."""
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names under which timm and transformers keep a model's tensors in its folder."""
+"""Names under which timm and transformers write a model's tensors in its folder."""
 CONFIG_LIMIT = 2**20
 """Bytes of a folder's JSON files."""
 HEADER_LIMIT = 8 * 2**20
@@ -40,17 +40,15 @@ class Container:
         metadata: the texts in a safetensors file.
         config: the folder's `config.json` (timm, transformers), empty if there is none.
         preprocessor: its `preprocessor_config.json` (transformers), empty if there is none.
+        exported: see `export_metadata`.
     """
 
     path: Path
     content: dict[str, Any]
-    metadata: dict[str, str] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    preprocessor: dict[str, Any] = field(default_factory=dict)
-
-    def exported(self) -> dict[str, Any]:
-        """The metadata of `dino export` in a file of another layout: spec, preprocessing, about."""
-        return export_metadata(self.metadata, self.path)
+    metadata: dict[str, str]
+    config: dict[str, Any]
+    preprocessor: dict[str, Any]
+    exported: dict[str, Any]
 
 
 def open_container(path: Path) -> Container:
@@ -60,11 +58,9 @@ def open_container(path: Path) -> Container:
         UserError: if it is nothing of the kind, damaged, or would execute something.
     """
     path = tensor_file(path)
-    if is_safetensors(path):
-        tensors, metadata = read_safetensors(path)
-        content: Any = tensors
-    else:
-        content, metadata = load_pickle(path), {}
+    content: Any
+    metadata: dict[str, str]
+    content, metadata = read_safetensors(path) if is_safetensors(path) else (load_pickle(path), {})
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors by their names")
     folder = path.parent if path.name in TENSOR_FILES else None
@@ -74,6 +70,7 @@ def open_container(path: Path) -> Container:
         metadata,
         config=_small_json(folder, "config.json"),
         preprocessor=_small_json(folder, "preprocessor_config.json"),
+        exported=export_metadata(metadata, path),
     )
 
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
@@ -24,11 +25,13 @@ from dino.weights.files import Container, shown
 from dino.weights.infer_spec import spec_of
 from dino.weights.key_maps import Layout, detect, from_dino, layout_of, to_dino
 
-TIMM_ARGUMENTS = {"img_size", "in_chans", "num_classes", "dynamic_img_size", "global_pool"}
-"""Arguments of `timm.create_model` that `dino.create("timm:...")` follows (the usual pooling)."""
-TIMM_VIT_ARGUMENTS = {*TIMM_ARGUMENTS, "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
-"""Those of its ViTs whose effect shows in the tensors, or in `hints_of`."""
-SAME = 2e-5
+TIMM_ARGUMENTS = {"img_size", "in_chans", "num_classes", "dynamic_img_size"}
+"""Arguments of `timm.create_model` that `dino.create("timm:...")` supports."""
+TIMM_VIT_ARGUMENTS = TIMM_ARGUMENTS | {
+    *("global_pool", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+}
+"""Arguments with which timm's network is built to compare it with dino's."""
+TOLERANCE = 2e-5
 """Largest difference of two features that are computed alike, relative to the largest value."""
 
 
@@ -40,9 +43,8 @@ def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
     """
     path, config = container.path, container.config
     kind, activation = config.get("model_type", "vit"), config.get("hidden_act", "gelu")
-    if kind != "vit" or activation != "gelu":
-        what = kind if kind != "vit" else f"vit with {activation}"
-        raise UserError(f"{path} is another model of transformers ({what}) than ViTModel with gelu")
+    if (kind, activation) != ("vit", "gelu"):
+        raise UserError(f"{path} is transformers' {kind} with {activation}, not ViTModel with gelu")
     name, arguments = config.get("architecture", ""), config.get("model_args", {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise UserError(f"{path}: its config.json is damaged (architecture, model_args)")
@@ -63,7 +65,7 @@ def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
 
 def hints_of(container: Container, layout: Layout) -> dict[str, Any]:
     """What tensors do not show: see `infer_spec.spec_of`."""
-    exported = container.exported().get("spec", {})
+    exported = container.exported.get("spec", {})
     exported = {**SIZES.get(exported.get("arch"), {}), **exported}
     known = {key: exported[key] for key in ("heads", "norm_eps", "position") if key in exported}
     if layout.dialect.startswith("transformers"):
@@ -80,8 +82,10 @@ def hints_of(container: Container, layout: Layout) -> dict[str, Any]:
     if "in_chans" in arguments:
         hints["channels"] = arguments["in_chans"]
     network = _build_timm(container)
-    if hasattr(network, "patch_embed") and hasattr(network.patch_embed, "img_size"):
-        hints["image_size"] = _side(network.patch_embed.img_size)
+    if size := getattr(getattr(network, "patch_embed", None), "img_size", None):
+        hints["image_size"] = size[0] if isinstance(size, tuple) else size
+        if isinstance(size, tuple) and len(set(size)) > 1:
+            raise UserError(f"its images of {size} px are not square")
     if network is not None and layout.family == "vit":
         hints |= {"heads": network.blocks[0].attn.num_heads, "norm_eps": network.norm.eps}
     return {**hints, **known}
@@ -106,31 +110,24 @@ def preprocessing_of(
             found = of_transformers(container.preprocessor)
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"its transform is damaged ({error!r})") from None
-    if exported := container.exported().get("preprocessing"):
-        stated = Preprocessing.from_dict(exported)
-        found = stated if found is None else replace(found, pixels=stated.pixels)
+    if exported := container.exported.get("preprocessing"):
+        ours = Preprocessing.from_dict(exported)
+        found = ours if found is None else replace(found, pixels=ours.pixels)
     found = found or Preprocessing.for_size(spec.get("image_size", 224))
     channels = spec.get("channels", 3)
-    if channels == found.pixels.channels == len(found.mean) == len(found.std):
+    stated = channels == len(found.mean) == len(found.std)
+    if stated and channels == found.pixels.channels:
         return found, []
-    adapted = for_channels(found, channels)
-    if channels == len(found.mean) == len(found.std):
-        return replace(adapted, mean=found.mean, std=found.std), []
     note = (
         f"images of {channels} channels: mean and deviation of {len(found.mean)} channels are "
         "used for them, see preprocessing"
     )
-    return adapted, [note]
+    return for_channels(found, channels), [] if stated else [note]
 
 
 # ------------------------------------------------------------------------------------ timm
 def timm_config(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a training checkpoint that names its architecture.
-
-    Args:
-        name: the architecture; it is ignored unless it is one of timm's.
-        stated: the arguments of the training, empty if the checkpoint has none.
-    """
+    """The configuration of a checkpoint with a timm architecture's name and training arguments."""
     try:
         import timm
 
@@ -141,8 +138,7 @@ def timm_config(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     names = {"gp": "global_pool", "img_size": "img_size", "in_chans": "in_chans"}
     given = {name: stated[key] for key, name in names.items() if stated.get(key) is not None}
-    more = stated.get("model_kwargs")
-    return {"architecture": name, "model_args": {**given, **(more or {})}}
+    return {"architecture": name, "model_args": {**given, **(stated.get("model_kwargs") or {})}}
 
 
 def _timm_layout(
@@ -153,13 +149,9 @@ def _timm_layout(
         layout = layout_of("timm", found.family)
         if _computes_like_dino(tensors, container, layout):
             return layout
-    arguments = set(container.config.get("model_args", {}))
-    unknown = sorted(arguments - TIMM_ARGUMENTS)
-    if "global_pool" in arguments and not _pools_as_usual(container):
-        unknown.append("global_pool")
-    if unknown:
+    if unknown := sorted(container.config.get("model_args", {}).keys() - TIMM_ARGUMENTS):
         raise UserError(
-            f"{container.path} was made with arguments of timm that dino does not follow: "
+            f"{container.path} was made with arguments of timm that dino does not support: "
             f"{', '.join(unknown)}"
         )
     classifier = container.config.get("pretrained_cfg", {}).get("classifier") or ()
@@ -174,7 +166,7 @@ def _computes_like_dino(
 
     Keys and shapes cannot show that: resnetaa50 has those of ResNet-50 and pools otherwise.
     """
-    if arch := container.exported().get("spec", {}).get("arch"):  # written by `dino export`
+    if arch := container.exported.get("spec", {}).get("arch"):  # written by `dino export`
         return not str(arch).startswith("timm:")
     if not container.config.get("model_args", {}).keys() <= TIMM_VIT_ARGUMENTS:
         return False
@@ -187,42 +179,18 @@ def _computes_like_dino(
     try:
         spec, _ = spec_of(layout.family, named, hints_of(container, layout))
         with torch.device("meta"):
-            dinos = create(**spec)
-        dinos.load_state_dict(named, strict=True, assign=True)
+            ours = create(**spec)
+        ours.load_state_dict(named, strict=True, assign=True)
         theirs.load_state_dict(from_dino(named, "timm", spec), strict=True, assign=True)
         side = spec.get("image_size", 64)
         shape = (1, spec.get("channels", 3), side, side)
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            found, expected = dinos.eval()(image), theirs.eval()(image)
-    except (UserError, RuntimeError, AttributeError):  # other keys, shapes or parts
+            found, expected = ours.eval()(image), theirs.eval()(image)
+    except (UserError, RuntimeError, AttributeError):  # other keys, shapes or modules
         return False
     same = found.shape == expected.shape
-    return same and bool((found - expected).abs().max() <= SAME * expected.abs().max())
-
-
-def _side(value: Any) -> Any:
-    """A size that timm may write as two equal numbers."""
-    if isinstance(value, (list, tuple)):
-        if len(set(value)) != 1:
-            raise UserError(f"its images of {value} px are not square")
-        return value[0]
-    return value
-
-
-def _pools_as_usual(container: Container) -> bool:
-    """Whether a network of timm's pools as its name alone says, which is how dino builds it."""
-    usual = _build_timm(replace(container, config={**container.config, "model_args": {}}))
-    return usual is not None and _pool(usual) == container.config["model_args"]["global_pool"]
-
-
-def _pool(network: nn.Module) -> str | None:
-    for holder in (network, getattr(network, "head", None)):
-        pool = getattr(holder, "global_pool", None)
-        kind = pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
-        if isinstance(kind, str):
-            return kind
-    return None
+    return same and bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 def _build_timm(container: Container) -> Any:
@@ -245,9 +213,6 @@ def _build_timm(container: Container) -> Any:
 
 
 # ------------------------------------------------------------------------------------ transforms
-_PILLOW: dict[int, Literal["bicubic", "bilinear"]] = {2: "bilinear", 3: "bicubic"}
-
-
 def of_timm(config: Mapping[str, Any]) -> Preprocessing | None:
     """The evaluation transform of timm's `pretrained_cfg`; None where there is none.
 
@@ -306,14 +271,15 @@ def of_transformers(config: Mapping[str, Any]) -> Preprocessing | None:
         crop=crop,
         mean=tuple(config.get("image_mean", IMAGENET_MEAN)),
         std=tuple(config.get("image_std", IMAGENET_STD)),
-        interpolation=_interpolation(_PILLOW.get(config.get("resample", 2), "another")),
+        interpolation=_interpolation(config.get("resample", 2)),
         squash=squash,
     )
 
 
-def _interpolation(name: str) -> Literal["bicubic", "bilinear"]:
-    if name == "bicubic":
+def _interpolation(name: str | int) -> Literal["bicubic", "bilinear"]:
+    """By timm's name, or by Pillow's number as transformers writes it."""
+    if name in ("bicubic", Image.Resampling.BICUBIC):
         return "bicubic"
-    if name == "bilinear":
+    if name in ("bilinear", Image.Resampling.BILINEAR):
         return "bilinear"
     raise UserError(f"its transform interpolates by {name}, dino by bicubic or bilinear")

@@ -51,11 +51,6 @@ class Published:
     sha256: str | None = None
 
     @property
-    def url(self) -> str:
-        """Where it lies."""
-        return BASE + self.file
-
-    @property
     def architecture(self) -> str:
         """Such as "vit_small/16"."""
         patch = self.spec.get("patch_size")
@@ -146,13 +141,13 @@ def _all() -> Iterator[Published]:
             **({"onnx": f"{onnx}.onnx"} if onnx else {}),
         }
         for kind, file in files.items():
-            called = name if kind == "backbone" else f"{name}_{kind}"
-            yield Published(called, f"{folder}/{file}", kind, spec, parameters, knn, linear)
+            full_name = name if kind == "backbone" else f"{name}_{kind}"
+            yield Published(full_name, f"{folder}/{file}", kind, spec, parameters, knn, linear)
     yield from _OTHERS
     for name, file in _LOGS.items():
         spec = _vit("small", 16) if "vits16" in name else {"arch": "resnet50"}
-        what: Kind = "linear-log" if name.endswith("linear-log") else "log"
-        yield Published(name, f"example_runs_logs/{file}", what, spec, 21 if "vit" in name else 23)
+        kind = "linear-log" if name.endswith("linear-log") else "log"
+        yield Published(name, f"example_runs_logs/{file}", kind, spec, 21 if "vit" in name else 23)
 
 
 CATALOGUE = {published.name: published for published in _all()}
