@@ -1,13 +1,13 @@
-"""Downloads from a server of this machine: whole, resumed, checked, or refused in one sentence."""
+"""Downloads from a server of this machine: complete, resumed, checked, or refused by a sentence."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ def checkpoint(seed: int = 0) -> bytes:
 DATA = checkpoint()
 HASH = hashlib.sha256(DATA).hexdigest()
 PUBLISHED = Published("test_vit", "folder/vit.pth", "backbone", {"arch": "vit_tiny"}, 1)
-KNOWN = replace(PUBLISHED, sha256=HASH)
 
 
 @pytest.fixture
@@ -75,32 +74,29 @@ def test_a_download(server: Files, cache: Path, capsys: pytest.CaptureFixture[st
     assert fetch(PUBLISHED) == path
     assert capsys.readouterr().err == ""  # said once
     assert len(server.asked) == 1
-    assert fetch(KNOWN) == path
 
 
 def test_a_file_that_changed_since_is_noticed(server: Files) -> None:
     path = fetch(PUBLISHED)
     path.write_bytes(DATA[:-1] + b"?")
-    with pytest.raises(UserError, match="is not what was published or first downloaded"):
+    with pytest.raises(UserError, match="is not what was first downloaded"):
         fetch(PUBLISHED)
     path.unlink()
     assert fetch(PUBLISHED).read_bytes() == DATA
 
 
-@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
-def test_a_cut_connection_is_resumed(published: Published, server: Files) -> None:
+def test_a_cut_connection_is_resumed(server: Files) -> None:
     server.cut = [1500, 2500]
-    assert fetch(published).read_bytes() == DATA
+    assert fetch(PUBLISHED).read_bytes() == DATA
     assert [span for _, span in server.asked] == [None, "bytes=1500-", "bytes=4000-"]
-    assert beside(published) == {"", ".json", ".lock"}
+    assert beside(PUBLISHED) == {"", ".json", ".lock"}
 
 
-@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
-def test_a_length_that_is_not_told(published: Published, server: Files) -> None:
-    """A cut is then found by the hash, or by the CRCs inside."""
+def test_an_unknown_length(server: Files) -> None:
+    """A cut is then found by the CRCs inside."""
     server.length, server.cut = False, [4000]
-    assert "arrived damaged" in refusal(published)
-    assert fetch(published).read_bytes() == DATA
+    assert "arrived damaged" in refusal(PUBLISHED)
+    assert fetch(PUBLISHED).read_bytes() == DATA
 
 
 def test_without_ranges_it_begins_again(server: Files) -> None:
@@ -115,20 +111,20 @@ def test_without_a_mark_of_the_version_it_begins_again(tag: str | None, server: 
     assert [span for _, span in server.asked] == [None, None]
 
 
-def test_another_version_is_not_stitched(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_not_appended(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "TRIES", 1)
     server.cut = [1500, 0]
-    assert "the next try continues" in refusal(KNOWN)
-    assert beside(KNOWN) == {".part", ".part.json", ".lock"}
+    assert "the next try continues" in refusal(PUBLISHED)
+    assert beside(PUBLISHED) == {".part", ".part.json", ".lock"}
     other = b"x" * 1500 + DATA[1500:]
     server.content["/mirror/folder/vit.pth"], server.tag = other, '"two"'
-    assert "arrived damaged" in refusal(KNOWN)  # the whole of the other version
+    assert "arrived damaged" in refusal(PUBLISHED)  # the complete other version
     assert server.asked[-1] == ("/mirror/folder/vit.pth", "bytes=1500-")
     server.content["/mirror/folder/vit.pth"], server.tag = DATA, '"three"'
-    assert fetch(KNOWN).read_bytes() == DATA
+    assert fetch(PUBLISHED).read_bytes() == DATA
 
 
-def test_a_part_of_another_place_is_not_continued(
+def test_a_partial_file_of_another_place_is_not_continued(
     server: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "TRIES", 1)
@@ -151,22 +147,14 @@ def test_a_shrunken_file(server: Files, monkeypatch: pytest.MonkeyPatch) -> None
     assert [span for _, span in server.asked[-2:]] == [f"bytes={len(DATA) - 10}-", None]
 
 
-@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
-def test_a_corrupted_body_is_refused(published: Published, server: Files) -> None:
+def test_a_corrupted_body_is_refused(server: Files) -> None:
     middle = len(DATA) // 2
     flipped = bytes([DATA[middle] ^ 255])
     server.content["/mirror/folder/vit.pth"] = DATA[:middle] + flipped + DATA[middle + 1 :]
-    assert "arrived damaged" in refusal(published)
-    assert beside(published) == {".lock"}
+    assert "arrived damaged" in refusal(PUBLISHED)
+    assert beside(PUBLISHED) == {".lock"}
     server.content["/mirror/folder/vit.pth"] = b"<html>please log in</html>"
-    assert "arrived damaged" in refusal(published)
-
-
-def test_a_sound_file_with_another_hash_is_refused(server: Files) -> None:
-    server.content["/mirror/folder/vit.pth"] = checkpoint(seed=1)
-    assert HASH not in refusal(KNOWN)
-    assert beside(KNOWN) == {".lock"}
-    assert fetch(PUBLISHED).exists()  # for which none is known
+    assert "arrived damaged" in refusal(PUBLISHED)
 
 
 def test_answers_of_the_server(server: Files) -> None:
@@ -203,9 +191,6 @@ def test_offline(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.asked == []
     cached_path(PUBLISHED).write_bytes(DATA)  # brought by hand, as the sentence says
     assert fetch(PUBLISHED).read_bytes() == DATA
-    assert fetch(KNOWN).read_bytes() == DATA
-    with pytest.raises(UserError, match="is not what was published"):
-        fetch(replace(KNOWN, sha256="0" * 64))
 
 
 def test_a_cache_that_cannot_be_written(cache: Path, server: Files) -> None:
@@ -214,14 +199,33 @@ def test_a_cache_that_cannot_be_written(cache: Path, server: Files) -> None:
         fetch(PUBLISHED)
 
 
-def test_one_download_for_all_who_ask_at_once(server: Files) -> None:
-    """Each opens the lock for itself, so threads stand for processes here."""
+def test_one_download_for_all_requests_at_once(server: Files) -> None:
+    """Each opens the lock file anew, so threads stand for processes here."""
     server.pause = 0.2
     with ThreadPoolExecutor(3) as pool:
         paths = list(pool.map(fetch, [PUBLISHED] * 3))
     assert set(paths) == {cached_path(PUBLISHED)}
     assert paths[0].read_bytes() == DATA
     assert len(server.asked) == 1
+
+
+def test_the_wait_for_another_process_has_a_limit(
+    server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends when nothing has arrived for some time, not while the other one downloads."""
+    monkeypatch.setattr(fetching, "LOCK_TIMEOUT", 0.6)
+    path = cached_path(PUBLISHED)
+    path.parent.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool, fetching._locked(path):
+        assert "another process holds" in refusal(PUBLISHED)
+        waiting = pool.submit(fetch, PUBLISHED)
+        for size in range(1, 10):
+            path.with_name("vit.pth.part").write_bytes(bytes(size))
+            time.sleep(0.2)
+        assert not waiting.done()
+        path.write_bytes(DATA)
+    assert fetch(PUBLISHED).read_bytes() == DATA
+    assert server.asked == []
 
 
 def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:
@@ -238,12 +242,11 @@ def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:
 def test_a_shared_cache_need_not_be_writable(
     server: Files, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = fetch(KNOWN)
-    for ending in (".json", ".lock"):
-        path.with_name(path.name + ending).unlink()
+    path = fetch(PUBLISHED)
+    path.with_name("vit.pth.lock").unlink()
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert fetch(KNOWN) == path
-    assert beside(KNOWN) == {""}
+    assert fetch(PUBLISHED) == path
+    assert beside(PUBLISHED) == {"", ".json"}
     path.write_bytes(b"other")
-    with pytest.raises(UserError, match="is not what was published"):
-        fetch(KNOWN)
+    with pytest.raises(UserError, match="is not what was first downloaded"):
+        fetch(PUBLISHED)

@@ -60,7 +60,7 @@ def fetch(published: Published) -> Path:
     """The file in the cache, downloaded first if it is not there; complete and unchanged.
 
     If several processes need it at once, one downloads and the others wait for it. Its SHA-256 is
-    compared with the catalogue's, or where none is published with that of the first download.
+    compared with that of the first download, since none is published.
 
     Raises:
         UserError: if it cannot be downloaded, arrived damaged, or was changed since.
@@ -68,19 +68,17 @@ def fetch(published: Published) -> Path:
     path = cached_path(published)
     try:
         if path.exists() and not os.access(path.parent, os.W_OK):  # a shared cache
-            _check(published, path)
-            return path
+            return _checked(published, path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             if not path.exists():
                 _obtain(published, path)
-            _check(published, path)
+            return _checked(published, path)
     except OSError as error:
         raise UserError(
             f"{published.name} cannot be written to {path.parent} ({error}): free space there, or "
             "set DINO_CACHE to another folder"
         ) from None
-    return path
 
 
 def _obtain(published: Published, path: Path) -> None:
@@ -94,39 +92,37 @@ def _obtain(published: Published, path: Path) -> None:
     with _bar(published.name) as report:
         _download(url, part, report, by_hand)
     _beside(part, "json").unlink(missing_ok=True)
-    found = file_hash(part)
-    damaged = published.sha256 is not None and found != published.sha256
-    if damaged or (path.suffix == ".pth" and not _is_sound(part)):
+    if path.suffix == ".pth" and not _is_sound(part):
         part.unlink()
         raise UserError(
-            f"{published.name} arrived damaged from {url} (SHA-256 {found}): fetch it again, or "
-            "set DINO_MIRROR to another place"
+            f"{published.name} arrived damaged from {url}: fetch it again, or set DINO_MIRROR to "
+            "another place"
         )
     sync_file(part)
     part.replace(path)
     sync_folder(path.parent)
 
 
-def _check(published: Published, path: Path) -> None:
-    """Compare with the catalogue's hash or the recorded one; record it on first use."""
+def _checked(published: Published, path: Path) -> Path:
+    """The path of a file whose SHA-256 is the recorded one; record it on first use."""
     record, found = _beside(path, "json"), file_hash(path)
-    known = published.sha256 or (read_json(record).get("sha256") if record.exists() else None)
-    if known is not None and found != known:
+    known = read_json(record).get("sha256") if record.exists() else None
+    if known not in (None, found):
         raise UserError(
-            f"{path} is not what was published or first downloaded (SHA-256 {found}, expected "
-            f"{known}): delete it to download it again, and {record.name} too to trust another"
+            f"{path} is not what was first downloaded (SHA-256 {found}, expected {known}): delete "
+            f"it to download it again, and {record.name} too to trust another"
         )
     if not record.exists() and os.access(path.parent, os.W_OK):
         size = path.stat().st_size
         atomic_json(record, {"url": source_url(published), "sha256": found, "bytes": size})
-        if published.sha256 is None and ranks().main:
+        if ranks().main:
             Console(stderr=True).print(
                 f"{published.name}: no hash is published; the SHA-256 of this first download, "
                 f"{found}, is recorded in {record} and checked from now on",
                 style="yellow",
-                highlight=False,
                 soft_wrap=True,
             )
+    return path
 
 
 # ------------------------------------------------------------------------------------ the transfer

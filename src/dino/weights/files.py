@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.weights.safe_pickle import load_pickle
 
@@ -142,7 +143,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def dino_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
-    """The metadata that `dino.weights.load.save` writes; None if there is none.
+    """What `dino.weights.load.save` writes: spec, preprocessing, about; None if there is nothing.
 
     Raises:
         UserError: if it is damaged, or of a newer format.
@@ -159,7 +160,7 @@ def dino_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | N
         raise UserError(f"{path} is of format {version}: a newer dino wrote it, upgrade")
     if "width" in known["spec"]:  # as 0.1.0 wrote it
         known["spec"]["embed_dim"] = known["spec"].pop("width")
-    return known
+    return {**known, "preprocessing": Preprocessing.from_dict(known["preprocessing"])}
 
 
 def export_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -169,10 +170,9 @@ def export_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         UserError: if it is damaged.
     """
     try:
-        found = json.loads(metadata.get("dino_export", "{}"))
-    except ValueError:
-        raise UserError(f"{path} has damaged metadata: copy it again") from None
-    return found if isinstance(found, dict) else {}
+        return dict(json.loads(metadata.get("dino_export", "{}")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} has damaged metadata ({error!r}): copy it again") from None
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
