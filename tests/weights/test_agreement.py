@@ -62,8 +62,8 @@ def timm_folder(folder: Path, name: str, **arguments: Any) -> tuple[Any, Path]:
     network = scrambled(timm.create_model(name, num_classes=0, **arguments))
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
-    kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv")
-    given = {key: network.pretrained_cfg[key] for key in kept if key in network.pretrained_cfg}
+    keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv")
+    given = {key: network.pretrained_cfg[key] for key in keys if key in network.pretrained_cfg}
     config = {"architecture": name, "model_args": arguments, "pretrained_cfg": given}
     (folder / "config.json").write_text(json.dumps(config))
     return network, folder

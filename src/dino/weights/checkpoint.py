@@ -60,8 +60,7 @@ class Checkpoint:
         dialect: dino, or one of `key_maps`.
         spec: the arguments of `dino.create`.
         preprocessing: the transform that belongs to the weights.
-        teacher: the network that features are taken from. A file of a single network is this one:
-            that is what the published "backbone only" files hold.
+        teacher: the network that features are taken from, and that of "backbone only" files.
         student: the network that is trained.
         center: [K], subtracted from the teacher's logits; the published files of ResNet-50 and of
             single networks have none.
@@ -194,23 +193,21 @@ def _network_state(
     backbone: dict[str, Tensor], head: dict[str, Tensor], ignored: Sequence[str] = ()
 ) -> NetworkState:
     notes = [f"ignored, since no feature depends on it: {', '.join(ignored)}"] if ignored else []
-    found = head_of(head) if head else None
-    return NetworkState(backbone, found, (*notes, *(found.notes if found else ())))
+    if "last_layer.weight" in head:
+        notes += ["the last layer was not weight-normed: it was split into norms and directions"]
+    return NetworkState(backbone, head_of(head) if head else None, tuple(notes))
 
 
 def _head_options(network: NetworkState, stated: Mapping[str, Any]) -> dict[str, Any] | None:
-    if network.head is None:
-        return None
-    return {**network.head.options, **{k: v for k, v in stated.items() if v is not None}}
+    known = {name: value for name, value in stated.items() if value is not None}
+    return None if network.head is None else {**network.head.options, **known}
 
 
 # ------------------------------------------------------------------------------------ foreign
 def _foreign(container: Container, heads: int | None, network: str) -> Checkpoint:
     path, content = container.path, container.content
-    states, warnings = _networks(content, network, path)
-    split = {
-        name: _backbone_and_head(state_dict(tensors, path)) for name, tensors in states.items()
-    }
+    states, warnings = _networks(container, network)
+    split = {name: _backbone_and_head(state_dict(state, path)) for name, state in states.items()}
     main = "teacher" if "teacher" in split else "student"
     arguments = attributes(content.get("args"))
     if not container.config and isinstance(content.get("arch"), str):
@@ -224,7 +221,7 @@ def _foreign(container: Container, heads: int | None, network: str) -> Checkpoin
         hints = {**hints_of(container, layout), **({"heads": heads} if heads else {})}
         spec, assumed = spec_of(layout.family, networks[main].backbone, hints)
         preprocessing, added = preprocessing_of(container, layout, spec)
-    except UserError as error:
+    except (ValueError, RuntimeError) as error:  # also of shapes that cannot be joined
         kind = f"{layout.dialect} {layout.family}"
         raise UserError(f"{path} looks like weights of {kind}, but {error}") from None
     warnings += [*assumed, *added]
@@ -246,13 +243,10 @@ def _foreign(container: Container, heads: int | None, network: str) -> Checkpoin
     )
 
 
-def _networks(
-    content: dict[str, Any], network: str, path: Path
-) -> tuple[dict[str, Any], list[str]]:
+def _networks(container: Container, network: str) -> tuple[dict[str, Any], list[str]]:
     """The state dicts of a file, student and teacher or one alone, and a note if there are more."""
-    usual = network in ("teacher", "student")
-    pair = {name: content.get(name) for name in ("teacher", "student")}
-    states = {name: tensors for name, tensors in pair.items() if isinstance(tensors, dict)}
+    content, usual = container.content, network in ("teacher", "student")
+    states = {n: content[n] for n in ("teacher", "student") if isinstance(content.get(n), dict)}
     if usual and states:
         return states, []
     keys = [key for key in dict.fromkeys([*WRAPPERS, *content]) if _is_network(content.get(key))]
@@ -260,7 +254,7 @@ def _networks(
         return {"teacher": content[network]}, []
     if not usual:
         found = ", ".join(keys) or "a single one without a name"
-        raise UserError(f"{path} holds no network {network!r}; it holds {found}")
+        raise UserError(f"{container.path} holds no network {network!r}; it holds {found}")
     notes = []
     if len(keys) > 1:
         notes = [f"{keys[0]} was read, not {' or '.join(keys[1:])} of the same file: {CHOOSE}"]

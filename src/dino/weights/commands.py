@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,21 +44,20 @@ SIBLINGS = ("full", "linear", "onnx", "args", "log", "linear-log")
 
 def run_list(settings: List) -> list[dict[str, Any]]:
     """`dino weights list`: one table of the catalogue; * marks what is in the cache."""
-    files = list(CATALOGUE.values())
-    rows = [_row(published) for published in files]
+    rows = [_row(published) for published in CATALOGUE.values()]
     if settings.json is not None:
         atomic_json(settings.json, {"licence": LICENCE, "files": rows})
     if settings.all:
-        for published in files:
+        for published in CATALOGUE.values():
             line = f"{published.name + _mark(published):32} {source_url(published)}"
             Console().print(line, soft_wrap=True)
     else:
-        Console().print(_models(files))
+        Console().print(_models())
     return rows
 
 
-def _models(files: Sequence[Published]) -> Table:
-    notes = [f"{published.name}: {published.note}." for published in files if published.note]
+def _models() -> Table:
+    notes = [f"{file.name}: {file.note}." for file in CATALOGUE.values() if file.note]
     table = Table(
         *(Column(title, no_wrap=True) for title in ("name", "architecture")),
         *(Column(title, justify="right") for title in ("M", "k-NN", "linear")),
@@ -68,7 +66,7 @@ def _models(files: Sequence[Published]) -> Table:
         caption="\n".join([PREPROCESSING, *notes]),
         caption_justify="left",
     )
-    for published in files:
+    for published in CATALOGUE.values():
         of_another = published.name.endswith("_full") and published.name[:-5] in CATALOGUE
         if published.kind not in LOADABLE or of_another:
             continue

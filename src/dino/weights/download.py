@@ -7,11 +7,13 @@ with; with `DINO_OFFLINE` set nothing is downloaded.
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -19,10 +21,10 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from rich.progress import wrap_file
 
 from dino.files import UserError, atomic_json, cache_folder, read_json, sync_file, sync_folder
-from dino.progress import Console, PlainTextColumn
+from dino.progress import Console
 from dino.runtime import ranks
 from dino.weights.files import file_hash
 from dino.weights.published import BASE, Published
@@ -35,9 +37,6 @@ TIMEOUT = 30.0
 """Seconds without an answer after which a connection counts as cut."""
 LOCK_TIMEOUT = 300.0
 """Seconds to wait for another process that downloads the file while nothing of it arrives."""
-BLOCK = 2**18
-Report = Callable[[int, int | None], None]
-"""Takes the bytes that have arrived and their total, if it is known."""
 
 
 def cached_path(published: Published) -> Path:
@@ -49,11 +48,6 @@ def source_url(published: Published) -> str:
     """Where it comes from: its published URL, or the same place below `DINO_MIRROR`."""
     mirror = os.environ.get("DINO_MIRROR")
     return f"{(mirror or BASE).rstrip('/')}/{published.file}"
-
-
-def offline() -> bool:
-    """Whether `DINO_OFFLINE` forbids downloads (1, true, yes or on)."""
-    return os.environ.get("DINO_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def fetch(published: Published) -> Path:
@@ -84,22 +78,21 @@ def fetch(published: Published) -> Path:
 def _obtain(published: Published, path: Path) -> None:
     url = source_url(published)
     by_hand = f"put the file from {url} at {path}"
-    if offline():
+    if os.environ.get("DINO_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise UserError(f"{published.name} is not in the cache and DINO_OFFLINE is set: {by_hand}")
     if not url.startswith(("http://", "https://")):
         raise UserError(f"DINO_MIRROR must begin with http:// or https://, not as {url} does")
-    part = _beside(path, "part")
-    with _bar(published.name) as report:
-        _download(url, part, report, by_hand)
-    _beside(part, "json").unlink(missing_ok=True)
-    if path.suffix == ".pth" and not _is_sound(part):
-        part.unlink()
+    partial = _beside(path, "part")
+    _download(url, partial, by_hand)
+    _beside(partial, "json").unlink(missing_ok=True)
+    if path.suffix == ".pth" and not _is_sound(partial):
+        partial.unlink()
         raise UserError(
             f"{published.name} arrived damaged from {url}: fetch it again, or set DINO_MIRROR to "
             "another place"
         )
-    sync_file(part)
-    part.replace(path)
+    sync_file(partial)
+    partial.replace(path)
     sync_folder(path.parent)
 
 
@@ -138,44 +131,44 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-def _download(url: str, part: Path, report: Report, by_hand: str) -> None:
-    """Download the rest of `part`, over as many connections as bring something.
+def _download(url: str, partial: Path, by_hand: str) -> None:
+    """Download the rest of `partial`, over as many connections as bring something.
 
     Raises:
         UserError: if the server does not have it, or `TRIES` connections in a row brought nothing.
     """
     failures = 0
     while True:
-        before = _size(part)
+        before = _size(partial)
         try:
-            if _continue(url, part, report):
+            if _continue(url, partial):
                 return
             reason = "the connection was cut"
         except HTTPError as error:
             error.close()
             reason = f"the server answers {error.code} {error.reason}"
             if error.code == 416:  # what has arrived is of another version
-                part.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 raise UserError(f"{url} cannot be downloaded: {reason}; or {by_hand}") from None
         except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-        failures = 0 if _size(part) > before else failures + 1
+        failures = 0 if _size(partial) > before else failures + 1
         if failures >= TRIES:
             raise UserError(
                 f"{url} cannot be downloaded ({reason}); the next try continues after "
-                f"{_size(part):,} bytes: try again later, set DINO_MIRROR, or {by_hand}"
+                f"{_size(partial):,} bytes: try again later, set DINO_MIRROR, or {by_hand}"
             )
         time.sleep(PAUSE * 2 ** max(0, failures - 1))
 
 
-def _continue(url: str, part: Path, report: Report) -> bool:
+def _continue(url: str, partial: Path) -> bool:
     """Download over one connection; return whether the file is complete now.
 
-    The note beside `part` says which version of the file it belongs to: its URL and the server's
+    The note beside `partial` says which version of the file it belongs to: its URL and the server's
     validator, which is its ETag or date.
     """
-    note, start = _beside(part, "json"), _size(part)
+    note, start = _beside(partial, "json"), _size(partial)
     request = Request(url, headers={"User-Agent": "dino-ssl"})
     request.add_header("Accept-Encoding", "identity")
     version = read_json(note) if start and note.exists() else {}
@@ -186,20 +179,21 @@ def _continue(url: str, part: Path, report: Report) -> bool:
         headers = answer.headers
         if answer.status != 206:  # from the beginning
             start = 0
-            part.write_bytes(b"")
+            partial.write_bytes(b"")
             tag = headers.get("ETag", "")
             strong = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
             atomic_json(note, {"url": url, "validator": strong})
         elif not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            part.unlink()  # the server sends another range than requested
+            partial.unlink()  # the server sends another range than requested
             return False
         length = headers.get("Content-Length")
-        total = None if length is None else int(length) + start
-        with part.open("ab") as file:
-            while block := answer.read(BLOCK):
-                file.write(block)
-                report(file.tell(), total)
-    return total is None or _size(part) == total
+        console = Console(stderr=True)
+        hidden = not (ranks().main and console.is_terminal)
+        bar = functools.partial(wrap_file, console=console, transient=True, disable=hidden)
+        shown = bar(answer, int(length or 0), description=partial.stem)
+        with shown as body, partial.open("ab") as file:
+            shutil.copyfileobj(body, file)
+    return length is None or _size(partial) == start + int(length)
 
 
 # ------------------------------------------------------------------------------------ details
@@ -212,28 +206,17 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Report]:
-    """A progress bar on stderr; none unless it is a terminal."""
-    console = Console(stderr=True)
-    columns = (PlainTextColumn(), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    hidden = not (ranks().main and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file's download; the system releases that of a process that dies.
 
     Raises:
         UserError: if another process holds it for `LOCK_TIMEOUT` seconds and downloads nothing.
     """
-    part, size, since = _beside(path, "part"), 0, time.monotonic()
+    partial, size, since = _beside(path, "part"), 0, time.monotonic()
     with _beside(path, "lock").open("a") as file:
         while not _lock(file):
-            if _size(part) != size:
-                size, since = _size(part), time.monotonic()
+            if _size(partial) != size:
+                size, since = _size(partial), time.monotonic()
             if time.monotonic() - since > LOCK_TIMEOUT:
                 raise UserError(
                     f"another process holds {file.name} and has downloaded nothing for "

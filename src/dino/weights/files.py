@@ -108,8 +108,7 @@ def regular_file(path: Path) -> Path:
 def is_safetensors(path: Path) -> bool:
     """Whether the file begins as safetensors does: a length of 8 bytes, then a JSON object."""
     with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{"
+        return file.read(9)[8:] == b"{"
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -125,8 +124,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_header(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; see `read_safetensors`."""
     with _opened(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
-        return metadata
+        return dict(file.metadata() or {})
 
 
 @contextmanager

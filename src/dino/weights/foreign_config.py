@@ -9,21 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.create import create
 from dino.models.vit import SIZES
 from dino.weights.adapt import for_channels
 from dino.weights.files import Container, shown
-from dino.weights.infer_spec import spec_of
-from dino.weights.key_maps import Layout, detect, from_dino, layout_of, to_dino
+from dino.weights.infer_spec import Spec, spec_of
+from dino.weights.key_maps import Layout, Tensors, detect, from_dino, layout_of, to_dino
 
 TIMM_ARGUMENTS = {"img_size", "in_chans", "num_classes", "dynamic_img_size"}
 """Arguments of `timm.create_model` that `dino.create("timm:...")` supports."""
@@ -35,7 +32,7 @@ TOLERANCE = 2e-5
 """Largest difference of two features that are computed alike, relative to the largest value."""
 
 
-def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
+def find_layout(tensors: Tensors, container: Container) -> Layout:
     """The layout of a state dict, by its keys and by its folder's configuration.
 
     Raises:
@@ -55,10 +52,6 @@ def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
         return _timm_layout(tensors, container, layout)
     if layout is not None:
         return layout
-    if any(name.endswith("linear.weight") for name in tensors):
-        raise UserError(
-            f"{path} is a linear classifier, not a network: it is for `dino evaluate linear`"
-        )
     first = ", ".join(shown(name) for name in sorted(tensors)[:3])
     raise UserError(f"{path} holds no network that dino knows: its first keys are {first}")
 
@@ -77,10 +70,8 @@ def hints_of(container: Container, layout: Layout) -> dict[str, Any]:
         }
     if layout.dialect != "timm":
         return known
-    arguments = container.config.get("model_args", {})
     hints = {"name": container.config["architecture"], "position": "exact"}
-    if "in_chans" in arguments:
-        hints["channels"] = arguments["in_chans"]
+    hints["channels"] = container.config.get("model_args", {}).get("in_chans", 3)
     network = _build_timm(container)
     if size := getattr(getattr(network, "patch_embed", None), "img_size", None):
         hints["image_size"] = size[0] if isinstance(size, tuple) else size
@@ -92,7 +83,7 @@ def hints_of(container: Container, layout: Layout) -> dict[str, Any]:
 
 
 def preprocessing_of(
-    container: Container, layout: Layout, spec: Mapping[str, Any]
+    container: Container, layout: Layout, spec: Spec
 ) -> tuple[Preprocessing, list[str]]:
     """The transform that belongs to foreign weights, and what was assumed.
 
@@ -133,7 +124,7 @@ def timm_config(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
 
         known = timm.is_model(name)
     except ImportError:
-        known = stated.get("model") == name  # as timm's own training script writes it
+        known = stated.get("model") == name  # as timm's training script writes it
     if not known:
         return {}
     names = {"gp": "global_pool", "img_size": "img_size", "in_chans": "in_chans"}
@@ -141,9 +132,7 @@ def timm_config(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     return {"architecture": name, "model_args": {**given, **(stated.get("model_kwargs") or {})}}
 
 
-def _timm_layout(
-    tensors: Mapping[str, Tensor], container: Container, found: Layout | None
-) -> Layout:
+def _timm_layout(tensors: Tensors, container: Container, found: Layout | None) -> Layout:
     """The layout of dino's ViT or ResNet-50 if timm's network computes the same, else timm's."""
     if found is not None and found.family in ("vit", "resnet50"):
         layout = layout_of("timm", found.family)
@@ -159,9 +148,7 @@ def _timm_layout(
     return replace(layout_of("timm", "timm"), ignored=tuple(f"{name}.{{}}" for name in names))
 
 
-def _computes_like_dino(
-    tensors: Mapping[str, Tensor], container: Container, layout: Layout
-) -> bool:
+def _computes_like_dino(tensors: Tensors, container: Container, layout: Layout) -> bool:
     """Whether dino's network of the same keys gives the feature of timm's, tried on one image.
 
     Keys and shapes cannot show that: resnetaa50 has those of ResNet-50 and pools otherwise.
@@ -229,13 +216,10 @@ def of_timm(config: Mapping[str, Any]) -> Preprocessing | None:
     mode = given.get("crop_mode", "center")
     if height != width or mode not in ("center", "squash"):
         raise UserError(f"its transform ({mode}, {height} x {width} px) is none of dino's")
-    return Preprocessing(
-        resize=math.floor(height / given.get("crop_pct", 0.875)),
-        crop=height,
-        mean=tuple(given.get("mean", IMAGENET_MEAN)),
-        std=tuple(given.get("std", IMAGENET_STD)),
-        interpolation=_interpolation(given.get("interpolation", "bicubic")),
-        squash=mode == "squash",
+    stated = {key: given[key] for key in ("mean", "std", "interpolation") if key in given}
+    resize = math.floor(height / given.get("crop_pct", 0.875))
+    return Preprocessing.from_dict(
+        {"resize": resize, "crop": height, "squash": mode == "squash", **stated}
     )
 
 
@@ -266,20 +250,7 @@ def of_transformers(config: Mapping[str, Any]) -> Preprocessing | None:
         crop = given["height"] if isinstance(given, dict) else given
     elif not squash:
         raise UserError("its transform keeps the aspect ratio and does not crop")
-    return Preprocessing(
-        resize=resize,
-        crop=crop,
-        mean=tuple(config.get("image_mean", IMAGENET_MEAN)),
-        std=tuple(config.get("image_std", IMAGENET_STD)),
-        interpolation=_interpolation(config.get("resample", 2)),
-        squash=squash,
-    )
-
-
-def _interpolation(name: str | int) -> Literal["bicubic", "bilinear"]:
-    """By timm's name, or by Pillow's number as transformers writes it."""
-    if name in ("bicubic", Image.Resampling.BICUBIC):
-        return "bicubic"
-    if name in ("bilinear", Image.Resampling.BILINEAR):
-        return "bilinear"
-    raise UserError(f"its transform interpolates by {name}, dino by bicubic or bilinear")
+    stated = {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}
+    pillow = {2: "bilinear", 3: "bicubic"}  # its numbers
+    stated["interpolation"] = pillow.get(config.get("resample", 2), "another filter")
+    return Preprocessing.from_dict({"resize": resize, "crop": crop, "squash": squash, **stated})

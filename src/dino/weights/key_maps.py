@@ -3,8 +3,7 @@
 A table maps patterns of their keys to patterns of dino's. `{}` stands for one component of a dotted
 name, `{*}` for any rest; the first pattern that fits counts, and a name that fits none stays as it
 is. Where several keys stand on one side, their rows one after another are the rows of the keys on
-the other side: that is the one transformation, `rows`, by which separate query, key and value
-matrices become one qkv matrix and back.
+the other side: so separate query, key and value matrices become one qkv matrix and back.
 
     official       facebookresearch/dino: flat, or `student` and `teacher` with `backbone.`, `head.`
     timm           as `official` for ViTs; anything else of timm under its module names
@@ -26,6 +25,8 @@ from torch import Tensor
 from dino.files import UserError
 
 Keys = str | tuple[str, ...]
+Tensors = Mapping[str, Tensor]
+"""A flat state dict."""
 
 PUBLISHED: dict[Keys, Keys] = {}
 """ViTs of the published code and of timm: dino's names are the published ones."""
@@ -144,16 +145,10 @@ def family_of(spec: Mapping[str, Any], dialect: str = "official") -> str:
     return "resnet50" if arch == "resnet50" else "vit"
 
 
-def to_dino(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under dino's names, bit for bit.
+def to_dino(tensors: Tensors, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    """A backbone's tensors in `layout` under dino's names, bit for bit, and the ignored names.
 
-    Args:
-        tensors: a flat state dict of a backbone in `layout`.
-        layout: as `detect` found it.
-
-    Returns:
-        The tensors, with the counters of batch norm, which files from before PyTorch 0.4.1 lack;
-        and the names that were ignored on purpose.
+    The counters of batch norm are added to files from before PyTorch 0.4.1, which lack them.
     """
     patterns = [_pattern(pattern) for pattern in layout.ignored]
     ignored = {name for name in tensors if any(pattern.fullmatch(name) for pattern in patterns)}
@@ -167,9 +162,7 @@ def to_dino(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Te
     return {**counters, **named}, sorted(ignored)
 
 
-def from_dino(
-    tensors: Mapping[str, Tensor], dialect: str, spec: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def from_dino(tensors: Tensors, dialect: str, spec: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict of a backbone of architecture `spec` in a dialect's names, bit for bit.
 
     Raises:
@@ -181,7 +174,7 @@ def from_dino(
 
 
 # ------------------------------------------------------------------------------------ translation
-def _translate(tensors: Mapping[str, Tensor], table: dict[Keys, Keys]) -> dict[str, Tensor]:
+def _translate(tensors: Tensors, table: dict[Keys, Keys]) -> dict[str, Tensor]:
     """Each tensor under its name on the other side of `table`; unknown names as they are."""
     rules = [
         (_tuple(source), [_pattern(key) for key in _tuple(source)], _tuple(target))
@@ -195,15 +188,12 @@ def _translate(tensors: Mapping[str, Tensor], table: dict[Keys, Keys]) -> dict[s
             group = [_fill(key, found.groups()) for key in sources] if found else []
             if found and remaining.keys() >= set(group):
                 filled = [_fill(key, found.groups()) for key in targets]
-                values = rows([remaining.pop(key) for key in group], len(filled))
+                values = [remaining.pop(key) for key in group]
+                if len(filled) != len(values):
+                    values = list(torch.cat(values).chunk(len(filled)))
                 translated.update(zip(filled, values, strict=True))
                 break
     return {**translated, **remaining}
-
-
-def rows(tensors: list[Tensor], count: int) -> list[Tensor]:
-    """The rows of `tensors`, one after another, in `count` tensors of equal size."""
-    return tensors if len(tensors) == count else list(torch.cat(tensors).chunk(count))
 
 
 def _tuple(keys: Keys) -> tuple[str, ...]:
@@ -215,5 +205,5 @@ def _pattern(key: str) -> re.Pattern[str]:
     return re.compile(escaped)
 
 
-def _fill(key: str, parts: tuple[str, ...]) -> str:
-    return key.replace("{*}", "{}").format(*parts)
+def _fill(key: str, components: tuple[str, ...]) -> str:
+    return key.replace("{*}", "{}").format(*components)

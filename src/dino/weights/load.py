@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from dino.models.backbone import Backbone
 from dino.models.create import create
 from dino.models.position_embedding import Position
 from dino.models.vit import SIZES
+from dino.settings import Range, conform
 from dino.weights.adapt import adapt_state_dict, for_channels
 from dino.weights.checkpoint import Checkpoint, read
 from dino.weights.download import fetch
@@ -37,10 +38,7 @@ LOGGER = logging.getLogger("dino")
 def save(backbone: Backbone, path: str | Path, about: dict[str, Any] | None = None) -> None:
     """Write `backbone` to `path` (safetensors), completely or not at all.
 
-    Args:
-        backbone: the network; on any device.
-        path: the file.
-        about: a description of the weights as JSON values, for provenance and model cards.
+    `about` describes the weights in JSON values, for provenance and model cards.
     """
     metadata = {
         "format": FORMAT,
@@ -72,11 +70,10 @@ def load(
         device: where to put it.
         network: the teacher, which every result of the paper is of, or the student, where the
             checkpoint has both; or a key of the file under which a network lies (`model_ema`).
-        position: how a ViT resamples its position embedding to other image sizes than its own
+        position: how a ViT resamples its position embedding to other image sizes
             (`models.position_embedding`). By default as in the library that the file comes from, so
-            that features agree: official files `reference`, those of transformers `exact`; timm's
-            `exact` too, although timm also antialiases, so that it agrees at the network's own size
-            only. Files of dino state it.
+            that features agree: `reference` for official files, `exact` for those of transformers;
+            `exact` for timm's too, which also antialiases and so agrees at the native size only.
         channels: adapt the first layer to images of so many channels instead of RGB
             (`adapt.inflate`): a picture with all channels equal gives the feature of the grey RGB
             picture. Mean and deviation of the preprocessing are repeated likewise, values are
@@ -89,17 +86,13 @@ def load(
         UserError: if there is nothing of the kind, it would execute something, or keys or shapes
             do not fit, naming them.
     """
-    as_path(weights, "weights")
-    if position is not None and position not in get_args(Position):
-        known = ", ".join(get_args(Position))
-        raise UserError(f"position must be one of {known} or None, not {position!r}")
-    for name, number in (("channels", channels), ("heads", heads)):
-        if number is not None and (type(number) is not int or number < 1):
-            raise UserError(f"{name} must be a positive integer, not {number!r}")
+    conform(position, Position | None, "position")
+    channels = conform(channels, Annotated[int, Range(low=1)] | None, "channels")
+    heads = conform(heads, Annotated[int, Range(low=1)] | None, "heads")
     path, published_heads = _locate(weights)
-    if network == "teacher" and path.is_dir() and (path / "teacher.safetensors").exists():
-        # A run has its newest teacher in a file of its own, a checkpoint beside the student.
-        path = path if (path / "state.json").exists() else path / "teacher.safetensors"
+    newest = path / "teacher.safetensors"  # of a run, beside its checkpoints
+    if network == "teacher" and newest.exists() and not (path / "state.json").exists():
+        path = newest
     with naming(path):
         checkpoint = read(path, heads or published_heads, network)
     spec = {**checkpoint.spec, **({"position": position} if position else {})}
@@ -115,7 +108,11 @@ def load(
     backbone.preprocessing = checkpoint.preprocessing
     load_strictly(backbone, tensors, checkpoint.path)
     if channels is not None and channels != spec.get("channels", 3):
-        backbone = _with_channels(backbone, channels)
+        adapted = create(**{**spec, "channels": channels})
+        tensors = adapt_state_dict(backbone.state_dict(), adapted, backbone.position or "reference")
+        load_strictly(adapted, tensors, checkpoint.path)
+        adapted.preprocessing = for_channels(backbone.preprocessing, channels)
+        backbone = adapted
     backbone.origin = checkpoint.origin(network)
     try:
         return backbone.to(torch.device(device)).eval()
@@ -225,7 +222,7 @@ def check_state_dict(module: torch.nn.Module, tensors: Mapping[str, Tensor], ori
 # ------------------------------------------------------------------------------------ details
 def _locate(weights: str | Path) -> tuple[Path, int | None]:
     """A path, or the file of a published name and its attention heads, which no file states."""
-    path, published = Path(weights), CATALOGUE.get(str(weights))
+    path, published = as_path(weights, "weights"), CATALOGUE.get(str(weights))
     if path.exists():
         return path, None
     if published is not None:
@@ -234,12 +231,3 @@ def _locate(weights: str | Path) -> tuple[Path, int | None]:
         f"there are no weights at {path}: give a run folder, a file of weights or a name that "
         "`dino weights list` shows"
     )
-
-
-def _with_channels(backbone: Backbone, channels: int) -> Backbone:
-    """The same network for images of `channels` channels."""
-    adapted = create(**{**backbone.spec, "channels": channels})
-    tensors = adapt_state_dict(backbone.state_dict(), adapted, backbone.position or "reference")
-    load_strictly(adapted, tensors, Path(str(backbone.spec["arch"])))
-    adapted.preprocessing = for_channels(backbone.preprocessing, channels)
-    return adapted

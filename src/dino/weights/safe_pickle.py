@@ -24,26 +24,19 @@ from dino.files import UserError
 PICKLE_LIMIT = 2 * 2**20
 """Bytes of pickle, without tensors; a full checkpoint with optimizer has some hundred thousand."""
 
-PLACEHOLDERS = frozenset(
-    f"{module}.{name}"
-    for modules, names in {
-        "numpy": "ndarray dtype",
-        "numpy.core numpy._core": "multiarray.scalar multiarray._reconstruct numeric._frombuffer",
-        "numpy.random._pickle": "__randomstate_ctor",
-        "pathlib pathlib._local": "Path PosixPath PurePosixPath WindowsPath PureWindowsPath",
-        "builtins": "set frozenset list dict tuple int float complex bool str bytes object slice "
-        "range",
-        "argparse": "Namespace",
-        "types": "SimpleNamespace",
-        "collections": "defaultdict deque",
-        "datetime": "datetime date timedelta",
-        "decimal": "Decimal",
-        "fractions": "Fraction",
-        "uuid": "UUID",
-    }.items()
-    for module in modules.split()
-    for name in names.split()
-)
+_BESIDE_TENSORS = """
+argparse.Namespace types.SimpleNamespace collections.defaultdict collections.deque datetime.datetime
+datetime.date datetime.timedelta decimal.Decimal fractions.Fraction uuid.UUID builtins.set
+builtins.frozenset builtins.list builtins.dict builtins.tuple builtins.slice builtins.range
+builtins.int builtins.float builtins.complex builtins.bool builtins.str builtins.bytes
+builtins.object pathlib.Path pathlib.PosixPath pathlib.PurePosixPath pathlib.WindowsPath
+pathlib.PureWindowsPath pathlib._local.Path pathlib._local.PosixPath pathlib._local.PurePosixPath
+pathlib._local.WindowsPath pathlib._local.PureWindowsPath numpy.ndarray numpy.dtype
+numpy.random._pickle.__randomstate_ctor numpy.core.multiarray.scalar numpy._core.multiarray.scalar
+numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
+numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
+"""
+PLACEHOLDERS = frozenset(_BESIDE_TENSORS.split())
 """What checkpoints hold beside tensors: settings, paths, numbers, random states. None of it is
 built: a placeholder takes its place."""
 STORAGES = {
@@ -51,16 +44,13 @@ STORAGES = {
     **{name: dtype.itemsize for dtype, name in torch.storage._dtype_to_storage_type_map().items()},
 }
 """PyTorch's classes of storages, and the bytes of an element."""
-_BUILT_BY_TORCH = frozenset(
-    [
-        *(f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter")),
-        *("torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
-        *(f"torch.{name}" for name in STORAGES),
-        *("torch.storage.UntypedStorage", "collections.OrderedDict", "_codecs.encode"),
-        *(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)),
-    ]
-)
-"""What PyTorch itself builds of weights."""
+_BUILT_BY_TORCH = {
+    *(f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter")),
+    *("torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
+    *("torch.storage.UntypedStorage", "collections.OrderedDict", "_codecs.encode"),
+    *(f"torch.{name}" for name in STORAGES),
+    *(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)),
+}
 
 
 class Placeholder:
@@ -118,10 +108,10 @@ def _check_zip(path: Path) -> None:
     """The layout since PyTorch 1.6: one record for the pickle, one for each storage."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        if sum(record.file_size for record in records) > path.stat().st_size or any(
+            record.compress_type != zipfile.ZIP_STORED for record in records
+        ):
             raise UserError(f"{path} is a compressed archive, not what torch.save writes")
-        if sum(record.file_size for record in records) > path.stat().st_size:
-            raise UserError(f"{path} claims to hold more than its own size")
         sizes = {record.filename: record.file_size for record in records}
         pickled = [name for name in sizes if name.endswith("data.pkl") and name.count("/") <= 1]
         if len(pickled) != 1:
@@ -151,7 +141,7 @@ def _check_legacy(path: Path) -> None:
     for _ in range(5):  # magic number, protocol, machine, the content, the storages' keys
         claimed += sum(_Survey(pickles, path).storages.values())
     if claimed > path.stat().st_size:
-        raise UserError(f"{path} claims to hold more than its own size")
+        raise UserError(f"{path} claims to hold more than its size")
 
 
 # ------------------------------------------------------------------------------------ the survey
@@ -200,12 +190,11 @@ class _Survey(pickle._Unpickler):
         self.storages[key] = max(size, self.storages.get(key, 0))
         return self.find_class("torch", "Tensor")()
 
-    def check_arguments(self, name: str, arguments: Iterable[Any]) -> None:
+    def check_arguments(self, name: str, arguments: tuple[Any, ...]) -> None:
         """Count what would be copied."""
-        values = list(arguments)
-        if name == "encode" and values[1:] != ["latin1"]:
+        if name == "encode" and arguments[1:] != ("latin1",):
             raise UserError(f"{self.path} is refused: it holds bytes in another code than latin1")
-        for value in values:
+        for value in arguments:
             if isinstance(value, (str, bytes, list, tuple, dict)):
                 self.budget -= len(value)
                 if name in ("set", "OrderedDict"):
@@ -221,7 +210,7 @@ class _Survey(pickle._Unpickler):
                     raise UserError(f"{self.path} is refused: a key in it is too deep or too large")
 
 
-class _Dummy:
+class _Dummy(Placeholder):
     """Accepts whatever a pickle does to it."""
 
     survey: _Survey
@@ -229,9 +218,6 @@ class _Dummy:
     def __new__(cls, *arguments: Any) -> _Dummy:
         cls.survey.check_arguments(cls.__name__, arguments)
         return super().__new__(cls)
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
 
     def __setstate__(self, state: Any) -> None:
         self.survey.check_arguments("", (state,))
