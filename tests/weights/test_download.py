@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,23 +206,29 @@ def test_one_download_for_all_requests_at_once(server: Files) -> None:
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("arrives", [False, True])
 def test_the_wait_for_another_process_has_a_limit(
-    server: Files, monkeypatch: pytest.MonkeyPatch
+    arrives: bool, server: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends when nothing has arrived for some time, not while the other one downloads."""
-    monkeypatch.setattr(fetching, "LOCK_TIMEOUT", 0.6)
-    path = cached_path(PUBLISHED)
+    """It ends when nothing has arrived for some time, not while the other process downloads."""
+    path, clock, other = cached_path(PUBLISHED), [0.0], ExitStack()
     path.parent.mkdir(parents=True)
-    with ThreadPoolExecutor(1) as pool, fetching._locked(path):
-        assert "another process holds" in refusal(PUBLISHED)
-        waiting = pool.submit(fetch, PUBLISHED)
-        for size in range(1, 10):
-            path.with_name("vit.pth.part").write_bytes(bytes(size))
-            time.sleep(0.2)
-        assert not waiting.done()
-        path.write_bytes(DATA)
-    assert fetch(PUBLISHED).read_bytes() == DATA
-    assert server.requests == []
+
+    def sleep(seconds: float) -> None:
+        clock[0] += fetching.LOCK_TIMEOUT / 4
+        if arrives:
+            path.with_name("vit.pth.part").write_bytes(bytes(int(clock[0])))
+        if clock[0] > 5 * fetching.LOCK_TIMEOUT:
+            other.close()
+
+    other.enter_context(fetching._locked(path))
+    monkeypatch.setattr(fetching, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    with other:
+        if arrives:
+            assert fetch(PUBLISHED).read_bytes() == DATA
+        else:
+            assert "another process holds" in refusal(PUBLISHED)
+            assert server.requests == []
 
 
 def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:

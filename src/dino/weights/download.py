@@ -85,7 +85,7 @@ def _obtain(published: Published, path: Path) -> None:
     partial = _beside(path, "part")
     _download(url, partial, by_hand)
     _beside(partial, "json").unlink(missing_ok=True)
-    if path.suffix == ".pth" and not _is_sound(partial):
+    if path.suffix == ".pth" and not _is_intact(partial):
         partial.unlink()
         raise UserError(
             f"{published.name} arrived damaged from {url}: fetch it again, or set DINO_MIRROR to "
@@ -119,7 +119,7 @@ def _checked(published: Published, path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------ the transfer
-def _is_sound(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     """Whether a checkpoint's records agree with their CRCs; older layouts have none."""
     with path.open("rb") as file:
         if file.read(2) == b"\x80\x02":
