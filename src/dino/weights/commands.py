@@ -58,6 +58,7 @@ def run_list(settings: List) -> list[dict[str, Any]]:
 
 def _models() -> Table:
     notes = [f"{file.name}: {file.note}." for file in CATALOGUE.values() if file.note]
+    siblings = {f"{name}_{kind}" for name in CATALOGUE for kind in SIBLINGS}
     table = Table(
         *(Column(title, no_wrap=True) for title in ("name", "architecture")),
         *(Column(title, justify="right") for title in ("M", "k-NN", "linear")),
@@ -67,8 +68,7 @@ def _models() -> Table:
         caption_justify="left",
     )
     for published in CATALOGUE.values():
-        of_another = published.name.endswith("_full") and published.name[:-5] in CATALOGUE
-        if published.kind not in LOADABLE or of_another:
+        if published.kind not in LOADABLE or published.name in siblings:
             continue
         also = [CATALOGUE.get(f"{published.name}_{kind}") for kind in SIBLINGS]
         table.add_row(
@@ -178,12 +178,12 @@ def _states(checkpoint: Checkpoint) -> dict[str, NetworkState]:
 def inspect(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
     """What a checkpoint holds, as JSON values; `fits` lists the keys that do not fit `backbone`."""
     states = _states(checkpoint)
-    origin = checkpoint.origin(next(iter(states)))
-    center = checkpoint.center
+    origin, center = checkpoint.origin(next(iter(states))), checkpoint.center
     fits = []
     for name, state in states.items():
-        found = mismatches(backbone, state.backbone) or {"every key and shape": [""]}
-        fits += [f"{name}: {kind} {key}".rstrip() for kind, keys in found.items() for key in keys]
+        found = mismatches(backbone, state.backbone)
+        misfits = [f"{kind} {key}" for kind, keys in found.items() for key in keys]
+        fits += [f"{name}: {line}" for line in misfits or ["every key and shape"]]
     return {
         **{key: value for key, value in origin.items() if key != "network"},
         "networks": list(states),
