@@ -1,4 +1,4 @@
-"""A small HTTP server of this machine that can be told to misbehave."""
+"""A small HTTP server of this machine with faults on demand."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Files:
         cut: how many bytes each of the next answers gives before the connection ends.
         ranges: whether ranges are served.
         answers: statuses of the next answers instead of files.
-        length: whether the length is told.
+        length: whether the length is sent.
         pause: seconds before an answer.
-        asked: (path, Range header) of every request.
+        requests: (path, Range header) of every request.
     """
 
     content: dict[str, bytes] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Files:
     answers: list[int] = field(default_factory=list)
     length: bool = True
     pause: float = 0.0
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         files, path, span = self.files, self.path, self.headers.get("Range")
-        files.asked.append((path, span))
+        files.requests.append((path, span))
         time.sleep(files.pause)
         if files.answers:
             self.send_error(files.answers.pop(0))

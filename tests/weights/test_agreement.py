@@ -62,8 +62,8 @@ def timm_folder(folder: Path, name: str, **arguments: Any) -> tuple[Any, Path]:
     network = scrambled(timm.create_model(name, num_classes=0, **arguments))
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
-    kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv")
-    given = {key: network.pretrained_cfg[key] for key in kept if key in network.pretrained_cfg}
+    keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv")
+    given = {key: network.pretrained_cfg[key] for key in keys if key in network.pretrained_cfg}
     config = {"architecture": name, "model_args": arguments, "pretrained_cfg": given}
     (folder / "config.json").write_text(json.dumps(config))
     return network, folder
@@ -114,7 +114,9 @@ def test_a_training_checkpoint_that_names_timms_architecture(name: str, tmp_path
     assert ours.spec == {"arch": f"timm:{name}"}
     assert_close(ours(images), theirs(images))
     torch.save({**content, "args": argparse.Namespace(model=name, gp="max")}, path)
-    with pytest.raises(UserError, match="arguments of timm that dino does not follow: global_pool"):
+    with pytest.raises(
+        UserError, match="arguments of timm that dino does not support: global_pool"
+    ):
         dino.load(path)
     del content["arch"]
     torch.save(content, path)
@@ -136,7 +138,7 @@ def test_another_activation_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
     assert dino.load(plain).spec["arch"] == "vit_small"
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: create(*a, act_layer=tanh, **k))
-    with pytest.raises(UserError, match="dino does not follow: depth"):
+    with pytest.raises(UserError, match="dino does not support: depth"):
         dino.load(plain)
 
 

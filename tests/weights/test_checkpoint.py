@@ -72,21 +72,21 @@ def full(path: Path, **head: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ official
 def test_a_full_checkpoint(tmp_path: Path) -> None:
     content = full(tmp_path / "checkpoint.pth")
-    parts = read_checkpoint(tmp_path / "checkpoint.pth", heads=2)
-    assert parts.dialect == "official"
-    assert parts.spec["arch"] == "vit_small"
-    assert parts.spec["position"] == "reference"
-    assert parts.preprocessing == Preprocessing.for_size(24)
-    assert parts.center is not None
-    assert torch.equal(parts.center, content["dino_loss"]["center"][0])
+    checkpoint = read_checkpoint(tmp_path / "checkpoint.pth", heads=2)
+    assert checkpoint.dialect == "official"
+    assert checkpoint.spec["arch"] == "vit_small"
+    assert checkpoint.spec["position"] == "reference"
+    assert checkpoint.preprocessing == Preprocessing.for_size(24)
+    assert checkpoint.center is not None
+    assert torch.equal(checkpoint.center, content["dino_loss"]["center"][0])
     shown = {"prototypes": 16, "hidden": 20, "bottleneck": 8, "layers": 3, "batch_norm": False}
-    assert parts.head_options == {**shown, "fixed_norm": False}
+    assert checkpoint.head_options == {**shown, "fixed_norm": False}
     for which, prefix in (("student", "module."), ("teacher", "")):
-        part = parts.network(which)  # type: ignore[arg-type]
-        assert part.head is not None
-        head = Head(24, **parts.head_options)
-        load_strictly(head, part.head.tensors, parts.path)
-        for name, tensor in part.head.tensors.items():
+        state = checkpoint.network(which)  # type: ignore[arg-type]
+        assert state.head is not None
+        head = Head(24, **checkpoint.head_options)
+        load_strictly(head, state.head.tensors, checkpoint.path)
+        for name, tensor in state.head.tensors.items():
             assert torch.equal(tensor, content[which][f"{prefix}head.{name}"])
         backbone = load(tmp_path / "checkpoint.pth", network=which, heads=2)  # type: ignore[arg-type]
         assert backbone.origin is not None
@@ -157,22 +157,21 @@ def test_heads_are_read_from_their_tensors(options: dict[str, Any]) -> None:
     load_strictly(again, found.tensors, Path("head"))
     rows = torch.randn(6, 24)
     assert torch.equal(again.eval()(rows), original.eval()(rows))
-    assert found.notes == ()
 
 
 def test_heads_under_other_names() -> None:
     original = Head(24, 16, bottleneck=8, layers=1).eval()
-    own = original.state_dict()
+    ours = original.state_dict()
     theirs = {
-        "mlp.weight": own["mlp.0.weight"],
-        "mlp.bias": own["mlp.0.bias"],
-        "last_layer.parametrizations.weight.original0": own["last_layer.weight_g"],
-        "last_layer.parametrizations.weight.original1": own["last_layer.weight_v"],
+        "mlp.weight": ours["mlp.0.weight"],
+        "mlp.bias": ours["mlp.0.bias"],
+        "last_layer.parametrizations.weight.original0": ours["last_layer.weight_g"],
+        "last_layer.parametrizations.weight.original1": ours["last_layer.weight_v"],
     }
-    assert head_of(theirs).tensors.keys() == own.keys()
+    assert head_of(theirs).tensors.keys() == ours.keys()
     linear = nn.utils.parametrizations.weight_norm(nn.Linear(8, 16, bias=False))
     modern = {f"last_layer.{name}": tensor for name, tensor in linear.state_dict().items()}
-    found = head_of({"mlp.weight": own["mlp.0.weight"], "mlp.bias": own["mlp.0.bias"], **modern})
+    found = head_of({"mlp.weight": ours["mlp.0.weight"], "mlp.bias": ours["mlp.0.bias"], **modern})
     load_strictly(original, found.tensors, Path("head"))
     z = original.embed(torch.randn(5, 24))
     assert torch.allclose(original.last_layer(z), linear(z), atol=1e-6)
@@ -191,16 +190,16 @@ def test_the_head_of_the_released_resnet50(tmp_path: Path) -> None:
         "module.head.last_layer.weight": last.weight.detach(),
     }
     torch.save({"student": tensors, "teacher": tensors}, tmp_path / "full.pth")
-    parts = read_checkpoint(tmp_path / "full.pth")
-    assert parts.center is None
-    assert "not weight-normed" in " ".join(parts.notes)
-    assert parts.head_options is not None
-    assert parts.head_options["layers"] == 2
-    assert parts.head_options["batch_norm"]
-    part = parts.network("teacher")
+    checkpoint = read_checkpoint(tmp_path / "full.pth")
+    assert checkpoint.center is None
+    assert "not weight-normed" in " ".join(checkpoint.notes)
+    assert checkpoint.head_options is not None
+    assert checkpoint.head_options["layers"] == 2
+    assert checkpoint.head_options["batch_norm"]
+    state = checkpoint.network("teacher")
     head = Head(2048, 16, hidden=12, bottleneck=8, layers=2, batch_norm=True).eval()
-    assert part.head is not None
-    load_strictly(head, part.head.tensors, parts.path)
+    assert state.head is not None
+    load_strictly(head, state.head.tensors, checkpoint.path)
     rows = torch.randn(4, 2048)
     expected = last(nn.functional.normalize(theirs.eval()(rows), dim=1))
     assert torch.allclose(head(rows), expected, atol=1e-6)
@@ -228,7 +227,7 @@ def test_assumed_heads_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFix
     path = vit_s(tmp_path)
     assert load(path).spec["heads"] == 6
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "6 attention heads are assumed, as usual at width 384" in message
+    assert "6 attention heads are assumed for embed_dim 384" in message
     assert read_checkpoint(path).notes == read_checkpoint(path).warnings != ()
     caplog.clear()
     assert load(path, heads=12).spec["heads"] == 12
@@ -309,10 +308,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_our_own_run(run: Path) -> None:
     step = run / "checkpoints" / (run / "checkpoints" / "LAST").read_text().strip()
     for path in (run, step, step / "teacher.safetensors"):
-        parts = read_checkpoint(path)
-        assert parts.dialect == "dino"
-        assert parts.about["recipe"] == "test"
-        assert parts.head_options == {
+        checkpoint = read_checkpoint(path)
+        assert checkpoint.dialect == "dino"
+        assert checkpoint.about["recipe"] == "test"
+        assert checkpoint.head_options == {
             "prototypes": 16,
             "hidden": 16,
             "bottleneck": 8,
@@ -321,13 +320,16 @@ def test_our_own_run(run: Path) -> None:
             "fixed_norm": False,
             "activation": "gelu",
         }
-        assert parts.center is not None
-        assert torch.equal(parts.center, load_file(step / "loss.safetensors")["center"])
+        assert checkpoint.center is not None
+        assert torch.equal(checkpoint.center, load_file(step / "loss.safetensors")["center"])
         for which in ("teacher", "student"):
-            part = parts.network(which)  # type: ignore[arg-type]
+            state = checkpoint.network(which)  # type: ignore[arg-type]
             there = load_file(step / f"{which}.safetensors")
-            assert part.head is not None
-            found = {**prefixed("backbone.", part.backbone), **prefixed("head.", part.head.tensors)}
+            assert state.head is not None
+            found = {
+                **prefixed("backbone.", state.backbone),
+                **prefixed("head.", state.head.tensors),
+            }
             small.assert_same(found, there)
     teacher, student = load(run), load(run, network="student")
     assert fingerprint(teacher) == fingerprint(load(run / "teacher.safetensors"))
@@ -350,9 +352,9 @@ def test_an_incomplete_checkpoint_of_a_run(run: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"no complete checkpoint of a run"):
         read_checkpoint(step)
-    parts = read_checkpoint(tmp_path / "run")  # no LAST: the teacher is all there is
-    assert parts.student is None
-    assert parts.teacher is not None
+    checkpoint = read_checkpoint(tmp_path / "run")  # no LAST: the teacher is all there is
+    assert checkpoint.student is None
+    assert checkpoint.teacher is not None
 
 
 # ------------------------------------------------------------------------------------ other files
@@ -362,8 +364,8 @@ def test_weights_of_other_networks_are_refused(tmp_path: Path) -> None:
 
     def refused(changes: dict[str, Tensor | None], **options: Any) -> str:
         changed = {**tensors, **changes}
-        kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
-        torch.save(kept, tmp_path / "w.pth")
+        remaining = {name: tensor for name, tensor in changed.items() if tensor is not None}
+        torch.save(remaining, tmp_path / "w.pth")
         with pytest.raises(UserError) as caught:
             load(tmp_path / "w.pth", **{"heads": 2, **options})
         return str(caught.value)
@@ -376,7 +378,7 @@ def test_weights_of_other_networks_are_refused(tmp_path: Path) -> None:
     assert "no square grid" in refused({"pos_embed": torch.zeros(1, 9, 24)})
     assert "has the shape (10, 24)" in refused({"pos_embed": torch.zeros(10, 24)})
     assert "cls_token is (1, 2, 24), not" in refused({"cls_token": torch.zeros(1, 2, 24)})
-    assert "attention heads is unknown (width 24)" in refused({}, heads=None)
+    assert "attention heads is unknown (embed_dim 24)" in refused({}, heads=None)
     assert "not a multiple of heads" in refused({}, heads=7)
     assert "has no position embedding" in refused_of_resnet(tmp_path)
     torch.save({"encoder.0.weight": gamma, "decoder.bias": gamma}, tmp_path / "other.pth")
@@ -443,9 +445,9 @@ def test_what_an_export_notes_is_heeded(tmp_path: Path) -> None:
     """Heads, position and preprocessing, which the published layout has no place for."""
     original = dino.create("vit_tiny", position="exact", **TINY)
     given = Preprocessing(40, 24, squash=True)
-    noted = {"spec": original.spec, "preprocessing": given.to_dict(), "about": {"step": 3}}
+    metadata = {"spec": original.spec, "preprocessing": given.to_dict(), "about": {"step": 3}}
     path = tmp_path / "w.safetensors"
-    save_file(original.state_dict(), path, {"dino_export": json.dumps(noted)})
+    save_file(original.state_dict(), path, {"dino_export": json.dumps(metadata)})
     found = load(path)
     assert (found.heads, found.position, found.preprocessing) == (2, "exact", given)
     assert read_checkpoint(path).about == {"step": 3}
@@ -466,7 +468,7 @@ def test_linear_classifiers(tmp_path: Path) -> None:
     assert read_linear(tmp_path / "h.pth").weight.dtype == torch.float32
     with pytest.raises(UserError, match="no weights at nowhere"):
         read_linear("nowhere")
-    with pytest.raises(UserError, match="is a linear classifier, not a network"):
+    with pytest.raises(UserError, match="holds no network that dino knows"):
         load(tmp_path / "official.pth")
     torch.save({"weight": weight, "bias": torch.zeros(4)}, tmp_path / "odd.pth")
     torch.save(dino.create("vit_tiny", **TINY).state_dict(), tmp_path / "network.pth")

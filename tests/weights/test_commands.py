@@ -14,7 +14,7 @@ import dino
 from dino import cli
 from dino.weights.download import cached_path
 from dino.weights.load import fingerprint
-from dino.weights.published import CATALOGUE
+from dino.weights.published import BASE, CATALOGUE
 
 # tyro hands over its MISSING in place of a string.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 TINY: dict[str, Any] = {"embed_dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 24}
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def printed_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     cli.main(["weights", *arguments])
     return capsys.readouterr().out
 
@@ -44,7 +44,7 @@ def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = cached_path(CATALOGUE["dino_vitb8"])
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
-    out = said(capsys, "list", "--json", str(tmp_path / "list.json"))
+    out = printed_by(capsys, "list", "--json", str(tmp_path / "list.json"))
     assert "dino_vitb8 *" in out
     assert "80.1" in out
     assert "Apache-2.0" in out
@@ -57,8 +57,8 @@ def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     written = json.loads((tmp_path / "list.json").read_text())
     assert len(written["files"]) == len(CATALOGUE)
     assert [file["name"] for file in written["files"] if file["cached"]] == ["dino_vitb8"]
-    every = said(capsys, "list", "--all")
-    assert all(published.url in every for published in CATALOGUE.values())
+    every = printed_by(capsys, "list", "--all")
+    assert all(BASE + published.file in every for published in CATALOGUE.values())
 
 
 def test_fetch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_fetch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     with serving() as (address, files):
         monkeypatch.setenv("DINO_MIRROR", address)
         files.content[f"/{published.file}"] = b"arch: vit_small"
-        out = said(capsys, "fetch", published.name)
+        out = printed_by(capsys, "fetch", published.name)
     assert str(cached_path(published)) in out
     assert "sha256" in out
     assert cached_path(published).read_bytes() == b"arch: vit_small"
@@ -79,7 +79,9 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     backbone = dino.create("vit_tiny", **TINY)
     path = tmp_path / "w.pth"
     torch.save({**backbone.state_dict(), "head.bias": torch.zeros(3)}, path)
-    out = said(capsys, "inspect", str(path), "--heads", "2", "--json", str(tmp_path / "i.json"))
+    out = printed_by(
+        capsys, "inspect", str(path), "--heads", "2", "--json", str(tmp_path / "i.json")
+    )
     assert "official" in out
     assert "3 x 3 patches" in out
     assert "teacher: every key and shape" in out
@@ -117,12 +119,12 @@ def test_convert(dialect: str, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     ending = ".safetensors" if dialect in ("safetensors", "official") else ""
     out = tmp_path / f"converted{ending}"
     words = [str(tmp_path / "full.pth"), "--to", dialect, "--out", str(out), "--heads", "2"]
-    printed = said(capsys, "convert", *words, "--position", "exact")
+    printed = printed_by(capsys, "convert", *words, "--position", "exact")
     assert str(out) in printed
     found = dino.load(out)
     assert fingerprint(found) == fingerprint(original)
     assert (found.heads, found.position) == (2, "exact")
-    said(capsys, "convert", *words, "--network", "student", "--channels", "4")
+    printed_by(capsys, "convert", *words, "--network", "student", "--channels", "4")
     adapted = dino.load(out)
     assert adapted.spec["channels"] == 4
     assert not any(tensor.any() for tensor in adapted.state_dict().values())
@@ -141,16 +143,16 @@ def test_one_of_several_networks(capsys: pytest.CaptureFixture[str], tmp_path: P
     model, ema = (dino.create("vit_tiny", **TINY) for _ in range(2))
     content = {"model": model.state_dict(), "model_ema": ema.state_dict()}
     torch.save(content, tmp_path / "w.pth")
-    out = said(capsys, "inspect", str(tmp_path / "w.pth"), "--heads", "2")
+    out = printed_by(capsys, "inspect", str(tmp_path / "w.pth"), "--heads", "2")
     assert "model was read, not model_ema" in out
     words = ["convert", str(tmp_path / "w.pth"), "--network", "model_ema", "--heads", "2"]
     words += ["--to", "safetensors", "--out", str(tmp_path / "ema.safetensors")]
-    said(capsys, *words)
+    printed_by(capsys, *words)
     assert fingerprint(dino.load(tmp_path / "ema.safetensors")) == fingerprint(ema)
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "inspect" in said(capsys, "--help")
+    assert "inspect" in printed_by(capsys, "--help")
     for command in ("list", "fetch", "inspect", "convert"):
         with pytest.raises(SystemExit) as caught:
             cli.main(["weights", command, "--help"])

@@ -1,4 +1,4 @@
-"""Downloads from a server of this machine: whole, resumed, checked, or refused in one sentence."""
+"""Downloads from a server of this machine: complete, resumed, checked, or refused by a sentence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from helpers.server import Files, serving
 import dino
 from dino.files import UserError
 from dino.weights import download as fetching
-from dino.weights.download import cached_path, fetch, offline, source_url
+from dino.weights.download import cached_path, fetch, source_url
 from dino.weights.published import CATALOGUE, Published
 
 TINY: dict[str, Any] = {"embed_dim": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}
@@ -34,14 +35,12 @@ def checkpoint(seed: int = 0) -> bytes:
 DATA = checkpoint()
 HASH = hashlib.sha256(DATA).hexdigest()
 PUBLISHED = Published("test_vit", "folder/vit.pth", "backbone", {"arch": "vit_tiny"}, 1)
-KNOWN = replace(PUBLISHED, sha256=HASH)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(fetching, "PAUSE", 0.0)
-    monkeypatch.setattr(fetching, "BLOCK", 1000)
     with serving() as (address, files):
         monkeypatch.setenv("DINO_MIRROR", address + "/mirror/")
         files.content["/mirror/folder/vit.pth"] = DATA
@@ -68,39 +67,36 @@ def test_a_download(server: Files, cache: Path, capsys: pytest.CaptureFixture[st
     record = json.loads(path.with_name("vit.pth.json").read_text())
     assert record["sha256"] == HASH
     assert record["url"] == source_url(PUBLISHED)
-    said = capsys.readouterr().err
-    assert HASH in said
-    assert "no hash is published" in said
+    printed = capsys.readouterr().err
+    assert HASH in printed
+    assert "no hash is published" in printed
     assert beside(PUBLISHED) == {"", ".json", ".lock"}
     assert fetch(PUBLISHED) == path
-    assert capsys.readouterr().err == ""  # said once
-    assert len(server.asked) == 1
-    assert fetch(KNOWN) == path
+    assert capsys.readouterr().err == ""  # printed once
+    assert len(server.requests) == 1
 
 
 def test_a_file_that_changed_since_is_noticed(server: Files) -> None:
     path = fetch(PUBLISHED)
     path.write_bytes(DATA[:-1] + b"?")
-    with pytest.raises(UserError, match="is not what was published or first downloaded"):
+    with pytest.raises(UserError, match="is not what was first downloaded"):
         fetch(PUBLISHED)
     path.unlink()
     assert fetch(PUBLISHED).read_bytes() == DATA
 
 
-@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
-def test_a_cut_connection_is_resumed(published: Published, server: Files) -> None:
+def test_a_cut_connection_is_resumed(server: Files) -> None:
     server.cut = [1500, 2500]
-    assert fetch(published).read_bytes() == DATA
-    assert [span for _, span in server.asked] == [None, "bytes=1500-", "bytes=4000-"]
-    assert beside(published) == {"", ".json", ".lock"}
+    assert fetch(PUBLISHED).read_bytes() == DATA
+    assert [span for _, span in server.requests] == [None, "bytes=1500-", "bytes=4000-"]
+    assert beside(PUBLISHED) == {"", ".json", ".lock"}
 
 
-@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
-def test_a_length_that_is_not_told(published: Published, server: Files) -> None:
-    """A cut is then found by the hash, or by the CRCs inside."""
+def test_an_unknown_length(server: Files) -> None:
+    """A cut is then found by the CRCs inside."""
     server.length, server.cut = False, [4000]
-    assert "arrived damaged" in refusal(published)
-    assert fetch(published).read_bytes() == DATA
+    assert "arrived damaged" in refusal(PUBLISHED)
+    assert fetch(PUBLISHED).read_bytes() == DATA
 
 
 def test_without_ranges_it_begins_again(server: Files) -> None:
@@ -112,23 +108,23 @@ def test_without_ranges_it_begins_again(server: Files) -> None:
 def test_without_a_mark_of_the_version_it_begins_again(tag: str | None, server: Files) -> None:
     server.cut, server.tag = [1500], tag
     assert fetch(PUBLISHED).read_bytes() == DATA
-    assert [span for _, span in server.asked] == [None, None]
+    assert [span for _, span in server.requests] == [None, None]
 
 
-def test_another_version_is_not_stitched(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_not_appended(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "TRIES", 1)
     server.cut = [1500, 0]
-    assert "the next try continues" in refusal(KNOWN)
-    assert beside(KNOWN) == {".part", ".part.json", ".lock"}
+    assert "the next try continues" in refusal(PUBLISHED)
+    assert beside(PUBLISHED) == {".part", ".part.json", ".lock"}
     other = b"x" * 1500 + DATA[1500:]
     server.content["/mirror/folder/vit.pth"], server.tag = other, '"two"'
-    assert "arrived damaged" in refusal(KNOWN)  # the whole of the other version
-    assert server.asked[-1] == ("/mirror/folder/vit.pth", "bytes=1500-")
+    assert "arrived damaged" in refusal(PUBLISHED)  # the complete other version
+    assert server.requests[-1] == ("/mirror/folder/vit.pth", "bytes=1500-")
     server.content["/mirror/folder/vit.pth"], server.tag = DATA, '"three"'
-    assert fetch(KNOWN).read_bytes() == DATA
+    assert fetch(PUBLISHED).read_bytes() == DATA
 
 
-def test_a_part_of_another_place_is_not_continued(
+def test_a_partial_file_of_another_place_is_not_continued(
     server: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "TRIES", 1)
@@ -137,7 +133,7 @@ def test_a_part_of_another_place_is_not_continued(
     monkeypatch.setenv("DINO_MIRROR", source_url(PUBLISHED).removesuffix("/mirror/folder/vit.pth"))
     server.content["/folder/vit.pth"] = DATA
     assert fetch(PUBLISHED).read_bytes() == DATA
-    assert server.asked[-1] == ("/folder/vit.pth", None)
+    assert server.requests[-1] == ("/folder/vit.pth", None)
 
 
 def test_a_shrunken_file(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,25 +144,17 @@ def test_a_shrunken_file(server: Files, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fetching, "TRIES", 3)
     server.content["/mirror/folder/vit.pth"] = DATA[: len(DATA) // 2]
     assert "arrived damaged" in refusal(PUBLISHED)
-    assert [span for _, span in server.asked[-2:]] == [f"bytes={len(DATA) - 10}-", None]
+    assert [span for _, span in server.requests[-2:]] == [f"bytes={len(DATA) - 10}-", None]
 
 
-@pytest.mark.parametrize("published", [PUBLISHED, KNOWN], ids=["unknown hash", "known hash"])
-def test_a_corrupted_body_is_refused(published: Published, server: Files) -> None:
+def test_a_corrupted_body_is_refused(server: Files) -> None:
     middle = len(DATA) // 2
     flipped = bytes([DATA[middle] ^ 255])
     server.content["/mirror/folder/vit.pth"] = DATA[:middle] + flipped + DATA[middle + 1 :]
-    assert "arrived damaged" in refusal(published)
-    assert beside(published) == {".lock"}
+    assert "arrived damaged" in refusal(PUBLISHED)
+    assert beside(PUBLISHED) == {".lock"}
     server.content["/mirror/folder/vit.pth"] = b"<html>please log in</html>"
-    assert "arrived damaged" in refusal(published)
-
-
-def test_a_sound_file_with_another_hash_is_refused(server: Files) -> None:
-    server.content["/mirror/folder/vit.pth"] = checkpoint(seed=1)
-    assert HASH not in refusal(KNOWN)
-    assert beside(KNOWN) == {".lock"}
-    assert fetch(PUBLISHED).exists()  # for which none is known
+    assert "arrived damaged" in refusal(PUBLISHED)
 
 
 def test_answers_of_the_server(server: Files) -> None:
@@ -194,18 +182,12 @@ def test_no_server(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_offline(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    for word, expected in {"1": True, "on": True, "TRUE": True, "0": False, "": False}.items():
+    for word in ("1", "on", "TRUE", "yes"):
         monkeypatch.setenv("DINO_OFFLINE", word)
-        assert offline() is expected
-    monkeypatch.setenv("DINO_OFFLINE", "yes")
-    text = refusal(PUBLISHED)
-    assert "DINO_OFFLINE is set" in text
-    assert server.asked == []
+        assert "DINO_OFFLINE is set" in refusal(PUBLISHED)
+    assert server.requests == []
     cached_path(PUBLISHED).write_bytes(DATA)  # brought by hand, as the sentence says
     assert fetch(PUBLISHED).read_bytes() == DATA
-    assert fetch(KNOWN).read_bytes() == DATA
-    with pytest.raises(UserError, match="is not what was published"):
-        fetch(replace(KNOWN, sha256="0" * 64))
 
 
 def test_a_cache_that_cannot_be_written(cache: Path, server: Files) -> None:
@@ -214,14 +196,39 @@ def test_a_cache_that_cannot_be_written(cache: Path, server: Files) -> None:
         fetch(PUBLISHED)
 
 
-def test_one_download_for_all_who_ask_at_once(server: Files) -> None:
-    """Each opens the lock for itself, so threads stand for processes here."""
+def test_one_download_for_all_requests_at_once(server: Files) -> None:
+    """Each opens the lock file anew, so threads stand for processes here."""
     server.pause = 0.2
     with ThreadPoolExecutor(3) as pool:
         paths = list(pool.map(fetch, [PUBLISHED] * 3))
     assert set(paths) == {cached_path(PUBLISHED)}
     assert paths[0].read_bytes() == DATA
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+def test_the_wait_for_another_process_has_a_limit(
+    arrives: bool, server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends when nothing has arrived for some time, not while the other process downloads."""
+    path, clock, other = cached_path(PUBLISHED), [0.0], ExitStack()
+    path.parent.mkdir(parents=True)
+
+    def sleep(seconds: float) -> None:
+        clock[0] += fetching.LOCK_TIMEOUT / 4
+        if arrives:
+            path.with_name("vit.pth.part").write_bytes(bytes(int(clock[0])))
+        if clock[0] > 5 * fetching.LOCK_TIMEOUT:
+            other.close()
+
+    other.enter_context(fetching._locked(path))
+    monkeypatch.setattr(fetching, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    with other:
+        if arrives:
+            assert fetch(PUBLISHED).read_bytes() == DATA
+        else:
+            assert "another process holds" in refusal(PUBLISHED)
+            assert server.requests == []
 
 
 def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:
@@ -238,12 +245,11 @@ def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:
 def test_a_shared_cache_need_not_be_writable(
     server: Files, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = fetch(KNOWN)
-    for ending in (".json", ".lock"):
-        path.with_name(path.name + ending).unlink()
+    path = fetch(PUBLISHED)
+    path.with_name("vit.pth.lock").unlink()
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert fetch(KNOWN) == path
-    assert beside(KNOWN) == {""}
+    assert fetch(PUBLISHED) == path
+    assert beside(PUBLISHED) == {"", ".json"}
     path.write_bytes(b"other")
-    with pytest.raises(UserError, match="is not what was published"):
-        fetch(KNOWN)
+    with pytest.raises(UserError, match="is not what was first downloaded"):
+        fetch(PUBLISHED)

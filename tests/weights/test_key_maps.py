@@ -14,7 +14,7 @@ from torch import Tensor
 import dino
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.weights.key_maps import LAYOUTS, detect, family_of, from_dino, layout_of, rows, to_dino
+from dino.weights.key_maps import LAYOUTS, detect, family_of, from_dino, layout_of, to_dino
 from dino.weights.load import fingerprint, load, save
 
 DIALECTS = ("official", "timm", "transformers", "transformers5")
@@ -83,7 +83,7 @@ def test_round_trips_are_exact(
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_table_covers_a_whole_network(dialect: str) -> None:
+def test_a_table_covers_an_entire_network(dialect: str) -> None:
     original = dino.create("vit_small")
     theirs = from_dino(original.state_dict(), dialect, original.spec)
     layout = layout_of(dialect, "vit")
@@ -127,13 +127,6 @@ def test_official_xcit_is_timms() -> None:
         assert torch.equal(original.state_dict()[f"network.{name}"], tensor)
 
 
-def test_rows_are_joined_and_split() -> None:
-    q, k, v = (torch.full((2, 3), float(value)) for value in range(3))
-    (joined,) = rows([q, k, v], 1)
-    assert joined[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
-    assert all(torch.equal(a, b) for a, b in zip(rows([joined], 3), (q, k, v), strict=True))
-
-
 def test_an_incomplete_group_stays_as_it_is() -> None:
     """So that a strict load names what is there and what is not."""
     backbone = dino.create("vit_tiny", embed_dim=24, depth=1, heads=2)
@@ -146,7 +139,17 @@ def test_an_incomplete_group_stays_as_it_is() -> None:
     assert "blocks.0.attn.qkv.weight" in ours
 
 
-def test_layouts_are_told_apart() -> None:
+@pytest.mark.parametrize("shape", [(), (5, 7)])
+def test_shapes_that_cannot_be_joined(shape: tuple[int, ...], tmp_path: Path) -> None:
+    backbone = dino.create("vit_tiny", embed_dim=24, depth=1, heads=2)
+    theirs = from_dino(backbone.state_dict(), "transformers", backbone.spec)
+    theirs["encoder.layer.0.attention.attention.key.weight"] = torch.zeros(shape)
+    torch.save(theirs, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="looks like weights of transformers vit, but"):
+        load(tmp_path / "w.pth", heads=2)
+
+
+def test_layouts_are_distinguished() -> None:
     tensors: dict[str, Tensor] = {}
     assert detect(tensors) is None
     for layout in LAYOUTS:

@@ -136,6 +136,7 @@ def test_what_other_checkpoints_hold_is_read(tmp_path: Path) -> None:
         "frozenset": frozenset({3}),
         "defaultdict": collections.defaultdict(list, {"k": [1]}),
         "deque": collections.deque([1, 2], maxlen=3),
+        "deque of one": collections.deque([1]),
         "random": np.random.RandomState(0).get_state(),
         "array": np.arange(3.0),
         "objects": np.array(["a", None], dtype=object),
@@ -154,6 +155,7 @@ def test_what_other_checkpoints_hold_is_read(tmp_path: Path) -> None:
         assert torch.equal(found["a"], weights)
         assert found["defaultdict"] == {"k": [1]}
         assert found["deque"] == [1, 2]
+        assert found["deque of one"] == [1]
         assert found["dtype"] == torch.int32
         assert isinstance(found["array"], Placeholder)
         assert attributes(found["args"])["inner"].state == {"a": 1}

@@ -18,35 +18,35 @@ from dino.models.position_embedding import Position
 def adapt_state_dict(
     tensors: Mapping[str, Tensor], backbone: Backbone, position: Position
 ) -> dict[str, Tensor]:
-    """A state dict of the same architecture for other channels or another grid, fit for `backbone`.
+    """Convert a state dict of the same architecture for the channels and grid of `backbone`.
 
     Args:
-        tensors: under our names; what fits stays as it is, bit for bit.
-        backbone: the network that they are for.
-        position: how the network they are of resamples its position embedding. Converted in that
-            way, the new network computes for images of its size just what the old one did.
+        tensors: under our names; a tensor of the right shape stays as it is, bit for bit.
+        backbone: the target network.
+        position: how the source network resamples its position embedding. Converted in that way,
+            the target computes for images of its size just what the source did.
 
     Returns:
         The tensors, to be loaded strictly.
     """
-    fit, own = dict(tensors), backbone.state_dict()
+    adapted, target = dict(tensors), backbone.state_dict()
     first = backbone.first_layer
-    if first in fit and fit[first].ndim == own[first].ndim == 4:
-        channels = own[first].shape[1]
-        if fit[first].shape[1] != channels:
-            fit[first] = inflate(fit[first], channels)
-    return backbone.resize_positions(fit, position)
+    if first in adapted and adapted[first].ndim == target[first].ndim == 4:
+        adapted[first] = inflate(adapted[first], target[first].shape[1])
+    return backbone.resize_positions(adapted, position)
 
 
 # ------------------------------------------------------------------------------------ channels
 def inflate(weight: Tensor, channels: int) -> Tensor:
     """First-layer weights [D, c, p, p] of c channels for another number of channels.
 
-    The sum over channels is kept, so that an image whose channels are all equal gives the same
-    output: the weights are repeated channel by channel, cyclically, and scaled by c / `channels`;
-    for one channel they are summed. Uneven repetition is made up for, by scaling to the old sum.
+    The sum over channels stays the same, so that an image whose channels are all equal gives the
+    same output: the weights are repeated channel by channel, cyclically, and scaled by c /
+    `channels`; for one channel they are summed. Uneven repetition is corrected to the old sum.
     """
     old = weight.shape[1]
+    if channels == old:
+        return weight
     total = weight.sum(dim=1, keepdim=True)
     if channels == 1:
         return total

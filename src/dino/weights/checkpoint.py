@@ -5,7 +5,7 @@ Readable are our run folders, their checkpoints and files, and the layouts of `k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which trainers write a network's tensors, the first choice first."""
 CHOOSE = "`dino weights convert --network NAME` writes another one (in Python: network=)"
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and `torch.compile` put before every key."""
+"""Of every key, from DistributedDataParallel and `torch.compile`."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class NetworkState:
     Attributes:
         backbone: its state dict under dino's names.
         head: its projection head, if the checkpoint has it.
-        ignored: keys of the file that no feature depends on, such as a classifier's.
+        notes: sentences on what was changed or ignored.
     """
 
     backbone: dict[str, Tensor]
     head: HeadState | None = None
-    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class Checkpoint:
         dialect: dino, or one of `key_maps`.
         spec: the arguments of `dino.create`.
         preprocessing: the transform that belongs to the weights.
-        teacher: the network that features are taken from. A file of a single network is this one:
-            that is what the published "backbone only" files hold.
+        teacher: the network that features are taken from, and that of "backbone only" files.
         student: the network that is trained.
         center: [K], subtracted from the teacher's logits; the published files of ResNet-50 and of
             single networks have none.
@@ -76,7 +75,7 @@ class Checkpoint:
     dialect: str
     spec: dict[str, Any]
     preprocessing: Preprocessing
-    teacher: NetworkState | None
+    teacher: NetworkState | None = None
     student: NetworkState | None = None
     center: Tensor | None = None
     head_options: dict[str, Any] | None = None
@@ -85,14 +84,12 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
 
     def network(self, name: str) -> NetworkState:
-        """The student; by any other name the teacher, which a named network of a file is.
+        """The student for "student", else the teacher, which a named network of a file is too.
 
         Raises:
             UserError: if the checkpoint does not have it.
         """
-        found, other = self.teacher, "student"
-        if name == "student":
-            found, other = self.student, "teacher"
+        found, other = (self.student, "teacher") if name == "student" else (self.teacher, "student")
         if found is None:
             raise UserError(f"{self.path} holds no {name}, but a {other} (network={other})")
         return found
@@ -102,12 +99,8 @@ class Checkpoint:
         path = self.path
         if name == "student" and (path.parent / "state.json").exists():
             path = path.with_name("student.safetensors")
-        return {
-            "dialect": self.dialect,
-            "network": name,
-            "file": path.name,
-            "file_sha256": file_hash(path),
-        }
+        source = {"dialect": self.dialect, "network": name}
+        return {**source, "file": path.name, "file_sha256": file_hash(path)}
 
 
 def read(path: Path, heads: int | None = None, network: str = "teacher") -> Checkpoint:
@@ -124,13 +117,11 @@ def read(path: Path, heads: int | None = None, network: str = "teacher") -> Chec
     """
     folder = path if path.is_dir() else path.parent
     if (folder / "state.json").exists():
-        _check_network(network)
-        return _run_checkpoint(folder, folder.parent.parent / "teacher.safetensors")
+        return _run_checkpoint(folder, folder.parent.parent / "teacher.safetensors", network)
     if path.is_dir() and (path / "teacher.safetensors").exists():
-        if (step := last_step(path / "checkpoints")) is not None:
-            _check_network(network)
-            return _run_checkpoint(step, path / "teacher.safetensors")
-        path = path / "teacher.safetensors"
+        step, path = last_step(path / "checkpoints"), path / "teacher.safetensors"
+        if step is not None:
+            return _run_checkpoint(step, path, network)
     container = open_container(path)
     metadata = dino_metadata(container.metadata, container.path)
     if metadata is None:
@@ -139,14 +130,8 @@ def read(path: Path, heads: int | None = None, network: str = "teacher") -> Chec
     depth = metadata["spec"].get("depth", 0)
     if depth > len(container.content):  # building it would never end
         raise UserError(f"{container.path} holds too few tensors for {depth:,} blocks")
-    return Checkpoint(
-        container.path,
-        "dino",
-        metadata["spec"],
-        Preprocessing.from_dict(metadata["preprocessing"]),
-        NetworkState(container.content),
-        about=metadata["about"],
-    )
+    teacher = NetworkState(container.content)
+    return Checkpoint(container.path, "dino", **metadata, teacher=teacher)
 
 
 # ------------------------------------------------------------------------------------ dino's runs
@@ -174,8 +159,9 @@ def _check_network(name: str) -> None:
         raise UserError(f"network must be teacher or student for files of dino, not {name!r}")
 
 
-def _run_checkpoint(step: Path, teacher: Path) -> Checkpoint:
+def _run_checkpoint(step: Path, teacher: Path, network: str) -> Checkpoint:
     """A checkpoint of a run; the architecture stands in the run's `teacher.safetensors`."""
+    _check_network(network)
     if not teacher.exists():
         raise UserError(f"{teacher} is missing, which names the architecture of {step.name}")
     metadata = dino_metadata(read_header(teacher), teacher)
@@ -188,53 +174,59 @@ def _run_checkpoint(step: Path, teacher: Path) -> Checkpoint:
     config = teacher.parent / "config.json"
     settings = read_json(config).get("defining", {}) if config.exists() else {}
     stated = {name: settings.get(f"head.{name}") for name in ("fixed_norm", "activation")}
-    teacher_state, student_state = (
-        NetworkState(backbone, head_of(head) if head else None)
-        for backbone, head in (_split(tensors[name], step) for name in ("teacher", "student"))
-    )
+    states = {
+        name: _network_state(*_backbone_and_head(state_dict(tensors[name], step)))
+        for name in ("teacher", "student")
+    }
     return Checkpoint(
         files["teacher"],
         "dino",
-        metadata["spec"],
-        Preprocessing.from_dict(metadata["preprocessing"]),
-        teacher_state,
-        student_state,
-        tensors["loss"].get("center"),
-        _head_options(student_state.head, stated),
-        metadata["about"],
+        **metadata,
+        teacher=states["teacher"],
+        student=states["student"],
+        center=tensors["loss"].get("center"),
+        head_options=_head_options(states["student"], stated),
     )
 
 
-def _head_options(head: HeadState | None, stated: Mapping[str, Any]) -> dict[str, Any] | None:
+def _network_state(
+    backbone: dict[str, Tensor], head: dict[str, Tensor], ignored: Sequence[str] = ()
+) -> NetworkState:
+    notes = [f"ignored, since no feature depends on it: {', '.join(ignored)}"] if ignored else []
+    if "last_layer.weight" in head:
+        notes += ["the last layer was not weight-normed: it was split into norms and directions"]
+    return NetworkState(backbone, head_of(head) if head else None, tuple(notes))
+
+
+def _head_options(network: NetworkState, stated: Mapping[str, Any]) -> dict[str, Any] | None:
     known = {name: value for name, value in stated.items() if value is not None}
-    return None if head is None else {**head.options, **known}
+    return None if network.head is None else {**network.head.options, **known}
 
 
 # ------------------------------------------------------------------------------------ foreign
 def _foreign(container: Container, heads: int | None, network: str) -> Checkpoint:
     path, content = container.path, container.content
-    states, warnings = _networks(content, network, path)
-    split = {name: _split(tensors, path) for name, tensors in states.items()}
+    states, warnings = _networks(container, network)
+    split = {name: _backbone_and_head(state_dict(state, path)) for name, state in states.items()}
     main = "teacher" if "teacher" in split else "student"
     arguments = attributes(content.get("args"))
     if not container.config and isinstance(content.get("arch"), str):
         container = replace(container, config=timm_config(content["arch"], arguments))
     layout = find_layout(split[main][0], container)
+    networks = {}
     try:
-        translated = {name: to_dino(backbone, layout) for name, (backbone, _) in split.items()}
+        for name, (tensors, head) in split.items():
+            backbone, ignored = to_dino(tensors, layout)
+            networks[name] = _network_state(backbone, head, ignored)
         hints = {**hints_of(container, layout), **({"heads": heads} if heads else {})}
-        spec, assumed = spec_of(layout.family, translated[main][0], hints)
+        spec, assumed = spec_of(layout.family, networks[main].backbone, hints)
         preprocessing, added = preprocessing_of(container, layout, spec)
-        networks = {
-            name: NetworkState(
-                tensors, head_of(split[name][1]) if split[name][1] else None, tuple(ignored)
-            )
-            for name, (tensors, ignored) in translated.items()
-        }
-    except UserError as error:
+    except (ValueError, RuntimeError) as error:  # also of shapes that cannot be joined
         kind = f"{layout.dialect} {layout.family}"
         raise UserError(f"{path} looks like weights of {kind}, but {error}") from None
     warnings += [*assumed, *added]
+    loss = content.get("dino_loss")
+    center = loss.get("center") if isinstance(loss, dict) else None
     stated = {"fixed_norm": arguments.get("norm_last_layer")}
     return Checkpoint(
         path,
@@ -243,33 +235,31 @@ def _foreign(container: Container, heads: int | None, network: str) -> Checkpoin
         preprocessing,
         networks.get("teacher"),
         networks.get("student"),
-        _center(content),
-        _head_options(networks[main].head, stated),
-        container.exported().get("about", {}),
-        (*warnings, *_notes(networks)),
+        center.detach().flatten() if isinstance(center, Tensor) else None,
+        _head_options(networks[main], stated),
+        container.exported.get("about", {}),
+        (*warnings, *dict.fromkeys(note for state in networks.values() for note in state.notes)),
         tuple(warnings),
     )
 
 
-def _networks(
-    content: dict[str, Any], network: str, path: Path
-) -> tuple[dict[str, Any], list[str]]:
+def _networks(container: Container, network: str) -> tuple[dict[str, Any], list[str]]:
     """The state dicts of a file, student and teacher or one alone, and a note if there are more."""
-    both = {name: content[name] for name in ("teacher", "student") if name in content}
-    if network in ("teacher", "student") and any(isinstance(v, dict) for v in both.values()):
-        return {name: value for name, value in both.items() if isinstance(value, dict)}, []
-    names = list(dict.fromkeys([*WRAPPERS, *content]))
-    found = [name for name in names if _is_network(content.get(name))]
-    if network not in ("teacher", "student"):
-        if network not in found:
-            names_found = ", ".join(found) or "a single one without a name"
-            raise UserError(f"{path} holds no network {network!r}; it holds {names_found}")
+    content, usual = container.content, network in ("teacher", "student")
+    states = {n: content[n] for n in ("teacher", "student") if isinstance(content.get(n), dict)}
+    if usual and states:
+        return states, []
+    keys = [key for key in dict.fromkeys([*WRAPPERS, *content]) if _is_network(content.get(key))]
+    if network in keys:
         return {"teacher": content[network]}, []
-    if len(found) > 1:
-        note = f"{found[0]} was read, not {' or '.join(found[1:])} of the same file: {CHOOSE}"
-        return {"teacher": content[found[0]]}, [note]
-    found = found or [name for name in WRAPPERS if isinstance(content.get(name), dict)]
-    return {"teacher": content[found[0]] if found else content}, []
+    if not usual:
+        found = ", ".join(keys) or "a single one without a name"
+        raise UserError(f"{container.path} holds no network {network!r}; it holds {found}")
+    notes = []
+    if len(keys) > 1:
+        notes = [f"{keys[0]} was read, not {' or '.join(keys[1:])} of the same file: {CHOOSE}"]
+    keys = keys or [key for key in WRAPPERS if isinstance(content.get(key), dict)]
+    return {"teacher": content[keys[0]] if keys else content}, notes
 
 
 def _is_network(value: Any) -> bool:
@@ -279,39 +269,14 @@ def _is_network(value: Any) -> bool:
     return detect(_backbone_and_head(value)[0]) is not None
 
 
-def _split(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Backbone and head of a network's state dict."""
-    return _backbone_and_head(state_dict(content, path))
-
-
 def _backbone_and_head(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both without their prefixes, where every key has them."""
-    while tensors and (
-        prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None)
-    ):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if not any(name.startswith("backbone.") for name in tensors):
-        if any(name.startswith("vit.") for name in tensors):  # transformers' ViTFor...
-            tensors = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
-        return tensors, {}
+    """Backbone and head of a state dict, without the prefixes that every key has."""
+    while tensors and all(name.startswith(PREFIXES) for name in tensors):
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    if not any(name.startswith("backbone.") for name in tensors):  # vit: transformers' ViTFor...
+        return {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}, {}
     head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
     backbone = {
         n.removeprefix("backbone."): t for n, t in tensors.items() if not n.startswith("head.")
     }
     return backbone, head
-
-
-def _center(content: Mapping[str, Any]) -> Tensor | None:
-    loss = content.get("dino_loss")
-    center = loss.get("center") if isinstance(loss, dict) else None
-    return center.detach().flatten() if isinstance(center, Tensor) else None
-
-
-def _notes(networks: Mapping[str, NetworkState]) -> tuple[str, ...]:
-    notes: dict[str, None] = {}
-    for state in networks.values():
-        if state.ignored:
-            notes[f"ignored, since no feature depends on it: {', '.join(state.ignored)}"] = None
-        if state.head:
-            notes.update(dict.fromkeys(state.head.notes))
-    return tuple(notes)

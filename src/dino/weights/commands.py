@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import Positional
 
 from dino.data.images.preprocessing import Preprocessing
@@ -22,7 +21,7 @@ from dino.weights.download import cached_path, fetch, source_url
 from dino.weights.export.command import Export, check, write
 from dino.weights.files import file_hash
 from dino.weights.load import check_state_dict, load, mismatches, read_checkpoint
-from dino.weights.published import CATALOGUE, LICENCE, LOADABLE, Kind, Published
+from dino.weights.published import CATALOGUE, LICENCE, LOADABLE, Published
 
 
 # ------------------------------------------------------------------------------------ list
@@ -40,66 +39,50 @@ PREPROCESSING = (
     "All expect the shorter side at 256 px (bicubic), the central 224 px, mean and deviation of "
     "ImageNet."
 )
+SIBLINGS = ("full", "linear", "onnx", "args", "log", "linear-log")
 
 
 def run_list(settings: List) -> list[dict[str, Any]]:
     """`dino weights list`: one table of the catalogue; * marks what is in the cache."""
-    files = list(CATALOGUE.values())
-    rows = [_row(published) for published in files]
+    rows = [_row(published) for published in CATALOGUE.values()]
     if settings.json is not None:
         atomic_json(settings.json, {"licence": LICENCE, "files": rows})
     if settings.all:
-        for published in files:
-            line = f"{published.name + _here(published):32} {source_url(published)}"
-            Console().print(line, highlight=False, soft_wrap=True)
+        for published in CATALOGUE.values():
+            line = f"{published.name + _mark(published):32} {source_url(published)}"
+            Console().print(line, soft_wrap=True)
     else:
-        Console().print(_models(files))
+        Console().print(_models())
     return rows
 
 
-def _models(files: Sequence[Published]) -> Table:
-    notes = [f"{published.name}: {published.note}." for published in files if published.note]
+def _models() -> Table:
+    notes = [f"{file.name}: {file.note}." for file in CATALOGUE.values() if file.note]
+    siblings = {f"{name}_{kind}" for name in CATALOGUE for kind in SIBLINGS}
     table = Table(
+        *(Column(title, no_wrap=True) for title in ("name", "architecture")),
+        *(Column(title, justify="right") for title in ("M", "k-NN", "linear")),
+        "also, as NAME_...",
         title=f"published weights ({LICENCE}); top-1 % on ImageNet, * is in the cache",
         caption="\n".join([PREPROCESSING, *notes]),
         caption_justify="left",
     )
-    for title in ("name", "architecture"):
-        table.add_column(title, no_wrap=True)
-    for title in ("M", "k-NN", "linear"):
-        table.add_column(title, justify="right")
-    table.add_column("also, as NAME_...")
-    for published in files:
-        if not _is_model(published):
+    for published in CATALOGUE.values():
+        if published.kind not in LOADABLE or published.name in siblings:
             continue
         also = [CATALOGUE.get(f"{published.name}_{kind}") for kind in SIBLINGS]
         table.add_row(
-            published.name + _here(published),
+            published.name + _mark(published),
             published.architecture,
             str(published.parameters),
-            _number(published.knn),
-            _number(published.linear),
-            ", ".join(other.kind + _here(other) for other in also if other is not None),
+            *("" if top1 is None else f"{top1:.1f}" for top1 in (published.knn, published.linear)),
+            ", ".join(other.kind + _mark(other) for other in also if other is not None),
         )
     return table
 
 
-SIBLINGS: tuple[Kind, ...] = ("full", "linear", "onnx", "args", "log", "linear-log")
-
-
-def _is_model(published: Published) -> bool:
-    """Whether it is a model of its own, not the full checkpoint of another."""
-    name = published.name
-    sibling = name.endswith("_full") and name.removesuffix("_full") in CATALOGUE
-    return published.kind in LOADABLE and not sibling
-
-
-def _here(published: Published) -> str:
+def _mark(published: Published) -> str:
     return " *" if cached_path(published).exists() else ""
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def _row(published: Published) -> dict[str, Any]:
@@ -114,7 +97,6 @@ def _row(published: Published) -> dict[str, Any]:
         "linear": published.linear,
         "note": published.note,
         "url": source_url(published),
-        "sha256": published.sha256,
         "cached": str(path) if path.exists() else None,
     }
 
@@ -129,7 +111,7 @@ class Fetch:
 
 
 def run_fetch(settings: Fetch) -> list[Path]:
-    """`dino weights fetch`: download, print path and SHA-256.
+    """`dino weights fetch`: download the files and print each path with its SHA-256.
 
     Raises:
         UserError: for an unknown name, or if a download fails.
@@ -140,7 +122,7 @@ def run_fetch(settings: Fetch) -> list[Path]:
         raise UserError(f"{what}: `dino weights list --all` shows the names")
     paths = [fetch(CATALOGUE[name]) for name in settings.names]
     for path in paths:
-        Console().print(f"{path}  sha256 {file_hash(path)}", highlight=False, soft_wrap=True)
+        Console().print(f"{path}  sha256 {file_hash(path)}", soft_wrap=True)
     return paths
 
 
@@ -171,9 +153,12 @@ def run_inspect(settings: Inspect) -> dict[str, Any]:
     with torch.device("meta"):
         backbone = create(**checkpoint.spec)
     found = inspect(checkpoint, backbone)
-    table = Table(title=str(settings.weights), show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    table = Table(
+        Column(style="bold", no_wrap=True),
+        Column(overflow="fold"),
+        title=settings.weights,
+        show_header=False,
+    )
     for name, value in found.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         table.add_row(name, "\n".join(text) if isinstance(text, list) else str(text))
@@ -193,31 +178,24 @@ def _states(checkpoint: Checkpoint) -> dict[str, NetworkState]:
 def inspect(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
     """What a checkpoint holds, as JSON values; `fits` lists the keys that do not fit `backbone`."""
     states = _states(checkpoint)
-    origin = checkpoint.origin(next(iter(states)))
-    described: dict[str, Any] = {
+    origin, center = checkpoint.origin(next(iter(states))), checkpoint.center
+    fits = []
+    for name, state in states.items():
+        found = mismatches(backbone, state.backbone)
+        misfits = [f"{kind} {key}" for kind, keys in found.items() for key in keys]
+        fits += [f"{name}: {line}" for line in misfits or ["every key and shape"]]
+    return {
         **{key: value for key, value in origin.items() if key != "network"},
         "networks": list(states),
         "architecture": checkpoint.spec,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         **backbone.describe(),
-    }
-    return {
-        **described,
         "head": checkpoint.head_options or "none",
-        "center": "none"
-        if checkpoint.center is None
-        else f"of {len(checkpoint.center)} prototypes",
+        "center": "none" if center is None else f"of {len(center)} prototypes",
         "preprocessing": checkpoint.preprocessing.to_dict(),
-        "fits": [line for name, state in states.items() for line in _fit(name, state, backbone)],
+        "fits": fits,
         "notes": list(checkpoint.notes),
     }
-
-
-def _fit(name: str, state: NetworkState, backbone: Backbone) -> list[str]:
-    found = mismatches(backbone, state.backbone)
-    if not found:
-        return [f"{name}: every key and shape"]
-    return [f"{name}: {kind} {key}" for kind, keys in found.items() for key in keys]
 
 
 # ------------------------------------------------------------------------------------ convert

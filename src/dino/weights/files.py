@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.weights.safe_pickle import load_pickle
 
 FORMAT = 1
 """Version of the metadata in dino's files."""
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names under which timm and transformers keep a model's tensors in its folder."""
+"""Names under which timm and transformers write a model's tensors in its folder."""
 CONFIG_LIMIT = 2**20
 """Bytes of a folder's JSON files."""
 HEADER_LIMIT = 8 * 2**20
@@ -40,17 +41,15 @@ class Container:
         metadata: the texts in a safetensors file.
         config: the folder's `config.json` (timm, transformers), empty if there is none.
         preprocessor: its `preprocessor_config.json` (transformers), empty if there is none.
+        exported: see `export_metadata`.
     """
 
     path: Path
     content: dict[str, Any]
-    metadata: dict[str, str] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    preprocessor: dict[str, Any] = field(default_factory=dict)
-
-    def exported(self) -> dict[str, Any]:
-        """The metadata of `dino export` in a file of another layout: spec, preprocessing, about."""
-        return export_metadata(self.metadata, self.path)
+    metadata: dict[str, str]
+    config: dict[str, Any]
+    preprocessor: dict[str, Any]
+    exported: dict[str, Any]
 
 
 def open_container(path: Path) -> Container:
@@ -60,11 +59,9 @@ def open_container(path: Path) -> Container:
         UserError: if it is nothing of the kind, damaged, or would execute something.
     """
     path = tensor_file(path)
-    if is_safetensors(path):
-        tensors, metadata = read_safetensors(path)
-        content: Any = tensors
-    else:
-        content, metadata = load_pickle(path), {}
+    content: Any
+    metadata: dict[str, str]
+    content, metadata = read_safetensors(path) if is_safetensors(path) else (load_pickle(path), {})
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors by their names")
     folder = path.parent if path.name in TENSOR_FILES else None
@@ -74,6 +71,7 @@ def open_container(path: Path) -> Container:
         metadata,
         config=_small_json(folder, "config.json"),
         preprocessor=_small_json(folder, "preprocessor_config.json"),
+        exported=export_metadata(metadata, path),
     )
 
 
@@ -110,8 +108,7 @@ def regular_file(path: Path) -> Path:
 def is_safetensors(path: Path) -> bool:
     """Whether the file begins as safetensors does: a length of 8 bytes, then a JSON object."""
     with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{"
+        return file.read(9)[8:] == b"{"
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -127,8 +124,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_header(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; see `read_safetensors`."""
     with _opened(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
-        return metadata
+        return dict(file.metadata() or {})
 
 
 @contextmanager
@@ -145,7 +141,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def dino_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
-    """The metadata that `dino.weights.load.save` writes; None if there is none.
+    """What `dino.weights.load.save` writes: spec, preprocessing, about; None if there is nothing.
 
     Raises:
         UserError: if it is damaged, or of a newer format.
@@ -162,7 +158,7 @@ def dino_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | N
         raise UserError(f"{path} is of format {version}: a newer dino wrote it, upgrade")
     if "width" in known["spec"]:  # as 0.1.0 wrote it
         known["spec"]["embed_dim"] = known["spec"].pop("width")
-    return known
+    return {**known, "preprocessing": Preprocessing.from_dict(known["preprocessing"])}
 
 
 def export_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -172,10 +168,9 @@ def export_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         UserError: if it is damaged.
     """
     try:
-        found = json.loads(metadata.get("dino_export", "{}"))
-    except ValueError:
-        raise UserError(f"{path} has damaged metadata: copy it again") from None
-    return found if isinstance(found, dict) else {}
+        return dict(json.loads(metadata.get("dino_export", "{}")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} has damaged metadata ({error!r}): copy it again") from None
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:

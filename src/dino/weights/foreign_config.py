@@ -9,30 +9,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.create import create
 from dino.models.vit import SIZES
 from dino.weights.adapt import for_channels
 from dino.weights.files import Container, shown
-from dino.weights.infer_spec import spec_of
-from dino.weights.key_maps import Layout, detect, from_dino, layout_of, to_dino
+from dino.weights.infer_spec import Spec, spec_of
+from dino.weights.key_maps import Layout, Tensors, detect, from_dino, layout_of, to_dino
 
-TIMM_ARGUMENTS = {"img_size", "in_chans", "num_classes", "dynamic_img_size", "global_pool"}
-"""Arguments of `timm.create_model` that `dino.create("timm:...")` follows (the usual pooling)."""
-TIMM_VIT_ARGUMENTS = {*TIMM_ARGUMENTS, "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
-"""Those of its ViTs whose effect shows in the tensors, or in `hints_of`."""
-SAME = 2e-5
+TIMM_ARGUMENTS = {"img_size", "in_chans", "num_classes", "dynamic_img_size"}
+"""Arguments of `timm.create_model` that `dino.create("timm:...")` supports."""
+TIMM_VIT_ARGUMENTS = TIMM_ARGUMENTS | {
+    *("global_pool", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+}
+"""Arguments with which timm's network is built to compare it with dino's."""
+TOLERANCE = 2e-5
 """Largest difference of two features that are computed alike, relative to the largest value."""
 
 
-def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
+def find_layout(tensors: Tensors, container: Container) -> Layout:
     """The layout of a state dict, by its keys and by its folder's configuration.
 
     Raises:
@@ -40,9 +40,8 @@ def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
     """
     path, config = container.path, container.config
     kind, activation = config.get("model_type", "vit"), config.get("hidden_act", "gelu")
-    if kind != "vit" or activation != "gelu":
-        what = kind if kind != "vit" else f"vit with {activation}"
-        raise UserError(f"{path} is another model of transformers ({what}) than ViTModel with gelu")
+    if (kind, activation) != ("vit", "gelu"):
+        raise UserError(f"{path} is transformers' {kind} with {activation}, not ViTModel with gelu")
     name, arguments = config.get("architecture", ""), config.get("model_args", {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise UserError(f"{path}: its config.json is damaged (architecture, model_args)")
@@ -53,17 +52,13 @@ def find_layout(tensors: Mapping[str, Tensor], container: Container) -> Layout:
         return _timm_layout(tensors, container, layout)
     if layout is not None:
         return layout
-    if any(name.endswith("linear.weight") for name in tensors):
-        raise UserError(
-            f"{path} is a linear classifier, not a network: it is for `dino evaluate linear`"
-        )
     first = ", ".join(shown(name) for name in sorted(tensors)[:3])
     raise UserError(f"{path} holds no network that dino knows: its first keys are {first}")
 
 
 def hints_of(container: Container, layout: Layout) -> dict[str, Any]:
     """What tensors do not show: see `infer_spec.spec_of`."""
-    exported = container.exported().get("spec", {})
+    exported = container.exported.get("spec", {})
     exported = {**SIZES.get(exported.get("arch"), {}), **exported}
     known = {key: exported[key] for key in ("heads", "norm_eps", "position") if key in exported}
     if layout.dialect.startswith("transformers"):
@@ -75,20 +70,20 @@ def hints_of(container: Container, layout: Layout) -> dict[str, Any]:
         }
     if layout.dialect != "timm":
         return known
-    arguments = container.config.get("model_args", {})
     hints = {"name": container.config["architecture"], "position": "exact"}
-    if "in_chans" in arguments:
-        hints["channels"] = arguments["in_chans"]
+    hints["channels"] = container.config.get("model_args", {}).get("in_chans", 3)
     network = _build_timm(container)
-    if hasattr(network, "patch_embed") and hasattr(network.patch_embed, "img_size"):
-        hints["image_size"] = _side(network.patch_embed.img_size)
+    if size := getattr(getattr(network, "patch_embed", None), "img_size", None):
+        hints["image_size"] = size[0] if isinstance(size, tuple) else size
+        if isinstance(size, tuple) and len(set(size)) > 1:
+            raise UserError(f"its images of {size} px are not square")
     if network is not None and layout.family == "vit":
         hints |= {"heads": network.blocks[0].attn.num_heads, "norm_eps": network.norm.eps}
     return {**hints, **known}
 
 
 def preprocessing_of(
-    container: Container, layout: Layout, spec: Mapping[str, Any]
+    container: Container, layout: Layout, spec: Spec
 ) -> tuple[Preprocessing, list[str]]:
     """The transform that belongs to foreign weights, and what was assumed.
 
@@ -106,60 +101,46 @@ def preprocessing_of(
             found = of_transformers(container.preprocessor)
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"its transform is damaged ({error!r})") from None
-    if exported := container.exported().get("preprocessing"):
-        stated = Preprocessing.from_dict(exported)
-        found = stated if found is None else replace(found, pixels=stated.pixels)
+    if exported := container.exported.get("preprocessing"):
+        ours = Preprocessing.from_dict(exported)
+        found = ours if found is None else replace(found, pixels=ours.pixels)
     found = found or Preprocessing.for_size(spec.get("image_size", 224))
     channels = spec.get("channels", 3)
-    if channels == found.pixels.channels == len(found.mean) == len(found.std):
+    stated = channels == len(found.mean) == len(found.std)
+    if stated and channels == found.pixels.channels:
         return found, []
-    adapted = for_channels(found, channels)
-    if channels == len(found.mean) == len(found.std):
-        return replace(adapted, mean=found.mean, std=found.std), []
     note = (
         f"images of {channels} channels: mean and deviation of {len(found.mean)} channels are "
         "used for them, see preprocessing"
     )
-    return adapted, [note]
+    return for_channels(found, channels), [] if stated else [note]
 
 
 # ------------------------------------------------------------------------------------ timm
 def timm_config(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a training checkpoint that names its architecture.
-
-    Args:
-        name: the architecture; it is ignored unless it is one of timm's.
-        stated: the arguments of the training, empty if the checkpoint has none.
-    """
+    """The configuration of a checkpoint with a timm architecture's name and training arguments."""
     try:
         import timm
 
         known = timm.is_model(name)
     except ImportError:
-        known = stated.get("model") == name  # as timm's own training script writes it
+        known = stated.get("model") == name  # as timm's training script writes it
     if not known:
         return {}
     names = {"gp": "global_pool", "img_size": "img_size", "in_chans": "in_chans"}
     given = {name: stated[key] for key, name in names.items() if stated.get(key) is not None}
-    more = stated.get("model_kwargs")
-    return {"architecture": name, "model_args": {**given, **(more or {})}}
+    return {"architecture": name, "model_args": {**given, **(stated.get("model_kwargs") or {})}}
 
 
-def _timm_layout(
-    tensors: Mapping[str, Tensor], container: Container, found: Layout | None
-) -> Layout:
+def _timm_layout(tensors: Tensors, container: Container, found: Layout | None) -> Layout:
     """The layout of dino's ViT or ResNet-50 if timm's network computes the same, else timm's."""
     if found is not None and found.family in ("vit", "resnet50"):
         layout = layout_of("timm", found.family)
         if _computes_like_dino(tensors, container, layout):
             return layout
-    arguments = set(container.config.get("model_args", {}))
-    unknown = sorted(arguments - TIMM_ARGUMENTS)
-    if "global_pool" in arguments and not _pools_as_usual(container):
-        unknown.append("global_pool")
-    if unknown:
+    if unknown := sorted(container.config.get("model_args", {}).keys() - TIMM_ARGUMENTS):
         raise UserError(
-            f"{container.path} was made with arguments of timm that dino does not follow: "
+            f"{container.path} was made with arguments of timm that dino does not support: "
             f"{', '.join(unknown)}"
         )
     classifier = container.config.get("pretrained_cfg", {}).get("classifier") or ()
@@ -167,14 +148,12 @@ def _timm_layout(
     return replace(layout_of("timm", "timm"), ignored=tuple(f"{name}.{{}}" for name in names))
 
 
-def _computes_like_dino(
-    tensors: Mapping[str, Tensor], container: Container, layout: Layout
-) -> bool:
+def _computes_like_dino(tensors: Tensors, container: Container, layout: Layout) -> bool:
     """Whether dino's network of the same keys gives the feature of timm's, tried on one image.
 
     Keys and shapes cannot show that: resnetaa50 has those of ResNet-50 and pools otherwise.
     """
-    if arch := container.exported().get("spec", {}).get("arch"):  # written by `dino export`
+    if arch := container.exported.get("spec", {}).get("arch"):  # written by `dino export`
         return not str(arch).startswith("timm:")
     if not container.config.get("model_args", {}).keys() <= TIMM_VIT_ARGUMENTS:
         return False
@@ -187,42 +166,18 @@ def _computes_like_dino(
     try:
         spec, _ = spec_of(layout.family, named, hints_of(container, layout))
         with torch.device("meta"):
-            dinos = create(**spec)
-        dinos.load_state_dict(named, strict=True, assign=True)
+            ours = create(**spec)
+        ours.load_state_dict(named, strict=True, assign=True)
         theirs.load_state_dict(from_dino(named, "timm", spec), strict=True, assign=True)
         side = spec.get("image_size", 64)
         shape = (1, spec.get("channels", 3), side, side)
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            found, expected = dinos.eval()(image), theirs.eval()(image)
-    except (UserError, RuntimeError, AttributeError):  # other keys, shapes or parts
+            found, expected = ours.eval()(image), theirs.eval()(image)
+    except (UserError, RuntimeError, AttributeError):  # other keys, shapes or modules
         return False
     same = found.shape == expected.shape
-    return same and bool((found - expected).abs().max() <= SAME * expected.abs().max())
-
-
-def _side(value: Any) -> Any:
-    """A size that timm may write as two equal numbers."""
-    if isinstance(value, (list, tuple)):
-        if len(set(value)) != 1:
-            raise UserError(f"its images of {value} px are not square")
-        return value[0]
-    return value
-
-
-def _pools_as_usual(container: Container) -> bool:
-    """Whether a network of timm's pools as its name alone says, which is how dino builds it."""
-    usual = _build_timm(replace(container, config={**container.config, "model_args": {}}))
-    return usual is not None and _pool(usual) == container.config["model_args"]["global_pool"]
-
-
-def _pool(network: nn.Module) -> str | None:
-    for holder in (network, getattr(network, "head", None)):
-        pool = getattr(holder, "global_pool", None)
-        kind = pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
-        if isinstance(kind, str):
-            return kind
-    return None
+    return same and bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 def _build_timm(container: Container) -> Any:
@@ -245,9 +200,6 @@ def _build_timm(container: Container) -> Any:
 
 
 # ------------------------------------------------------------------------------------ transforms
-_PILLOW: dict[int, Literal["bicubic", "bilinear"]] = {2: "bilinear", 3: "bicubic"}
-
-
 def of_timm(config: Mapping[str, Any]) -> Preprocessing | None:
     """The evaluation transform of timm's `pretrained_cfg`; None where there is none.
 
@@ -264,13 +216,10 @@ def of_timm(config: Mapping[str, Any]) -> Preprocessing | None:
     mode = given.get("crop_mode", "center")
     if height != width or mode not in ("center", "squash"):
         raise UserError(f"its transform ({mode}, {height} x {width} px) is none of dino's")
-    return Preprocessing(
-        resize=math.floor(height / given.get("crop_pct", 0.875)),
-        crop=height,
-        mean=tuple(given.get("mean", IMAGENET_MEAN)),
-        std=tuple(given.get("std", IMAGENET_STD)),
-        interpolation=_interpolation(given.get("interpolation", "bicubic")),
-        squash=mode == "squash",
+    stated = {key: given[key] for key in ("mean", "std", "interpolation") if key in given}
+    resize = math.floor(height / given.get("crop_pct", 0.875))
+    return Preprocessing.from_dict(
+        {"resize": resize, "crop": height, "squash": mode == "squash", **stated}
     )
 
 
@@ -301,19 +250,7 @@ def of_transformers(config: Mapping[str, Any]) -> Preprocessing | None:
         crop = given["height"] if isinstance(given, dict) else given
     elif not squash:
         raise UserError("its transform keeps the aspect ratio and does not crop")
-    return Preprocessing(
-        resize=resize,
-        crop=crop,
-        mean=tuple(config.get("image_mean", IMAGENET_MEAN)),
-        std=tuple(config.get("image_std", IMAGENET_STD)),
-        interpolation=_interpolation(_PILLOW.get(config.get("resample", 2), "another")),
-        squash=squash,
-    )
-
-
-def _interpolation(name: str) -> Literal["bicubic", "bilinear"]:
-    if name == "bicubic":
-        return "bicubic"
-    if name == "bilinear":
-        return "bilinear"
-    raise UserError(f"its transform interpolates by {name}, dino by bicubic or bilinear")
+    stated = {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}
+    pillow = {2: "bilinear", 3: "bicubic"}  # its numbers
+    stated["interpolation"] = pillow.get(config.get("resample", 2), "another filter")
+    return Preprocessing.from_dict({"resize": resize, "crop": crop, "squash": squash, **stated})

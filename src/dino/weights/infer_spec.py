@@ -1,9 +1,9 @@
 """Which network tensors belong to, read from the tensors themselves.
 
-Shapes show width, depth, patch size, grid, channels and the MLP; only the number of heads leaves no
-trace in a ViT. It comes from the library's configuration where there is one, else it is assumed
-from the width, as in DeiT, DINO and timm; where that is doubtful the user has to state it, since a
-wrong number loads as well.
+Shapes show embed_dim, depth, patch size, grid, channels and the MLP; only the number of heads
+leaves no trace in a ViT. It comes from the library's configuration where there is one, else it is
+assumed from embed_dim, as in DeiT, DINO and timm; where that is doubtful the user has to state it,
+since a wrong number loads as well.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from torch import Tensor
 
 from dino.files import UserError
 from dino.models.vit import SIZES
+from dino.weights.key_maps import Tensors
 
 USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
-"""Attention heads of ViTs by their width, from tiny to large."""
+"""Attention heads of ViTs by embed_dim, from tiny to large."""
 STATE_HEADS = "`dino weights convert --heads N` writes a file that states them (in Python: heads=N)"
 
 
-def spec_of(
-    family: str, tensors: Mapping[str, Tensor], hints: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
+Spec = dict[str, Any]
+"""Arguments of `dino.create`."""
+
+
+def spec_of(family: str, tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
     """The arguments of `dino.create` for tensors under dino's names, and what was assumed.
 
     Args:
@@ -47,7 +50,7 @@ def spec_of(
     return (_xcit(tensors), []) if family == "xcit" else _vit(tensors, hints)
 
 
-def _resnet50(tensors: Mapping[str, Tensor], named: bool) -> tuple[dict[str, Any], list[str]]:
+def _resnet50(tensors: Tensors, named: bool) -> tuple[Spec, list[str]]:
     blocks = tuple(_count(tensors, rf"network\.layer{n}\.(\d+)\.") for n in range(1, 5))
     first = _shape(tensors, "network.layer1.0.conv1.weight", 4)
     if blocks != (3, 4, 6, 3) or first[0] != 64 or "network.layer1.0.conv3.weight" not in tensors:
@@ -55,21 +58,19 @@ def _resnet50(tensors: Mapping[str, Tensor], named: bool) -> tuple[dict[str, Any
             "its blocks are those of another ResNet: name it in a config.json beside the file "
             '(model.safetensors or pytorch_model.bin), such as {"architecture": "resnet18"}'
         )
-    assumed = [
+    assumed = (
         "read as the ResNet-50 of DINO and torchvision: the file names no architecture, and "
         "variants such as timm's resnetaa50 have the same keys and other features"
-    ]
+    )
     spec = {"arch": "resnet50", **_channels(tensors, "network.conv1.weight")}
-    return spec, [] if named else assumed
+    return spec, [] if named else [assumed]
 
 
-def _vit(
-    tensors: Mapping[str, Tensor], hints: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
+def _vit(tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
     positions = _shape(tensors, "pos_embed", 3)
     patch = _shape(tensors, "patch_embed.proj.weight", 4)
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
-    count, width = positions[1] - 1, positions[2]
+    count, embed_dim = positions[1] - 1, positions[2]
     side, depth = math.isqrt(count), _count(tensors, r"blocks\.(\d+)\.")
     if side * side != count:
         raise UserError(f"its {count} positions are no square grid of patches: resample them first")
@@ -77,9 +78,9 @@ def _vit(
         raise UserError(f"its patches of {patch[2]} x {patch[3]} px are not square")
     heads, assumed = hints.get("heads"), []
     if not heads:
-        heads = _usual_heads(width, tensors["pos_embed"])
-        assumed = [f"{heads} attention heads are assumed, as usual at width {width}: {STATE_HEADS}"]
-    sizes = {"embed_dim": width, "depth": depth, "heads": heads}
+        heads = _usual_heads(embed_dim, tensors["pos_embed"])
+        assumed = [f"{heads} attention heads are assumed for embed_dim {embed_dim}: {STATE_HEADS}"]
+    sizes = {"embed_dim": embed_dim, "depth": depth, "heads": heads}
     arch = next((name for name, known in SIZES.items() if known == sizes), None)
     spec = {
         "arch": arch or "vit_small",
@@ -89,49 +90,47 @@ def _vit(
         **_channels(tensors, "patch_embed.proj.weight"),
         "position": hints.get("position", "reference"),
     }
-    if hidden != 4 * width:  # halfway to the next whole width, so that rounding cannot matter
-        spec["mlp_ratio"] = (hidden + 0.5) / width
+    if hidden != 4 * embed_dim:  # halfway to the next integer, so that rounding cannot matter
+        spec["mlp_ratio"] = (hidden + 0.5) / embed_dim
     if hints.get("norm_eps", 1e-6) != 1e-6:
         spec["norm_eps"] = hints["norm_eps"]
     return spec, assumed
 
 
-def _usual_heads(width: int, positions: Tensor) -> int:
-    if width not in USUAL_HEADS:
+def _usual_heads(embed_dim: int, positions: Tensor) -> int:
+    if embed_dim not in USUAL_HEADS:
         raise UserError(
-            f"the number of its attention heads is unknown (width {width}): {STATE_HEADS}"
+            f"the number of its attention heads is unknown (embed_dim {embed_dim}): {STATE_HEADS}"
         )
-    if width == 384 and not positions[:, 0].any():
+    if embed_dim == 384 and not positions[:, 0].any():
         raise UserError(
             "its position embedding has zeros for the CLS token, as MoCo-v3's fixed one, whose "
             f"ViT-S has 12 attention heads and not 6: {STATE_HEADS}"
         )
-    return USUAL_HEADS[width]
+    return USUAL_HEADS[embed_dim]
 
 
-_XCITS = {(128, 12): "nano_12", (192, 12): "tiny_12", (192, 24): "tiny_24", (384, 12): "small_12"}
-_XCITS |= {(384, 24): "small_24", (512, 24): "medium_24", (768, 24): "large_24"}
+_XCITS = {128: "nano", 192: "tiny", 384: "small", 512: "medium", 768: "large"}
+"""timm's names by embed_dim; `create` refuses those that timm lacks, such as nano_24."""
 
 
-def _xcit(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    width = _shape(tensors, "network.cls_token", 3)[2]
+def _xcit(tensors: Tensors) -> Spec:
+    embed_dim = _shape(tensors, "network.cls_token", 3)[2]
     depth = _count(tensors, r"network\.blocks\.(\d+)\.")
-    convolutions = {
-        name for name in tensors if re.search(r"patch_embed\.proj\.\d+\.0\.weight", name)
-    }
+    convolutions = [n for n in tensors if re.search(r"patch_embed\.proj\.\d+\.0\.weight", n)]
+    if embed_dim not in _XCITS:
+        raise UserError(f"timm has no XCiT of embed_dim {embed_dim}")
     patch = 2 ** len(convolutions)  # each halves the resolution
-    if (width, depth) not in _XCITS or patch not in (8, 16):
-        raise UserError(f"timm has no XCiT of width {width}, depth {depth} and patch size {patch}")
     channels = _channels(tensors, "network.patch_embed.proj.0.0.weight")
-    return {"arch": f"timm:xcit_{_XCITS[width, depth]}_p{patch}_224", **channels}
+    return {"arch": f"timm:xcit_{_XCITS[embed_dim]}_{depth}_p{patch}_224", **channels}
 
 
-def _channels(tensors: Mapping[str, Tensor], first: str) -> dict[str, int]:
+def _channels(tensors: Tensors, first: str) -> dict[str, int]:
     channels = _shape(tensors, first, 4)[1]
     return {} if channels == 3 else {"channels": channels}
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
+def _shape(tensors: Tensors, name: str, axes: int) -> tuple[int, ...]:
     if name not in tensors:
         raise UserError(f"it lacks {name}")
     shape = tuple(tensors[name].shape)
@@ -140,10 +139,9 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ..
     return shape
 
 
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    return 1 + max(
-        (int(found[1]) for name in tensors if (found := re.match(pattern, name))), default=-1
-    )
+def _count(tensors: Tensors, pattern: str) -> int:
+    numbers = [int(found[1]) for name in tensors if (found := re.match(pattern, name))]
+    return 1 + max(numbers, default=-1)
 
 
 # ------------------------------------------------------------------------------------ the head
@@ -155,12 +153,10 @@ class HeadState:
         tensors: under the names of `dino.models.head.Head`.
         options: the arguments of `Head` that the tensors show: prototypes, hidden, bottleneck,
             layers, batch_norm.
-        notes: sentences on what was changed.
     """
 
     tensors: dict[str, Tensor]
     options: dict[str, Any]
-    notes: tuple[str, ...] = ()
 
 
 HEAD_KEYS = {
@@ -172,7 +168,7 @@ HEAD_KEYS = {
 """Other names of a head's tensors, and dino's, which are the published ones."""
 
 
-def head_of(tensors: Mapping[str, Tensor]) -> HeadState:
+def head_of(tensors: Tensors) -> HeadState:
     """A head of the published code, or of dino, under dino's names.
 
     The released ResNet-50's last layer is not weight-normed: its rows are then split into norm and
@@ -182,25 +178,20 @@ def head_of(tensors: Mapping[str, Tensor]) -> HeadState:
         UserError: if it is no such head.
     """
     named = {HEAD_KEYS.get(name, name): tensor for name, tensor in tensors.items()}
-    notes: tuple[str, ...] = ()
     if "last_layer.weight" in named:
-        plain = named.pop("last_layer.weight")
-        named["last_layer.weight_v"] = plain
+        named["last_layer.weight_v"] = plain = named.pop("last_layer.weight")
         named["last_layer.weight_g"] = plain.norm(dim=1, keepdim=True)
-        notes = ("the last layer was not weight-normed: it was split into norms and directions",)
     prototypes, inputs = _shape(named, "last_layer.weight_v", 2)
-    linear = {
-        n: t.shape for n, t in named.items() if re.fullmatch(r"mlp\.\d+\.weight", n) and t.ndim == 2
-    }
-    shapes = [linear[name] for name in sorted(linear, key=lambda name: int(name.split(".")[1]))]
+    linear = [n for n, t in named.items() if re.fullmatch(r"mlp\.\d+\.weight", n) and t.ndim == 2]
     bottleneck = inputs if "last_layer.weight_g" in named else None
-    if bottleneck is not None and not shapes:
+    if bottleneck is not None and not linear:
         raise UserError("its head has no layer before the prototypes")
     options = {
         "prototypes": prototypes,
-        **({"hidden": shapes[0][0]} if len(shapes) > (bottleneck is not None) else {}),
         "bottleneck": bottleneck,
-        "layers": len(shapes) + (bottleneck is None),
+        "layers": len(linear) + (bottleneck is None),
         "batch_norm": any(name.endswith("running_mean") for name in named),
     }
-    return HeadState(dict(named), options, notes)
+    if len(linear) > (bottleneck is not None):
+        options["hidden"] = _shape(named, "mlp.0.weight", 2)[0]
+    return HeadState(named, options)

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from dino.models.backbone import Backbone
 from dino.models.create import create
 from dino.models.position_embedding import Position
 from dino.models.vit import SIZES
+from dino.settings import Range, conform
 from dino.weights.adapt import adapt_state_dict, for_channels
 from dino.weights.checkpoint import Checkpoint, read
 from dino.weights.download import fetch
@@ -37,10 +38,7 @@ LOGGER = logging.getLogger("dino")
 def save(backbone: Backbone, path: str | Path, about: dict[str, Any] | None = None) -> None:
     """Write `backbone` to `path` (safetensors), completely or not at all.
 
-    Args:
-        backbone: the network; on any device.
-        path: file to write.
-        about: a description of the weights as JSON values, for provenance and model cards.
+    `about` describes the weights in JSON values, for provenance and model cards.
     """
     metadata = {
         "format": FORMAT,
@@ -72,16 +70,14 @@ def load(
         device: where to put it.
         network: the teacher, which every result of the paper is of, or the student, where the
             checkpoint has both; or a key of the file under which a network lies (`model_ema`).
-        position: how a ViT resamples its position embedding to other image sizes than its own
+        position: how a ViT resamples its position embedding to other image sizes
             (`models.position_embedding`). By default as in the library that the file comes from, so
-            that features agree: official files `reference`, those of transformers `exact`; timm's
-            `exact` too, although timm also antialiases, so that it agrees at the network's own size
-            only. Files of dino state it.
-        channels: adapt the first layer to images of so many channels instead of RGB. Its weights
-            are repeated channel by channel, cyclically, and scaled so that their sum over the
-            channels stays what it was (for one channel it is that sum): a picture with all
-            channels equal then gives the feature of the grey RGB picture. Mean and deviation of
-            the preprocessing are repeated likewise, values are taken at their type's full range.
+            that features agree: `reference` for official files, `exact` for those of transformers;
+            `exact` for timm's too, which also antialiases and so agrees at the native size only.
+        channels: adapt the first layer to images of so many channels instead of RGB
+            (`adapt.inflate`): a picture with all channels equal gives the feature of the grey RGB
+            picture. Mean and deviation of the preprocessing are repeated likewise, values are
+            taken at their type's full range.
         heads: attention heads of a ViT whose file does not state them.
 
     What is assumed because a file does not state it (`Checkpoint.warnings`) is logged.
@@ -90,26 +86,20 @@ def load(
         UserError: if there is nothing of the kind, it would execute something, or keys or shapes
             do not fit, naming them.
     """
-    as_path(weights, "weights")
-    if position is not None and position not in get_args(Position):
-        known = ", ".join(get_args(Position))
-        raise UserError(f"position must be one of {known} or None, not {position!r}")
-    for name, number in (("channels", channels), ("heads", heads)):
-        if number is not None and (type(number) is not int or number < 1):
-            raise UserError(f"{name} must be a positive whole number, not {number!r}")
-    path = _locate(weights)
-    if network == "teacher" and path.is_dir() and (path / "teacher.safetensors").exists():
-        # A run has its newest teacher in a file of its own, a checkpoint beside the student.
-        path = path if (path / "state.json").exists() else path / "teacher.safetensors"
+    conform(position, Position | None, "position")
+    channels = conform(channels, Annotated[int, Range(low=1)] | None, "channels")
+    heads = conform(heads, Annotated[int, Range(low=1)] | None, "heads")
+    path, published_heads = _locate(weights)
+    newest = path / "teacher.safetensors"  # of a run, beside its checkpoints
+    if network == "teacher" and newest.exists() and not (path / "state.json").exists():
+        path = newest
     with naming(path):
-        checkpoint = read(path, heads or _published_heads(weights), network)
-    spec = dict(checkpoint.spec)
+        checkpoint = read(path, heads or published_heads, network)
+    spec = {**checkpoint.spec, **({"position": position} if position else {})}
     with torch.device("meta"):  # what does not fit is refused before it costs memory
-        empty = create(**spec)
-    if position is not None:
-        if empty.position is None:
-            raise UserError(f"{spec['arch']} has no position embedding: leave out position=")
-        spec["position"] = position
+        empty = create(**checkpoint.spec)
+    if position and empty.position is None:
+        raise UserError(f"{spec['arch']} has no position embedding: leave out position=")
     tensors = checkpoint.network(network).backbone
     check_state_dict(empty, tensors, checkpoint.path)
     for warning in checkpoint.warnings:
@@ -118,7 +108,11 @@ def load(
     backbone.preprocessing = checkpoint.preprocessing
     load_strictly(backbone, tensors, checkpoint.path)
     if channels is not None and channels != spec.get("channels", 3):
-        backbone = _with_channels(backbone, channels)
+        adapted = create(**{**spec, "channels": channels})
+        tensors = adapt_state_dict(backbone.state_dict(), adapted, backbone.position or "reference")
+        load_strictly(adapted, tensors, checkpoint.path)
+        adapted.preprocessing = for_channels(backbone.preprocessing, channels)
+        backbone = adapted
     backbone.origin = checkpoint.origin(network)
     try:
         return backbone.to(torch.device(device)).eval()
@@ -132,15 +126,13 @@ def read_checkpoint(
 ) -> Checkpoint:
     """All that a checkpoint holds, under dino's names: student, teacher, heads, center.
 
-    Args:
-        weights: as for `load`. A run folder gives its last checkpoint.
-        heads: as for `load`.
-        network: as for `load`.
+    The arguments are those of `load`; a run folder gives its last checkpoint.
 
     Raises:
-        UserError: as `load` does, but for keys and shapes, which are checked where the tensors go.
+        UserError: as `load` does, except for keys and shapes, which are not compared.
     """
-    return read(_locate(weights), heads or _published_heads(weights), network)
+    path, published_heads = _locate(weights)
+    return read(path, heads or published_heads, network)
 
 
 class LinearClassifier(NamedTuple):
@@ -158,15 +150,12 @@ class LinearClassifier(NamedTuple):
 
 
 def read_linear(weights: str | Path) -> LinearClassifier:
-    """Weight and bias of a linear classifier: the published files, or any single linear layer.
-
-    Args:
-        weights: a file, or a published name such as `dino_vits16_linear`.
+    """Read any single linear layer from a file or a published name such as `dino_vits16_linear`.
 
     Raises:
         UserError: if there is no such file, or it holds something else.
     """
-    path = _locate(weights)
+    path, _ = _locate(weights)
     content = open_container(path).content
     tensors = state_dict(content.get("state_dict", content), path)
     layer = {name.rpartition(".")[2]: value for name, value in tensors.items()}
@@ -198,31 +187,26 @@ def fingerprint(backbone: Backbone) -> str:
 def mismatches(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Why `tensors` are not the state of `module`: missing, unexpected, other shapes."""
     expected = module.state_dict()
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if expected[name].shape != tensors[name].shape
-    ]
     found = {
         "missing": sorted(expected.keys() - tensors.keys()),
         "unexpected": [shown(name) for name in sorted(tensors.keys() - expected.keys())],
-        "other shapes:": shapes,
+        "other shapes:": [
+            f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+            for name in sorted(expected.keys() & tensors.keys())
+            if expected[name].shape != tensors[name].shape
+        ],
     }
     return {kind: names for kind, names in found.items() if names}
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
-    """Copy `tensors` into `module`; every key and shape must agree.
-
-    Raises:
-        UserError: naming missing, unexpected and mis-shaped keys.
-    """
+    """Copy `tensors` into `module`; raises as `check_state_dict` does."""
     check_state_dict(module, tensors, origin)
     module.load_state_dict(tensors, strict=True)
 
 
 def check_state_dict(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
-    """Do nothing if `tensors` are the state of `module` to the last key and shape.
+    """Check that every key and shape of `tensors` and of `module` agree.
 
     Raises:
         UserError: naming missing, unexpected and mis-shaped keys.
@@ -236,30 +220,14 @@ def check_state_dict(module: torch.nn.Module, tensors: Mapping[str, Tensor], ori
 
 
 # ------------------------------------------------------------------------------------ details
-def _locate(weights: str | Path) -> Path:
-    """The path itself, or the file of a published name after its download."""
-    path = Path(weights)
+def _locate(weights: str | Path) -> tuple[Path, int | None]:
+    """A path, or the file of a published name and its attention heads, which no file states."""
+    path, published = as_path(weights, "weights"), CATALOGUE.get(str(weights))
     if path.exists():
-        return path
-    if str(weights) in CATALOGUE:
-        return fetch(CATALOGUE[str(weights)])
+        return path, None
+    if published is not None:
+        return fetch(published), SIZES.get(published.spec["arch"], {}).get("heads")
     raise UserError(
         f"there are no weights at {path}: give a run folder, a file of weights or a name that "
         "`dino weights list` shows"
     )
-
-
-def _published_heads(weights: str | Path) -> int | None:
-    """Attention heads of the published ViTs, which their files do not state."""
-    known = None if Path(weights).exists() else CATALOGUE.get(str(weights))
-    heads: int | None = SIZES.get(known.spec["arch"], {}).get("heads") if known else None
-    return heads
-
-
-def _with_channels(backbone: Backbone, channels: int) -> Backbone:
-    """The same network for images of `channels` channels."""
-    adapted = create(**{**backbone.spec, "channels": channels})
-    tensors = adapt_state_dict(backbone.state_dict(), adapted, backbone.position or "reference")
-    load_strictly(adapted, tensors, Path(str(backbone.spec["arch"])))
-    adapted.preprocessing = for_channels(backbone.preprocessing, channels)
-    return adapted

@@ -37,7 +37,6 @@ class Published:
         knn: top-1 % of 20-NN on ImageNet, where it is published.
         linear: top-1 % of a linear classifier on ImageNet, where it is published.
         note: what else is known.
-        sha256: its hash, where a source states it.
     """
 
     name: str
@@ -48,12 +47,6 @@ class Published:
     knn: float | None = None
     linear: float | None = None
     note: str = ""
-    sha256: str | None = None
-
-    @property
-    def url(self) -> str:
-        """Where it lies."""
-        return BASE + self.file
 
     @property
     def architecture(self) -> str:
@@ -62,80 +55,57 @@ class Published:
         return f"{self.spec['arch']}/{patch}" if patch else str(self.spec["arch"])
 
 
-def _vit(size: str, patch: int) -> dict[str, Any]:
-    return {"arch": f"vit_{size}", "patch_size": patch}
-
-
-def _xcit(size: str, patch: int) -> dict[str, Any]:
-    return {"arch": f"timm:xcit_{size}_p{patch}_224"}
-
-
-# Name, its folder and files' stem, architecture, parameters, k-NN, linear, the name of its ONNX.
-_MODELS: tuple[tuple[str, str, dict[str, Any], int, float, float, str | None], ...] = (
-    ("dino_vits16", "dino_deitsmall16", _vit("small", 16), 21, 74.5, 77.0, "dino_deits16"),
-    ("dino_vits8", "dino_deitsmall8", _vit("small", 8), 21, 78.3, 79.7, "dino_deits8"),
-    ("dino_vitb16", "dino_vitbase16", _vit("base", 16), 85, 76.1, 78.2, "dino_vitb16"),
-    ("dino_vitb8", "dino_vitbase8", _vit("base", 8), 85, 77.4, 80.1, "dino_vitb8"),
-    ("dino_resnet50", "dino_resnet50", {"arch": "resnet50"}, 23, 67.5, 75.3, "dino_resnet50"),
-    *(
-        (f"dino_xcit_{size}_p{patch}", f"dino_xcit_{size}_p{patch}", _xcit(size, patch), *numbers)
-        for size, patch, numbers in (
-            ("small_12", 16, (26, 76.0, 77.8, None)),
-            ("small_12", 8, (26, 77.1, 79.2, None)),
-            ("medium_24", 16, (84, 76.4, 78.8, None)),
-            ("medium_24", 8, (84, 77.9, 80.3, None)),
-        )
-    ),
-)
-
-_OTHERS = (
-    Published(
-        "dino_vits8_300ep",
-        "dino_deitsmall8_300ep_pretrain/dino_deitsmall8_300ep_pretrain.pth",
-        "backbone",
-        _vit("small", 8),
-        21,
-        note="300 epochs: the paper's pictures of attention",
-    ),
-    Published(
-        "dino_vits16_googlelandmark",
-        "dino_vitsmall16_googlelandmark_pretrain/dino_vitsmall16_googlelandmark_pretrain.pth",
-        "backbone",
-        _vit("small", 16),
-        21,
-        note="trained on Google Landmarks v2: Table 3, ROxford 51.5 / 24.3, RParis 75.3 / 51.6",
-    ),
-    Published(
-        "dino_vits16_k4096",
-        "dino_k4096.pth",
-        "full",
-        _vit("small", 16),
-        21,
-        note="head of 4096 prototypes (issue 139); its author warns of other names of keys",
-    ),
-    Published(
-        "dino_resnet50_100ep_full",
-        "example_runs_logs/dino_rn50_checkpoint.pth",
-        "full",
-        {"arch": "resnet50"},
-        23,
-        note="100 epochs on 8 GPUs: the example run of the README",
-    ),
-)
-
-_LOGS = {
-    "dino_vits16_vanilla_log": "dino_vanilla_deitsmall16_log.txt",
-    "dino_vits16_vanilla_linear-log": "dino_vanilla_deitsmall16_eval.txt",
-    "dino_vits16_boost_log": "dino_boost_deitsmall16_log.txt",
-    "dino_vits16_boost_linear-log": "dino_boost_deitsmall16_eval.txt",
-    "dino_resnet50_100ep_log": "dino_rn50_log.txt",
+_ARCHITECTURES: dict[str, tuple[dict[str, Any], int]] = {
+    "vits16": ({"arch": "vit_small", "patch_size": 16}, 21),
+    "vits8": ({"arch": "vit_small", "patch_size": 8}, 21),
+    "vitb16": ({"arch": "vit_base", "patch_size": 16}, 85),
+    "vitb8": ({"arch": "vit_base", "patch_size": 8}, 85),
+    "resnet50": ({"arch": "resnet50"}, 23),
+    "xcit_small_12_p16": ({"arch": "timm:xcit_small_12_p16_224"}, 26),
+    "xcit_small_12_p8": ({"arch": "timm:xcit_small_12_p8_224"}, 26),
+    "xcit_medium_24_p16": ({"arch": "timm:xcit_medium_24_p16_224"}, 84),
+    "xcit_medium_24_p8": ({"arch": "timm:xcit_medium_24_p8_224"}, 84),
 }
-"""Of the README's example runs."""
+"""Architecture and parameters in millions by the name of a model, without "dino_"."""
+
+# Model, stem of its folder and files, k-NN, linear, stem of its ONNX file.
+_MODELS: tuple[tuple[str, str, float, float, str | None], ...] = (
+    ("vits16", "dino_deitsmall16", 74.5, 77.0, "dino_deits16"),
+    ("vits8", "dino_deitsmall8", 78.3, 79.7, "dino_deits8"),
+    ("vitb16", "dino_vitbase16", 76.1, 78.2, "dino_vitb16"),
+    ("vitb8", "dino_vitbase8", 77.4, 80.1, "dino_vitb8"),
+    ("resnet50", "dino_resnet50", 67.5, 75.3, "dino_resnet50"),
+    ("xcit_small_12_p16", "dino_xcit_small_12_p16", 76.0, 77.8, None),
+    ("xcit_small_12_p8", "dino_xcit_small_12_p8", 77.1, 79.2, None),
+    ("xcit_medium_24_p16", "dino_xcit_medium_24_p16", 76.4, 78.8, None),
+    ("xcit_medium_24_p8", "dino_xcit_medium_24_p8", 77.9, 80.3, None),
+)
+_300_EPOCHS = "dino_deitsmall8_300ep_pretrain"
+_LANDMARKS = "dino_vitsmall16_googlelandmark_pretrain"
+_RUNS = "example_runs_logs"
+_OTHERS: dict[str, tuple[Kind, str]] = {
+    "dino_vits8_300ep": ("backbone", f"{_300_EPOCHS}/{_300_EPOCHS}.pth"),
+    "dino_vits16_googlelandmark": ("backbone", f"{_LANDMARKS}/{_LANDMARKS}.pth"),
+    "dino_vits16_k4096": ("full", "dino_k4096.pth"),
+    "dino_resnet50_100ep_full": ("full", f"{_RUNS}/dino_rn50_checkpoint.pth"),
+    "dino_vits16_vanilla_log": ("log", f"{_RUNS}/dino_vanilla_deitsmall16_log.txt"),
+    "dino_vits16_vanilla_linear-log": ("linear-log", f"{_RUNS}/dino_vanilla_deitsmall16_eval.txt"),
+    "dino_vits16_boost_log": ("log", f"{_RUNS}/dino_boost_deitsmall16_log.txt"),
+    "dino_vits16_boost_linear-log": ("linear-log", f"{_RUNS}/dino_boost_deitsmall16_eval.txt"),
+    "dino_resnet50_100ep_log": ("log", f"{_RUNS}/dino_rn50_log.txt"),
+}
+_NOTES = {
+    "dino_vits8_300ep": "300 epochs: the paper's pictures of attention",
+    "dino_vits16_googlelandmark": "trained on Google Landmarks v2: Table 3, ROxford 51.5 / 24.3, "
+    "RParis 75.3 / 51.6",
+    "dino_vits16_k4096": "head of 4096 prototypes (issue 139); its author warns of other names of "
+    "keys",
+    "dino_resnet50_100ep_full": "100 epochs on 8 GPUs: the example run of the README",
+}
 
 
 def _all() -> Iterator[Published]:
-    for name, stem, spec, parameters, knn, linear, onnx in _MODELS:
-        folder = f"{stem}_pretrain"
+    for model, stem, knn, linear, onnx in _MODELS:
         files: dict[Kind, str] = {
             "backbone": f"{stem}_pretrain.pth",
             "full": f"{stem}_pretrain_full_checkpoint.pth",
@@ -146,13 +116,12 @@ def _all() -> Iterator[Published]:
             **({"onnx": f"{onnx}.onnx"} if onnx else {}),
         }
         for kind, file in files.items():
-            called = name if kind == "backbone" else f"{name}_{kind}"
-            yield Published(called, f"{folder}/{file}", kind, spec, parameters, knn, linear)
-    yield from _OTHERS
-    for name, file in _LOGS.items():
-        spec = _vit("small", 16) if "vits16" in name else {"arch": "resnet50"}
-        what: Kind = "linear-log" if name.endswith("linear-log") else "log"
-        yield Published(name, f"example_runs_logs/{file}", what, spec, 21 if "vit" in name else 23)
+            name, path = f"dino_{model}_{kind}", f"{stem}_pretrain/{file}"
+            name = name.removesuffix("_backbone")
+            yield Published(name, path, kind, *_ARCHITECTURES[model], knn, linear)
+    for name, (kind, file) in _OTHERS.items():
+        spec, parameters = _ARCHITECTURES[name.split("_")[1]]
+        yield Published(name, file, kind, spec, parameters, note=_NOTES.get(name, ""))
 
 
 CATALOGUE = {published.name: published for published in _all()}

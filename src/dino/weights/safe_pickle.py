@@ -13,7 +13,7 @@ import io
 import pickle
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,55 +24,39 @@ from dino.files import UserError
 PICKLE_LIMIT = 2 * 2**20
 """Bytes of pickle, without tensors; a full checkpoint with optimizer has some hundred thousand."""
 
-_NUMPY = "numpy.ndarray numpy.dtype numpy.random._pickle.__randomstate_ctor"
-_NUMPY_CORE = "multiarray.scalar multiarray._reconstruct numeric._frombuffer"
-_PATHS = "Path PosixPath PurePosixPath WindowsPath PureWindowsPath"
-_BUILTINS = "set frozenset list dict tuple int float complex bool str bytes object slice range"
-PLACEHOLDERS = frozenset(
-    [
-        *_NUMPY.split(),
-        *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in _NUMPY_CORE.split()),
-        *(f"pathlib{local}.{name}" for local in ("", "._local") for name in _PATHS.split()),
-        *(f"builtins.{name}" for name in _BUILTINS.split()),
-        *("argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict"),
-        *("collections.deque", "datetime.datetime", "datetime.date", "datetime.timedelta"),
-        *("decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
-    ]
-)
+_BESIDE_TENSORS = """
+argparse.Namespace types.SimpleNamespace collections.defaultdict collections.deque datetime.datetime
+datetime.date datetime.timedelta decimal.Decimal fractions.Fraction uuid.UUID builtins.set
+builtins.frozenset builtins.list builtins.dict builtins.tuple builtins.slice builtins.range
+builtins.int builtins.float builtins.complex builtins.bool builtins.str builtins.bytes
+builtins.object pathlib.Path pathlib.PosixPath pathlib.PurePosixPath pathlib.WindowsPath
+pathlib.PureWindowsPath pathlib._local.Path pathlib._local.PosixPath pathlib._local.PurePosixPath
+pathlib._local.WindowsPath pathlib._local.PureWindowsPath numpy.ndarray numpy.dtype
+numpy.random._pickle.__randomstate_ctor numpy.core.multiarray.scalar numpy._core.multiarray.scalar
+numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
+numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
+"""
+PLACEHOLDERS = frozenset(_BESIDE_TENSORS.split())
 """What checkpoints hold beside tensors: settings, paths, numbers, random states. None of it is
 built: a placeholder takes its place."""
-
-_SIZES = {
-    1: "Byte Char Bool Untyped QUInt8 QInt8",
-    2: "Half BFloat16 Short",
-    4: "Float Int QInt32",
-    8: "Double Long ComplexFloat",
-    16: "ComplexDouble",
+STORAGES = {
+    "UntypedStorage": 1,
+    **{name: dtype.itemsize for dtype, name in torch.storage._dtype_to_storage_type_map().items()},
 }
-STORAGES = {f"{name}Storage": size for size, names in _SIZES.items() for name in names.split()}
 """PyTorch's classes of storages, and the bytes of an element."""
-
-_TENSORS = "rebuild_tensor rebuild_tensor_v2 rebuild_parameter"
-_OF_TORCH = frozenset(
-    [
-        *(f"torch._utils._{name}" for name in _TENSORS.split()),
-        *("torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
-        *(f"torch.{name}" for name in STORAGES),
-        *("torch.storage.UntypedStorage", "collections.OrderedDict", "_codecs.encode"),
-        *(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)),
-    ]
-)
-"""What PyTorch itself builds of weights."""
+_BUILT_BY_TORCH = {
+    *(f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter")),
+    *("torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
+    *("torch.storage.UntypedStorage", "collections.OrderedDict", "_codecs.encode"),
+    *(f"torch.{name}" for name in STORAGES),
+    *(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)),
+}
 
 
 class Placeholder:
     """An object of a checkpoint that is no tensor: its state, and nothing that could run."""
 
     state: Any = None
-
-    def __new__(cls, *arguments: Any) -> Placeholder:
-        """Whatever the class would be built from is dropped."""
-        return super().__new__(cls)
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -109,15 +93,14 @@ def load_pickle(path: Path) -> Any:
 
 def _placeholders() -> list[Any]:
     """A class for each name, which PyTorch finds by its module and name."""
-    containers = {"defaultdict": dict, "deque": list}  # those that a pickle fills afterwards
-    made = []
-    for full in sorted(PLACEHOLDERS):
-        module, _, name = full.rpartition(".")
+    containers = {"defaultdict": dict, "deque": list}  # which the pickle fills after building them
+    classes = []
+    for module, _, name in (full.rpartition(".") for full in sorted(PLACEHOLDERS)):
         body: dict[str, Any] = {"__module__": module}
         if kind := containers.get(name):
             body["__new__"] = lambda cls, *arguments, kind=kind: kind()
-        made.append(type(name, (Placeholder,), body))
-    return made
+        classes.append(type(name, (Placeholder,), body))
+    return classes
 
 
 # ------------------------------------------------------------------------------------ containers
@@ -125,10 +108,10 @@ def _check_zip(path: Path) -> None:
     """The layout since PyTorch 1.6: one record for the pickle, one for each storage."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        if sum(record.file_size for record in records) > path.stat().st_size or any(
+            record.compress_type != zipfile.ZIP_STORED for record in records
+        ):
             raise UserError(f"{path} is a compressed archive, not what torch.save writes")
-        if sum(record.file_size for record in records) > path.stat().st_size:
-            raise UserError(f"{path} claims to hold more than its own size")
         sizes = {record.filename: record.file_size for record in records}
         pickled = [name for name in sizes if name.endswith("data.pkl") and name.count("/") <= 1]
         if len(pickled) != 1:
@@ -139,7 +122,7 @@ def _check_zip(path: Path) -> None:
                 f"{PICKLE_LIMIT:,}: save the state dict alone"
             )
         with archive.open(pickled[0]) as file:
-            storages = survey(file, path)
+            storages = _Survey(file, path).storages
     folder = pickled[0].removesuffix("data.pkl")
     for key, size in storages.items():
         if size > sizes.get(f"{folder}data/{key}", 0):
@@ -156,88 +139,41 @@ def _check_legacy(path: Path) -> None:
         pickles = io.BytesIO(b"\x80" + file.read(PICKLE_LIMIT))
     claimed = 0
     for _ in range(5):  # magic number, protocol, machine, the content, the storages' keys
-        claimed += sum(survey(pickles, path).values())
+        claimed += sum(_Survey(pickles, path).storages.values())
     if claimed > path.stat().st_size:
-        raise UserError(f"{path} claims to hold more than its own size")
+        raise UserError(f"{path} claims to hold more than its size")
 
 
 # ------------------------------------------------------------------------------------ the survey
-def survey(file: Any, path: Path) -> dict[str, int]:
-    """Run the next pickle of `file` with a dummy in the place of all that it names.
+class _Survey(pickle._Unpickler):
+    """Run the next pickle of a file with a dummy in the place of all that it names.
 
-    Returns:
-        The bytes that each storage claims, by its key.
+    The pure Python unpickler: the one in C sets memory aside for a memo of any size.
+
+    Attributes:
+        storages: the bytes that each storage claims, by its key.
+        budget: what is left of the items and characters that all arguments together may have.
 
     Raises:
         UserError: for a name that weights do not need, or for a pickle that would take much more
             time or memory than its length.
     """
-    dry = _Survey(file, path)
-    dry.load()
-    return dry.storages
 
-
-class _Dummy:
-    """Accepts whatever a pickle does to it."""
-
-    survey: _Survey
-
-    def __new__(cls, *arguments: Any) -> _Dummy:
-        cls.survey.check_arguments(cls.__name__, arguments)
-        return super().__new__(cls)
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.survey.check_arguments("", (state,))
-
-    def extend(self, values: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-
-_KEYS = {
-    pickle.SETITEM[0]: slice(-2, -1),
-    **dict.fromkeys((pickle.SETITEMS[0], pickle.DICT[0]), slice(0, None, 2)),
-    **dict.fromkeys((pickle.ADDITEMS[0], pickle.FROZENSET[0]), slice(None)),
-}
-"""Operators of a pickle that hash objects, and where on the stack these lie."""
-
-
-def _with_keys_checked(load: Callable[[Any], None], where: slice) -> Callable[[Any], None]:
-    def checked(self: _Survey) -> None:
-        self.check_keys(self.stack[where])
-        load(self)
-
-    return checked
-
-
-class _Survey(pickle._Unpickler):
-    """The pure Python unpickler: the one in C sets memory aside for a memo of any size."""
-
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: _with_keys_checked(load, _KEYS[code]) if code in _KEYS else load
-        for code, load in pickle._Unpickler.dispatch.items()
-    }
-    proto: int
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
 
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file)
         self.path = path
         self.storages: dict[str, int] = {}
-        self.budget = PICKLE_LIMIT  # items and characters of all arguments together
+        self.budget = PICKLE_LIMIT
+        self.load()
 
     def find_class(self, module: str, name: str) -> Any:
-        """A dummy for every known name."""
-        if self.proto < 3:  # then Python 2's names stand for those of today
-            module, name = NAME_MAPPING.get((module, name), (module, name))
-            module = IMPORT_MAPPING.get(module, module)
-        full = f"{module}.{name}"
-        if full not in PLACEHOLDERS and full not in _OF_TORCH:
+        """A dummy for every known name; Python 2's names stand for those of today."""
+        module, name = NAME_MAPPING.get((module, name), (module, name))
+        full = f"{IMPORT_MAPPING.get(module, module)}.{name}"
+        if full not in PLACEHOLDERS and full not in _BUILT_BY_TORCH:
             raise UserError(
                 f"{self.path} is refused: it would run or build {full[:80]!r}, which weights do "
                 "not need (nothing was executed)"
@@ -254,12 +190,11 @@ class _Survey(pickle._Unpickler):
         self.storages[key] = max(size, self.storages.get(key, 0))
         return self.find_class("torch", "Tensor")()
 
-    def check_arguments(self, name: str, arguments: Iterable[Any]) -> None:
+    def check_arguments(self, name: str, arguments: tuple[Any, ...]) -> None:
         """Count what would be copied."""
-        values = list(arguments)
-        if name == "encode" and values[1:] != ["latin1"]:
+        if name == "encode" and arguments[1:] != ("latin1",):
             raise UserError(f"{self.path} is refused: it holds bytes in another code than latin1")
-        for value in values:
+        for value in arguments:
             if isinstance(value, (str, bytes, list, tuple, dict)):
                 self.budget -= len(value)
                 if name in ("set", "OrderedDict"):
@@ -273,3 +208,43 @@ class _Survey(pickle._Unpickler):
             for item in key if isinstance(key, tuple) else (key,):
                 if isinstance(item, tuple) or (isinstance(item, int) and abs(item) >> 60):
                     raise UserError(f"{self.path} is refused: a key in it is too deep or too large")
+
+
+class _Dummy(Placeholder):
+    """Accepts whatever a pickle does to it."""
+
+    survey: _Survey
+
+    def __new__(cls, *arguments: Any) -> _Dummy:
+        cls.survey.check_arguments(cls.__name__, arguments)
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.survey.check_arguments("", (state,))
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def _check_keys_first(operator: bytes, where: slice) -> None:
+    """Let an operator of the pickle check the objects on the stack that it hashes."""
+    load = _Survey.dispatch[operator[0]]
+
+    def checked(self: _Survey) -> None:
+        self.check_keys(self.stack[where])
+        load(self)
+
+    _Survey.dispatch[operator[0]] = checked
+
+
+_check_keys_first(pickle.SETITEM, slice(-2, -1))
+for _operator in (pickle.SETITEMS, pickle.DICT):
+    _check_keys_first(_operator, slice(0, None, 2))
+for _operator in (pickle.ADDITEMS, pickle.FROZENSET):
+    _check_keys_first(_operator, slice(None))
