@@ -74,11 +74,11 @@ def test_results_that_cannot_be_read_are_measured_again(
     before = results.read_text()
     for content in ("[]", "{", '{"checkpoint": "step_00000001", "knn": {"k": 1}}'):
         results.write_text(content)
-        pretraining.tell(result)
+        pretraining.print_result(result)
         assert "k-NN" not in capsys.readouterr().out
         pretrain(photos, tmp_path / "run")
         assert results.read_text() == before
-    pretraining.tell(result)
+    pretraining.print_result(result)
     assert "raw pixels" in capsys.readouterr().out
 
 

@@ -23,10 +23,11 @@ from dino.distillation.schedules import in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
-from dino.runtime import barrier, default_workers, process_group
+from dino.models.backbone import has_batch_norm
+from dino.runtime import all_sum, barrier, default_workers, memory_errors, process_group
 from dino.settings import validated
 from dino.train.build import build, check_memory
-from dino.train.checkpoint import Checkpoints
+from dino.train.checkpoint import Checkpoints, RunState
 from dino.train.config import PretrainConfig
 from dino.train.evaluation_tracker import EvaluationTracker
 from dino.train.run_folder import RunFolder, describe_images
@@ -93,7 +94,7 @@ def train(
     """
     config = validated(config)
     with process_group(device) as ranks:
-        warnings = config.check(ranks.world)
+        warnings = config.check()
         loop = _Loop(config, source, RunFolder(run, ranks), device, evaluations, initial)
         with loop.folder.locked() as unlocked:
             loop.open_folder(about or {}, [*warnings, *unlocked])
@@ -101,11 +102,15 @@ def train(
 
 
 class LaunchedStep(NamedTuple):
-    """A step whose report is not read yet, and the indices of this rank's images."""
+    """A step whose report is not read yet, and the indices of this rank's images.
+
+    `signalled` is the number of ranks that a signal had reached after the step, on the device.
+    """
 
     step: int
     images: Tensor
     report: StepReport
+    signalled: Tensor
 
 
 class _Loop:
@@ -145,7 +150,7 @@ class _Loop:
             "data.images": len(source),
         }
         self.images = describe_images(source)
-        self.warnings = folder.compare(self.defining, self.images)
+        folder.compare(self.defining, self.images)
         check_memory(config, device, self.ranks, initial)
         self.distillation = build(config, self.schedules, device, self.ranks, initial)
         self.loader = PretrainLoader(
@@ -160,24 +165,27 @@ class _Loop:
         self.checkpoints = Checkpoints(folder.checkpoints, execution.keep)
         if initial is not None and self.checkpoints.last() is None:
             initial.fill(self.distillation)
-        self.tracker = EvaluationTracker(evaluations)
+        self.state = RunState(0)
+        self.tracker = EvaluationTracker(evaluations, self.state)
         self.monitor = CollapseMonitor(config.head.prototypes)
-        self.refused = self.refused_in_row = 0
+        self.refused_in_row, self.stopping = 0, False
+        size = config.run.batch // self.ranks.world
+        self.at_a_time = min(size, execution.micro_batch or size), "--execution.micro-batch "
+        if has_batch_norm(self.distillation.student):  # takes no micro-batches
+            self.at_a_time = config.run.batch, "--run.batch "
 
     def _steps(self, duration: str) -> int:
         return in_steps(duration, self.steps_per_epoch, self.total)
 
     def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:
         """Read the last checkpoint if there is one, and write `config.json`; under the lock."""
-        config, self.about = self.config, about
-        self.warnings = [*warnings, *self.warnings]
+        config, self.about, self.warnings = self.config, about, warnings
         self.skipped = SkippedImages(
             self.folder.path, len(self.source), config.execution.max_skipped
         )
         if (last := self.checkpoints.last()) is not None:
-            state = self.checkpoints.restore(self.distillation, last)
-            self.sampler.start_step, self.refused = state.step, state.refused
-            self.tracker.restore(state)
+            self.state = self.checkpoints.restore(self.distillation, last)
+            self.tracker.state, self.sampler.start_step = self.state, self.state.step
         barrier()  # every rank has compared and read before the main rank writes
         self.folder.write_config(
             {
@@ -191,41 +199,40 @@ class _Loop:
             }
         )
 
-    # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
         """Algorithm 1, from the first step that is not done."""
-        step = self.sampler.start_step
+        step = self.state.step
         if step >= self.total:
             return self._result(step)
         board = self.config.execution.tensorboard
         self.log = RunLog(self.folder.path, self.ranks, self.total, step, tensorboard=board)
-        with self.log, stop_on_signals(self.ranks) as signalled:
+        with self.log, stop_on_signals(self.ranks) as signal:
             self.metrics = StepMetrics(self.schedules, self.config.run.batch)
             self._begin()
             batches = iter(self.loader)
             launched: deque[LaunchedStep] = deque()
-            stop = False
-            while step < self.total and not stop:
+            while step < self.total and not self.stopping:
                 with self.metrics.waiting():
                     batch = next(batches)
-                report = self.distillation.step(self._views(batch), step)
-                launched.append(LaunchedStep(step, batch.index, report))
+                with memory_errors(*self.at_a_time):
+                    report = self.distillation.step(self._views(batch), step)
+                signalled = torch.full((), float(signal.is_set()), device=self.device)
+                launched.append(LaunchedStep(step, batch.index, report, all_sum(signalled)))
                 self.skipped.add(batch.skipped)
                 step += 1
 
                 if self._due(step, self.log_every):
                     self._share_skipped()
                 # A GPU's report is read one step later, so that it never waits for the host.
-                self._read(launched, keep=1 if self.device.type == "cuda" else 0)
-                stop = signalled.is_set()
+                self._read(launched, newest=1 if self.device.type == "cuda" else 0)
                 save, evaluate = self._due(step, self.save_every), self._due(step, self.knn_every)
-                if save or evaluate or stop:
+                if save or evaluate or self.stopping:
                     self._read(launched)
-                if stop:
+                if self.stopping:
                     self._share_skipped()
                 if evaluate:
                     self._evaluate(step)
-                if save or stop:
+                if save or self.stopping:
                     self._save(step)
             if step < self.total:
                 self.log.say(f"stopped at step {step}: the same command resumes the run", "bold")
@@ -234,13 +241,12 @@ class _Loop:
 
     def _begin(self) -> None:
         self.log.begin(self.config, self.distillation, len(self.source), self.device)
-        for warning in self.warnings:
-            self.log.warn(f"warning: {warning}")
-        if self.initial is not None:
-            for note in self.initial.notes:
-                self.log.say(note, "yellow" if note.startswith("warning") else "")
-            if self.sampler.start_step == 0 and self.knn_every:
-                self._evaluate(0)
+        notes = [f"warning: {warning}" for warning in self.warnings]
+        notes += self.initial.notes if self.initial else ()
+        for note in notes:
+            self.log.say(note, "yellow" if note.startswith("warning") else "")
+        if self.initial and self.state.step == 0 and self.knn_every:
+            self._evaluate(0)
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.total)
@@ -259,22 +265,23 @@ class _Loop:
             views.append(flat.unflatten(0, group.images.shape[:2]))
         return views
 
-    # ------------------------------------------------------------------ what a step reports
-    def _read(self, launched: deque[LaunchedStep], keep: int = 0) -> None:
-        """Read the reports of all launched steps but the newest `keep`."""
-        while len(launched) > keep:
+    def _read(self, launched: deque[LaunchedStep], newest: int = 0) -> None:
+        """Read the reports of all launched steps but the `newest`."""
+        while len(launched) > newest:
             self._read_report(launched.popleft())
 
     def _read_report(self, launched: LaunchedStep) -> None:
-        """Refusal, collapse and metrics of one step."""
+        """Signals, refusal, collapse and metrics of one step."""
         report, done = launched.report, launched.step + 1
         loss, entropy = report.loss.item(), report.teacher_entropy.item()
+        self.stopping |= launched.signalled.item() > 0
         if bool(report.found_inf.item()):
             self._refuse(launched, loss)
             return
         self.refused_in_row = 0
-        advice = self.monitor.update(entropy, loss - entropy)
-        self.metrics.add(loss, entropy)
+        kl = report.terms["cross_entropy"].item() - entropy
+        advice = self.monitor.update(entropy, kl)
+        self.metrics.add({"loss": loss, "teacher_entropy": entropy, "kl": kl})
         if not self.ranks.main:
             return
         self.log.advance(done)
@@ -283,10 +290,10 @@ class _Loop:
             self.log.write({"step": done, "collapse": self.monitor.collapse})
         if self._due(done, self.log_every):
             line = self.metrics.line(launched.step, report)
-            self.log.write({**line, "refused": self.refused, "skipped": len(self.skipped)})
+            self.log.write({**line, "refused": self.state.refused, "skipped": len(self.skipped)})
 
     def _refuse(self, launched: LaunchedStep, loss: float) -> None:
-        self.refused += 1
+        self.state.refused += 1
         self.refused_in_row += 1
         paths = [self.source.path(int(index)) for index in launched.images]
         self.log.refused(launched.step + 1, loss, paths)
@@ -302,7 +309,6 @@ class _Loop:
         self.skipped.share_and_check(self.ranks)
         self.log.skipped(self.skipped)
 
-    # ------------------------------------------------------------------ evaluations and files
     def _evaluate(self, step: int) -> None:
         """Measure the teacher; all ranks share the work, the main rank writes."""
         if not self.tracker.evaluations:
@@ -312,12 +318,12 @@ class _Loop:
             for name, values in measured.items():
                 self.log.evaluation(step, name, values)
             if step == 0:
-                self.tracker.start = self.tracker.leading
+                self.state.start = self.tracker.leading
             if fallen := self.tracker.fall():
                 self.log.write({"step": step, "below_start": fallen})
                 self.log.say(
                     f"step {step}: {fallen:.1f} points below the start "
-                    f"({self.tracker.start:.1f}): the weights are being unlearned; try a lower "
+                    f"({self.state.start:.1f}): the weights are being unlearned; try a lower "
                     "--optim.lr (a tenth), a longer --optim.freeze-backbone, a higher "
                     "--teacher.momentum",
                     "bold red",
@@ -326,18 +332,19 @@ class _Loop:
                 self._write_teacher(self.folder.best, step)
 
     def _save(self, step: int) -> None:
+        self.state.step = step
         with self.metrics.paused():
             if self.ranks.main:
-                self.checkpoints.save(self.distillation, self.tracker.state(step, self.refused))
+                self.checkpoints.save(self.distillation, self.state)
             self._write_teacher(self.folder.teacher, step)
         barrier()
 
     def _write_teacher(self, path: Path, step: int) -> None:
         if self.ranks.main:
-            measured = self.tracker.measured
+            measured = self.state.measured
             about = {**self.about, "step": step, "steps": self.total, "measured": measured}
             save(self.distillation.teacher.backbone, path, about)
 
     def _result(self, step: int) -> Result:
-        skipped, measured = len(self.skipped), self.tracker.measured
-        return Result(self.folder.path, step, self.total, self.refused, skipped, measured)
+        refused, skipped, measured = self.state.refused, len(self.skipped), self.state.measured
+        return Result(self.folder.path, step, self.total, refused, skipped, measured)
