@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.table import Table
 
 from dino.data.commands.preview import contact_sheet, make_rows
 from dino.data.commands.stats import read_stats
 from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
+from dino.evaluate.command import table
 from dino.files import (
     UserError,
     as_path,
@@ -108,8 +108,8 @@ def pretrain(
     given = set(conform(settings, dict[str, Any] | None, "settings") or {})
     config = recipe_named(name) if isinstance(name, str) else name
     config = validated(config.changed(settings or {}))
+    config = measured(config, stats)
     if stats is not None:
-        config = measured(config, stats)
         given |= {f"pixels.{setting.name}" for setting in fields(PixelSettings)}
     initial = None
     if init_from is not None:
@@ -137,7 +137,7 @@ def pretrain(
     evaluations = []
     if source.labels is not None:
         evaluations = [KNNEvaluation(source, queries, k=(10, K), limit=TRAINING_IMAGES)]
-    with naming(out), process_group(chosen) as here:
+    with naming(out), process_group(chosen) as current:
         result = train(
             config,
             source,
@@ -150,7 +150,7 @@ def pretrain(
         if result.finished and source.labels is not None:
             with _after_training("the comparison with the untrained network", "evaluate knn"):
                 _compare(result.run, source, queries, chosen, config.execution.workers)
-    if here.main and result.finished:
+    if current.main and result.finished:
         with _after_training("the report", "report"):
             report(result.run, device=chosen)
     return result
@@ -170,12 +170,14 @@ def _after_training(what: str, command: str) -> Iterator[None]:
         )
 
 
-def measured(config: PretrainConfig, stats: str | Path) -> PretrainConfig:
-    """A configuration with the pixels that `dino data stats` found.
+def measured(config: PretrainConfig, stats: str | Path | None) -> PretrainConfig:
+    """A configuration with the pixels that `dino data stats` found; as it is without `stats`.
 
     Raises:
         UserError: if the file is another, or contradicts the configuration.
     """
+    if stats is None:
+        return config
     found = read_stats(stats).settings()
     for name, value in found.items():
         present = getattr(config.pixels, name)
@@ -193,15 +195,7 @@ def _description(data: Any) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`results.json`: k-NN of a trained network, its untrained twin and raw pixels.
-
-    Attributes:
-        checkpoint: the step that was measured.
-        trained, untrained, pixels: top-1 accuracy in percent.
-        k: neighbours.
-        bank, queries, skipped: numbers of images.
-        leave_one_out: whether the queries are the bank itself.
-    """
+    """`results.json`: k-NN top-1 accuracies in percent, and numbers of images."""
 
     checkpoint: str
     trained: float
@@ -232,20 +226,15 @@ def _compare(
     earlier = gather_objects(_comparison(run))[0]
     if step is None or (earlier is not None and earlier.checkpoint == step.name):
         return
+    workers = default_workers() if workers is None else workers
     settings = KNN(
-        weights=str(run),
-        data="",
-        k=(K,),
-        baseline=True,
-        device=str(device),
-        workers=default_workers() if workers is None else workers,
+        weights=str(run), data="", k=(K,), baseline=True, device=str(device), workers=workers
     )
     images = spread(source, FINAL_IMAGES), queries and spread(queries, FINAL_IMAGES)
     scores, sizes = compare(load(run, device), *images, settings=settings)
-    knn: dict[str, Any] = {
-        n: accuracy.top1 for n, by_k in scores.items() for accuracy in by_k.values()
-    }
-    knn |= {"k": next(iter(scores["trained"])), **sizes, "leave_one_out": queries is None}
+    (k,) = scores["trained"]  # fewer than K in a small bank
+    knn = {name: by_k[k].top1 for name, by_k in scores.items()}
+    knn |= {"k": k, **sizes, "leave_one_out": queries is None}
     if ranks().main:
         atomic_json(run / "results.json", {"checkpoint": step.name, "knn": knn})
 
@@ -262,8 +251,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
         UserError: for a mistake in the settings or the data, in one sentence.
     """
     check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
-    config = validated(config)
-    config = config if settings.stats is None else measured(config, settings.stats)
+    config = measured(validated(config), settings.stats)
     source = open_source(settings.data, config.pixels.format)
     rows, skipped = make_rows(
         source,
@@ -290,17 +278,13 @@ def print_result(result: Result) -> None:
     """Print the table and the paths that end `dino pretrain`."""
     console = Console()
     if (found := _comparison(result.run)) is not None:
-        how = "leave-one-out" if found.leave_one_out else f"{found.queries:,} images"
-        table = Table(title=f"k-NN accuracy, k = {found.k}, {how}, bank of {found.bank:,}")
-        table.add_column("features")
-        table.add_column("top-1 %", justify="right")
-        table.add_column("lead of the trained network", justify="right")
-        table.add_row("trained, without labels", f"{found.trained:.1f}", "")
+        images = "leave-one-out" if found.leave_one_out else f"{found.queries:,} images"
+        title = f"k-NN accuracy, k = {found.k}, {images}, bank of {found.bank:,}"
+        rows = {"trained, without labels": (f"{found.trained:.1f}", "")}
         others = {"same network, untrained": found.untrained, "raw pixels": found.pixels}
-        for name, accuracy in others.items():
-            lead = f"{found.trained - accuracy:+.1f} points"
-            table.add_row(name, f"{accuracy:.1f}", lead)
-        console.print(table)
+        for name, top1 in others.items():
+            rows[name] = f"{top1:.1f}", f"{found.trained - top1:+.1f} points"
+        console.print(table(title, ["features", "top-1 %", "lead of the trained network"], rows))
     if result.refused:
         console.print(f"{result.refused} steps were refused: {result.run / 'refused.jsonl'}")
     if result.finished:

@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
         monkeypatch.setattr(module, "save_file", save_file)
     elif name == "state.json":
-        monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(module, "atomic_json", full)
     elif name == "LAST":
         monkeypatch.setattr(module, "atomic_write", full)
     else:

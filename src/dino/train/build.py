@@ -52,13 +52,13 @@ def build(
 def check_memory(
     config: PretrainConfig, device: torch.device, ranks: Ranks, initial: Initial | None = None
 ) -> None:
-    """Refuse sizes that the memory of the device cannot hold, before any of it is taken.
+    """Refuse sizes that the memory of the device cannot hold, before any of it is allocated.
 
-    Counted are student, gradients, moments and teacher in fp32, and the views of one step;
-    activations come on top of that.
+    Counted are student, gradients, moments and teacher in fp32, and the views of one step, but no
+    activations.
 
     Raises:
-        UserError: saying how much is needed and how much there is.
+        UserError: with the memory that is needed and that of the device.
     """
     available = total_memory(device)
     if available is None:
@@ -71,15 +71,12 @@ def check_memory(
     moments = 2 if config.optim.optimizer == "adamw" else 1
     pixels = sum(spec.count * spec.size**2 for spec in config.views.specs())
     views = config.run.batch // ranks.world * pixels * config.pixels.channels
-    for name, count, advice in (
-        ("the parameters", parameters * (3 + moments), "sizes of model.* and head.*"),
-        ("the views of one step", views, "run.batch, views.local_count or the sizes of the views"),
-    ):
-        if 4 * count > available:
-            raise UserError(
-                f"{name} take {4 * count / 2**30:,.1f} GiB, and {device} has "
-                f"{available / 2**30:,.1f} GiB: lower {advice}"
-            )
+    needed = 4 * (parameters * (3 + moments) + views)
+    if needed > available:
+        raise UserError(
+            f"the parameters and the views of one step take {needed / 2**30:,.1f} GiB, and {device} "
+            f"has {available / 2**30:,.1f} GiB: lower run.batch or sizes of model.*, head.*, views.*"
+        )
 
 
 def _network(config: PretrainConfig, initial: Initial | None) -> Network:

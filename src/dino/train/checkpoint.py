@@ -10,7 +10,6 @@ written is removed by the next run in the folder (`RunFolder.locked`).
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,12 +23,12 @@ from torch import Tensor
 from dino.distillation.step import Distillation
 from dino.files import (
     UserError,
+    atomic_json,
     atomic_write,
     disk_errors,
     naming,
     read_json,
     sync_file,
-    sync_folder,
 )
 from dino.settings import Range, parsed
 from dino.weights.checkpoint import last_step
@@ -92,10 +91,7 @@ class Checkpoints:
                 for name, tensors in _tensors(distillation).items():
                     save_file(tensors, temporary / f"{name}.safetensors")
                     sync_file(temporary / f"{name}.safetensors")
-                text = json.dumps({"format": FORMAT, **asdict(state)}, indent=2)
-                (temporary / "state.json").write_text(text + "\n")
-                sync_file(temporary / "state.json")
-                sync_folder(temporary)
+                atomic_json(temporary / "state.json", {"format": FORMAT, **asdict(state)})
                 if final.exists():  # the same step again, after LAST was set back by hand
                     shutil.rmtree(final)
                 temporary.rename(final)

@@ -128,22 +128,15 @@ class _Loop:
         initial: Initial | None,
     ) -> None:
         self.config, self.source, self.folder, self.device = config, source, folder, device
-        self.ranks, self.initial = folder.ranks, initial
+        self.ranks = ranks = folder.ranks
+        self.initial = initial
+        batch, seed = config.run.batch, config.run.seed
         self.sampler = EpochSampler(
-            len(source),
-            config.run.batch,
-            config.run.seed,
-            self.ranks.rank,
-            self.ranks.world,
-            blocks=source.blocks,
+            len(source), batch, seed, ranks.rank, ranks.world, blocks=source.blocks
         )
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.schedules = config.schedules(self.steps_per_epoch)
+        self.schedules = config.schedules(self.sampler.steps_per_epoch)
+        self.execution = execution = config.execution
         self.sampler.stop_step = self.total = self.schedules.total
-        execution = config.execution
-        self.log_every = self._steps(execution.log_every)
-        self.save_every = self._steps(execution.checkpoint_every)
-        self.knn_every = self._steps(execution.knn_every)
         self.defining = {
             **config.defining(),
             **(initial.defining() if initial else {}),
@@ -151,13 +144,13 @@ class _Loop:
         }
         self.images = describe_images(source)
         folder.compare(self.defining, self.images)
-        check_memory(config, device, self.ranks, initial)
-        self.distillation = build(config, self.schedules, device, self.ranks, initial)
+        check_memory(config, device, ranks, initial)
+        self.distillation = build(config, self.schedules, device, ranks, initial)
         self.loader = PretrainLoader(
             source,
             config.views.specs(),
             self.sampler,
-            seed=config.run.seed,
+            seed=seed,
             channels=config.pixels.channels,
             workers=default_workers() if execution.workers is None else execution.workers,
             pin=device.type == "cuda",
@@ -169,20 +162,16 @@ class _Loop:
         self.tracker = EvaluationTracker(evaluations, self.state)
         self.monitor = CollapseMonitor(config.head.prototypes)
         self.refused_in_row, self.stopping = 0, False
-        size = config.run.batch // self.ranks.world
+        size = batch // ranks.world
         self.at_a_time = min(size, execution.micro_batch or size), "--execution.micro-batch "
         if has_batch_norm(self.distillation.student):  # takes no micro-batches
-            self.at_a_time = config.run.batch, "--run.batch "
-
-    def _steps(self, duration: str) -> int:
-        return in_steps(duration, self.steps_per_epoch, self.total)
+            self.at_a_time = batch, "--run.batch "
 
     def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:
         """Read the last checkpoint if there is one, and write `config.json`; under the lock."""
-        config, self.about, self.warnings = self.config, about, warnings
-        self.skipped = SkippedImages(
-            self.folder.path, len(self.source), config.execution.max_skipped
-        )
+        self.about, self.warnings = about, warnings
+        count, limit = len(self.source), self.execution.max_skipped
+        self.skipped = SkippedImages(self.folder.path, count, limit)
         if (last := self.checkpoints.last()) is not None:
             self.state = self.checkpoints.restore(self.distillation, last)
             self.tracker.state, self.sampler.start_step = self.state, self.state.step
@@ -192,8 +181,8 @@ class _Loop:
                 "about": about,
                 "defining": self.defining,
                 "images": self.images,
-                "execution": asdict(config.execution),
-                "steps_per_epoch": self.steps_per_epoch,
+                "execution": asdict(self.execution),
+                "steps_per_epoch": self.sampler.steps_per_epoch,
                 "total_steps": self.total,
                 **({"init": self.initial.record()} if self.initial else {}),
             }
@@ -204,7 +193,8 @@ class _Loop:
         step = self.state.step
         if step >= self.total:
             return self._result(step)
-        board = self.config.execution.tensorboard
+        execution = self.execution
+        board = execution.tensorboard
         self.log = RunLog(self.folder.path, self.ranks, self.total, step, tensorboard=board)
         with self.log, stop_on_signals(self.ranks) as signal:
             self.metrics = StepMetrics(self.schedules, self.config.run.batch)
@@ -221,11 +211,12 @@ class _Loop:
                 self.skipped.add(batch.skipped)
                 step += 1
 
-                if self._due(step, self.log_every):
+                if self._due(step, execution.log_every):
                     self._share_skipped()
                 # A GPU's report is read one step later, so that it never waits for the host.
                 self._read(launched, newest=1 if self.device.type == "cuda" else 0)
-                save, evaluate = self._due(step, self.save_every), self._due(step, self.knn_every)
+                save = self._due(step, execution.checkpoint_every)
+                evaluate = self._due(step, execution.knn_every)
                 if save or evaluate or self.stopping:
                     self._read(launched)
                 if self.stopping:
@@ -245,10 +236,11 @@ class _Loop:
         notes += self.initial.notes if self.initial else ()
         for note in notes:
             self.log.say(note, "yellow" if note.startswith("warning") else "")
-        if self.initial and self.state.step == 0 and self.knn_every:
+        if self.initial and self.state.step == 0 and self._due(0, self.execution.knn_every):
             self._evaluate(0)
 
-    def _due(self, step: int, every: int) -> bool:
+    def _due(self, step: int, duration: str) -> bool:
+        every = in_steps(duration, self.sampler.steps_per_epoch, self.total)
         return every > 0 and (step % every == 0 or step == self.total)
 
     def _views(self, batch: Batch) -> list[Tensor]:
@@ -266,42 +258,35 @@ class _Loop:
         return views
 
     def _read(self, launched: deque[LaunchedStep], newest: int = 0) -> None:
-        """Read the reports of all launched steps but the `newest`."""
+        """Read the reports of all launched steps but the `newest`: signals, refusal, metrics."""
         while len(launched) > newest:
-            self._read_report(launched.popleft())
+            step, images, report, signalled = launched.popleft()
+            loss, entropy = report.loss.item(), report.teacher_entropy.item()
+            self.stopping |= signalled.item() > 0
+            if report.found_inf.item():
+                self._refuse(step + 1, loss, images)
+                continue
+            self.refused_in_row = 0
+            kl = report.terms["cross_entropy"].item() - entropy
+            advice = self.monitor.update(entropy, kl)
+            self.metrics.add({"loss": loss, "teacher_entropy": entropy, "kl": kl})
+            self.log.advance(step + 1)
+            if advice:
+                self.log.say(f"step {step + 1}: {advice}", "bold red")
+                self.log.write({"step": step + 1, "collapse": self.monitor.collapse})
+            if self._due(step + 1, self.execution.log_every):
+                counts = {"refused": self.state.refused, "skipped": len(self.skipped)}
+                self.log.write({**self.metrics.line(step, report), **counts})
 
-    def _read_report(self, launched: LaunchedStep) -> None:
-        """Signals, refusal, collapse and metrics of one step."""
-        report, done = launched.report, launched.step + 1
-        loss, entropy = report.loss.item(), report.teacher_entropy.item()
-        self.stopping |= launched.signalled.item() > 0
-        if bool(report.found_inf.item()):
-            self._refuse(launched, loss)
-            return
-        self.refused_in_row = 0
-        kl = report.terms["cross_entropy"].item() - entropy
-        advice = self.monitor.update(entropy, kl)
-        self.metrics.add({"loss": loss, "teacher_entropy": entropy, "kl": kl})
-        if not self.ranks.main:
-            return
-        self.log.advance(done)
-        if advice:
-            self.log.say(f"step {done}: {advice}", "bold red")
-            self.log.write({"step": done, "collapse": self.monitor.collapse})
-        if self._due(done, self.log_every):
-            line = self.metrics.line(launched.step, report)
-            self.log.write({**line, "refused": self.state.refused, "skipped": len(self.skipped)})
-
-    def _refuse(self, launched: LaunchedStep, loss: float) -> None:
+    def _refuse(self, step: int, loss: float, images: Tensor) -> None:
         self.state.refused += 1
         self.refused_in_row += 1
-        paths = [self.source.path(int(index)) for index in launched.images]
-        self.log.refused(launched.step + 1, loss, paths)
-        if self.refused_in_row >= self.config.execution.max_refused:
+        self.log.refused(step, loss, [self.source.path(int(index)) for index in images])
+        if self.refused_in_row >= self.execution.max_refused:
             last = self.checkpoints.last()
             raise UserError(
-                f"{self.refused_in_row} steps in a row were not finite, the last at step "
-                f"{launched.step + 1}: lower optim.lr or set execution.precision fp32; "
+                f"{self.refused_in_row} steps in a row were not finite, the last at step {step}: "
+                "lower optim.lr or set execution.precision fp32; "
                 f"{f'{last.name} is complete' if last else 'no checkpoint was saved yet'}"
             )
 

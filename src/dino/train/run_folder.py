@@ -32,14 +32,11 @@ EXAMPLES = 64
 
 
 class RunFolder:
-    """A folder that holds one run.
+    """A folder that holds one run: `path`, and below it `config`, `checkpoints`, `teacher`, `best`.
 
     Args:
         path: of the folder; it need not exist.
         ranks: which process this is; the main rank writes, and holds the lock for all.
-
-    Attributes:
-        path: of the folder, and below it `config`, `checkpoints`, `teacher`, `best`.
     """
 
     def __init__(self, path: str | Path, ranks: Ranks) -> None:

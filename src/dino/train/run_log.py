@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dino.data.views.view_spec import COLOUR_ONLY
 from dino.distillation.step import Distillation
@@ -69,7 +63,6 @@ class RunLog:
             self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._skipped, self._printed = 0, 0.0
         self._progress = Progress(
-            SpinnerColumn(),
             PlainTextColumn(),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
