@@ -253,15 +253,9 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
     config = measured(validated(config), settings.stats)
     source = open_source(settings.data, config.pixels.format)
-    rows, skipped = make_rows(
-        source,
-        config.views.specs(),
-        config.pixels.mean,
-        config.pixels.std,
-        images=settings.images,
-        epoch=settings.epoch,
-        seed=settings.seed,
-    )
+    views, pixels = config.views.specs(), config.pixels
+    options = {"images": settings.images, "epoch": settings.epoch, "seed": settings.seed}
+    rows, skipped = make_rows(source, views, pixels.mean, pixels.std, **options)
     for error in skipped:
         Console(stderr=True).print(f"{error}; another took its place", style="yellow")
     title = (

@@ -74,8 +74,9 @@ def check_memory(
     needed = 4 * (parameters * (3 + moments) + views)
     if needed > available:
         raise UserError(
-            f"the parameters and the views of one step take {needed / 2**30:,.1f} GiB, and {device} "
-            f"has {available / 2**30:,.1f} GiB: lower run.batch or sizes of model.*, head.*, views.*"
+            f"the parameters and the views of one step take {needed / 2**30:,.1f} GiB, and "
+            f"{device} has {available / 2**30:,.1f} GiB: lower run.batch or sizes of model.*, "
+            "head.* and views.*"
         )
 
 

@@ -1,8 +1,8 @@
 """The settings of a pretraining run, as typed dataclasses; durations are text such as "100 epochs".
 
 No network library is imported here, so that the command line can be built in a moment. What
-defines the training (`model` to `run`) is compared when a run is resumed; `execution` says only
-how it is carried out and may change at any time.
+defines the training (`model` to `run`) is compared when a run is resumed; `execution` may change
+at any time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from dino.files import UserError
 from dino.settings import Form, Range, validated
 
 Size = Annotated[int, Range(low=1, high=10**9)]
-"""A count or a side in pixels."""
 Number = Annotated[int, Range(low=1, high=1000)]
-"""A count of modules or files."""
 Share = Annotated[float, Range(low=0, high=1)]
 Rate = Annotated[float, Range(low=0, high=1000)]
 Temperature = Annotated[float, Range(above=0)]
@@ -277,7 +275,7 @@ class PretrainConfig:
             Warnings: sentences about settings that are known to go wrong.
 
         Raises:
-            UserError: in one sentence that says what to change.
+            UserError: with the setting to change.
         """
         from dino.models.create import defaults  # imports torch, which `--help` can do without
 

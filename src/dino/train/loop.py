@@ -82,7 +82,7 @@ def train(
         source: the images.
         run: the run folder; made if there is none.
         device: this process's device.
-        about: what `config.json` and the weights say of the data and the recipe.
+        about: the data and the recipe, for `config.json` and the files of weights.
         evaluations: measured on the teacher every `execution.knn_every`, by all ranks.
         initial: weights to start from instead of random numbers (`train.warm_start.begin`); they
             are measured before the first step, and a fall below that is reported.
@@ -176,17 +176,16 @@ class _Loop:
             self.state = self.checkpoints.restore(self.distillation, last)
             self.tracker.state, self.sampler.start_step = self.state, self.state.step
         barrier()  # every rank has compared and read before the main rank writes
-        self.folder.write_config(
-            {
-                "about": about,
-                "defining": self.defining,
-                "images": self.images,
-                "execution": asdict(self.execution),
-                "steps_per_epoch": self.sampler.steps_per_epoch,
-                "total_steps": self.total,
-                **({"init": self.initial.record()} if self.initial else {}),
-            }
-        )
+        content = {
+            "about": about,
+            "defining": self.defining,
+            "images": self.images,
+            "execution": asdict(self.execution),
+            "steps_per_epoch": self.sampler.steps_per_epoch,
+            "total_steps": self.total,
+            **({"init": self.initial.record()} if self.initial else {}),
+        }
+        self.folder.write_config(content)
 
     def run(self) -> Result:
         """Algorithm 1, from the first step that is not done."""
@@ -245,15 +244,10 @@ class _Loop:
 
     def _views(self, batch: Batch) -> list[Tensor]:
         """Normalised float views on the device, group by group."""
-        views = []
-        for group in batch.groups:
-            group = group.to(self.device)
-            flat = augment(
-                group.images.flatten(0, 1),
-                group.params.flatten(0, 1),
-                self.config.pixels.mean,
-                self.config.pixels.std,
-            )
+        pixels, views = self.config.pixels, []
+        for group in (group.to(self.device) for group in batch.groups):
+            images, params = group.images.flatten(0, 1), group.params.flatten(0, 1)
+            flat = augment(images, params, pixels.mean, pixels.std)
             views.append(flat.unflatten(0, group.images.shape[:2]))
         return views
 

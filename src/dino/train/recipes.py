@@ -44,7 +44,7 @@ def vit_s16() -> PretrainConfig:
 def vit_s8() -> PretrainConfig:
     """ViT-S/8, 800 epochs: 78.3 / 79.7 (paper Table 2).
 
-    Keep fp32: the authors saw instabilities with patches of 8 in mixed precision.
+    Train in fp32: the authors saw instabilities with patches of 8 in mixed precision.
     """
     base = vit_s16()
     return replace(
@@ -124,7 +124,7 @@ def boost() -> PretrainConfig:
 
 
 def small_data() -> PretrainConfig:
-    """ViT-S/16 for 5,000 to 500,000 images of one's own on one GPU.
+    """ViT-S/16 for 5,000 to 500,000 images of your field on one GPU.
 
     `dino pretrain small_data --data photos/ --out RUN`. Few prototypes, a teacher that stays
     sharp, a fixed prototype norm and a long freeze are the authors' advice against collapse
