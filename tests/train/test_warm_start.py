@@ -127,7 +127,7 @@ def test_a_published_full_checkpoint(earlier: Path, tmp_path: Path, center: bool
     torch.save(content, tmp_path / "full.pth")
     config, initial = start(tmp_path / "full.pth", tmp_path, model__heads=2)
     assert config.model.position == "reference"
-    assert config.head.fixed_norm is False  # as the file's own arguments say
+    assert config.head.fixed_norm is False  # as in the file's arguments
     made = filled(config, initial)
     assert_equal(made.student.state_dict(), student)
     assert_equal(made.teacher.state_dict(), teacher)
@@ -191,7 +191,7 @@ def test_other_channels_are_those_of_a_grey_picture(
     assert initial.spec["channels"] == again.pixels.channels == 3
 
 
-def test_a_network_of_timm_keeps_its_grid(tmp_path: Path) -> None:
+def test_a_network_of_timm_is_not_resampled(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     old = dino.create("timm:test_vit", image_size=96)
     save(old, tmp_path / "w.safetensors")

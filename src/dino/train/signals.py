@@ -35,12 +35,13 @@ def stop_on_signals(ranks: Ranks) -> Iterator[threading.Event]:
             return
         if number == signal.SIGINT and stop.is_set():
             raise KeyboardInterrupt
-        if ranks.main and not stop.is_set():
+        first = not stop.is_set()
+        stop.set()
+        if first and ranks.main:
             _print(
                 f"{signal.Signals(number).name}: the run saves after this step and stops; "
                 "Ctrl-C stops it at once, without saving"
             )
-        stop.set()
 
     before = {
         number: signal.signal(number, handle)
