@@ -1,4 +1,4 @@
-"""A whole pretraining: what follows the training cannot fail it, and is shared among the ranks."""
+"""`dino.pretrain`: what follows the training cannot fail it, and is shared among the ranks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pretrain(data: Path, out: Path, **settings: Any) -> Any:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page takes seconds and has its own tests."""
+    """The page takes seconds and is tested elsewhere."""
     monkeypatch.setattr(pretraining, "report", lambda *_, **__: None)
 
 
@@ -59,9 +59,9 @@ def test_a_comparison_or_report_that_fails_is_a_warning(
     monkeypatch.setattr(pretraining, "compare", fails)
     monkeypatch.setattr(pretraining, "report", fails)
     assert pretrain(photos, tmp_path / "run").finished
-    told = capsys.readouterr().err
-    assert "the comparison with the untrained network failed (RuntimeError: no [font] /f" in told
-    assert "the report failed (RuntimeError: no [font] /found); the weights are saved" in told
+    printed = capsys.readouterr().err
+    assert "the comparison with the untrained network failed (RuntimeError: no [font] /f" in printed
+    assert "the report failed (RuntimeError: no [font] /found); the weights are saved" in printed
     assert {"teacher.safetensors"} == {p.name for p in (tmp_path / "run").glob("*.safetensors")}
 
 
@@ -74,11 +74,11 @@ def test_results_that_cannot_be_read_are_measured_again(
     before = results.read_text()
     for content in ("[]", "{", '{"checkpoint": "step_00000001", "knn": {"k": 1}}'):
         results.write_text(content)
-        pretraining.tell(result)
+        pretraining.print_result(result)
         assert "k-NN" not in capsys.readouterr().out
         pretrain(photos, tmp_path / "run")
         assert results.read_text() == before
-    pretraining.tell(result)
+    pretraining.print_result(result)
     assert "raw pixels" in capsys.readouterr().out
 
 

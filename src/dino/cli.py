@@ -127,7 +127,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         recipe_name=name,
     )
     if ranks().main:
-        pretraining.tell(result)
+        pretraining.print_result(result)
     if not result.finished:
         sys.exit(INTERRUPTED)
 

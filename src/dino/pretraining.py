@@ -1,7 +1,4 @@
-"""A whole pretraining: train, measure what was learned, show it.
-
-The one place that joins `train`, `evaluate` and `show`, which know nothing of each other.
-"""
+"""`dino pretrain`: joins `train`, `evaluate` and `show`, which do not import each other."""
 
 from __future__ import annotations
 
@@ -13,14 +10,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.table import Table
 
 from dino.data.commands.preview import contact_sheet, make_rows
 from dino.data.commands.stats import read_stats
 from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
-from dino.evaluate.protocol import Evaluation
+from dino.evaluate.command import table
 from dino.files import (
     UserError,
     as_path,
@@ -42,7 +38,6 @@ from dino.runtime import (
 )
 from dino.settings import conform, parsed, validated
 from dino.show.report import report
-from dino.train.build import for_architecture
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig
 from dino.train.loop import Result, train
@@ -51,10 +46,8 @@ from dino.train.warm_start import HeadChoice, begin
 from dino.weights.checkpoint import last_step
 from dino.weights.load import load
 
-WATCHED = 2_000
-"""Images of the bank, and of the queries, that k-NN takes while training."""
-COMPARED = 20_000
-"""The same for the comparison with the untrained network and raw pixels at the end."""
+TRAINING_IMAGES, FINAL_IMAGES = 2_000, 20_000
+"""Most images of the bank, and of the queries, for k-NN while training and at the end."""
 K = 20
 """Neighbours; the paper's best (section 4.1)."""
 
@@ -84,17 +77,17 @@ def pretrain(
             `dino.data.sources.open.open_source` takes. A folder with `train` and `val` in it
             trains on the one and measures on the other, and never reads `test`.
         out: the run folder.
-        val: labelled images to measure k-NN on; by default each training image is held against
+        val: labelled images to measure k-NN on; by default each training image is compared with
             all others.
         device: auto, cpu, cuda, cuda:N or mps.
         settings: settings to change, for example `{"optim.lr": 1e-3, "run.batch": 64}`.
         stats: a file of `dino data stats`: channels, their range, means and deviations.
-        init_from: weights to begin with instead of random numbers: whatever `dino.load` takes.
+        init_from: weights to start from instead of random ones: whatever `dino.load` takes.
             They decide the architecture, mean and deviation of the pixels, and the head if they
             have one; of `settings`, those that contradict them are refused.
-        init_head: "auto" takes the head along if there is one; "new" trains a new one, which the
-            backbone waits for (`optim.freeze_backbone`).
-        recipe_name: what to call a configuration in the record.
+        init_head: "auto" trains the head of `init_from` on if there is one; "new" trains a new one,
+            during whose warm-up the backbone is frozen (`optim.freeze_backbone`).
+        recipe_name: name of a configuration in `config.json`.
 
     Returns:
         How the run ended; its folder then holds `teacher.safetensors`, `metrics.jsonl` and
@@ -115,17 +108,20 @@ def pretrain(
     given = set(conform(settings, dict[str, Any] | None, "settings") or {})
     config = recipe_named(name) if isinstance(name, str) else name
     config = validated(config.changed(settings or {}))
+    config = measured(config, stats)
     if stats is not None:
-        config = measured(config, stats)
         given |= {f"pixels.{setting.name}" for setting in fields(PixelSettings)}
     initial = None
     if init_from is not None:
         config, initial = begin(config, init_from, out, given=given, head=init_head)
-    config = for_architecture(config, given)
-    config.check(ranks().world)
+    config = config.for_architecture(given)
+    config.check()
     chosen = pick_device(device)
     named = val is not None
-    data, val = _split(data, val)
+    if isinstance(data, str) and data == "demo" and val is None:
+        val = "demo:test"
+    else:
+        data, val = use_splits(data, val)
     source = open_source(data, config.pixels.format)
     queries = None if val is None else open_source(val, config.pixels.format)
     if queries is not None and (source.labels is None or queries.labels is None):
@@ -134,24 +130,27 @@ def pretrain(
         val = queries = None
     about = {
         "recipe": name if isinstance(name, str) else recipe_name,
-        "data": _called(data),
-        "val": None if val is None else _called(val),
+        "data": _description(data),
+        "val": None if val is None else _description(val),
         **({} if initial is None else initial.defining()),
     }
-    with naming(out), process_group(chosen) as here:
+    evaluations = []
+    if source.labels is not None:
+        evaluations = [KNNEvaluation(source, queries, k=(10, K), limit=TRAINING_IMAGES)]
+    with naming(out), process_group(chosen) as current:
         result = train(
             config,
             source,
             out,
             device=chosen,
             about=about,
-            evaluations=_evaluations(source, queries),
+            evaluations=evaluations,
             initial=initial,
         )
         if result.finished and source.labels is not None:
             with _after_training("the comparison with the untrained network", "evaluate knn"):
                 _compare(result.run, source, queries, chosen, config.execution.workers)
-    if here.main and result.finished:
+    if current.main and result.finished:
         with _after_training("the report", "report"):
             report(result.run, device=chosen)
     return result
@@ -171,50 +170,32 @@ def _after_training(what: str, command: str) -> Iterator[None]:
         )
 
 
-def measured(config: PretrainConfig, stats: str | Path) -> PretrainConfig:
-    """A configuration with the pixels that `dino data stats` found.
+def measured(config: PretrainConfig, stats: str | Path | None) -> PretrainConfig:
+    """A configuration with the pixels that `dino data stats` found; as it is without `stats`.
 
     Raises:
-        UserError: if the file is another, or the configuration says otherwise itself.
+        UserError: if the file is another, or contradicts the configuration.
     """
-    found, usual = read_stats(stats).settings(), PixelSettings()
+    if stats is None:
+        return config
+    found = read_stats(stats).settings()
     for name, value in found.items():
-        own = getattr(config.pixels, name)
-        if own not in (value, getattr(usual, name)):
+        present = getattr(config.pixels, name)
+        if present not in (value, getattr(PixelSettings(), name)):
             raise UserError(
-                f"pixels.{name} is {own}, and {value} in {stats}: give either --stats or --pixels.*"
+                f"pixels.{name} is {present}, and {value} in {stats}: give either --stats or "
+                "--pixels.*"
             )
     return replace(config, pixels=PixelSettings(**found))
 
 
-def _split(data: Any, val: Any) -> tuple[Any, Any]:
-    """Training images and images to measure on, where one name stands for both."""
-    if isinstance(data, str) and data == "demo" and val is None:
-        return "demo", "demo:test"
-    return use_splits(data, val)
-
-
-def _called(data: Any) -> str:
+def _description(data: Any) -> str:
     return str(data) if isinstance(data, (str, Path)) else type(data).__name__
-
-
-def _evaluations(source: Source, queries: Source | None) -> list[Evaluation]:
-    if source.labels is None:
-        return []
-    return [KNNEvaluation(source, queries, k=(10, K), limit=WATCHED)]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`results.json`: k-NN of a trained network, its untrained twin and raw pixels.
-
-    Attributes:
-        checkpoint: the step that was measured.
-        trained, untrained, pixels: top-1 accuracy in percent.
-        k: neighbours.
-        bank, queries, skipped: numbers of images.
-        leave_one_out: whether the queries are the bank itself.
-    """
+    """`results.json`: k-NN top-1 accuracies in percent, and numbers of images."""
 
     checkpoint: str
     trained: float
@@ -245,51 +226,36 @@ def _compare(
     earlier = gather_objects(_comparison(run))[0]
     if step is None or (earlier is not None and earlier.checkpoint == step.name):
         return
-    bank = spread(source, COMPARED)
-    asked = None if queries is None else spread(queries, COMPARED)
+    workers = default_workers() if workers is None else workers
     settings = KNN(
-        weights=str(run),
-        data="",
-        k=(K,),
-        baseline=True,
-        device=str(device),
-        workers=default_workers() if workers is None else workers,
+        weights=str(run), data="", k=(K,), baseline=True, device=str(device), workers=workers
     )
-    scores, counted = compare(load(run, device), bank, asked, settings=settings)
-    rows = {name: next(iter(by_k.values())).top1 for name, by_k in scores.items()}
-    sizes = {"k": next(iter(scores["trained"])), **counted, "leave_one_out": asked is None}
+    images = spread(source, FINAL_IMAGES), queries and spread(queries, FINAL_IMAGES)
+    scores, sizes = compare(load(run, device), *images, settings=settings)
+    (k,) = scores["trained"]  # fewer than K in a small bank
+    knn = {name: by_k[k].top1 for name, by_k in scores.items()}
+    knn |= {"k": k, **sizes, "leave_one_out": queries is None}
     if ranks().main:
-        atomic_json(run / "results.json", {"checkpoint": step.name, "knn": {**rows, **sizes}})
+        atomic_json(run / "results.json", {"checkpoint": step.name, "knn": knn})
 
 
 def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path:
-    """`dino data preview`: write the contact sheet of a recipe's views.
+    """`dino data preview`: write the contact sheet of a recipe's views; returns its path.
 
     Args:
         settings: of the command.
-        config: whose views and pixels are shown.
-        recipe_name: what to call it on the sheet.
-
-    Returns:
-        The picture.
+        config: of the views and pixels.
+        recipe_name: for the title of the sheet.
 
     Raises:
         UserError: for a mistake in the settings or the data, in one sentence.
     """
     check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
-    config = validated(config)
-    config = config if settings.stats is None else measured(config, settings.stats)
-    config.pixels.check()
+    config = measured(validated(config), settings.stats)
     source = open_source(settings.data, config.pixels.format)
-    rows, skipped = make_rows(
-        source,
-        config.views.specs(),
-        config.pixels.mean,
-        config.pixels.std,
-        images=settings.images,
-        epoch=settings.epoch,
-        seed=settings.seed,
-    )
+    views, pixels = config.views.specs(), config.pixels
+    options = {"images": settings.images, "epoch": settings.epoch, "seed": settings.seed}
+    rows, skipped = make_rows(source, views, pixels.mean, pixels.std, **options)
     for error in skipped:
         Console(stderr=True).print(f"{error}; another took its place", style="yellow")
     title = (
@@ -302,28 +268,19 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     return settings.out
 
 
-def tell(result: Result) -> None:
+def print_result(result: Result) -> None:
     """Print the table and the paths that end `dino pretrain`."""
     console = Console()
     if (found := _comparison(result.run)) is not None:
-        console.print(_table(found))
+        images = "leave-one-out" if found.leave_one_out else f"{found.queries:,} images"
+        title = f"k-NN accuracy, k = {found.k}, {images}, bank of {found.bank:,}"
+        rows = {"trained, without labels": (f"{found.trained:.1f}", "")}
+        others = {"same network, untrained": found.untrained, "raw pixels": found.pixels}
+        for name, top1 in others.items():
+            rows[name] = f"{top1:.1f}", f"{found.trained - top1:+.1f} points"
+        console.print(table(title, ["features", "top-1 %", "lead of the trained network"], rows))
     if result.refused:
         console.print(f"{result.refused} steps were refused: {result.run / 'refused.jsonl'}")
     if result.finished:
         console.print(f"weights  {result.run / 'teacher.safetensors'}", soft_wrap=True)
         console.print(f"report   {result.run / 'report.html'}", soft_wrap=True)
-
-
-def _table(found: Comparison) -> Table:
-    how = "leave-one-out" if found.leave_one_out else f"{found.queries:,} images"
-    table = Table(title=f"k-NN accuracy, k = {found.k}, {how}, bank of {found.bank:,}")
-    table.add_column("features")
-    table.add_column("top-1 %", justify="right")
-    table.add_column("lead of the trained network", justify="right")
-    table.add_row("trained, without labels", f"{found.trained:.1f}", "")
-    for name, accuracy in (
-        ("same network, untrained", found.untrained),
-        ("raw pixels", found.pixels),
-    ):
-        table.add_row(name, f"{accuracy:.1f}", f"{found.trained - accuracy:+.1f} points")
-    return table

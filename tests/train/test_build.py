@@ -13,7 +13,7 @@ from dino.distillation.step import Distillation
 from dino.files import UserError
 from dino.pretraining import pretrain
 from dino.runtime import Ranks
-from dino.train.build import build, for_architecture
+from dino.train.build import build, check_memory
 from dino.train.recipes import recipe
 
 VIT_ONLY = ("model.embed_dim", "model.depth", "model.heads", "model.patch_size", "model.drop_path")
@@ -22,9 +22,8 @@ SMALL |= {"teacher.temperature_warmup": "1 steps"}
 
 
 def built(arch: str, **settings: Any) -> Distillation:
-    config = for_architecture(
-        recipe("small_data").changed({**SMALL, "model.arch": arch, **settings})
-    )
+    config = recipe("small_data").changed({**SMALL, "model.arch": arch, **settings})
+    config = config.for_architecture()
     return build(config, config.schedules(8), torch.device("cpu"), Ranks())
 
 
@@ -82,3 +81,15 @@ def test_building_leaves_the_random_state_and_the_statistics(monkeypatch: Any) -
     ):
         assert torch.equal(ours, theirs)
     assert normal.student.training
+
+
+@pytest.mark.parametrize("arch", ["vit_small", "resnet50", "timm:resnet10t", "timm:test_vit"])
+def test_the_memory_of_every_architecture_is_counted(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dino.train.build.total_memory", lambda device: 2**20)
+    config = recipe("small_data").changed({**SMALL, "model.arch": arch}).for_architecture()
+    with pytest.raises(
+        UserError, match=r"the parameters and the views .* lower run.batch or sizes"
+    ):
+        check_memory(config, torch.device("cpu"), Ranks())

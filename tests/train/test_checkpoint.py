@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, strict, and without a pickle."""
+"""Checkpoints: complete or absent, strict, and without a pickle."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
         monkeypatch.setattr(module, "save_file", save_file)
     elif name == "state.json":
-        monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(module, "atomic_json", full)
     elif name == "LAST":
         monkeypatch.setattr(module, "atomic_write", full)
     else:
         monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(UserError, match=r"no space is left on the disk; step_00000001 is complete"):
+    with pytest.raises(UserError, match=r"No space left .* saved, step_00000001 is complete"):
         checkpoints.save(ours, RunState(2))
     monkeypatch.undo()
     assert checkpoints.last() == tmp_path / "step_00000001"
@@ -104,8 +104,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 def test_damage_is_named(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     path = checkpoints.save(distillation(), RunState(1))
-    whole = tmp_path / "whole"
-    shutil.copytree(path, whole)
+    intact = tmp_path / "intact"
+    shutil.copytree(path, intact)
 
     (path / "teacher.safetensors").write_bytes((path / "teacher.safetensors").read_bytes()[:-9])
     with pytest.raises(UserError, match="is damaged"):
@@ -115,12 +115,12 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"do not fit the network: other shapes: head\.mlp\.0\.bias is"
     ):
-        checkpoints.restore(other, whole)
+        checkpoints.restore(other, intact)
 
-    text = json.loads((whole / "state.json").read_text())
-    (whole / "state.json").write_text(json.dumps({**text, "format": 99}))
+    text = json.loads((intact / "state.json").read_text())
+    (intact / "state.json").write_text(json.dumps({**text, "format": 99}))
     with pytest.raises(UserError, match="format 99"):
-        checkpoints.restore(distillation(), whole)
+        checkpoints.restore(distillation(), intact)
 
 
 @pytest.mark.parametrize(

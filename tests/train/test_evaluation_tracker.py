@@ -1,25 +1,26 @@
-"""What counts as a fall below the start, and what is kept of the evaluations."""
+"""What counts as a fall below the start, and what is stored of the evaluations."""
 
 from __future__ import annotations
 
 import pytest
 
 from dino.models.backbone import Backbone
+from dino.train.checkpoint import RunState
 from dino.train.evaluation_tracker import EvaluationTracker
 
 
 class Fixed:
     name = "knn"
 
-    def __init__(self, asked: int) -> None:
-        self.asked = asked
+    def __init__(self, queries: int, **measures: float) -> None:
+        self.asked, self.measures = queries, measures
 
     def run(self, backbone: Backbone) -> dict[str, float]:
-        raise NotImplementedError
+        return self.measures
 
 
 @pytest.mark.parametrize(
-    ("asked", "now", "fall"),
+    ("queries", "now", "fall"),
     [
         (1_000_000, 50.0, 0.0),
         (1_000_000, 49.1, 0.0),  # within a point, however many images
@@ -31,36 +32,32 @@ class Fixed:
         (100, 90.0, 0.0),
     ],
 )
-def test_a_fall_is_more_than_chance(asked: int, now: float, fall: float) -> None:
-    tracker = EvaluationTracker([Fixed(asked)], measured={"k10": now - 3, "k20": now}, start=50.0)
+def test_a_fall_is_more_than_chance(queries: int, now: float, fall: float) -> None:
+    state = RunState(0, measured={"k10": now - 3, "k20": now}, start=50.0)
+    tracker = EvaluationTracker([Fixed(queries)], state)
     assert tracker.fall() == pytest.approx(fall)
-    assert (
-        EvaluationTracker([Fixed(asked)], measured={"k20": now}).fall() == 0.0
-    )  # did not begin with weights
+    state.start = None  # not started from weights
+    assert tracker.fall() == 0.0
 
 
-def test_the_best_is_kept_and_survives_a_checkpoint() -> None:
-    tracker = EvaluationTracker([Fixed(1)])
+def test_the_best_is_stored() -> None:
+    state = RunState(0)
+    tracker = EvaluationTracker([], state)
     found = []
     for value in (3.0, 2.0, 4.0):
-        tracker.measured = {"k10": value}
+        state.measured = {"k10": value}
         found.append(tracker.improved())
     assert found == [True, False, True]
-    tracker.start = 3.0
-    again = EvaluationTracker([Fixed(1)])
-    again.restore(tracker.state(step=7, refused=2))
-    assert (again.measured, again.best, again.start) == ({"k10": 4.0}, 4.0, 3.0)
-    assert tracker.state(7, 2) == again.state(7, 2)
-    again.restore(EvaluationTracker([]).state(0, 0))
-    assert again.start is None
-    assert again.improved() is False
+    assert state.best == 4.0
+    state.measured = {}
+    assert not tracker.improved()
 
 
 def test_measures_that_are_not_finite_are_left_out() -> None:
-    class Broken(Fixed):
-        def run(self, backbone: Backbone) -> dict[str, float]:
-            return {"k10": float("nan"), "k20": 3.0}
-
-    tracker = EvaluationTracker([Broken(1)])
+    state = RunState(0)
+    tracker = EvaluationTracker([Fixed(1, k10=float("nan"), k20=3.0)], state)
     tracker.measure(backbone=None)  # type: ignore[arg-type]
-    assert tracker.measured == {"k20": 3.0}
+    assert state.measured == {"k20": 3.0}
+    tracker.evaluations = [Fixed(1, k10=float("nan"))]
+    tracker.measure(backbone=None)  # type: ignore[arg-type]
+    assert tracker.leading is None

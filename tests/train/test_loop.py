@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dino import cli
+from dino.distillation.step import Distillation, StepReport
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
 from dino.models.backbone import Backbone
@@ -64,7 +66,7 @@ class Rising(Evaluation):
         return {"k10": float(10 * self.count)}
 
 
-def test_a_run_folder_is_whole(tmp_path: Path) -> None:
+def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     result = train(
         config(), images(), tmp_path, device=CPU, about={"data": "x"}, evaluations=[Rising()]
     )
@@ -111,14 +113,14 @@ def test_stopped_by_a_signal_and_resumed_equals_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(config(), images(), tmp_path / "straight", device=CPU)
-    read = module._Loop._read_report
+    views = module._Loop._views
 
-    def interrupt(self: Any, launched: Any) -> None:
-        read(self, launched)
-        if launched.step == 3:  # in mid-epoch
+    def interrupt(self: Any, batch: Any) -> list[torch.Tensor]:
+        if batch.step == 3:  # in mid-epoch
             os.kill(os.getpid(), signal.SIGTERM)
+        return views(self, batch)
 
-    monkeypatch.setattr(module._Loop, "_read_report", interrupt)
+    monkeypatch.setattr(module._Loop, "_views", interrupt)
     stopped = train(config(), images(), tmp_path / "stopped", device=CPU)
     assert (stopped.step, stopped.finished) == (4, False)
     monkeypatch.undo()
@@ -170,7 +172,7 @@ def test_killed_at_random_moments_and_resumed_equals_never_stopped(tmp_path: Pat
         while process.is_alive():  # until it has gone on from where it was
             if (checkpoints / "LAST").exists() and (checkpoints / "LAST").read_text() != before:
                 break
-        if kill % 2:  # a checkpoint's folder is hidden until it is whole
+        if kill % 2:  # a checkpoint's folder is hidden until it is complete
             while process.is_alive() and not any(checkpoints.glob(".step_*")):
                 pass
         time.sleep(moments.uniform(0, 0.004 if kill % 2 else 0.1))
@@ -225,11 +227,11 @@ def test_a_full_disk_ends_in_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="no space is left on the disk"):
+    with pytest.raises(UserError, match=r"No space left on device.*no checkpoint was saved"):
         train(config(), images(), tmp_path, device=CPU)
 
 
-def test_collapse_is_told_and_recorded(
+def test_collapse_is_reported_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -240,6 +242,41 @@ def test_collapse_is_told_and_recorded(
     train(config(run__duration="2 steps"), images(), tmp_path, device=CPU)
     assert "step 1: flat!" in capsys.readouterr().err
     assert {"step": 1, "collapse": "uniform"} in read_metrics(tmp_path)
+
+
+def test_kl_is_of_the_cross_entropy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the loss has another term."""
+    step = Distillation.step
+
+    def with_a_regulariser(self: Distillation, *arguments: Any) -> StepReport:
+        report = step(self, *arguments)
+        return replace(report, terms={**report.terms, "regulariser": torch.tensor(100.0)})
+
+    monkeypatch.setattr(Distillation, "step", with_a_regulariser)
+    train(config(execution__log_every="1 steps"), images(), tmp_path, device=CPU)
+    line = next(line for line in read_metrics(tmp_path) if "loss" in line)
+    assert line["kl"] == pytest.approx(line["cross_entropy"] - line["teacher_entropy"])
+    assert line["loss"] == pytest.approx(line["cross_entropy"] + 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, r"for 4 image\(s\) at a time: take fewer, such as --execution.micro-batch 2"),
+        ({"execution__micro_batch": 2}, r"for 2 image\(s\) .* --execution.micro-batch 1"),
+        ({"execution__micro_batch": 99}, r"for 4 image\(s\) .* --execution.micro-batch 2"),
+        ({"head__batch_norm": True}, r"for 4 image\(s\) .* such as --run.batch 2"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(Distillation, "step", full)
+    with pytest.raises(UserError, match=words):
+        train(config(**changes), images(), tmp_path, device=CPU)
 
 
 def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:

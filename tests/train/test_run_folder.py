@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import sys
@@ -74,7 +73,7 @@ def test_two_processes_do_not_train_in_one_folder(holder: Any, tmp_path: Path) -
     short(tmp_path / "run")
 
 
-def test_workers_do_not_keep_the_lock(tmp_path: Path) -> None:
+def test_workers_do_not_hold_the_lock(tmp_path: Path) -> None:
     """A killed run's workers may live for some seconds more."""
     if not hasattr(os, "fork"):
         pytest.skip("workers are not forked here")
@@ -108,7 +107,7 @@ def test_a_file_system_without_locks_is_warned_of(
 
 
 def as_a_rank(ranks: Ranks, path: Path) -> list[str]:
-    """What a rank is told by a folder that is free, one that cannot be, and other images."""
+    """The answers to a rank of a folder that is free, one that cannot be, and other images."""
 
     def lock(folder: Path) -> str:
         with RunFolder(folder, ranks).locked():
@@ -138,14 +137,14 @@ def test_ranks_share_one_lock_and_need_the_same_images(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- leftovers
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
     short(tmp_path)
-    kept = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
     (tmp_path / ".metrics.jsonl.a1b2.tmp").write_text("{")
     (tmp_path / "checkpoints" / ".LAST.c3.tmp").touch()
     half = tmp_path / "checkpoints" / ".step_00000003.tmp"
     half.mkdir()
     (half / "student.safetensors").touch()
     short(tmp_path)
-    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == kept
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == before
 
 
 # ---------------------------------------------------------------------------------- which run
@@ -211,22 +210,6 @@ def test_a_moved_folder_of_images_is_the_same(tmp_path: Path) -> None:
     assert describe_images(open_source(tmp_path / "moved"))["digest"] == before
 
 
-def test_a_folder_of_an_older_version_is_read_with_a_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    short(tmp_path, **{"run.duration": "2 steps", "execution.checkpoint_every": "1 steps"})
-    (tmp_path / "checkpoints" / "LAST").write_text("step_00000001")
-    path = tmp_path / "config.json"
-    content = json.loads(path.read_text())
-    del content["format"], content["images"]
-    path.write_text(json.dumps(content))
-    short(tmp_path, **{"run.duration": "2 steps"})
-    assert "has no digest of the images: only their number" in capsys.readouterr().err
-    content = json.loads(path.read_text())
-    assert content["format"] == module.FORMAT
-    assert len(content["images"]["digest"]) == 64
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -236,8 +219,9 @@ def test_a_folder_of_an_older_version_is_read_with_a_warning(
         b"{",
         b"{}",
         b'{"defining": []}',
+        b'{"defining": {}}',
         b'{"defining": {}, "images": 3}',
-        b'{"defining": {}, "init": "x"}',
+        b'{"defining": {}, "images": {}, "init": "x"}',
         b'{"format": 2, "defining": {}}',
         b'{"format": "x", "defining": {}}',
     ],

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.ranks import run as run_ranks
 from helpers.small import TINY_RUN, images
 
 from dino import cli
@@ -89,7 +90,7 @@ def test_other_signals_do_not_interrupt(capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr().err.strip().count("\n") == 0
 
 
-def test_forked_workers_take_no_part(
+def test_forked_workers_ignore_signals(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with stop_on_signals(Ranks()) as stop:
@@ -109,10 +110,25 @@ def test_ignored_signals_stay_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_several_ranks_are_ended_by_signals() -> None:
-    before = [signal.getsignal(number) for number in SIGNALS]
-    with stop_on_signals(Ranks(0, 2)):
-        assert [signal.getsignal(number) for number in SIGNALS] == before
+def trained_rank(ranks: Ranks, run: Path) -> tuple[int, bool]:
+    """Train with a signal to the second rank only, in its fourth step."""
+    with pytest.MonkeyPatch.context() as patch:
+        if ranks.rank == 1:
+            signal_at(patch, 3, signal.SIGUSR1)
+        result = train(config(), images(), run, device=torch.device("cpu"))
+    return result.step, result.finished
+
+
+def test_a_signal_to_one_rank_stops_and_saves_all_at_one_step(tmp_path: Path) -> None:
+    assert run_ranks(trained_rank, 2, tmp_path, joined=False) == [(4, False)] * 2
+    assert (tmp_path / "checkpoints" / "LAST").read_text().strip() == "step_00000004"
+
+
+def test_only_the_main_rank_prints(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_signals(Ranks(1, 2)) as stop:
+        send(signal.SIGTERM)
+        assert stop.is_set()
+    assert not capfd.readouterr().err
 
 
 CLOSED_TERMINAL = """

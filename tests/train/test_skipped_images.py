@@ -39,10 +39,10 @@ def folder(tmp_path: Path) -> tuple[Path, Folder, dict[str, str]]:
     noise = np.random.default_rng(0).integers(0, 256, (COUNT, 24, 24, 3), dtype=np.uint8)
     for index, pixels in enumerate(noise):
         Image.fromarray(pixels).save(root / f"{index:03}.jpg")
-    whole = (root / "000.jpg").read_bytes()
+    content = (root / "000.jpg").read_bytes()
     (root / "011.jpg").write_bytes(b"")
     (root / "033.jpg").write_bytes(b"<html>not found</html>")
-    (root / "055.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "055.jpg").write_bytes(content[: len(content) // 2])
     Image.new("1", (200, 200)).save(root / "077.png")
     (root / "077.jpg").unlink()
     source = Folder(root)
@@ -77,13 +77,13 @@ def test_a_run_goes_on_without_them_and_lists_them(
     assert result.skipped == len(wrong)
     assert listed(tmp_path / "run") == sorted(wrong.items())
     assert read_metrics(tmp_path / "run")[-1]["skipped"] == len(wrong)
-    told = " ".join(capsys.readouterr().err.split())
-    assert "5 images could not be used (1 damaged, 1 empty, 1 missing, 1 not an image" in told
-    assert "skipped.csv" in told
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "5 images could not be used (1 damaged, 1 empty, 1 missing, 1 not an image" in printed
+    assert "skipped.csv" in printed
 
 
 @pytest.mark.usefixtures("small_bombs")
-def test_a_resumed_run_keeps_its_list(
+def test_a_resumed_run_continues_its_list(
     folder: tuple[Path, Folder, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, source, wrong = folder
@@ -120,7 +120,7 @@ def test_more_than_the_limit_of_one_kind_stops_the_run(
     assert result.skipped == len(wrong) + 1
 
 
-def test_names_that_are_not_text_are_kept(tmp_path: Path) -> None:
+def test_names_that_are_not_text_are_stored(tmp_path: Path) -> None:
     name = b"caf\xe9,\n1.jpg".decode("utf-8", "surrogateescape")
     for _ in range(2):
         skipped = SkippedImages(tmp_path, 10, 1.0)

@@ -37,34 +37,34 @@ def state(run: Path) -> dict[str, torch.Tensor]:
 def test_an_interrupted_run_on_shards_ends_with_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, seen = demo().changed(SETTINGS), []
+    config, order_read = demo().changed(SETTINGS), []
     views = loop._Loop._views
 
     def note(self: loop._Loop, batch: loop.Batch) -> list[torch.Tensor]:
-        seen.extend(batch.index.tolist())
+        order_read.extend(batch.index.tolist())
         return views(self, batch)
 
     monkeypatch.setattr(loop._Loop, "_views", note)
-    train(config, open_source(name), tmp_path / "whole", device=CPU)
+    train(config, open_source(name), tmp_path / "straight", device=CPU)
     blocks = [1] * COUNT
     assert len(blocks) > WINDOW
     order = [i for epoch in range(2) for i in epoch_order(COUNT, 0, epoch, blocks)]
-    assert seen == order[: 4 * STEPS]
+    assert order_read == order[: 4 * STEPS]
 
     def stop(self: loop._Loop, step: int) -> None:
         raise KeyboardInterrupt
 
-    seen.clear()
+    order_read.clear()
     save = loop._Loop._save
     with monkeypatch.context() as interrupted:
         interrupted.setattr(
             loop._Loop, "_save", lambda self, step: (save(self, step), stop(self, step))
         )
         with pytest.raises(KeyboardInterrupt):
-            train(config, open_source(name), tmp_path / "parts", device=CPU)
-    train(config, open_source(name), tmp_path / "parts", device=CPU)
-    assert seen == order[: 4 * STEPS]
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for key, tensor in whole.items():
-        assert torch.equal(tensor, parts[key]), key
+            train(config, open_source(name), tmp_path / "resumed", device=CPU)
+    train(config, open_source(name), tmp_path / "resumed", device=CPU)
+    assert order_read == order[: 4 * STEPS]
+    straight, resumed = state(tmp_path / "straight"), state(tmp_path / "resumed")
+    assert straight.keys() == resumed.keys()
+    for key, tensor in straight.items():
+        assert torch.equal(tensor, resumed[key]), key

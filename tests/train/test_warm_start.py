@@ -1,4 +1,4 @@
-"""A run that begins with weights: what it takes from them, what it converts and what it refuses."""
+"""A run that starts from weights: what comes from them, what is converted, what is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from dino.weights.load import save
 CPU = torch.device("cpu")
 SIZES = ("embed_dim", "depth", "heads", "patch_size", "drop_path")
 RUN = {k: v for k, v in TINY_RUN.items() if not k.startswith(("model.", "head."))}
-"""How the tests' runs go, without a word on networks: those come from the weights."""
+"""Settings of the tests' runs without those of networks, which come from the weights."""
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def start(
     weights: Path, run: Path, head: HeadChoice = "auto", **settings: Any
 ) -> tuple[PretrainConfig, Initial]:
     """What `dino pretrain small_data --init-from weights` makes of some given settings."""
-    asked = {name.replace("__", "."): value for name, value in settings.items()}
-    config = small_data().changed({**RUN, **asked})
-    return begin(config, weights, run, given=asked, head=head)
+    requested = {name.replace("__", "."): value for name, value in settings.items()}
+    config = small_data().changed({**RUN, **requested})
+    return begin(config, weights, run, given=requested, head=head)
 
 
 def filled(config: PretrainConfig, initial: Initial) -> Distillation:
@@ -72,11 +72,11 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-# ------------------------------------------------------------------------------- what is taken
+# --------------------------------------------------------------------- settings and tensors
 def test_a_run_folder_gives_student_teacher_head_and_center(earlier: Path, tmp_path: Path) -> None:
     config, initial = start(earlier, tmp_path)
     assert (config.model.embed_dim, config.model.depth, config.model.heads) == (24, 2, 2)
@@ -107,8 +107,8 @@ def test_a_file_of_one_network_is_student_and_teacher_and_gets_a_new_head(
         assert_equal(network.backbone.state_dict(), load_file(earlier / "teacher.safetensors"))
     assert_equal(made.student.head.state_dict(), made.teacher.head.state_dict())
     assert made.targets.center.abs().max() == 0
-    asked, _ = start(earlier, tmp_path, optim__freeze_backbone="2 steps", head="new")
-    assert (asked.optim.freeze_backbone, asked.head.prototypes) == ("2 steps", 4096)
+    config, _ = start(earlier, tmp_path, optim__freeze_backbone="2 steps", head="new")
+    assert (config.optim.freeze_backbone, config.head.prototypes) == ("2 steps", 4096)
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -127,7 +127,7 @@ def test_a_published_full_checkpoint(earlier: Path, tmp_path: Path, center: bool
     torch.save(content, tmp_path / "full.pth")
     config, initial = start(tmp_path / "full.pth", tmp_path, model__heads=2)
     assert config.model.position == "reference"
-    assert config.head.fixed_norm is False  # as the file's own arguments say
+    assert config.head.fixed_norm is False  # as in the file's arguments
     made = filled(config, initial)
     assert_equal(made.student.state_dict(), student)
     assert_equal(made.teacher.state_dict(), teacher)
@@ -191,7 +191,7 @@ def test_other_channels_are_those_of_a_grey_picture(
     assert initial.spec["channels"] == again.pixels.channels == 3
 
 
-def test_a_network_of_timm_keeps_its_grid(tmp_path: Path) -> None:
+def test_a_network_of_timm_is_not_resampled(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     old = dino.create("timm:test_vit", image_size=96)
     save(old, tmp_path / "w.safetensors")
@@ -208,7 +208,7 @@ def test_a_network_of_timm_keeps_its_grid(tmp_path: Path) -> None:
     made = filled(config, initial)
     views = torch.randn(2, 3, 32, 32)
     assert torch.equal(made.teacher.backbone.eval()(views), old.eval()(views))
-    with pytest.raises(UserError, match=r"position None and cannot become one with exact"):
+    with pytest.raises(UserError, match=r"timm:test_vit has no position to set"):
         start(tmp_path / "w.safetensors", tmp_path, model__position="exact")
 
 
@@ -216,10 +216,10 @@ def test_a_network_of_timm_keeps_its_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model__patch_size": 16}, r"patch_size 8 and cannot become one with 16: leave out --mod"),
-        ({"model__embed_dim": 48}, r"embed_dim 24 and cannot .* leave out --model.embed-dim"),
-        ({"model__arch": "vit_base"}, r"arch vit_tiny and cannot become one with vit_base"),
-        ({"model__depth": None}, r"depth 2 and cannot become one with 12"),
+        ({"model__patch_size": 16}, r"patch_size 8, not 16: leave out --model.patch-size, or st"),
+        ({"model__embed_dim": 48}, r"embed_dim 24, not 48: leave out --model.embed-dim"),
+        ({"model__arch": "vit_base"}, r"arch vit_tiny, not vit_base"),
+        ({"model__depth": None}, r"depth 2, not 12"),
         ({"head__prototypes": 99}, r"prototypes 16, not 99: .*--head.prototypes.*--init-head new"),
     ],
 )
@@ -260,12 +260,12 @@ def test_the_command_knows_what_was_given(
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "small_data", *words])
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "cannot become one with 16" in line
+    assert "patch_size 8, not 16" in line
 
 
-# ------------------------------------------------------------------------------- whole runs
+# ------------------------------------------------------------------------------- entire runs
 class Scripted:
-    """An evaluation that says what it is told to."""
+    """An evaluation with given results."""
 
     name = "knn"
     asked = 10_000
@@ -277,7 +277,7 @@ class Scripted:
         return {"k20": self.values.pop(0)}
 
 
-def test_the_start_is_measured_told_and_watched(
+def test_the_start_is_measured_and_a_fall_reported(
     earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, initial = start(earlier, tmp_path)
@@ -302,7 +302,7 @@ def test_the_start_is_measured_told_and_watched(
     assert (state["start"], state["best"]) == (50.0, 50.0)
 
 
-def test_a_run_that_dies_before_its_first_checkpoint_tells_the_start_once(
+def test_a_run_that_dies_before_its_first_checkpoint_logs_the_start_once(
     earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dies(self: Any, step: int) -> None:
@@ -340,16 +340,16 @@ def final(run: Path) -> dict[str, Tensor]:
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], Any]) -> None:
-    """`run` with a signal after so many steps."""
-    read = module._Loop._read_report
+    """`run` with a signal in its step number `step`."""
+    views = module._Loop._views
 
-    def interrupt(self: Any, launched: Any) -> None:
-        read(self, launched)
-        if launched.step + 1 == step:
+    def interrupt(self: Any, batch: Any) -> list[Tensor]:
+        if batch.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
+        return views(self, batch)
 
     with monkeypatch.context() as changed:
-        changed.setattr(module._Loop, "_read_report", interrupt)
+        changed.setattr(module._Loop, "_views", interrupt)
         assert run().step == step
 
 
@@ -369,7 +369,7 @@ def test_stopped_in_and_after_the_warm_up_and_resumed_without_the_weights(
     go(straight)
     interrupted(monkeypatch, 2, lambda: go(stopped))
     frozen = load_file(stopped / "checkpoints" / "step_00000002" / "student.safetensors")
-    assert_equal(part(frozen, "backbone."), load_file(weights))
+    assert_equal(without_prefix(frozen, "backbone."), load_file(weights))
     moments = load_file(stopped / "checkpoints" / "step_00000002" / "optimizer.safetensors")
     assert moments
     assert all(name.startswith("head.") for name in moments)
@@ -381,8 +381,8 @@ def test_stopped_in_and_after_the_warm_up_and_resumed_without_the_weights(
         go(stopped, model__embed_dim=48)
     assert go(stopped).finished
     assert_equal(final(stopped), final(straight))
-    moved = part(part(final(straight), "student."), "backbone.")
-    assert not torch.equal(moved["cls_token"], part(frozen, "backbone.")["cls_token"])
+    moved = without_prefix(without_prefix(final(straight), "student."), "backbone.")
+    assert not torch.equal(moved["cls_token"], without_prefix(frozen, "backbone.")["cls_token"])
 
 
 def test_a_run_remembers_what_it_began_with(earlier: Path, tmp_path: Path) -> None:
@@ -400,11 +400,10 @@ def test_a_run_remembers_what_it_began_with(earlier: Path, tmp_path: Path) -> No
         train(config, images(), tmp_path / "run", device=CPU)
     weights.write_bytes(b"other")
     _, initial = start(weights, tmp_path / "run")
-    assert initial.parts is None
-    assert "has changed since" in initial.notes[0]
+    assert initial.checkpoint is None
 
 
-def test_a_rate_for_training_from_scratch_is_doubted(earlier: Path, tmp_path: Path) -> None:
+def test_a_rate_for_training_from_scratch_is_warned_of(earlier: Path, tmp_path: Path) -> None:
     _, initial = start(earlier, tmp_path)
     assert any("--optim.lr 5e-05" in note for note in initial.notes)
     _, initial = start(earlier, tmp_path, optim__lr=5e-4)
@@ -414,12 +413,12 @@ def test_a_rate_for_training_from_scratch_is_doubted(earlier: Path, tmp_path: Pa
 def test_python_begins_at_the_weights_own_accuracy(earlier: Path, tmp_path: Path) -> None:
     data = [(item, index % 3) for index, item in enumerate(map(images().content, range(12)))]
     settings = {**RUN, "run.duration": "2 steps", "optim.warmup": "0 steps"}
-    asked: dict[str, Any] = {"data": data, "out": tmp_path, "device": "cpu", "settings": settings}
-    result = dino.pretrain("small_data", init_from=earlier, **asked)
+    options: dict[str, Any] = {"data": data, "out": tmp_path, "device": "cpu", "settings": settings}
+    result = dino.pretrain("small_data", init_from=earlier, **options)
     assert result.finished
     first = next(line for line in read_metrics(tmp_path) if "knn" in line)
     expected = KNNEvaluation(open_source(data), k=(10, 20)).run(dino.load(earlier))
     assert first == {"step": 0, "knn": expected}
     assert json.loads((tmp_path / "config.json").read_text())["about"]["init.from"] == str(earlier)
     with pytest.raises(UserError, match=r"init.head is 'auto' there and 'new' here"):
-        dino.pretrain("small_data", init_from=earlier, init_head="new", **asked)
+        dino.pretrain("small_data", init_from=earlier, init_head="new", **options)

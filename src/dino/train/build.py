@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -13,36 +12,11 @@ from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
 from dino.distillation.targets import Centering
 from dino.files import UserError
-from dino.models.backbone import Backbone
-from dino.models.create import architecture, create, defaults
+from dino.models.create import create
 from dino.models.head import Head
 from dino.runtime import Ranks, pick_precision, total_memory
-from dino.train.config import ModelSettings, PretrainConfig
+from dino.train.config import PretrainConfig
 from dino.train.warm_start import Initial
-
-
-def for_architecture(config: PretrainConfig, given: Collection[str] = ()) -> PretrainConfig:
-    """The configuration without the settings that its architecture does not have.
-
-    Args:
-        config: of a recipe, for example, that was made for a ViT of ours.
-        given: names of the settings that the user chose one by one; these are not dropped.
-
-    Raises:
-        UserError: for an unknown architecture, or one that lacks a setting of `given`.
-    """
-    arch = config.model.arch
-    has = {"arch", *defaults(arch), *["drop_path"] * architecture(arch)[0].has_drop_path}
-    dropped = {}
-    for setting in fields(ModelSettings):
-        if setting.name in has:
-            continue
-        name, off = f"model.{setting.name}", 0.0 if setting.name == "drop_path" else None
-        if name in given and getattr(config.model, setting.name) != off:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{arch} has no {setting.name} to set: leave out {flag}")
-        dropped[name] = off
-    return config.changed(dropped)
 
 
 def build(
@@ -78,17 +52,16 @@ def build(
 def check_memory(
     config: PretrainConfig, device: torch.device, ranks: Ranks, initial: Initial | None = None
 ) -> None:
-    """Refuse sizes that the memory of the device cannot hold, before any of it is taken.
+    """Refuse sizes that the memory of the device cannot hold, before any of it is allocated.
 
-    Counted are student, gradients, moments and teacher in fp32, and the views of one step;
-    activations come on top of that.
+    Counted are student, gradients, moments and teacher in fp32, and the views of one step, but no
+    activations.
 
     Raises:
-        UserError: saying how much is needed and how much there is.
+        UserError: with the memory that is needed and that of the device.
     """
     available = total_memory(device)
-    arch = config.model.arch if initial is None else initial.spec["arch"]
-    if available is None or arch.startswith("timm:"):  # timm fills its networks with numbers
+    if available is None:
         return
     try:
         with torch.device("meta"):
@@ -98,39 +71,23 @@ def check_memory(
     moments = 2 if config.optim.optimizer == "adamw" else 1
     pixels = sum(spec.count * spec.size**2 for spec in config.views.specs())
     views = config.run.batch // ranks.world * pixels * config.pixels.channels
-    for name, count, advice in (
-        ("the parameters", parameters * (3 + moments), "sizes of model.* and head.*"),
-        ("the views of one step", views, "run.batch, views.local_count or the sizes of the views"),
-    ):
-        if 4 * count > available:
-            raise UserError(
-                f"{name} take {4 * count / 2**30:,.1f} GiB, and {device} has "
-                f"{available / 2**30:,.1f} GiB: lower {advice}"
-            )
+    needed = 4 * (parameters * (3 + moments) + views)
+    if needed > available:
+        raise UserError(
+            f"the parameters and the views of one step take {needed / 2**30:,.1f} GiB, and "
+            f"{device} has {available / 2**30:,.1f} GiB: lower run.batch or sizes of model.*, "
+            "head.* and views.*"
+        )
 
 
 def _network(config: PretrainConfig, initial: Initial | None) -> Network:
-    backbone = _backbone(config) if initial is None else initial.backbone()
+    if initial is None:
+        options = asdict(config.model)
+        del options["drop_path"]
+        options |= {"image_size": config.views.global_size, "channels": config.pixels.channels}
+        backbone = create(**options)
+        backbone.preprocessing = replace(backbone.preprocessing, **config.pixels.transform)
+    else:
+        backbone = initial.backbone()
     head = asdict(config.head)
     return Network(backbone, Head(backbone.embed_dim, head.pop("prototypes"), **head))
-
-
-def _backbone(config: PretrainConfig) -> Backbone:
-    model = config.model
-    backbone = create(
-        model.arch,
-        image_size=config.views.global_size,
-        channels=config.pixels.channels,
-        patch_size=model.patch_size,
-        position=model.position,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        heads=model.heads,
-    )
-    backbone.preprocessing = replace(
-        backbone.preprocessing,
-        mean=config.pixels.mean,
-        std=config.pixels.std,
-        pixels=config.pixels.format,
-    )
-    return backbone

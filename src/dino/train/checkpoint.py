@@ -10,8 +10,6 @@ written is removed by the next run in the folder (`RunFolder.locked`).
 
 from __future__ import annotations
 
-import errno
-import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dino.distillation.step import Distillation
-from dino.files import UserError, atomic_write, read_json, sync_file, sync_folder
+from dino.files import (
+    UserError,
+    atomic_json,
+    atomic_write,
+    disk_errors,
+    naming,
+    read_json,
+    sync_file,
+)
 from dino.settings import Range, parsed
 from dino.weights.checkpoint import last_step
 from dino.weights.load import load_strictly
@@ -31,9 +37,9 @@ from dino.weights.load import load_strictly
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunState:
-    """The counters of a run that a checkpoint holds.
+    """What a checkpoint holds besides tensors.
 
     Attributes:
         step: steps done.
@@ -56,7 +62,7 @@ class Checkpoints:
 
     Attributes:
         folder: `RUN/checkpoints`.
-        keep: how many of the newest are kept.
+        keep: how many of the newest stay.
     """
 
     folder: Path
@@ -71,7 +77,7 @@ class Checkpoints:
 
         Args:
             distillation: its student, teacher, center and optimizer.
-            state: the counters of the run after `state.step` steps.
+            state: of the run after `state.step` steps.
 
         Raises:
             UserError: if the disk is full or refuses; the last checkpoint is then untouched.
@@ -79,27 +85,27 @@ class Checkpoints:
         final = self.folder / f"step_{state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         try:
+            with disk_errors(), naming(final):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                for name, tensors in _tensors(distillation).items():
+                    save_file(tensors, temporary / f"{name}.safetensors")
+                    sync_file(temporary / f"{name}.safetensors")
+                atomic_json(temporary / "state.json", {"format": FORMAT, **asdict(state)})
+                if final.exists():  # the same step again, after LAST was set back by hand
+                    shutil.rmtree(final)
+                temporary.rename(final)
+                atomic_write(self.folder / "LAST", final.name + "\n")
+        except UserError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            for name, tensors in _tensors(distillation).items():
-                save_file(tensors, temporary / f"{name}.safetensors")
-                sync_file(temporary / f"{name}.safetensors")
-            text = json.dumps({"format": FORMAT, **asdict(state)}, indent=2)
-            (temporary / "state.json").write_text(text + "\n")
-            sync_file(temporary / "state.json")
-            sync_folder(temporary)
-            if final.exists():  # the same step again, after LAST was set back by hand
-                shutil.rmtree(final)
-            temporary.rename(final)
-            atomic_write(self.folder / "LAST", final.name + "\n")
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(_disk_trouble(error, self.folder, self.last())) from error
+            last = self.last()
+            earlier = f"{last.name} is complete" if last else "no earlier one exists"
+            raise UserError(f"{error}; no checkpoint was saved, {earlier}") from error
         self._prune(final)
         return final
 
     def restore(self, distillation: Distillation, path: Path) -> RunState:
-        """Put a checkpoint into `distillation`; returns the counters of the run.
+        """Put a checkpoint into `distillation`; returns the state of the run.
 
         Raises:
             UserError: if a file is damaged or does not fit.
@@ -130,14 +136,12 @@ class Checkpoints:
 
 
 def _tensors(distillation: Distillation) -> dict[str, dict[str, Tensor]]:
+    states = {name: module.state_dict() for name, module in distillation.stored().items()}
+    states["optimizer"] = _optimizer_state(distillation)
     return {
-        **{name: _plain(part.state_dict()) for name, part in distillation.stored().items()},
-        "optimizer": _plain(_optimizer_state(distillation)),
+        file: {name: tensor.detach().contiguous() for name, tensor in state.items()}
+        for file, state in states.items()
     }
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _optimizer_state(distillation: Distillation) -> dict[str, Tensor]:
@@ -163,12 +167,3 @@ def _restore_optimizer(distillation: Distillation, tensors: dict[str, Tensor], p
         name, moment = key.split("|")
         parameter = parameters[name]
         distillation.optimizer.state[parameter][moment] = tensor.to(parameter.device)
-
-
-def _disk_trouble(error: Exception, folder: Path, last: Path | None) -> str:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    reason = "no space is left on the disk" if full else str(error)
-    earlier = f"{last.name} is complete" if last else "no earlier one exists"
-    return (
-        f"could not save a checkpoint into {folder}: {reason}; {earlier}: free some space and rerun"
-    )

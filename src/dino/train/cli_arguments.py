@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from dino.data.views.view_spec import ViewSettings
-from dino.train.config import PixelSettings, PretrainConfig
+from dino.train.config import RENAMED, PixelSettings, PretrainConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
     """Pretrain on unlabelled images; a run folder that holds a checkpoint is resumed."""
+
+    renamed: ClassVar[dict[str, str]] = RENAMED
 
     out: str
     """The run folder."""
@@ -32,11 +34,11 @@ class Pretrain:
     stats: str | None = None
     """What `dino data stats` measured on the images: sets every --pixels.* at once."""
     init_from: str | None = None
-    """Weights to begin with instead of random numbers: a run folder, a file of weights or a
+    """Weights to start from instead of random ones: a run folder, a file of weights or a
     published name. They decide the architecture, mean and deviation of the pixels, and the head if
     they have one; a new head is warmed up first (--optim.freeze-backbone)."""
     init_head: Literal["auto", "new"] = "auto"
-    """auto takes the head of --init-from along if there is one; new trains a new one."""
+    """auto trains the head of --init-from on if there is one; new trains a new one."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
@@ -62,23 +64,14 @@ class Preview:
     stats: Path | None = None
     """What `dino data stats` measured on the images."""
     views: ViewSettings = field(default_factory=ViewSettings)
-    """Multi-crop."""
     pixels: PixelSettings = field(default_factory=PixelSettings)
-    """Channels."""
 
 
-ALIASES = {"--channels": "pixels.channels"}
+ALIASES = {"--channels": "--pixels.channels"}
 
 
 def given(words: Sequence[str], config: PretrainConfig) -> dict[str, Any]:
     """The settings that stand on a command line, by their names, with their values in `config`."""
     flags = {word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")}
-    found = {}
-    for part in fields(config):
-        section = getattr(config, part.name)
-        for setting in fields(section):
-            name = f"{part.name}.{setting.name}"
-            alias = {flag for flag, meant in ALIASES.items() if meant == name}
-            if flags & {f"--{name.replace('_', '-')}", *alias}:
-                found[name] = getattr(section, setting.name)
-    return found
+    flags = {ALIASES.get(flag, flag) for flag in flags}
+    return {name: value for name, value in config.flat().items() if option(name) in flags}

@@ -1,14 +1,15 @@
 """The settings of a pretraining run, as typed dataclasses; durations are text such as "100 epochs".
 
 No network library is imported here, so that the command line can be built in a moment. What
-defines the training (`model` to `run`) is compared when a run is resumed; `execution` says only
-how it is carried out and may change at any time.
+defines the training (`model` to `run`) is compared when a run is resumed; `execution` may change
+at any time.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -20,9 +21,7 @@ from dino.files import UserError
 from dino.settings import Form, Range, validated
 
 Size = Annotated[int, Range(low=1, high=10**9)]
-"""A count or a side in pixels."""
 Number = Annotated[int, Range(low=1, high=1000)]
-"""A count of modules or files."""
 Share = Annotated[float, Range(low=0, high=1)]
 Rate = Annotated[float, Range(low=0, high=1000)]
 Temperature = Annotated[float, Range(above=0)]
@@ -33,6 +32,8 @@ Duration = Annotated[
         "a duration: a number of epochs, steps or %, such as '10 epochs'",
     ),
 ]
+RENAMED = {"model.width": "model.embed_dim"}
+"""Former names of settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class HeadSettings:
     batch_norm: bool = False
     """Batch norm in the MLP (the paper's ResNet-50 only)."""
     fixed_norm: bool = True
-    """Keep the prototypes' norm at 1; only ViT-S is known to do well without."""
+    """Fix the prototypes' norm at 1; only ViT-S is known to do well without."""
     activation: Literal["gelu", "relu"] = "gelu"
     """Of the MLP."""
 
@@ -94,14 +95,10 @@ class PixelSettings:
 
     @property
     def format(self) -> PixelFormat:
-        """What to expect of an image."""
-        return PixelFormat(self.channels, self.page, self.low, self.high)
-
-    def check(self) -> None:
-        """Refuse statistics of another number of channels.
+        """What to expect of an image.
 
         Raises:
-            UserError: in one sentence that says what to do.
+            UserError: for statistics of another number of channels.
         """
         if not self.channels == len(self.mean) == len(self.std):
             raise UserError(
@@ -109,7 +106,12 @@ class PixelSettings:
                 f"'dino data stats PATH --channels {self.channels} --out stats.json' and "
                 "give --stats stats.json"
             )
-        _ = self.format
+        return PixelFormat(self.channels, self.page, self.low, self.high)
+
+    @property
+    def transform(self) -> dict[str, Any]:
+        """What these settings decide of a `Preprocessing`, by its fields."""
+        return {"mean": self.mean, "std": self.std, "pixels": self.format}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +155,8 @@ class OptimSettings:
     freeze_last_layer: Duration = "1 epochs"
     """How long the prototypes are frozen at the start; raise it if the loss does not go down."""
     freeze_backbone: Duration = "0 epochs"
-    """How long the backbone is frozen at the start, so that a new head fits it first;
-    with --init-from a file without a head it is 1 epoch."""
+    """How long the backbone is frozen at the start, while a new head is warmed up; with --init-from
+    a file without a head it is 1 epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,7 @@ class ExecutionSettings:
     checkpoint_every: Duration = "1 epochs"
     """How often everything is saved."""
     keep: Number = 2
-    """How many of the latest checkpoints are kept."""
+    """How many of the newest checkpoints stay."""
     knn_every: Duration = "10%"
     """How often k-NN is measured, if there are labels; "0 steps" for never."""
     max_refused: Size = 20
@@ -200,21 +202,13 @@ class PretrainConfig:
     """Everything that defines a pretraining run."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
-    """Backbone."""
     head: HeadSettings = field(default_factory=HeadSettings)
-    """Projection head."""
     views: ViewSettings = field(default_factory=ViewSettings)
-    """Multi-crop."""
     pixels: PixelSettings = field(default_factory=PixelSettings)
-    """Channels."""
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
-    """Teacher and targets."""
     optim: OptimSettings = field(default_factory=OptimSettings)
-    """Optimizer."""
     run: RunSettings = field(default_factory=RunSettings)
-    """Length and batch."""
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
-    """How it is carried out."""
 
     def changed(self, settings: dict[str, Any]) -> PretrainConfig:
         """A copy with some settings changed, named as on the command line.
@@ -227,51 +221,76 @@ class PretrainConfig:
         """
         config = self
         for name, value in settings.items():
-            part, _, key = name.partition(".")
-            section = getattr(config, part, None)
-            if (
-                not key
-                or section is None
-                or key not in {f.name for f in dataclasses.fields(section)}
-            ):
-                raise UserError(f"there is no setting {name!r}: see dino pretrain --help")
-            config = dataclasses.replace(
-                config, **{part: dataclasses.replace(section, **{key: value})}
-            )
+            section, _, key = name.partition(".")
+            try:
+                group = replace(getattr(config, section), **{key: value})
+            except (AttributeError, TypeError):
+                new = RENAMED.get(name)
+                advice = f"it is called {new} now" if new else "see dino pretrain --help"
+                raise UserError(f"there is no setting {name!r}: {advice}") from None
+            config = replace(config, **{section: group})
         return config
 
-    def defining(self) -> dict[str, Any]:
-        """The settings that define the result, flat: {"optim.lr": 0.0005, ...}, JSON types."""
-        flat: dict[str, Any] = {}
-        for part, section in dataclasses.asdict(self).items():
-            if part != "execution":
-                for key, value in section.items():
-                    flat[f"{part}.{key}"] = list(value) if isinstance(value, tuple) else value
-        return flat
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its name: {"optim.lr": 0.0005, ...}."""
+        return {
+            f"{section}.{key}": value
+            for section, settings in asdict(self).items()
+            for key, value in settings.items()
+        }
 
-    def check(self, world: int = 1) -> list[str]:
-        """Refuse what cannot work, before anything is read or built.
+    def defining(self) -> dict[str, Any]:
+        """The settings that define the result, by name, as JSON types."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.flat().items()
+            if not name.startswith("execution.")
+        }
+
+    def for_architecture(self, given: Collection[str] = ()) -> PretrainConfig:
+        """A copy without the settings that the architecture does not have.
 
         Args:
-            world: number of processes that share the batch.
+            given: names of the settings that the user chose one by one; these are not dropped.
+
+        Raises:
+            UserError: for an unknown architecture, or one that lacks a setting of `given`.
+        """
+        from dino.models.create import architecture, defaults
+
+        arch = self.model.arch
+        has = {"arch", *defaults(arch), *["drop_path"] * architecture(arch)[0].has_drop_path}
+        dropped = {}
+        for setting in (one.name for one in fields(ModelSettings) if one.name not in has):
+            name, off = f"model.{setting}", 0.0 if setting == "drop_path" else None
+            if name in given and getattr(self.model, setting) != off:
+                raise UserError(f"{arch} has no {setting} to set: leave out {option(name)}")
+            dropped[name] = off
+        return self.changed(dropped)
+
+    def check(self) -> list[str]:
+        """Refuse what cannot work, before anything is read or built.
 
         Returns:
             Warnings: sentences about settings that are known to go wrong.
 
         Raises:
-            UserError: in one sentence that says what to change.
+            UserError: with the setting to change.
         """
         from dino.models.create import defaults  # imports torch, which `--help` can do without
 
         validated(self)
         batch, model = self.run.batch, self.model
-        self.pixels.check()
+        _ = self.pixels.format
         self.views.specs()
-        if batch % world:
-            raise UserError(f"run.batch {batch} cannot be shared by {world} processes: change it")
-        if "patch_size" in defaults(model.arch) and model.patch_size is not None:
+        if "patch_size" in defaults(model.arch) and (patch := model.patch_size) is not None:
             for name in ("global_size", "local_size"):
-                _check_size(name, getattr(self.views, name), model.patch_size)
+                if (size := getattr(self.views, name)) % patch:
+                    near = [n for n in (size // patch * patch, -(-size // patch) * patch) if n]
+                    raise UserError(
+                        f"views.{name} {size} is not a multiple of the patch size {patch}: take "
+                        f"{' or '.join(map(str, near))}, or another model.patch_size"
+                    )
         lr = max(self.optim.lr * batch / 256, self.optim.lr_end)
         shrinking = lr * max(self.optim.weight_decay, self.optim.weight_decay_end)
         if self.optim.optimizer != "lars" and shrinking >= 1:
@@ -279,9 +298,6 @@ class PretrainConfig:
                 f"a learning rate of {lr:g} (optim.lr scaled to the batch) times "
                 f"optim.weight_decay is {shrinking:g}, which overshoots 0 at 1: lower one of them"
             )
-        return self._warnings()
-
-    def _warnings(self) -> list[str]:
         warnings = []
         hottest = max(self.teacher.temperature, self.teacher.temperature_start)
         if hottest > 0.07:
@@ -294,7 +310,7 @@ class PretrainConfig:
                 f"optim.lr {self.optim.lr} per 256 images is far above what AdamW trains with "
                 "(about 5e-4)"
             )
-        if not self.head.fixed_norm and self.model.arch != "vit_small":
+        if not self.head.fixed_norm and model.arch != "vit_small":
             warnings.append("head.fixed_norm off is only known to be safe for vit_small")
         return warnings
 
@@ -302,62 +318,41 @@ class PretrainConfig:
         """Every schedule, resolved to steps.
 
         Raises:
-            UserError: for a run without steps, or warm-ups longer than the run.
+            UserError: for a run without steps, or warm-ups that are too long for it.
         """
         total = in_steps(self.run.duration, steps_per_epoch)
         if total < 1:
             raise UserError(f"run.duration {self.run.duration!r} has no step: make it longer")
-        warmup = in_steps(self.optim.warmup, steps_per_epoch, total)
-        temperature = in_steps(self.teacher.temperature_warmup, steps_per_epoch, total)
-        for name, text, steps in (
-            ("optim.warmup", self.optim.warmup, warmup),
-            ("teacher.temperature_warmup", self.teacher.temperature_warmup, temperature),
+        optim, teacher = self.optim, self.teacher
+        steps = partial(in_steps, steps_per_epoch=steps_per_epoch, total=total)
+        for name, span, most in (
+            ("optim.warmup", optim.warmup, total),
+            ("teacher.temperature_warmup", teacher.temperature_warmup, total),
+            ("optim.freeze_backbone", optim.freeze_backbone, total - 1),
         ):
-            if steps > total:
+            if steps(span) > most:
                 raise UserError(
-                    f"{name} {text!r} is longer than run.duration {self.run.duration!r}: "
-                    "shorten the one or lengthen the other"
+                    f"{name} {span!r} is too long for run.duration {self.run.duration!r}: shorten "
+                    "the one or lengthen the other"
                 )
-        frozen = in_steps(self.optim.freeze_backbone, steps_per_epoch, total)
-        if frozen >= total:
-            raise UserError(
-                f"optim.freeze_backbone {self.optim.freeze_backbone!r} leaves no step of "
-                f"run.duration {self.run.duration!r} to the backbone: shorten the one or lengthen "
-                "the other"
-            )
-        scale = self.run.batch / 256
         return Schedules(
             total=total,
             steps_per_epoch=steps_per_epoch,
-            warmup=warmup,
-            lr=self.optim.lr * scale,
-            lr_end=self.optim.lr_end,
-            weight_decay=self.optim.weight_decay,
-            weight_decay_end=self.optim.weight_decay_end,
-            momentum=self.teacher.momentum,
-            momentum_end=self.teacher.momentum_end,
-            temperature_start=self.teacher.temperature_start,
-            temperature=self.teacher.temperature,
-            temperature_epochs=round(temperature / steps_per_epoch),
-            freeze_steps=in_steps(self.optim.freeze_last_layer, steps_per_epoch, total),
-            backbone_freeze_steps=frozen,
+            warmup=steps(optim.warmup),
+            lr=optim.lr * self.run.batch / 256,
+            lr_end=optim.lr_end,
+            weight_decay=optim.weight_decay,
+            weight_decay_end=optim.weight_decay_end,
+            momentum=teacher.momentum,
+            momentum_end=teacher.momentum_end,
+            temperature_start=teacher.temperature_start,
+            temperature=teacher.temperature,
+            temperature_epochs=round(steps(teacher.temperature_warmup) / steps_per_epoch),
+            freeze_steps=steps(optim.freeze_last_layer),
+            backbone_freeze_steps=steps(optim.freeze_backbone),
         )
 
 
-def _check_size(name: str, size: int, patch: int) -> None:
-    if size % patch or size < patch:
-        below, above = size // patch * patch, -(-size // patch) * patch
-        near = f"{below} or {above}" if below else f"{above}"
-        raise UserError(
-            f"views.{name} {size} is not a multiple of the patch size {patch}: take {near}, "
-            "or another model.patch_size"
-        )
-
-
-def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """The settings that differ, in words, between two results of `PretrainConfig.defining`."""
-    return [
-        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
-        for name in sorted({*there, *here})
-        if there.get(name) != here.get(name)
-    ]
+def option(name: str) -> str:
+    """The option of the command line for a setting: "--optim.lr-end" for "optim.lr_end"."""
+    return f"--{name.replace('_', '-')}"

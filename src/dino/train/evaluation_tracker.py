@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dino.evaluate.protocol import Evaluation
 from dino.models.backbone import Backbone
 from dino.train.checkpoint import RunState
 
-LEAST = 1.0
-"""Points below the start that are never called a fall."""
+MIN_FALL = 1.0
+"""Points below the start that are never reported."""
 
 
 @dataclass
@@ -25,43 +25,31 @@ class EvaluationTracker:
 
     Attributes:
         evaluations: what is measured.
-        measured: the newest measures, in percent.
-        best: the best so far; of several measures the largest counts.
-        start: what the network had before the first step of a run that starts from weights.
+        state: of the run; its `measured`, `best` and `start` are set here.
     """
 
     evaluations: Sequence[Evaluation]
-    measured: dict[str, float] = field(default_factory=dict)
-    best: float = -math.inf
-    start: float | None = None
-
-    def state(self, step: int, refused: int) -> RunState:
-        """The counters of a checkpoint."""
-        best = self.best if math.isfinite(self.best) else None
-        return RunState(step, refused, self.measured, best, self.start)
-
-    def restore(self, state: RunState) -> None:
-        """The inverse of `state`."""
-        self.measured, self.start = state.measured, state.start
-        self.best = -math.inf if state.best is None else state.best
+    state: RunState
 
     def measure(self, backbone: Backbone) -> dict[str, dict[str, float]]:
         """The measures of every evaluation, by its name."""
         found = {evaluation.name: evaluation.run(backbone) for evaluation in self.evaluations}
         newest = list(found.values())[-1] if found else {}
-        self.measured = {name: value for name, value in newest.items() if math.isfinite(value)}
+        self.state.measured = {n: value for n, value in newest.items() if math.isfinite(value)}
         return found
 
     @property
-    def leading(self) -> float:
+    def leading(self) -> float | None:
         """The largest of the newest measures."""
-        return max(self.measured.values(), default=-math.inf)
+        return max(self.state.measured.values(), default=None)
 
     def improved(self) -> bool:
         """Whether the newest measure is the best so far, which it then becomes."""
-        better = self.leading > self.best
-        self.best = max(self.best, self.leading)
-        return better
+        leading, best = self.leading, self.state.best
+        if leading is None or (best is not None and leading <= best):
+            return False
+        self.state.best = leading
+        return True
 
     def fall(self) -> float:
         """Points by which the newest measure lies below the start; 0 if that may be chance.
@@ -70,9 +58,9 @@ class EvaluationTracker:
         100 sqrt(p (1 - p) / n). The queries are the same every time, so that the difference of
         two measures varies less than one of them does between samples.
         """
-        if self.start is None or not self.measured:
+        start, leading = self.state.start, self.leading
+        if start is None or leading is None:
             return 0.0
-        share, queries = self.start / 100, self.evaluations[-1].asked
+        share, queries = start / 100, self.evaluations[-1].asked
         noise = 200 * math.sqrt(max(share * (1 - share), 0.0) / max(queries, 1))
-        fallen = self.start - self.leading
-        return fallen if fallen > max(LEAST, noise) else 0.0
+        return start - leading if start - leading > max(MIN_FALL, noise) else 0.0

@@ -23,10 +23,11 @@ from dino.distillation.schedules import in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
-from dino.runtime import barrier, default_workers, process_group
+from dino.models.backbone import has_batch_norm
+from dino.runtime import all_sum, barrier, default_workers, memory_errors, process_group
 from dino.settings import validated
 from dino.train.build import build, check_memory
-from dino.train.checkpoint import Checkpoints
+from dino.train.checkpoint import Checkpoints, RunState
 from dino.train.config import PretrainConfig
 from dino.train.evaluation_tracker import EvaluationTracker
 from dino.train.run_folder import RunFolder, describe_images
@@ -81,7 +82,7 @@ def train(
         source: the images.
         run: the run folder; made if there is none.
         device: this process's device.
-        about: what `config.json` and the weights say of the data and the recipe.
+        about: the data and the recipe, for `config.json` and the files of weights.
         evaluations: measured on the teacher every `execution.knn_every`, by all ranks.
         initial: weights to start from instead of random numbers (`train.warm_start.begin`); they
             are measured before the first step, and a fall below that is reported.
@@ -93,7 +94,7 @@ def train(
     """
     config = validated(config)
     with process_group(device) as ranks:
-        warnings = config.check(ranks.world)
+        warnings = config.check()
         loop = _Loop(config, source, RunFolder(run, ranks), device, evaluations, initial)
         with loop.folder.locked() as unlocked:
             loop.open_folder(about or {}, [*warnings, *unlocked])
@@ -101,11 +102,15 @@ def train(
 
 
 class LaunchedStep(NamedTuple):
-    """A step whose report is not read yet, and the indices of this rank's images."""
+    """A step whose report is not read yet, and the indices of this rank's images.
+
+    `signalled` is the number of ranks that a signal had reached after the step, on the device.
+    """
 
     step: int
     images: Tensor
     report: StepReport
+    signalled: Tensor
 
 
 class _Loop:
@@ -123,36 +128,29 @@ class _Loop:
         initial: Initial | None,
     ) -> None:
         self.config, self.source, self.folder, self.device = config, source, folder, device
-        self.ranks, self.initial = folder.ranks, initial
+        self.ranks = ranks = folder.ranks
+        self.initial = initial
+        batch, seed = config.run.batch, config.run.seed
         self.sampler = EpochSampler(
-            len(source),
-            config.run.batch,
-            config.run.seed,
-            self.ranks.rank,
-            self.ranks.world,
-            blocks=source.blocks,
+            len(source), batch, seed, ranks.rank, ranks.world, blocks=source.blocks
         )
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.schedules = config.schedules(self.steps_per_epoch)
+        self.schedules = config.schedules(self.sampler.steps_per_epoch)
+        self.execution = execution = config.execution
         self.sampler.stop_step = self.total = self.schedules.total
-        execution = config.execution
-        self.log_every = self._steps(execution.log_every)
-        self.save_every = self._steps(execution.checkpoint_every)
-        self.knn_every = self._steps(execution.knn_every)
         self.defining = {
             **config.defining(),
             **(initial.defining() if initial else {}),
             "data.images": len(source),
         }
         self.images = describe_images(source)
-        self.warnings = folder.compare(self.defining, self.images)
-        check_memory(config, device, self.ranks, initial)
-        self.distillation = build(config, self.schedules, device, self.ranks, initial)
+        folder.compare(self.defining, self.images)
+        check_memory(config, device, ranks, initial)
+        self.distillation = build(config, self.schedules, device, ranks, initial)
         self.loader = PretrainLoader(
             source,
             config.views.specs(),
             self.sampler,
-            seed=config.run.seed,
+            seed=seed,
             channels=config.pixels.channels,
             workers=default_workers() if execution.workers is None else execution.workers,
             pin=device.type == "cuda",
@@ -160,72 +158,71 @@ class _Loop:
         self.checkpoints = Checkpoints(folder.checkpoints, execution.keep)
         if initial is not None and self.checkpoints.last() is None:
             initial.fill(self.distillation)
-        self.tracker = EvaluationTracker(evaluations)
+        self.state = RunState(0)
+        self.tracker = EvaluationTracker(evaluations, self.state)
         self.monitor = CollapseMonitor(config.head.prototypes)
-        self.refused = self.refused_in_row = 0
-
-    def _steps(self, duration: str) -> int:
-        return in_steps(duration, self.steps_per_epoch, self.total)
+        self.refused_in_row, self.stopping = 0, False
+        size = batch // ranks.world
+        self.at_a_time = min(size, execution.micro_batch or size), "--execution.micro-batch "
+        if has_batch_norm(self.distillation.student):  # takes no micro-batches
+            self.at_a_time = batch, "--run.batch "
 
     def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:
         """Read the last checkpoint if there is one, and write `config.json`; under the lock."""
-        config, self.about = self.config, about
-        self.warnings = [*warnings, *self.warnings]
-        self.skipped = SkippedImages(
-            self.folder.path, len(self.source), config.execution.max_skipped
-        )
+        self.about, self.warnings = about, warnings
+        count, limit = len(self.source), self.execution.max_skipped
+        self.skipped = SkippedImages(self.folder.path, count, limit)
         if (last := self.checkpoints.last()) is not None:
-            state = self.checkpoints.restore(self.distillation, last)
-            self.sampler.start_step, self.refused = state.step, state.refused
-            self.tracker.restore(state)
+            self.state = self.checkpoints.restore(self.distillation, last)
+            self.tracker.state, self.sampler.start_step = self.state, self.state.step
         barrier()  # every rank has compared and read before the main rank writes
-        self.folder.write_config(
-            {
-                "about": about,
-                "defining": self.defining,
-                "images": self.images,
-                "execution": asdict(config.execution),
-                "steps_per_epoch": self.steps_per_epoch,
-                "total_steps": self.total,
-                **({"init": self.initial.record()} if self.initial else {}),
-            }
-        )
+        content = {
+            "about": about,
+            "defining": self.defining,
+            "images": self.images,
+            "execution": asdict(self.execution),
+            "steps_per_epoch": self.sampler.steps_per_epoch,
+            "total_steps": self.total,
+            **({"init": self.initial.record()} if self.initial else {}),
+        }
+        self.folder.write_config(content)
 
-    # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
         """Algorithm 1, from the first step that is not done."""
-        step = self.sampler.start_step
+        step = self.state.step
         if step >= self.total:
             return self._result(step)
-        board = self.config.execution.tensorboard
+        execution = self.execution
+        board = execution.tensorboard
         self.log = RunLog(self.folder.path, self.ranks, self.total, step, tensorboard=board)
-        with self.log, stop_on_signals(self.ranks) as signalled:
+        with self.log, stop_on_signals(self.ranks) as signal:
             self.metrics = StepMetrics(self.schedules, self.config.run.batch)
             self._begin()
             batches = iter(self.loader)
             launched: deque[LaunchedStep] = deque()
-            stop = False
-            while step < self.total and not stop:
+            while step < self.total and not self.stopping:
                 with self.metrics.waiting():
                     batch = next(batches)
-                report = self.distillation.step(self._views(batch), step)
-                launched.append(LaunchedStep(step, batch.index, report))
+                with memory_errors(*self.at_a_time):
+                    report = self.distillation.step(self._views(batch), step)
+                signalled = torch.full((), float(signal.is_set()), device=self.device)
+                launched.append(LaunchedStep(step, batch.index, report, all_sum(signalled)))
                 self.skipped.add(batch.skipped)
                 step += 1
 
-                if self._due(step, self.log_every):
+                if self._due(step, execution.log_every):
                     self._share_skipped()
                 # A GPU's report is read one step later, so that it never waits for the host.
-                self._read(launched, keep=1 if self.device.type == "cuda" else 0)
-                stop = signalled.is_set()
-                save, evaluate = self._due(step, self.save_every), self._due(step, self.knn_every)
-                if save or evaluate or stop:
+                self._read(launched, newest=1 if self.device.type == "cuda" else 0)
+                save = self._due(step, execution.checkpoint_every)
+                evaluate = self._due(step, execution.knn_every)
+                if save or evaluate or self.stopping:
                     self._read(launched)
-                if stop:
+                if self.stopping:
                     self._share_skipped()
                 if evaluate:
                     self._evaluate(step)
-                if save or stop:
+                if save or self.stopping:
                     self._save(step)
             if step < self.total:
                 self.log.say(f"stopped at step {step}: the same command resumes the run", "bold")
@@ -234,67 +231,56 @@ class _Loop:
 
     def _begin(self) -> None:
         self.log.begin(self.config, self.distillation, len(self.source), self.device)
-        for warning in self.warnings:
-            self.log.warn(f"warning: {warning}")
-        if self.initial is not None:
-            for note in self.initial.notes:
-                self.log.say(note, "yellow" if note.startswith("warning") else "")
-            if self.sampler.start_step == 0 and self.knn_every:
-                self._evaluate(0)
+        notes = [f"warning: {warning}" for warning in self.warnings]
+        notes += self.initial.notes if self.initial else ()
+        for note in notes:
+            self.log.say(note, "yellow" if note.startswith("warning") else "")
+        if self.initial and self.state.step == 0 and self._due(0, self.execution.knn_every):
+            self._evaluate(0)
 
-    def _due(self, step: int, every: int) -> bool:
+    def _due(self, step: int, duration: str) -> bool:
+        every = in_steps(duration, self.sampler.steps_per_epoch, self.total)
         return every > 0 and (step % every == 0 or step == self.total)
 
     def _views(self, batch: Batch) -> list[Tensor]:
         """Normalised float views on the device, group by group."""
-        views = []
-        for group in batch.groups:
-            group = group.to(self.device)
-            flat = augment(
-                group.images.flatten(0, 1),
-                group.params.flatten(0, 1),
-                self.config.pixels.mean,
-                self.config.pixels.std,
-            )
+        pixels, views = self.config.pixels, []
+        for group in (group.to(self.device) for group in batch.groups):
+            images, params = group.images.flatten(0, 1), group.params.flatten(0, 1)
+            flat = augment(images, params, pixels.mean, pixels.std)
             views.append(flat.unflatten(0, group.images.shape[:2]))
         return views
 
-    # ------------------------------------------------------------------ what a step reports
-    def _read(self, launched: deque[LaunchedStep], keep: int = 0) -> None:
-        """Read the reports of all launched steps but the newest `keep`."""
-        while len(launched) > keep:
-            self._read_report(launched.popleft())
+    def _read(self, launched: deque[LaunchedStep], newest: int = 0) -> None:
+        """Read the reports of all launched steps but the `newest`: signals, refusal, metrics."""
+        while len(launched) > newest:
+            step, images, report, signalled = launched.popleft()
+            loss, entropy = report.loss.item(), report.teacher_entropy.item()
+            self.stopping |= signalled.item() > 0
+            if report.found_inf.item():
+                self._refuse(step + 1, loss, images)
+                continue
+            self.refused_in_row = 0
+            kl = report.terms["cross_entropy"].item() - entropy
+            advice = self.monitor.update(entropy, kl)
+            self.metrics.add({"loss": loss, "teacher_entropy": entropy, "kl": kl})
+            self.log.advance(step + 1)
+            if advice:
+                self.log.say(f"step {step + 1}: {advice}", "bold red")
+                self.log.write({"step": step + 1, "collapse": self.monitor.collapse})
+            if self._due(step + 1, self.execution.log_every):
+                counts = {"refused": self.state.refused, "skipped": len(self.skipped)}
+                self.log.write({**self.metrics.line(step, report), **counts})
 
-    def _read_report(self, launched: LaunchedStep) -> None:
-        """Refusal, collapse and metrics of one step."""
-        report, done = launched.report, launched.step + 1
-        loss, entropy = report.loss.item(), report.teacher_entropy.item()
-        if bool(report.found_inf.item()):
-            self._refuse(launched, loss)
-            return
-        self.refused_in_row = 0
-        advice = self.monitor.update(entropy, loss - entropy)
-        self.metrics.add(loss, entropy)
-        if not self.ranks.main:
-            return
-        self.log.advance(done)
-        if advice:
-            self.log.say(f"step {done}: {advice}", "bold red")
-            self.log.write({"step": done, "collapse": self.monitor.collapse})
-        if self._due(done, self.log_every):
-            line = self.metrics.line(launched.step, report)
-            self.log.write({**line, "refused": self.refused, "skipped": len(self.skipped)})
-
-    def _refuse(self, launched: LaunchedStep, loss: float) -> None:
-        self.refused += 1
+    def _refuse(self, step: int, loss: float, images: Tensor) -> None:
+        self.state.refused += 1
         self.refused_in_row += 1
-        paths = [self.source.path(int(index)) for index in launched.images]
-        self.log.refused(launched.step + 1, loss, paths)
-        if self.refused_in_row >= self.config.execution.max_refused:
+        self.log.refused(step, loss, [self.source.path(int(index)) for index in images])
+        if self.refused_in_row >= self.execution.max_refused:
             last = self.checkpoints.last()
             raise UserError(
-                f"{self.refused_in_row} steps in a row were not finite, the last at step "
-                f"{launched.step + 1}: lower optim.lr or set execution.precision fp32; "
+                f"{self.refused_in_row} steps in a row were not finite, the last at step {step}: "
+                "lower optim.lr or set execution.precision fp32; "
                 f"{f'{last.name} is complete' if last else 'no checkpoint was saved yet'}"
             )
 
@@ -302,7 +288,6 @@ class _Loop:
         self.skipped.share_and_check(self.ranks)
         self.log.skipped(self.skipped)
 
-    # ------------------------------------------------------------------ evaluations and files
     def _evaluate(self, step: int) -> None:
         """Measure the teacher; all ranks share the work, the main rank writes."""
         if not self.tracker.evaluations:
@@ -312,12 +297,12 @@ class _Loop:
             for name, values in measured.items():
                 self.log.evaluation(step, name, values)
             if step == 0:
-                self.tracker.start = self.tracker.leading
+                self.state.start = self.tracker.leading
             if fallen := self.tracker.fall():
                 self.log.write({"step": step, "below_start": fallen})
                 self.log.say(
                     f"step {step}: {fallen:.1f} points below the start "
-                    f"({self.tracker.start:.1f}): the weights are being unlearned; try a lower "
+                    f"({self.state.start:.1f}): the weights are being unlearned; try a lower "
                     "--optim.lr (a tenth), a longer --optim.freeze-backbone, a higher "
                     "--teacher.momentum",
                     "bold red",
@@ -326,18 +311,19 @@ class _Loop:
                 self._write_teacher(self.folder.best, step)
 
     def _save(self, step: int) -> None:
+        self.state.step = step
         with self.metrics.paused():
             if self.ranks.main:
-                self.checkpoints.save(self.distillation, self.tracker.state(step, self.refused))
+                self.checkpoints.save(self.distillation, self.state)
             self._write_teacher(self.folder.teacher, step)
         barrier()
 
     def _write_teacher(self, path: Path, step: int) -> None:
         if self.ranks.main:
-            measured = self.tracker.measured
+            measured = self.state.measured
             about = {**self.about, "step": step, "steps": self.total, "measured": measured}
             save(self.distillation.teacher.backbone, path, about)
 
     def _result(self, step: int) -> Result:
-        skipped, measured = len(self.skipped), self.tracker.measured
-        return Result(self.folder.path, step, self.total, self.refused, skipped, measured)
+        refused, skipped, measured = self.state.refused, len(self.skipped), self.state.measured
+        return Result(self.folder.path, step, self.total, refused, skipped, measured)

@@ -3,7 +3,10 @@
 The five of the paper (`vit_s16` to `resnet50`) are the published arguments of the released models
 (their args.txt), which differ in places from the paper's prose; `vanilla` and `boost` are the
 published README's. Accuracies are ImageNet top-1 in percent, k-NN / linear, and hours are the
-sources'; nothing of them was run here.
+sources'; nothing of them was run here. The releases took 64 V100 with 16 images each (`vit_s8`), 32
+GPUs with 32 (`vit_b16`), 176 with 6 (`vit_b8`), 80 with 51 (`resnet50`). On 8 GPUs of one machine:
+
+    torchrun --nproc_per_node 8 -m dino pretrain vit_s16 --data imagenet/train --out RUN
 """
 
 from __future__ import annotations
@@ -28,7 +31,6 @@ from dino.train.config import (
 def vit_s16() -> PretrainConfig:
     """ViT-S/16, 800 epochs: 74.5 / 77.0 (paper Table 2).
 
-    `torchrun --nproc_per_node 8 -m dino pretrain vit_s16 --data imagenet/train --out RUN`;
     300 epochs took 72.6 hours on two machines of 8 V100 (Table 8), 800 hence about 8 days.
     """
     return PretrainConfig(
@@ -42,9 +44,7 @@ def vit_s16() -> PretrainConfig:
 def vit_s8() -> PretrainConfig:
     """ViT-S/8, 800 epochs: 78.3 / 79.7 (paper Table 2).
 
-    `torchrun ... -m dino pretrain vit_s8 --data imagenet/train --out RUN`; the release took 64
-    V100 of 32 GB with 16 images each, hours not published. Keep fp32: the authors saw
-    instabilities with patches of 8 in mixed precision.
+    Train in fp32: the authors saw instabilities with patches of 8 in mixed precision.
     """
     base = vit_s16()
     return replace(
@@ -56,11 +56,7 @@ def vit_s8() -> PretrainConfig:
 
 
 def vit_b16() -> PretrainConfig:
-    """ViT-B/16, 400 epochs: 76.1 / 78.2 (paper Table 2).
-
-    `torchrun ... -m dino pretrain vit_b16 --data imagenet/train --out RUN`; the release took 32
-    GPUs with 32 images each, hours not published.
-    """
+    """ViT-B/16, 400 epochs: 76.1 / 78.2 (paper Table 2)."""
     return PretrainConfig(
         model=ModelSettings(arch="vit_base"),
         teacher=TeacherSettings(temperature_warmup="50 epochs"),
@@ -71,11 +67,7 @@ def vit_b16() -> PretrainConfig:
 
 
 def vit_b8() -> PretrainConfig:
-    """ViT-B/8, 300 epochs: 77.4 / 80.1 (paper Table 2).
-
-    `torchrun ... -m dino pretrain vit_b8 --data imagenet/train --out RUN`; the release took 176
-    GPUs with 6 images each, hours not published.
-    """
+    """ViT-B/8, 300 epochs: 77.4 / 80.1 (paper Table 2)."""
     base = vit_b16()
     return replace(
         base,
@@ -87,11 +79,7 @@ def vit_b8() -> PretrainConfig:
 
 
 def resnet50() -> PretrainConfig:
-    """ResNet-50, 800 epochs: 67.5 / 75.3 (paper Table 2).
-
-    `torchrun ... -m dino pretrain resnet50 --data imagenet/train --out RUN`; the release took 80
-    GPUs with 51 images each, hours not published.
-    """
+    """ResNet-50, 800 epochs: 67.5 / 75.3 (paper Table 2)."""
     return PretrainConfig(
         model=ModelSettings(arch="resnet50", patch_size=None, position=None, drop_path=0.0),
         head=HeadSettings(prototypes=60000, batch_norm=True),
@@ -113,8 +101,7 @@ def resnet50() -> PretrainConfig:
 def vanilla() -> PretrainConfig:
     """ViT-S/16, 100 epochs, the published code's defaults: 69.3 / 74.0 in 1.75 days on 8 V100.
 
-    `torchrun --nproc_per_node 8 -m dino pretrain vanilla --data imagenet/train --out RUN`
-    (published README; it used fp16 where this uses bf16 on GPUs that have it).
+    The published README; it used fp16 where this uses bf16 on GPUs that have it.
     """
     return PretrainConfig(
         views=ViewSettings(global_scale=(0.4, 1.0), local_count=8, local_scale=(0.05, 0.4)),
@@ -125,8 +112,7 @@ def vanilla() -> PretrainConfig:
 def boost() -> PretrainConfig:
     """ViT-S/16, 300 epochs: 73.3 / 76.0 in 2.6 days on 16 V100 (published README).
 
-    `torchrun ... -m dino pretrain boost --data imagenet/train --out RUN`: `vanilla` with batch
-    1024, free prototype norms and a teacher temperature that warms up to .07.
+    `vanilla` with batch 1024, free prototype norms and a teacher temperature that warms up to .07.
     """
     base = vanilla()
     return replace(
@@ -138,10 +124,10 @@ def boost() -> PretrainConfig:
 
 
 def small_data() -> PretrainConfig:
-    """ViT-S/16 for 5,000 to 500,000 images of one's own on one GPU.
+    """ViT-S/16 for 5,000 to 500,000 images of your field on one GPU.
 
     `dino pretrain small_data --data photos/ --out RUN`. Few prototypes, a teacher that stays
-    sharp, a fixed prototype norm and a long freeze are what collapsed users were told to try
+    sharp, a fixed prototype norm and a long freeze are the authors' advice against collapse
     (docs/recipes.md). Hours depend on the data; accuracy was not measured on a GPU.
     """
     return PretrainConfig(
@@ -181,9 +167,7 @@ def demo() -> PretrainConfig:
         teacher=TeacherSettings(
             momentum=0.994, momentum_end=0.998, temperature=0.04, temperature_warmup="0 epochs"
         ),
-        optim=OptimSettings(
-            lr=2e-3, warmup="10%", weight_decay_end=0.1, clip=1.0, freeze_last_layer="1 epochs"
-        ),
+        optim=OptimSettings(lr=2e-3, warmup="10%", weight_decay_end=0.1, clip=1.0),
         run=RunSettings(duration="500 steps", batch=64),
         execution=ExecutionSettings(checkpoint_every="100 steps", workers=0),
     )

@@ -24,7 +24,6 @@ from dino.data.sampler import spread
 from dino.data.sources.open import Source
 from dino.files import UserError, atomic_json, read_json
 from dino.runtime import Ranks, gather_objects
-from dino.train.config import differences
 
 FORMAT = 1
 """Of `config.json`."""
@@ -33,14 +32,11 @@ EXAMPLES = 64
 
 
 class RunFolder:
-    """A folder that holds one run.
+    """A folder that holds one run: `path`, and below it `config`, `checkpoints`, `teacher`, `best`.
 
     Args:
         path: of the folder; it need not exist.
         ranks: which process this is; the main rank writes, and holds the lock for all.
-
-    Attributes:
-        path: of the folder, and below it `config`, `checkpoints`, `teacher`, `best`.
     """
 
     def __init__(self, path: str | Path, ranks: Ranks) -> None:
@@ -49,41 +45,38 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.teacher, self.best = self.path / "teacher.safetensors", self.path / "best.safetensors"
 
-    # -------------------------------------------------------------------------- which run
-    def compare(self, defining: dict[str, Any], images: dict[str, Any]) -> list[str]:
+    def compare(self, defining: dict[str, Any], images: dict[str, Any]) -> None:
         """Refuse a folder that holds another run.
 
         Args:
             defining: the settings that define the run.
             images: of `describe_images`.
 
-        Returns:
-            Warnings: sentences about what could not be compared.
-
         Raises:
             UserError: naming the settings or images that differ.
         """
         if not self.config.exists():
-            return []
+            return
         there = read_config(self.config)
-        found = differences(there["defining"], defining)
-        known = there.get("images", {})
-        if not found and known and known.get("digest") != images["digest"]:
-            found = [_changed_images(known.get("examples"), images["examples"])]
+        before = there["defining"]
+        found = [
+            f"{name} is {before.get(name)!r} there and {defining.get(name)!r} here"
+            for name in sorted({*before, *defining})
+            if before.get(name) != defining.get(name)
+        ]
+        if not found and there["images"].get("digest") != images["digest"]:
+            found = [_changed_images(there["images"].get("examples"), images["examples"])]
         if found:
             raise UserError(
                 f"{self.path} holds a run with another configuration ({'; '.join(found)}): "
                 "choose another --out, or the same settings to resume"
             )
-        missing = f"{self.config} is of an older version and has no digest of the images"
-        return [] if known else [f"{missing}: only their number was compared"]
 
     def write_config(self, content: dict[str, Any]) -> None:
         """Write `config.json` (main rank)."""
         if self.ranks.main:
             atomic_json(self.config, {"format": FORMAT, **content})
 
-    # -------------------------------------------------------------------------- who writes
     @contextmanager
     def locked(self) -> Iterator[list[str]]:
         """Keep other runs out of the folder during the body, on every rank at once.
@@ -101,7 +94,9 @@ class RunFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 file, warning = _lock(self.path / ".lock")
-                self._remove_leftovers()
+                for folder in (self.path, self.checkpoints):
+                    for left in folder.glob(".*.tmp"):
+                        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             except UserError as found:
                 error = str(found)
             except OSError as found:
@@ -114,11 +109,6 @@ class RunFolder:
             if file is not None:
                 file.close()
 
-    def _remove_leftovers(self) -> None:
-        for folder in (self.path, self.checkpoints):
-            for path in folder.glob(".*.tmp"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
 
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a `config.json`.
@@ -127,22 +117,18 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: if it is none, or that of a newer version.
     """
     content = read_json(path)
-    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+    entries = content if isinstance(content, dict) else {}
+    if entries.get("format", FORMAT) != FORMAT:
         raise UserError(
-            f"{path} has format {content['format']}, and this version writes {FORMAT}: "
+            f"{path} has format {entries['format']}, and this version writes {FORMAT}: "
             "update dino-ssl, or choose another --out"
         )
-    expected = {"defining": dict, "images": dict, "init": dict}
-    if (
-        not isinstance(content, dict)
-        or "defining" not in content
-        or not all(isinstance(content.get(key, {}), kind) for key, kind in expected.items())
-    ):
+    groups = [entries.get("defining"), entries.get("images"), entries.get("init", {})]
+    if not all(isinstance(group, dict) for group in groups):
         raise UserError(f"{path} is not the configuration of a run: choose another --out")
-    return content
+    return entries
 
 
-# ---------------------------------------------------------------------------------- images
 def describe_images(source: Source) -> dict[str, Any]:
     """What `config.json` holds of the images: a digest, and names of some of them.
 
@@ -169,7 +155,6 @@ def _changed_images(before: Any, now: list[str]) -> str:
     return "the images are others: the same number, but other names, labels or files"
 
 
-# ---------------------------------------------------------------------------------- lock
 def _lock(path: Path) -> tuple[BinaryIO, str]:
     """The locked file, and a warning where the file system knows no locks.
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dino.data.views.view_spec import COLOUR_ONLY
 from dino.distillation.step import Distillation
@@ -30,7 +25,7 @@ LINE_SECONDS = 30.0
 
 
 class RunLog:
-    """What the user sees of a run, and its lines of metrics.
+    """What a run prints, and its lines of metrics.
 
     Only the main rank prints and writes metrics; every rank lists the steps that it refused. Lines
     of `metrics.jsonl` are flushed as they are written.
@@ -52,7 +47,15 @@ class RunLog:
     ) -> None:
         self.run, self.ranks, self.total, self.start = run, ranks, total, start
         self.console = Console(stderr=True, quiet=not ranks.main)
-        self._board = _tensorboard(run) if tensorboard and ranks.main else None
+        self._board: Any = None
+        if tensorboard and ranks.main:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError(
+                    "TensorBoard is not installed: pip install dino-ssl[tensorboard]"
+                ) from None
+            self._board = SummaryWriter(str(run / "tensorboard"))
         self._file = None
         if ranks.main:
             if unreadable := _drop_lines_from(run / "metrics.jsonl", start if start else -1):
@@ -60,7 +63,6 @@ class RunLog:
             self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._skipped, self._printed = 0, 0.0
         self._progress = Progress(
-            SpinnerColumn(),
             PlainTextColumn(),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -82,14 +84,9 @@ class RunLog:
             if output is not None:
                 output.close()
 
-    # -------------------------------------------------------------------------- the terminal
     def say(self, text: str, style: str = "") -> None:
         """Print a sentence above the progress bar."""
         self.console.print(text, style=style, soft_wrap=True)
-
-    def warn(self, text: str) -> None:
-        """Print a warning."""
-        self.say(text, "yellow")
 
     def advance(self, step: int) -> None:
         """Move the bar to `step` steps done."""
@@ -98,10 +95,10 @@ class RunLog:
     def begin(
         self, config: PretrainConfig, distillation: Distillation, images: int, device: torch.device
     ) -> None:
-        """What is about to be trained on what."""
+        """Print sizes of the data, the run and the network."""
         backbone, head = (
-            sum(parameter.numel() for parameter in part.parameters()) / 1e6
-            for part in (distillation.student.backbone, distillation.student.head)
+            sum(parameter.numel() for parameter in module.parameters()) / 1e6
+            for module in (distillation.student.backbone, distillation.student.head)
         )
         how = f"resuming at step {self.start}" if self.start else "starting"
         self.say(
@@ -116,12 +113,12 @@ class RunLog:
         """Images that could not be used: at the first of them, and at last if there are more."""
         if len(skipped) > self._skipped and (last or not self._skipped):
             self._skipped = len(skipped)
-            self.warn(
+            self.say(
                 f"{len(skipped):,} images could not be used ({skipped.describe()}) and "
-                f"others took their place: see {skipped.path}"
+                f"others took their place: see {skipped.path}",
+                "yellow",
             )
 
-    # -------------------------------------------------------------------------- files
     def write(self, line: dict[str, Any]) -> None:
         """One line of metrics; `line["step"]` counts the steps done."""
         if self._file is None:
@@ -129,17 +126,20 @@ class RunLog:
         self._file.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
-            for name, value in _scalars(line):
-                self._board.add_scalar(name, value, line["step"])
+            nested = [(n, value) for n, value in line.items() if isinstance(value, dict)]
+            flat = line | {f"{n}/{key}": v for n, values in nested for key, v in values.items()}
+            for name, value in flat.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._board.add_scalar(name, value, line["step"])
         if "loss" in line:
             self._show(line)
 
     def evaluation(self, step: int, name: str, values: dict[str, float]) -> None:
         """An evaluation of the teacher after `step` steps."""
         self.write({"step": step, name: values})
-        words = "  ".join(f"{key} {value:.1f}" for key, value in values.items())
+        numbers = "  ".join(f"{key} {value:.1f}" for key, value in values.items())
         when = f"step {step}" if step else "before the first step"
-        self.say(f"{when}: {name} {words}", "green")
+        self.say(f"{when}: {name} {numbers}", "green")
 
     def refused(self, step: int, loss: float, images: Sequence[str]) -> None:
         """A step that was not finite, and this rank's images of it."""
@@ -147,9 +147,10 @@ class RunLog:
         line = {"step": step, "rank": self.ranks.rank, "loss": str(loss), "images": list(images)}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self.warn(
+        self.say(
             f"step {step} refused: loss or gradients were not finite (loss {loss}); "
-            f"no weight was changed; its images are listed in {path}"
+            f"no weight was changed; its images are listed in {path}",
+            "yellow",
         )
 
     def _show(self, line: dict[str, Any]) -> None:
@@ -163,16 +164,14 @@ class RunLog:
         now, last = time.monotonic(), line["step"] >= self.total
         if not self.console.is_terminal and (last or now - self._printed >= LINE_SECONDS):
             done = line["step"] - self.start
-            left = (now - self._started) / max(done, 1) * (self.total - line["step"])
-            self.say(f"step {line['step']}/{self.total}  {measures}  left {_clock(left)}")
+            seconds = (now - self._started) / max(done, 1) * (self.total - line["step"])
+            left = timedelta(seconds=round(seconds))
+            self.say(f"step {line['step']}/{self.total}  {measures}  left {left}")
             self._printed = now
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl` in order, without those that cannot be read.
-
-    A process that is killed leaves half a line.
-    """
+    """The lines of `metrics.jsonl` without unreadable ones, as a killed process leaves them."""
     path = Path(run) / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [line for line in map(_parse, lines) if line is not None]
@@ -195,25 +194,3 @@ def _drop_lines_from(path: Path, start: int) -> int:
     earlier = (line for line in lines if line["step"] <= start)
     atomic_write(path, "".join(json.dumps(line) + "\n" for line in earlier))
     return unreadable
-
-
-def _scalars(line: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
-    for name, value in line.items():
-        if isinstance(value, dict):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and name != "step":
-            yield prefix + name, value
-
-
-def _tensorboard(run: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("TensorBoard is not installed: pip install dino-ssl[tensorboard]") from None
-    return SummaryWriter(str(run / "tensorboard"))
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

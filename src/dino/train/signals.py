@@ -18,14 +18,14 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 def stop_on_signals(ranks: Ranks) -> Iterator[threading.Event]:
     """An event that `NAMES` set; the first signal prints a message, the next Ctrl-C interrupts.
 
-    Signals that the process ignores (`nohup`) stay ignored. Only a run of one process saves:
-    several would not stop at the same step, so signals end them and they resume from the last save.
+    Signals that the process ignores (`nohup`) stay ignored. Of several ranks only the main one
+    prints; they combine their events, so that all stop at the same step.
 
     Raises:
         KeyboardInterrupt: at Ctrl-C after any signal.
     """
     stop = threading.Event()
-    if ranks.world > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     process = os.getpid()
@@ -35,8 +35,9 @@ def stop_on_signals(ranks: Ranks) -> Iterator[threading.Event]:
             return
         if number == signal.SIGINT and stop.is_set():
             raise KeyboardInterrupt
-        if not stop.is_set():
-            stop.set()
+        first = not stop.is_set()
+        stop.set()
+        if first and ranks.main:
             _print(
                 f"{signal.Signals(number).name}: the run saves after this step and stops; "
                 "Ctrl-C stops it at once, without saving"

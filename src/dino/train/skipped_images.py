@@ -60,13 +60,6 @@ class SkippedImages:
         self._new = {}
         if len(self._known) > before and ranks.main:
             write_list(self.path, self._known)
-        self._check()
-
-    def describe(self) -> str:
-        """Such as "12 damaged, 3 missing", the most frequent first."""
-        return count_defects(defect for defect, _ in self._known.values())
-
-    def _check(self) -> None:
         for defect, count in Counter(defect for defect, _ in self._known.values()).items():
             if count > self.share * self.images:
                 path, (_, reason) = next(
@@ -77,3 +70,7 @@ class SkippedImages:
                     f"{self.share:.2%} (the first: {path}: {reason}): repair or remove those "
                     f"listed in {self.path}, or raise --execution.max-skipped"
                 )
+
+    def describe(self) -> str:
+        """Such as "12 damaged, 3 missing", the most frequent first."""
+        return count_defects(defect for defect, _ in self._known.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +26,8 @@ class StepMetrics:
         self._start()
 
     def _start(self) -> None:
-        self._steps = 0
-        self._loss = self._entropy = self._waited = 0.0
+        self._steps, self._waited = 0, 0.0
+        self._sums: dict[str, float] = defaultdict(float)
         self._since = time.perf_counter()
 
     @contextmanager
@@ -43,11 +44,11 @@ class StepMetrics:
         yield
         self._since += time.perf_counter() - started
 
-    def add(self, loss: float, entropy: float) -> None:
-        """Add the loss and the teacher's entropy of a step, in nats."""
+    def add(self, measures: dict[str, float]) -> None:
+        """Add the measures of a step, such as its loss in nats, whose means are reported."""
         self._steps += 1
-        self._loss += loss
-        self._entropy += entropy
+        for name, value in measures.items():
+            self._sums[name] += value
 
     def line(self, step: int, report: StepReport) -> dict[str, Any]:
         """The line of metrics of step `step` (0-based), with means since the line before.
@@ -55,13 +56,10 @@ class StepMetrics:
         Several terms of the loss stand under their names, as they were in this step.
         """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
-        loss, entropy = (total / max(1, self._steps) for total in (self._loss, self._entropy))
         line = {
             "step": step + 1,
             "epoch": (step + 1) / self.schedules.steps_per_epoch,
-            "loss": loss,
-            "teacher_entropy": entropy,
-            "kl": loss - entropy,
+            **{name: total / self._steps for name, total in self._sums.items()},
             "images_per_s": self._steps * self.batch / elapsed,
             "data_wait": min(1.0, self._waited / elapsed),
             "feature_std": feature_spread(report.features).item(),
