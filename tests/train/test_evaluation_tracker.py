@@ -11,15 +11,15 @@ from dino.train.evaluation_tracker import EvaluationTracker
 class Fixed:
     name = "knn"
 
-    def __init__(self, asked: int) -> None:
-        self.asked = asked
+    def __init__(self, num_queries: int) -> None:
+        self.num_queries = num_queries
 
     def run(self, backbone: Backbone) -> dict[str, float]:
         raise NotImplementedError
 
 
 @pytest.mark.parametrize(
-    ("asked", "now", "fall"),
+    ("num_queries", "now", "fall"),
     [
         (1_000_000, 50.0, 0.0),
         (1_000_000, 49.1, 0.0),  # within a point, however many images
@@ -31,11 +31,11 @@ class Fixed:
         (100, 90.0, 0.0),
     ],
 )
-def test_a_fall_is_more_than_chance(asked: int, now: float, fall: float) -> None:
-    tracker = EvaluationTracker([Fixed(asked)], measured={"k10": now - 3, "k20": now}, start=50.0)
+def test_a_fall_is_more_than_chance(num_queries: int, now: float, fall: float) -> None:
+    tracker = EvaluationTracker([Fixed(num_queries)], measured={"k10": now - 3, "k20": now}, start=50.0)
     assert tracker.fall() == pytest.approx(fall)
     assert (
-        EvaluationTracker([Fixed(asked)], measured={"k20": now}).fall() == 0.0
+        EvaluationTracker([Fixed(num_queries)], measured={"k20": now}).fall() == 0.0
     )  # did not begin with weights
 
 

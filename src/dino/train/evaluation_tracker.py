@@ -72,7 +72,7 @@ class EvaluationTracker:
         """
         if self.start is None or not self.measured:
             return 0.0
-        share, queries = self.start / 100, self.evaluations[-1].asked
+        share, queries = self.start / 100, self.evaluations[-1].num_queries
         noise = 200 * math.sqrt(max(share * (1 - share), 0.0) / max(queries, 1))
         fallen = self.start - self.leading
         return fallen if fallen > max(LEAST, noise) else 0.0

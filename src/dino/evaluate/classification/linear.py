@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from rich.table import Table
 
@@ -27,6 +27,7 @@ from dino.evaluate.features.extractor import extract
 from dino.evaluate.features.table import (
     FeatureTable,
     count_classes,
+    ignored_files,
     labels_in,
     labels_of,
     of_known_classes,
@@ -34,8 +35,8 @@ from dino.evaluate.features.table import (
 )
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.progress import Console
-from dino.runtime import pick_device, process_group, ranks
+from dino.runtime import ranks
+from dino.settings import Range, validated
 from dino.weights.load import fingerprint
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -62,19 +63,19 @@ class Linear(command.FeatureEvaluationSettings):
     features of the central crops, computed once; far faster, a little less accurate."""
     mirror: bool = False
     """Cached mode: also extract mirrored images, and choose between both in each epoch."""
-    blocks: int | None = None
+    blocks: command.Count | None = None
     """How many last blocks give their CLS token; by default 4, for ViT-B and convnets 1."""
     average: bool | None = None
     """Add the average of the last block's patch tokens; by default for ViT-B only."""
-    rates: tuple[float, ...] = RATES
+    rates: Annotated[tuple[float, ...], Range(above=0)] = RATES
     """Learning rates per 256 images; all are trained side by side."""
-    epochs: int = 100
-    """Passes over the images; the learning rates follow a cosine to 0."""
-    batch: int = 1024
+    epochs: command.Count = 100
+    """Passes over the images; the learning rates decay to 0 along a cosine."""
+    batch: command.Count = 1024
     """Images of a step, over all ranks."""
-    forward_batch: int = 64
+    forward_batch: command.Count = 64
     """Images at a time through the network, on each rank; it does not change the result."""
-    seed: int = 0
+    seed: command.Seed = 0
     """Of the initial weights, the orders and the crops."""
     classifier: Path | None = None
     """Do not train, but measure this classifier: written by this command, or published."""
@@ -92,33 +93,24 @@ def run(settings: Linear) -> dict[str, Any]:
     Raises:
         UserError: for weights, data or a classifier that do not exist or do not fit.
     """
-    _check(settings)
-    path, device = command.destination("linear", settings), pick_device(settings.device)
-    with process_group(device) as here:
-        networks = settings.networks(device)
-        if settings.classifier is not None:
-            content, rows = _measure(networks[command.TRAINED], settings, settings.classifier)
-        else:
-            content, rows = _train(networks, settings, path)
-        if here.main:
-            about = {"networks": command.identities(networks)}
-            command.write("linear", {**content, **about}, networks[command.TRAINED], settings)
-            Console().print(rows)
-    return content
-
-
-def _check(settings: Linear) -> None:
+    settings = validated(settings)
     if (settings.data is None) == (settings.classifier is None):
         raise UserError("give either --data, to train on, or --classifier, to measure")
     if settings.classifier is not None and (settings.baseline or settings.compare):
         raise UserError("a classifier belongs to one network: omit --baseline and --compare")
-    if not settings.rates or min(settings.rates) <= 0:
-        raise UserError(f"--rates must be one or more positive numbers, not {settings.rates}")
-    for name in ("epochs", "batch", "forward_batch"):
-        if (value := getattr(settings, name)) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+    if not settings.rates:
+        raise UserError("--rates must be one or more numbers")
     if settings.mirror and settings.mode != "cached":
         raise UserError("--mirror belongs to --mode cached: random crops are mirrored anyway")
+    with command.evaluation_run("linear", settings) as started:
+        if settings.data is not None:
+            content, printed = _train(started, settings.data, settings)
+        else:
+            assert settings.classifier is not None
+            network = started.networks[command.TRAINED]
+            content, printed = _measure(network, settings, settings.classifier)
+        started.report(content, printed)
+    return content
 
 
 @dataclass(frozen=True)
@@ -163,23 +155,23 @@ class Probe:
 
 
 def _train(
-    networks: dict[str, Backbone], settings: Linear, path: Path
+    started: command.EvaluationRun, data: str, settings: Linear
 ) -> tuple[dict[str, Any], Table]:
-    assert settings.data is not None
-    pixels = networks[command.TRAINED].preprocessing.pixels
-    source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
+    source, val, counts = open_labelled(data, settings.val, started.pixels, TASK)
     probes, tested = {}, 0
-    for name, network in networks.items():
-        unfinished = path.with_suffix(f".{command.file_name(name)}.unfinished.safetensors")
-        probes[name], tested = _probe(network, source, val, settings, unfinished)
+    for name, network in started.networks.items():
+        unfinished = f".{command.file_name(name)}.unfinished.safetensors"
+        checkpoint = started.path.with_suffix(unfinished)
+        probes[name], tested = _probe(network, source, val, settings, checkpoint)
+    trained = probes[command.TRAINED]
     if ranks().main:
-        file = path.with_suffix(".safetensors")
-        _save(probes[command.TRAINED], source, networks[command.TRAINED], settings, file)
+        file = started.path.with_suffix(".safetensors")
+        _save(trained, source, started.networks[command.TRAINED], settings, file)
     content = {
         "linear": {name: probe.summary() for name, probe in probes.items()},
         "chosen": {name: probe.rates[probe.chosen] for name, probe in probes.items()},
-        "features": asdict(probes[command.TRAINED].layers),
-        "images": {"train": len(source), "val": tested, "left_out": left_out},
+        "features": asdict(trained.layers),
+        "images": {"train": len(source), "val": tested, **counts},
     }
     return content, _table(probes, tested)
 
@@ -193,8 +185,8 @@ def _probe(
     test = _features(network, val, layers, settings)
     truth = labels_in(source.classes, test, TASK)
     labels, classes = labels_of(source, TASK), count_classes(source, TASK)
-    width = test.features.shape[1]
-    sweep = Sweep(width, classes, settings.rates, seed=settings.seed, device=device)
+    inputs = test.features.shape[1]
+    sweep = Sweep(inputs, classes, settings.rates, seed=settings.seed, device=device)
     defining = [str(getattr(settings, name)) for name in DEFINING]
     key = [fingerprint(network), files_digest(source), files_digest(val), labels.tolist(), defining]
     checkpoint = EpochCheckpoint(unfinished, key)
@@ -225,23 +217,15 @@ def _batches(network: Backbone, source: Source, layers: Layers, settings: Linear
         tables = [_features(network, source, layers, settings, mirror) for mirror in mirrored]
         device = next(network.parameters()).device
         return TableBatches(tables, settings.batch, settings.seed, device)
-    return CropBatches(
-        network,
-        layers,
-        source,
-        batch=settings.batch,
-        seed=settings.seed,
-        forward_batch=settings.forward_batch,
-        workers=settings.workers,
-        precision=settings.precision,
-    )
+    names = ("batch", "seed", "forward_batch", "workers", "precision")
+    return CropBatches(network, layers, source, **{name: getattr(settings, name) for name in names})
 
 
 def _save(probe: Probe, source: Source, backbone: Backbone, settings: Linear, path: Path) -> None:
     rate = probe.rates[probe.chosen]
     about = {**asdict(probe.layers), "sha256": fingerprint(backbone), "mode": settings.mode}
     about |= {"rate": rate, "epochs": settings.epochs, "top1": probe.history[-1][probe.chosen].top1}
-    weight, bias = (part[probe.chosen] for part in (probe.sweep.weight, probe.sweep.bias))
+    weight, bias = probe.sweep.weight[probe.chosen], probe.sweep.bias[probe.chosen]
     classifiers.save(Classifier(weight, bias, source.classes, about), path)
 
 
@@ -264,10 +248,10 @@ def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str
         )
     val = of_known_classes(images, classifier.classes, range(known), TASK)
     test = _features(backbone, val, layers, settings)
-    width, expected = test.features.shape[1], classifier.weight.shape[1]
-    if width != expected:
+    inputs, expected = test.features.shape[1], classifier.weight.shape[1]
+    if inputs != expected:
         raise UserError(
-            f"{path} takes {expected} numbers, the features have {width}: set --blocks and "
+            f"{path} takes {expected} numbers, the features have {inputs}: set --blocks and "
             "--average as in its training"
         )
     truth = labels_in(classifier.classes, test, TASK)
@@ -277,8 +261,9 @@ def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str
         ("features", "top-1", "top-5"),
         {command.TRAINED: str(score).split(" / ")},
     )
+    counts = {"left_out": len(images) - len(val), "ignored_files": ignored_files(images)}
     content = {"classifier": score._asdict(), "features": asdict(layers)}
-    return {**content, "images": {"val": len(test), "left_out": len(images) - len(val)}}, rows
+    return {**content, "images": {"val": len(test), **counts}}, rows
 
 
 def _table(probes: dict[str, Probe], tested: int) -> Table:

@@ -20,7 +20,7 @@ from torch import Tensor
 from dino.data.images.image_errors import ImageError
 from dino.data.loader import evaluation_loader
 from dino.data.sources.open import Source
-from dino.evaluate.features.cache import cached_table, table_folder
+from dino.evaluate.features.cache import cached_table
 from dino.evaluate.features.table import (
     FeatureBatch,
     FeatureTable,
@@ -91,7 +91,7 @@ class FeatureExtractor:
                 requested = range(start, start + len(usable) + len(batch.skipped))
                 unusable = sorted({*requested} - {*usable})
                 with memory_advice(self.memory_option):
-                    rows = self.compute(batch.images).float().cpu() if usable else _NO_ROWS
+                    rows = self.compute(batch.images).float().cpu() if usable else NO_ROWS
                 yield FeatureBatch(
                     [indices[position] for position in usable],
                     rows,
@@ -107,28 +107,24 @@ class FeatureExtractor:
             UserError: if no image can be used.
         """
         share = my_share(range(len(source)))
-        rows: Tensor | None = None
+        rows = NO_ROWS
         used: list[int] = []
         skipped: dict[int, ImageError] = {}
         for indices, features, unusable in self.batches(source, share):
             skipped |= unusable
-            if not indices:
-                continue
-            if rows is None:  # the full share at once, so that no row is held twice
+            if indices and not used:  # the full share at once, so that no row is held twice
                 rows = torch.empty(len(share), features.shape[1])
-            rows[len(used) : len(used) + len(features)] = features
+            rows[len(used) : len(used) + len(indices)] = features
             used += indices
-        mine = None if rows is None else rows[: len(used)]
-        shares, all_used, all_skipped = zip(*gather_objects((mine, used, skipped)), strict=True)
-        tensors = [part for part in shares if part is not None]
-        skipped = {index: error for part in all_skipped for index, error in part.items()}
-        used = [index for part in all_used for index in part]
+        shares = gather_objects(FeatureBatch(used, rows[: len(used)], skipped))
+        skipped = {index: error for share in shares for index, error in share.skipped.items()}
         check_usable(source, skipped)
+        tensors = [share.features for share in shares if share.indices]
         features = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        return table_of(source, features, used, skipped)
+        return table_of(source, features, [i for share in shares for i in share.indices], skipped)
 
 
-_NO_ROWS = torch.empty(0, 0)
+NO_ROWS = torch.empty(0, 0)
 
 
 def extract(
@@ -172,26 +168,18 @@ def extract(
     backbone.eval()
     try:
         if store is not None:
-            key = {
-                "descriptor": what.name,
-                "settings": what.settings,
-                "transform": _parameters(what.transform),
-                "precision": precision,
-            }
-            folder = table_folder(store, backbone, source, key)
+            transform = repr(what.transform)
+            if " at 0x" in transform:
+                raise ValueError(f"{transform} hides its parameters: make it a frozen dataclass")
+            key = {"descriptor": what.name, "settings": what.settings, "transform": transform}
+            key["precision"] = precision
             batches = partial(extractor.batches, source)
-            table = None if folder is None else cached_table(folder, source, batches)
+            table = cached_table(store, backbone, source, key, batches)
             if table is not None:
                 return table
         return extractor.table(source)
     finally:
         backbone.train(training)
-
-
-def _parameters(transform: Any) -> str:
-    text = repr(transform)
-    assert " at 0x" not in text, f"{text} hides its parameters: make it a frozen dataclass"
-    return text
 
 
 @contextmanager
