@@ -58,11 +58,8 @@ class ExtractionSettings(NetworkSettings):
 
     def extraction(self) -> dict[str, Any]:
         """The keyword arguments of `features.extractor.extract` that these settings give."""
-        return {
-            "store": self.store or default_store(),
-            "workers": self.workers,
-            "precision": self.precision,
-        }
+        store = self.store or default_store()
+        return {"store": store, "workers": self.workers, "precision": self.precision}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +76,7 @@ class EvaluationSettings(NetworkSettings):
     def networks(self, device: torch.device, *, rgb: bool = False) -> dict[str, Backbone]:
         """All networks on the device: "trained", "untrained" and the others by their weights.
 
-        Args:
-            device: where they run.
-            rgb: the evaluation reads RGB images only.
+        `rgb` says that the evaluation reads RGB images only.
 
         Raises:
             UserError: for weights that do not exist or are named twice, or networks that take
@@ -165,12 +160,7 @@ def identities(networks: Mapping[str, Backbone]) -> dict[str, Any]:
 
 
 def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
-    """Where a result comes from: weights by hash, preprocessing, settings, versions, device.
-
-    Args:
-        backbone: the network that was measured.
-        settings: the dataclass of the command.
-    """
+    """Where a result comes from: weights by hash, preprocessing, settings, versions, device."""
     return {
         "weights": {
             "sha256": fingerprint(backbone),

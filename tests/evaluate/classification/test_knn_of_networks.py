@@ -15,7 +15,7 @@ from helpers.fakes import COLORS, MeanColor
 from PIL import Image
 
 from dino.data.sources.open import open_source
-from dino.evaluate.classification.knn import KNN, KNNEvaluation, run, spread, votes_of
+from dino.evaluate.classification.knn import KNN, KNNEvaluation, measure, run, spread
 from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy
 from dino.evaluate.features.table import FeatureTable, Subset
 from dino.evaluate.protocol import Evaluation
@@ -32,7 +32,7 @@ def table(labels: list[int], classes: list[str] | None) -> FeatureTable:
 
 
 def accuracies(*arguments: Any) -> dict[int, Accuracy]:
-    return votes_of(*arguments).accuracies(TEMPERATURE)
+    return measure(*arguments).votes.accuracies(TEMPERATURE)
 
 
 def test_classes_are_matched_by_name() -> None:

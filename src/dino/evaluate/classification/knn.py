@@ -46,28 +46,43 @@ MOST_CONFUSED = 10
 """Pairs of classes that are printed."""
 
 
-def votes_of(
+class Measurement(NamedTuple):
+    """Votes of one bank.
+
+    Attributes:
+        votes: for each query.
+        names: of the classes that the votes count.
+        sizes: images that served as "bank" and as "queries", and how many were "skipped" because
+            they cannot be used.
+    """
+
+    votes: Votes
+    names: list[str]
+    sizes: dict[str, int]
+
+
+def measure(
     bank: FeatureTable,
     queries: FeatureTable | None,
     k: Sequence[int] = K,
     temperatures: Sequence[float] = (TEMPERATURE,),
     device: torch.device | str | None = None,
-) -> Votes:
+) -> Measurement:
     """`knn_classifier.vote` on tables; without queries, leave-one-out on the bank.
 
     Classes of the two tables are paired by name where both have names.
     """
-    tested = bank if queries is None else queries
-    return vote(
-        bank.features,
-        labels_of(bank, TASK),
-        tested.features,
-        labels_in(bank.classes, tested, TASK),
-        k,
-        temperatures,
-        leave_one_out=queries is None,
-        device=device,
-    )
+    tables = [bank] if queries is None else [bank, queries]
+    train = (bank.features, labels_of(bank, TASK))
+    test = (tables[-1].features, labels_in(bank.classes, tables[-1], TASK))
+    options: dict[str, Any] = {"leave_one_out": queries is None, "device": device}
+    votes = vote(*train, *test, k, temperatures, **options)
+    names = list(dict.fromkeys(name for table in tables for name in table.classes or ()))
+    named = all(table.classes for table in tables)
+    labels = [names[n] if named else str(n) for n in votes.classes.tolist()]
+    skipped = sum(len(table.skipped) for table in tables)
+    sizes = {"bank": len(bank), "queries": len(tables[-1]), "skipped": skipped}
+    return Measurement(votes, labels, sizes)
 
 
 def of_bank_classes(queries: Source | None, bank: Source) -> Source | None:
@@ -112,7 +127,7 @@ class KNNEvaluation:
         """Top-1 accuracy in percent, for example `{"k10": 61.2, "k20": 62.0}`."""
         queries = None if self.queries is None else extract(backbone, self.queries, title=TASK)
         bank, device = extract(backbone, self.bank, title=TASK), next(backbone.parameters()).device
-        accuracies = votes_of(bank, queries, self.k, device=device).accuracies(TEMPERATURE)
+        accuracies = measure(bank, queries, self.k, device=device).votes.accuracies(TEMPERATURE)
         return {f"k{n}": accuracy.top1 for n, accuracy in accuracies.items()}
 
 
@@ -170,7 +185,7 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
         )
         pairs = [(bank, of_bank_classes(queries, bank)) for bank in banks]
         store = settings.extraction()["store"]
-        measured = _measure(started.networks, pairs, settings, store)
+        measured = _measure_all(started.networks, pairs, settings, store)
         first, scores = measured[command.TRAINED][0], _by_row(measured, settings)
         content: dict[str, Any] = {
             "knn": {
@@ -195,21 +210,6 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     return scores
 
 
-class Measurement(NamedTuple):
-    """Votes of one bank.
-
-    Attributes:
-        votes: of its images.
-        names: of the classes that the votes count.
-        sizes: images that served as "bank" and as "queries", and how many were "skipped" because
-            they cannot be used.
-    """
-
-    votes: Votes
-    names: list[str]
-    sizes: dict[str, int]
-
-
 def compare(
     backbone: Backbone, bank: Source, queries: Source | None = None, *, settings: KNN
 ) -> tuple[dict[str, dict[int, Accuracy]], dict[str, int]]:
@@ -223,14 +223,14 @@ def compare(
     networks = {command.TRAINED: backbone}
     if settings.baseline:
         networks[command.UNTRAINED] = untrained_like(backbone)
-    measured = _measure(networks, [(bank, of_bank_classes(queries, bank))], settings)
+    measured = _measure_all(networks, [(bank, of_bank_classes(queries, bank))], settings)
     scores = {
         name: of.votes.accuracies(settings.temperature[0]) for name, (of,) in measured.items()
     }
     return scores, measured[command.TRAINED][0].sizes
 
 
-def _measure(
+def _measure_all(
     networks: Mapping[str, Backbone],
     pairs: Sequence[tuple[Source, Source | None]],
     settings: KNN,
@@ -252,21 +252,10 @@ def _measure(
         measured[name] = []
         for bank, queries in pairs:
             tested = None if queries is None else features(queries)
-            measured[name].append(_votes(features(bank), tested, settings, device))
+            measured[name].append(
+                measure(features(bank), tested, settings.k, settings.temperature, device)
+            )
     return measured
-
-
-def _votes(
-    bank: FeatureTable, queries: FeatureTable | None, settings: KNN, device: torch.device
-) -> Measurement:
-    votes = votes_of(bank, queries, settings.k, settings.temperature, device)
-    used = [bank] if queries is None else [bank, queries]
-    skipped = sum(len(table.skipped) for table in used)
-    names = list(dict.fromkeys(name for table in used for name in table.classes or ()))
-    named = all(table.classes for table in used)
-    labels = [names[n] if named else str(n) for n in votes.classes.tolist()]
-    sizes = {"bank": len(bank), "queries": len(used[-1]), "skipped": skipped}
-    return Measurement(votes, labels, sizes)
 
 
 def _by_row(

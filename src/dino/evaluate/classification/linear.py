@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -120,38 +121,34 @@ class Probe:
     Attributes:
         layers: the features.
         sweep: the classifiers after the last epoch.
-        rates: the learning rate of each.
-        history: the scores of each after every epoch.
+        curves: for each learning rate, the accuracies after every epoch.
     """
 
     layers: Layers
     sweep: Sweep
-    rates: tuple[float, ...]
-    history: list[list[Accuracy]]
+    curves: dict[float, list[Accuracy]]
 
     @property
-    def chosen(self) -> int:
-        """The index of the learning rate that is best after the last epoch."""
-        return max(range(len(self.rates)), key=lambda place: self.history[-1][place])
-
-    def best_epoch(self, place: int) -> int:
-        """The epoch, from 0, after which a classifier was best."""
-        return max(range(len(self.history)), key=lambda epoch: self.history[epoch][place].top1)
+    def chosen(self) -> float:
+        """The learning rate that is best after the last epoch."""
+        return max(self.curves, key=lambda rate: self.curves[rate][-1])
 
     def summary(self) -> list[dict[str, Any]]:
         """One entry a learning rate, for JSON."""
         return [
             {
                 "rate": rate,
-                "last": self.history[-1][place]._asdict(),
-                "best": {
-                    "epoch": self.best_epoch(place) + 1,
-                    **self.history[self.best_epoch(place)][place]._asdict(),
-                },
-                "top1_by_epoch": [scores[place].top1 for scores in self.history],
+                "last": curve[-1]._asdict(),
+                "best": {"epoch": best_epoch(curve) + 1, **curve[best_epoch(curve)]._asdict()},
+                "top1_by_epoch": [accuracy.top1 for accuracy in curve],
             }
-            for place, rate in enumerate(self.rates)
+            for rate, curve in self.curves.items()
         ]
+
+
+def best_epoch(curve: Sequence[Accuracy]) -> int:
+    """The first epoch, from 0, with the highest top-1 accuracy."""
+    return max(range(len(curve)), key=lambda epoch: curve[epoch].top1)
 
 
 def _train(
@@ -169,7 +166,7 @@ def _train(
         _save(trained, source, started.networks[command.TRAINED], settings, file)
     content = {
         "linear": {name: probe.summary() for name, probe in probes.items()},
-        "chosen": {name: probe.rates[probe.chosen] for name, probe in probes.items()},
+        "chosen": {name: probe.chosen for name, probe in probes.items()},
         "features": asdict(trained.layers),
         "images": {"train": len(source), "val": tested, **counts},
     }
@@ -199,7 +196,8 @@ def _probe(
         checkpoint,
     )
     checkpoint.delete()
-    return Probe(layers, sweep, settings.rates, history), len(test)
+    curves = map(list, zip(*history, strict=True))  # by learning rate instead of by epoch
+    return Probe(layers, sweep, dict(zip(settings.rates, curves, strict=True))), len(test)
 
 
 def _features(
@@ -222,10 +220,11 @@ def _batches(network: Backbone, source: Source, layers: Layers, settings: Linear
 
 
 def _save(probe: Probe, source: Source, backbone: Backbone, settings: Linear, path: Path) -> None:
-    rate = probe.rates[probe.chosen]
     about = {**asdict(probe.layers), "sha256": fingerprint(backbone), "mode": settings.mode}
-    about |= {"rate": rate, "epochs": settings.epochs, "top1": probe.history[-1][probe.chosen].top1}
-    weight, bias = probe.sweep.weight[probe.chosen], probe.sweep.bias[probe.chosen]
+    about |= {"rate": probe.chosen, "epochs": settings.epochs}
+    about["top1"] = probe.curves[probe.chosen][-1].top1
+    index = settings.rates.index(probe.chosen)
+    weight, bias = probe.sweep.weight[index], probe.sweep.bias[index]
     classifiers.save(Classifier(weight, bias, source.classes, about), path)
 
 
@@ -268,14 +267,14 @@ def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str
 
 def _table(probes: dict[str, Probe], tested: int) -> Table:
     rows = {
-        f"{name}, {rate:g}{' *' if place == probe.chosen else ''}": (
-            str(probe.history[-1][place]),
-            str(probe.history[probe.best_epoch(place)][place]),
-            str(probe.best_epoch(place) + 1),
+        f"{name}, {rate:g}{' *' if rate == probe.chosen else ''}": (
+            str(curve[-1]),
+            str(curve[best_epoch(curve)]),
+            str(best_epoch(curve) + 1),
         )
         for name, probe in probes.items()
-        for place, rate in enumerate(probe.rates)
-        if name == command.TRAINED or place == probe.chosen
+        for rate, curve in probe.curves.items()
+        if name == command.TRAINED or rate == probe.chosen
     }
     layers = probes[command.TRAINED].layers
     what = f"CLS of {layers.blocks} block(s)" + " and average patch" * layers.average

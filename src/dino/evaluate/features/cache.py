@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -263,15 +264,18 @@ class _CachedTable:
         return None
 
     def _merge_parts(self, parts: Sequence[_Part], skipped: dict[int, ImageError]) -> None:
-        if not self.done.exists():
-            numbers = next(part for part in parts if part.indices).rows().shape[1]
-            with replacing(self.features) as temporary:
+        with replacing(self.features) as temporary:
+            if self.done.exists():
+                shutil.copyfile(self.features, temporary)
+                table = np.lib.format.open_memmap(temporary, "r+")
+            else:
+                numbers = next(part for part in parts if part.indices).rows().shape[1]
                 shape = (len(self.source), numbers)
-                np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
-                self._fill(temporary, parts)
-        else:  # only rows that no process reads yet are written in place
-            vacant = self._skipped().keys()
-            self._fill(self.features, [part for part in parts if vacant & {*part.indices}])
+                table = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
+            for part in parts:
+                if part.indices:
+                    table[part.indices] = part.rows()
+            table.flush()
         found = {index for part in parts for index in part.indices}
         left = {index: skipped[index] for index in sorted(skipped.keys() - found)}
         atomic_json(self.done, {"skipped": _json(left)})
@@ -280,13 +284,6 @@ class _CachedTable:
         for stray in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
             if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
                 stray.unlink(missing_ok=True)
-
-    def _fill(self, path: Path, parts: Sequence[_Part]) -> None:
-        table = np.lib.format.open_memmap(path, "r+")
-        for part in parts:
-            if part.indices:
-                table[part.indices] = part.rows()
-        table.flush()
 
     def _open(self) -> FeatureTable:
         skipped = self._skipped()

@@ -176,23 +176,21 @@ def of_known_classes(
     Raises:
         UserError: if no class occurs on both sides.
     """
-    labels, present = labels_in(classes, images, task).tolist(), {*known}
-    usable = [index for index, label in enumerate(labels) if label in present]
-    if len(usable) == len(labels):
+    usable = torch.isin(labels_in(classes, images, task), torch.tensor(known))
+    if usable.all():
         return images
-    example = next(index for index, label in enumerate(labels) if label not in present)
-    number = labels_of(images, task)[example]
+    number = labels_of(images, task)[~usable][0]
     name = images.classes[number] if images.classes else f"class {number}"
-    if not usable:
+    if not usable.any():
         raise UserError(
             f"{task} cannot classify these images: none of their classes, such as {name}, is "
             "among those to choose from. Name the classes alike on both sides"
         )
     warn_once(
-        f"{len(labels) - len(usable):,} of {len(labels):,} images to classify were left out: their "
+        f"{(~usable).sum():,} of {len(images):,} images to classify were left out: their "
         f"classes, such as {name}, are not among those to choose from"
     )
-    return Subset(images, usable)
+    return Subset(images, usable.nonzero().squeeze(1).tolist())
 
 
 def open_labelled(
