@@ -15,8 +15,8 @@ import torch
 from rich.table import Table
 
 from dino.data.images.pixel_format import PixelFormat
-from dino.evaluate.features.cache import default_store, versions
-from dino.files import UserError, atomic_json, check_output
+from dino.evaluate.features.cache import versions
+from dino.files import UserError, atomic_json, cache_folder, check_output
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import Precision, describe, pick_device, process_group, ranks
@@ -58,7 +58,7 @@ class ExtractionSettings(NetworkSettings):
 
     def extraction(self) -> dict[str, Any]:
         """The keyword arguments of `features.extractor.extract` that these settings give."""
-        store = self.store or default_store()
+        store = self.store or cache_folder() / "features"
         return {"store": store, "workers": self.workers, "precision": self.precision}
 
 

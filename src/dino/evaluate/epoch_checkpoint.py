@@ -33,14 +33,14 @@ class EpochCheckpoint:
         Raises:
             UserError: if only some ranks see the file.
         """
-        found = self._read() if self.path.exists() else ({}, [])
+        found: tuple[dict[str, Tensor], list[Any]] = {}, []
+        if self.path.exists():
+            tensors, about = read_safetensors(self.path)
+            if about["key"] == self.key:
+                found = tensors, json.loads(about["history"])
         if len({*gather_objects(len(found[1]))}) > 1:
             raise UserError(f"not all processes see {self.path}: choose --out on a shared disk")
         return found
-
-    def _read(self) -> tuple[dict[str, Tensor], list[Any]]:
-        tensors, about = read_safetensors(self.path)
-        return (tensors, json.loads(about["history"])) if about["key"] == self.key else ({}, [])
 
     def write(self, tensors: dict[str, Tensor], history: list[Any]) -> None:
         """Write the tensors, and a history of one entry an epoch, atomically."""

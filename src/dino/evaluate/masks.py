@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dino.files import UserError, replacing
 
@@ -59,19 +59,17 @@ def read_mask(path: str | os.PathLike[str], first: Mask | None = None) -> Mask:
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1"):
-                raise UserError(
-                    f"{path} is an image of mode {image.mode}, not a mask: store the numbers of "
-                    "the objects in an indexed or grey PNG"
-                )
-            palette = image.getpalette() if image.mode == "P" else None
-            values = np.asarray(image.convert("L") if image.mode == "1" else image)
+            mode, palette = image.mode, image.getpalette()
+            values = np.asarray(image.convert("L") if mode == "1" else image)
     except FileNotFoundError:
         raise UserError(f"the mask {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"the mask {path} cannot be read: {error}") from None
+    if mode not in ("P", "L", "1"):
+        raise UserError(
+            f"{path} is an image of mode {mode}, not a mask: store the numbers of the objects in "
+            "an indexed or grey PNG"
+        )
     if palette is not None:
         return Mask(values, tuple(palette))
     if first is not None and not first.white:

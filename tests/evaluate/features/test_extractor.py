@@ -77,8 +77,8 @@ def test_images_that_cannot_be_used_have_no_row(
     good = extract(mean_color, open_source(tmp_path))
     damaged = tmp_path / "1" / "bad.png"
     damaged.write_bytes(b"not a picture")
-    for _ in range(2):
-        table = extract(mean_color, open_source(tmp_path), batch=2)
+    for batch in (1, 2):
+        table = extract(mean_color, open_source(tmp_path), batch=batch)
         assert torch.equal(table.features, good.features)
         assert torch.equal(table.labels, good.labels)
         assert table.paths == good.paths

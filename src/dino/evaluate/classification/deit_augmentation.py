@@ -31,12 +31,7 @@ from dino.data.views.photometric import normalize
 from dino.data.views.random_streams import draw_views, epoch_order, generator
 from dino.evaluate.classification.feature_batches import crop_spec
 from dino.evaluate.command import Count, Positive, Share
-from dino.evaluate.features.table import (
-    Subset,
-    labels_of,
-    my_shares,
-    warn_skipped,
-)
+from dino.evaluate.features.table import Subset, labels_of, my_shares, warn_skipped
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.settings import Range
@@ -44,8 +39,6 @@ from dino.settings import Range
 TASK = "fine-tuning"
 
 NotNegative = Annotated[float, Range(low=0)]
-
-TIMM_MISSING = "fine-tuning needs timm: pip install 'dino-ssl[timm]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +123,7 @@ class AugmentedImages(Subset):
         try:
             from timm.data.auto_augment import rand_augment_transform
         except ImportError:
-            raise UserError(TIMM_MISSING) from None
+            raise UserError("fine-tuning needs timm: pip install 'dino-ssl[timm]'") from None
         transform, self.recipe = backbone.preprocessing, recipe
         grey = tuple(round(255 * mean) for mean in transform.mean)
         hints = {"translate_const": int(0.45 * transform.crop), "img_mean": grey}

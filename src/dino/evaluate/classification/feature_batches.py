@@ -26,9 +26,11 @@ from dino.data.views.random_streams import draw_views, epoch_order, generator
 from dino.data.views.view_spec import ViewSpec
 from dino.evaluate.features.extractor import FeatureExtractor
 from dino.evaluate.features.table import (
+    NO_ROWS,
     FeatureBatch,
     FeatureTable,
     Subset,
+    joined,
     labels_of,
     my_shares,
     warn_skipped,
@@ -44,32 +46,22 @@ Step: TypeAlias = tuple[Float[Tensor, "B N"], Int[Tensor, " B"]]
 
 @dataclass(frozen=True)
 class TableBatches:
-    """Batches of features that were computed once.
+    """Batches of features that were computed once. The length is the number of steps an epoch."""
 
-    `tables` are one or two of the same images; of two, each epoch chooses one for each image. The
-    length is the number of steps of an epoch.
-    """
-
-    tables: Sequence[FeatureTable]
+    table: FeatureTable
     batch: int
     seed: int
     device: torch.device
 
     def __len__(self) -> int:
-        return -(-len(self.tables[0]) // self.batch)
+        return -(-len(self.table) // self.batch)
 
     def epoch(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch, counted from 0."""
-        count, labels = len(self.tables[0]), labels_of(self.tables[0], TASK)
-        order = torch.from_numpy(epoch_order(count, self.seed, epoch))
-        # One draw for all images, with the key of "image" 0 of this epoch.
-        chosen = generator(self.seed, epoch, 0).integers(len(self.tables), size=count)
+        labels = labels_of(self.table, TASK)
+        order = torch.from_numpy(epoch_order(len(self.table), self.seed, epoch))
         for rows in order.split(self.batch):
-            features = self.tables[0].features[rows]
-            other = torch.from_numpy(chosen)[rows] == 1
-            if other.any():
-                features[other] = self.tables[1].features[rows[other]]
-            yield features.to(self.device), labels[rows].to(self.device)
+            yield self.table.features[rows].to(self.device), labels[rows].to(self.device)
 
 
 def crop_spec(size: int) -> ViewSpec:
@@ -134,11 +126,9 @@ class CropBatches:
         skipped: list[ImageError] = []
         batches = extractor.batches(crops, list(chain.from_iterable(shares)))
         for step in by_step(batches, shares):
-            gathered = gather_objects(step)  # of each rank
-            skipped += chain.from_iterable(share.skipped.values() for share in gathered)
-            indices = list(chain.from_iterable(share.indices for share in gathered))
+            indices, features, unusable = joined(gather_objects(step))
+            skipped += unusable.values()
             if indices:
-                features = torch.cat([share.features for share in gathered if share.indices])
                 yield features.to(device), labels[indices].to(device)
         warn_skipped(skipped, len(self.source))
 
@@ -167,6 +157,6 @@ def by_step(
         features = [rows.pop(index) for index in usable]
         yield FeatureBatch(
             usable,
-            torch.stack(features) if features else torch.empty(0, 0),
+            torch.stack(features) if features else NO_ROWS,
             {index: skipped.pop(index) for index in share if index in skipped},
         )

@@ -101,7 +101,10 @@ def run(settings: FineTune) -> dict[str, Any]:
             name: _tuned(name, started, source, val, recipe, settings) for name in started.networks
         }
         content = {
-            "finetune": {name: [epoch._asdict() for epoch in rows] for name, rows in found.items()},
+            "finetune": {
+                name: [{"loss": one.loss, **one.accuracy._asdict()} for one in history]
+                for name, history in found.items()
+            },
             "recipe": asdict(recipe),
             "images": {"train": len(source), "val": len(val), **counts},
         }
@@ -154,7 +157,7 @@ def _save(
     origin = {"finetuned_from": settings.weights, "preset": settings.preset}
     weights.save(model.backbone, path.with_suffix(".safetensors"), origin)
     about = {"blocks": 1, "average": False, "sha256": fingerprint(model.backbone)}
-    about |= {"top1": history[-1].top1, **origin}
+    about |= {"top1": history[-1].accuracy.top1, **origin}
     head = Classifier(model.head.weight, model.head.bias, source.classes, about)
     classifiers.save(head, path.with_suffix(".classifier.safetensors"))
 
@@ -163,7 +166,7 @@ def _table(found: dict[str, list[Epoch]], recipe: Recipe, images: int) -> Table:
     rows = {}
     for name, history in found.items():
         last = history[-1]
-        best = max(history, key=lambda epoch: epoch.top1)
+        best = max(history, key=lambda epoch: epoch.accuracy.top1)
         cells = [str(last.accuracy), str(best.accuracy)]
         rows[name] = [*cells, str(history.index(best) + 1), f"{last.loss:.3f}"]
     epochs = f"{recipe.epochs} epoch" + "s" * (recipe.epochs > 1)

@@ -108,13 +108,7 @@ class Epoch(NamedTuple):
     """The mean loss of an epoch over steps and ranks, and the accuracy on the test images."""
 
     loss: float
-    top1: float
-    top5: float
-
-    @property
-    def accuracy(self) -> Accuracy:
-        """In percent, after the epoch."""
-        return Accuracy(self.top1, self.top5)
+    accuracy: Accuracy
 
 
 def tune(
@@ -134,7 +128,7 @@ def tune(
     state, before = checkpoint.read()
     if before:
         _restore(model, optimizer, state)
-    history = [Epoch(loss, *accuracy) for loss, accuracy in before]
+    history = [Epoch(loss, Accuracy(*row)) for loss, row in before]
     trained = data_parallel(model, device)
     for epoch in range(len(history), recipe.epochs):
         model.train()
@@ -158,8 +152,8 @@ def tune(
         if not math.isfinite(mean):
             raise UserError(f"the loss was not finite in epoch {epoch + 1}: choose a smaller --lr")
         model.eval()
-        history.append(Epoch(mean, *evaluate()))
-        checkpoint.write(_state(model, optimizer), [(one.loss, one.accuracy) for one in history])
+        history.append(Epoch(mean, evaluate()))
+        checkpoint.write(_state(model, optimizer), history)
     model.eval()
     return history
 

@@ -15,13 +15,7 @@ from dino.evaluate.classification import linear_classifier as classifiers
 from dino.evaluate.classification.feature_batches import TASK, Batches, CropBatches, TableBatches
 from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import Classifier, Sweep
-from dino.evaluate.classification.linear_training import (
-    Layers,
-    MirroredTransform,
-    layers_of,
-    scores,
-    train,
-)
+from dino.evaluate.classification.linear_training import Layers, layers_of, scores, train
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
 from dino.evaluate.features.cache import files_digest
 from dino.evaluate.features.extractor import extract
@@ -43,7 +37,7 @@ from dino.weights.load import fingerprint
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The paper sweeps, but does not say over what; these cover the published logs (.001 to .3)."""
 
-DEFINING = ("precision", "mode", "mirror", "blocks", "average", "rates", "epochs", "batch", "seed")
+DEFINING = ("precision", "mode", "blocks", "average", "rates", "epochs", "batch", "seed")
 """Settings that a stopped training must have in common with the one that continues it."""
 
 
@@ -62,8 +56,6 @@ class Linear(command.FeatureEvaluationSettings):
     mode: Literal["augmented", "cached"] = "augmented"
     """augmented: random crops through the network in every epoch, as in the paper. cached: the
     features of the central crops, computed once; far faster, a little less accurate."""
-    mirror: bool = False
-    """Cached mode: also extract mirrored images, and choose between both in each epoch."""
     blocks: command.Count | None = None
     """How many last blocks give their CLS token; by default 4, for ViT-B and convnets 1."""
     average: bool | None = None
@@ -101,8 +93,6 @@ def run(settings: Linear) -> dict[str, Any]:
         raise UserError("a classifier belongs to one network: omit --baseline and --compare")
     if not settings.rates:
         raise UserError("--rates must be one or more numbers")
-    if settings.mirror and settings.mode != "cached":
-        raise UserError("--mirror belongs to --mode cached: random crops are mirrored anyway")
     with command.evaluation_run("linear", settings) as started:
         if settings.data is not None:
             content, printed = _train(started, settings.data, settings)
@@ -200,21 +190,16 @@ def _probe(
     return Probe(layers, sweep, dict(zip(settings.rates, curves, strict=True))), len(test)
 
 
-def _features(
-    network: Backbone, source: Source, layers: Layers, settings: Linear, mirror: bool = False
-) -> FeatureTable:
-    transform = network.preprocessing
-    descriptor = layers.descriptor(MirroredTransform(transform) if mirror else transform)
-    options = {"memory_option": "--forward-batch", **settings.extraction()}
-    return extract(network, source, descriptor, batch=settings.forward_batch, **options)
+def _features(network: Backbone, source: Source, layers: Layers, settings: Linear) -> FeatureTable:
+    options: dict[str, Any] = {"batch": settings.forward_batch, "memory_option": "--forward-batch"}
+    return extract(network, source, layers.descriptor(network), **options, **settings.extraction())
 
 
 def _batches(network: Backbone, source: Source, layers: Layers, settings: Linear) -> Batches:
     if settings.mode == "cached":
-        mirrored = (False, True) if settings.mirror else (False,)
-        tables = [_features(network, source, layers, settings, mirror) for mirror in mirrored]
         device = next(network.parameters()).device
-        return TableBatches(tables, settings.batch, settings.seed, device)
+        table = _features(network, source, layers, settings)
+        return TableBatches(table, settings.batch, settings.seed, device)
     names = ("batch", "seed", "forward_batch", "workers", "precision")
     return CropBatches(network, layers, source, **{name: getattr(settings, name) for name in names})
 

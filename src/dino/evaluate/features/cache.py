@@ -34,11 +34,12 @@ from dino.evaluate.features.table import (
     FeatureBatch,
     FeatureTable,
     check_usable,
+    joined,
     my_share,
     table_of,
     warn_once,
 )
-from dino.files import UserError, atomic_json, cache_folder, read_json, replacing
+from dino.files import UserError, atomic_json, read_json, replacing
 from dino.models.backbone import Backbone
 from dino.runtime import barrier, gather_objects, ranks
 from dino.weights.load import fingerprint
@@ -60,11 +61,6 @@ TRANSIENT = ("missing", "unreadable")
 
 Batches = Callable[[Sequence[int]], Iterator[FeatureBatch]]
 """Computes the features of the images with these indices."""
-
-
-def default_store() -> Path:
-    """The folder of cached tables that commands use by default."""
-    return cache_folder() / "features"
 
 
 def cached_table(
@@ -224,17 +220,12 @@ class _CachedTable:
         return self._write(gathered)
 
     def _write(self, gathered: Sequence[FeatureBatch]) -> OSError | None:
-        indices = [index for batch in gathered for index in batch.indices]
-        skipped = {i: error for batch in gathered for i, error in batch.skipped.items()}
-        features = [batch.features for batch in gathered if batch.indices]
-        tensors = {
-            "index": torch.tensor(indices, dtype=torch.int64),
-            "features": torch.cat(features) if features else torch.empty(0, 0),
-        }
+        indices, features, skipped = joined(gathered)
+        tensors = {"index": torch.tensor(indices, dtype=torch.int64), "features": features}
+        about = {"skipped": json.dumps(_json(skipped))}
         try:
             if gathered:
                 with replacing(self.folder / f"part-{uuid4().hex}.safetensors") as temporary:
-                    about = {"skipped": json.dumps(_json(skipped))}
                     save_file(tensors, temporary, metadata=about)
         except (OSError, SafetensorError) as error:
             return error if isinstance(error, OSError) else OSError(str(error))
@@ -292,4 +283,4 @@ class _CachedTable:
         rows = np.load(self.features, mmap_mode="c" if large else None, allow_pickle=False)
         used = [index for index in range(len(self.source)) if index not in skipped]
         features = torch.from_numpy(rows[used] if skipped else rows)
-        return table_of(self.source, features, used, skipped)
+        return table_of(self.source, FeatureBatch(used, features, skipped))

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dino.data.images.image_errors import ImageError, count_defects
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.sources.open import Source, open_source
+from dino.data.sources.base import Source, warn
+from dino.data.sources.open import open_source
 from dino.files import UserError
-from dino.progress import Console
 from dino.runtime import gather_objects, ranks
 
 
@@ -99,22 +99,31 @@ class FeatureBatch(NamedTuple):
     skipped: dict[int, ImageError]
 
 
-def table_of(
-    source: Source,
-    features: Float[Tensor, "n N"],
-    used: Sequence[int],
-    skipped: dict[int, ImageError],
-) -> FeatureTable:
-    """The table whose rows are images `used` of `source`; warns about the others on stderr."""
-    errors = [error for _, error in sorted(skipped.items())]
+NO_ROWS = torch.empty(0, 0)
+
+
+def joined(batches: Sequence[FeatureBatch]) -> FeatureBatch:
+    """Several batches as one."""
+    rows = [batch.features for batch in batches if batch.indices]
+    return FeatureBatch(
+        [index for batch in batches for index in batch.indices],
+        torch.cat(rows) if len(rows) > 1 else next(iter(rows), NO_ROWS),  # cat copies even one
+        {index: error for batch in batches for index, error in batch.skipped.items()},
+    )
+
+
+def table_of(source: Source, batch: FeatureBatch) -> FeatureTable:
+    """The table of all images of a source; warns about those without a row on stderr."""
+    errors = [error for _, error in sorted(batch.skipped.items())]
     warn_skipped(errors, len(source))
+    labels = source.labels
     return FeatureTable(
-        features=features,
-        labels=None if source.labels is None else torch.tensor([source.labels[i] for i in used]),
-        paths=[source.path(index) for index in used],
+        features=batch.features,
+        labels=None if labels is None else torch.tensor([labels[i] for i in batch.indices]),
+        paths=[source.path(index) for index in batch.indices],
         classes=source.classes,
         skipped=errors,
-        indices=list(used),
+        indices=batch.indices,
     )
 
 
@@ -179,7 +188,7 @@ def of_known_classes(
     usable = torch.isin(labels_in(classes, images, task), torch.tensor(known))
     if usable.all():
         return images
-    number = labels_of(images, task)[~usable][0]
+    number = int(labels_of(images, task)[~usable][0])
     name = images.classes[number] if images.classes else f"class {number}"
     if not usable.any():
         raise UserError(
@@ -236,12 +245,5 @@ def warn_skipped(skipped: Sequence[ImageError], count: int) -> None:
         )
 
 
-def warn_once(text: str) -> None:
-    """Print a warning on stderr, once in a process: an evaluation may run many times."""
-    if ranks().main:
-        _print_once(text)
-
-
-@lru_cache(maxsize=1024)
-def _print_once(text: str) -> None:
-    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+warn_once = lru_cache(maxsize=1024)(warn)
+"""Print a warning on stderr, once in a process: an evaluation may run many times."""
