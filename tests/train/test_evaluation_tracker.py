@@ -32,7 +32,9 @@ class Fixed:
     ],
 )
 def test_a_fall_is_more_than_chance(num_queries: int, now: float, fall: float) -> None:
-    tracker = EvaluationTracker([Fixed(num_queries)], measured={"k10": now - 3, "k20": now}, start=50.0)
+    tracker = EvaluationTracker(
+        [Fixed(num_queries)], measured={"k10": now - 3, "k20": now}, start=50.0
+    )
     assert tracker.fall() == pytest.approx(fall)
     assert (
         EvaluationTracker([Fixed(num_queries)], measured={"k20": now}).fall() == 0.0

@@ -76,7 +76,7 @@ class EvaluationSettings(NetworkSettings):
     def networks(self, device: torch.device, *, rgb: bool = False) -> dict[str, Backbone]:
         """All networks on the device: "trained", "untrained" and the others by their weights.
 
-        `rgb` says that the evaluation reads RGB images only.
+        `rgb`: the evaluation reads RGB images only.
 
         Raises:
             UserError: for weights that do not exist or are named twice, or networks that take

@@ -81,7 +81,7 @@ class RecipeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(RecipeSettings):
-    """A recipe in which every number is decided."""
+    """A recipe in which every number is set."""
 
     lr: float
     epochs: int
@@ -135,9 +135,9 @@ class AugmentedImages(Subset):
         order = epoch_order(len(source), seed, epoch)
         super().__init__(source, np.repeat(order, recipe.repeats)[: len(source)].tolist())
 
-    def __getitem__(self, place: int) -> Image.Image:
-        image, repeats = as_picture(super().__getitem__(place)), self.recipe.repeats
-        with seeded(self.seed, self.epoch * repeats + place % repeats, self.indices[place]) as rng:
+    def __getitem__(self, index: int) -> Image.Image:
+        image, repeats = as_picture(super().__getitem__(index)), self.recipe.repeats
+        with seeded(self.seed, self.epoch * repeats + index % repeats, self.indices[index]) as rng:
             (view,) = draw_views([self.spec], image.height, image.width, rng)
             top, left, height, width = view.box
             crop = image.crop((left, top, left + width, top + height))

@@ -261,13 +261,11 @@ def _measure_all(
 def _by_row(
     measured: Mapping[str, Sequence[Measurement]], settings: KNN
 ) -> dict[str, dict[int, Accuracy]]:
-    """Accuracies by the name of their row: the features, and what there are several of."""
+    """Accuracies by the name of their row: the features, and the bank or T if there are several."""
     rows = {}
     banks = (settings.data, *settings.banks)
     for name, by_bank in measured.items():
-        for (bank, one), t in product(
-            zip(banks, by_bank, strict=True), dict.fromkeys(settings.temperature)
-        ):
+        for (bank, one), t in product(zip(banks, by_bank, strict=True), settings.temperature):
             parts = [bank] * (len(banks) > 1) + [f"T = {t:g}"] * (len(settings.temperature) > 1)
             rows[", ".join([name, *parts])] = one.votes.accuracies(t)
     return rows

@@ -27,12 +27,12 @@ TEMPERATURE = 0.07
 """The temperature of the votes in the paper."""
 
 PANEL = 2**15
-"""Queries whose neighbours are searched during one pass over the bank: each pass moves the whole
-bank to the device once, and holds k similarities and indices for each query."""
+"""Queries whose neighbours are searched during one pass over the bank: each pass moves the
+entire bank to the device once, and holds k similarities and indices for each query."""
 
 
 class Accuracy(NamedTuple):
-    """Shares of rightly classified images, in percent."""
+    """Shares of correctly classified images, in percent."""
 
     top1: float
     top5: float
@@ -164,7 +164,7 @@ def usable_k(k: Sequence[int], limit: int) -> list[int]:
     if not k or min(k) < 1:
         raise UserError(f"k of k-NN must be one or more numbers from 1 on, not {tuple(k)}")
     if limit < 1:
-        raise UserError("k-NN needs at least one image in the bank besides the query itself")
+        raise UserError("k-NN needs at least one image in the bank besides the query")
     return sorted({min(n, limit) for n in k})
 
 
@@ -179,7 +179,7 @@ def _check_sizes(
     if len(bank_labels) != len(bank) or len(query_labels) != len(queries):
         raise UserError("k-NN needs one label for each image of the bank and of the queries")
     if leave_one_out and len(bank) != len(queries):
-        raise UserError("leave-one-out needs the bank itself as queries")
+        raise UserError("leave-one-out needs the bank as queries")
 
 
 def _count(
@@ -197,8 +197,8 @@ def _count(
         votes.scatter_add_(1, voted[:, nearer:n], weights[:, nearer:n])
         true_votes = votes.gather(1, truth[:, None])
         before = (votes > true_votes) | ((votes == true_votes) & (number < truth[:, None]))
-        place = before.sum(dim=1)
-        counts.append(torch.stack([(place < 1).sum(), (place < min(5, n)).sum()]))
+        rank = before.sum(dim=1)
+        counts.append(torch.stack([(rank < 1).sum(), (rank < min(5, n)).sum()]))
         best = votes == votes.amax(dim=1, keepdim=True)
         firsts.append(number.expand_as(votes).where(best, classes).amin(dim=1))
     return torch.stack(counts), torch.stack(firsts)

@@ -108,7 +108,6 @@ def listed(source: Source, path: Path) -> list[int]:
 def subsets(
     source: Source,
     labels: Int[Tensor, " n"],
-    *,
     fractions: Sequence[float] = (),
     shot_counts: Sequence[int] = (),
     lists: Sequence[Path] = (),

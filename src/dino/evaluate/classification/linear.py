@@ -35,7 +35,7 @@ from dino.settings import Range, validated
 from dino.weights.load import fingerprint
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The paper sweeps, but does not say over what; these cover the published logs (.001 to .3)."""
+"""The paper does not state the rates of its sweep; these cover the published logs (.001 to .3)."""
 
 DEFINING = ("precision", "mode", "blocks", "average", "rates", "epochs", "batch", "seed")
 """Settings that a stopped training must have in common with the one that continues it."""

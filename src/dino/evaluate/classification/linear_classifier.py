@@ -97,8 +97,8 @@ def hits(logits: Float[Tensor, "B R C"], labels: Int[Tensor, " B"]) -> Int[Tenso
     index = labels.where(known, 0)[:, None, None].expand(-1, logits.shape[1], 1)
     true_logits = logits.gather(2, index)
     beaten = (true_logits > logits).sum(dim=2).where(known[:, None], -1)  # [B, R]
-    place = classes - 1 - beaten
-    return torch.stack([(place < 1).sum(dim=0), (place < min(5, classes)).sum(dim=0)], dim=1)
+    rank = classes - 1 - beaten
+    return torch.stack([(rank < 1).sum(dim=0), (rank < min(5, classes)).sum(dim=0)], dim=1)
 
 
 # ---------------------------------------------------------------------------------- files

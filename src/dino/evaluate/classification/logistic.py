@@ -42,7 +42,6 @@ from dino.evaluate.classification.linear_classifier import Classifier
 from dino.evaluate.classification.linear_training import scores
 from dino.evaluate.features.extractor import extract
 from dino.evaluate.features.table import (
-    FeatureTable,
     Subset,
     count_classes,
     labels_in,
@@ -179,14 +178,8 @@ def run(settings: Logistic) -> dict[str, Any]:
         raise UserError("name a subset: --fractions, --shots or --lists")
     with command.evaluation_run("logistic", settings) as started:
         source, val, counts = open_labelled(settings.data, settings.val, started.pixels, TASK)
-        drawn = subsets(
-            source,
-            labels_of(source, TASK),
-            fractions=settings.fractions,
-            shot_counts=settings.shots,
-            lists=settings.lists,
-            seeds=settings.seeds,
-        )
+        kinds = (settings.fractions, settings.shots, settings.lists)
+        drawn = subsets(source, labels_of(source, TASK), *kinds, seeds=settings.seeds)
         found = {
             name: _of_network(network, source, val, drawn, settings)
             for name, network in started.networks.items()
@@ -197,33 +190,25 @@ def run(settings: Logistic) -> dict[str, Any]:
     return content
 
 
-class Task(NamedTuple):
-    """What the fits of one network share."""
-
-    bank: FeatureTable
-    rows: dict[int, int]  # of the bank, by the index of the image in the source
-    test: FeatureTable
-    truth: Int[Tensor, " q"]
-    classes: int
-    settings: Logistic
-    device: torch.device
-
-
 def _of_network(
     network: Backbone, source: Source, val: Source, drawn: Sequence[LabelSubset], settings: Logistic
 ) -> dict[str, Any]:
     used = sorted({index for subset in drawn for index in subset.indices})
     options: dict[str, Any] = {"batch": settings.batch, **settings.extraction()}
     bank, test = (extract(network, images, **options) for images in (Subset(source, used), val))
-    rows = {used[position]: row for row, position in enumerate(bank.indices)}
-    truth, classes = labels_in(source.classes, test, TASK), count_classes(source, TASK)
-    device = next(network.parameters()).device
-    task = Task(bank, rows, test, truth, classes, settings, device)
+    row_of = {used[position]: row for row, position in enumerate(bank.indices)}
+    features, labels = bank.finite(), labels_of(bank, TASK)
+    tested = (test.finite(), labels_in(source.classes, test, TASK))
+    classes, device = count_classes(source, TASK), next(network.parameters()).device
     share = my_share(range(len(drawn)))
     runs = []
     with bar(TASK, len(share), shown=ranks().main) as advance:
-        for index in share:
-            runs.append(_of_subset(drawn[index], task))
+        for subset in (drawn[index] for index in share):
+            rows = [row_of[index] for index in subset.indices if index in row_of]
+            if not rows:
+                raise UserError(f"no image of the subset {subset.name} can be used")
+            train = (features[rows], labels[rows])
+            runs.append(_of_subset(train, tested, classes, subset.seed or 0, settings, device))
             advance(1)
     by_name = defaultdict(list)
     for subset, found in zip(drawn, chain.from_iterable(gather_objects(runs)), strict=True):
@@ -231,26 +216,27 @@ def _of_network(
     return {name: _summary(found) for name, found in by_name.items()}
 
 
-def _of_subset(subset: LabelSubset, task: Task) -> dict[str, Any]:
+def _of_subset(
+    train: tuple[Float[Tensor, "n N"], Int[Tensor, " n"]],
+    test: tuple[Float[Tensor, "q N"], Int[Tensor, " q"]],
+    classes: int,
+    seed: int,
+    settings: Logistic,
+    device: torch.device,
+) -> dict[str, Any]:
     """Accuracies of one subset: by penalty, of the chosen one, and of k-NN by k."""
-    settings, bank = task.settings, task.bank
-    rows = torch.tensor([task.rows[index] for index in subset.indices if index in task.rows])
-    if len(rows) == 0:
-        raise UserError(f"no image of the subset {subset.name} can be used")
-    features = F.normalize(bank.finite()[rows].double(), dim=1)
-    labels = labels_of(bank, TASK)[rows]
-    tested = F.normalize(task.test.finite().double(), dim=1)
-    fits = [fit(features, labels, task.classes, one) for one in settings.penalties]
-    found = [scores(one.classifier, tested, task.truth)[0] for one in fits]
+    features, tested = (F.normalize(rows.double(), dim=1) for rows in (train[0], test[0]))
+    labels, truth = train[1], test[1]
+    fits = [fit(features, labels, classes, penalty) for penalty in settings.penalties]
+    found = [scores(one.classifier, tested, truth)[0] for one in fits]
     deciding = found
     if settings.holdout:
-        how = (settings.penalties, settings.holdout, subset.seed or 0)
-        deciding = held_out_scores(features, labels, task.classes, *how)
+        how = (settings.penalties, settings.holdout, seed)
+        deciding = held_out_scores(features, labels, classes, *how)
     chosen = deciding.index(max(deciding))
-    train, test = (bank.features[rows], labels), (task.test.features, task.truth)
-    near = knn(*train, *test, settings.k, device=task.device)
+    near = knn(*train, *test, settings.k, device=device)
     return {
-        "images": len(rows),
+        "images": len(labels),
         "penalties": {f"{p:g}": one for p, one in zip(settings.penalties, found, strict=True)},
         "chosen": {"penalty": settings.penalties[chosen], "score": found[chosen]},
         "knn": {f"k{n}": score for n, score in near.items()},

@@ -75,7 +75,7 @@ def _top(scores: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
     than k. Only these are sorted.
     """
     count = scores.shape[1] // GROUP
-    if count < 2 * k:  # the level would say little
+    if count < 2 * k:  # the level would exclude little
         return _top_directly(scores, k)
     grouped = scores[:, : count * GROUP].unflatten(1, (count, GROUP))
     levels, groups = grouped.amax(dim=2).topk(k + 1, dim=1)
@@ -84,9 +84,9 @@ def _top(scores: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
     candidates = torch.cat([grouped[rows, groups].flatten(1), scores[:, count * GROUP :]], dim=1)
     reach = candidates >= levels[:, k - 1 : k]
     unsure = (levels[:, k] == levels[:, k - 1]) | (reach.sum(dim=1) > 2 * k)
-    values, place = _sorted_where(reach & ~unsure[:, None], candidates, k)
+    values, position = _sorted_where(reach & ~unsure[:, None], candidates, k)
     groups = F.pad(groups, (0, 1), value=count)  # what fills no group stands behind the last
-    index = groups.gather(1, place // GROUP) * GROUP + place % GROUP
+    index = groups.gather(1, position // GROUP) * GROUP + position % GROUP
     for some in torch.split(unsure.nonzero().squeeze(1), 64):  # few at a time: they are copied
         values[some], index[some] = _top_directly(scores[some], k)
     return values, index
@@ -99,10 +99,10 @@ def _sorted_where(
     rows, columns = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(dim=1)
     width = max([k, *counts.tolist()])
-    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     values = scores.new_full((len(scores), width), -torch.inf)
     index = columns.new_zeros(len(scores), width)
-    values[rows, place], index[rows, place] = scores[rows, columns], columns
+    values[rows, position], index[rows, position] = scores[rows, columns], columns
     values, order = values.sort(dim=1, descending=True, stable=True)
     return values[:, :k], index.gather(1, order[:, :k])
 
