@@ -203,7 +203,7 @@ BANK, LABELS = torch.randn(6, 4), torch.arange(6)
         ({"bank": BANK * math.nan}, "diverged"),
         ({"queries": BANK / 0}, "diverged"),
         ({"bank": BANK[:0], "bank_labels": LABELS[:0]}, "at least one image"),
-        ({"queries": BANK[:2], "query_labels": LABELS[:2], "leave_one_out": True}, "besides the query"),
+        ({"queries": BANK[:2], "query_labels": LABELS[:2], "leave_one_out": True}, "as queries"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
