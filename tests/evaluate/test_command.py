@@ -50,8 +50,8 @@ def test_features_are_stored_in_the_cache_by_default(tmp_path: Path) -> None:
     assert (
         FeatureEvaluationSettings(weights="w").extraction()["store"] == cache_folder() / "features"
     )
-    told = FeatureEvaluationSettings(weights="w", store=tmp_path, workers=2, precision="bf16")
-    assert told.extraction() == {"store": tmp_path, "workers": 2, "precision": "bf16"}
+    changed = FeatureEvaluationSettings(weights="w", store=tmp_path, workers=2, precision="bf16")
+    assert changed.extraction() == {"store": tmp_path, "workers": 2, "precision": "bf16"}
 
 
 def test_a_table_shows_names_and_numbers() -> None:

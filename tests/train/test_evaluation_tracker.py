@@ -13,7 +13,7 @@ class Fixed:
     name = "knn"
 
     def __init__(self, queries: int, **measures: float) -> None:
-        self.asked, self.measures = queries, measures
+        self.num_queries, self.measures = queries, measures
 
     def run(self, backbone: Backbone) -> dict[str, float]:
         return self.measures

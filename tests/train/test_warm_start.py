@@ -268,7 +268,7 @@ class Scripted:
     """An evaluation with given results."""
 
     name = "knn"
-    asked = 10_000
+    num_queries = 10_000
 
     def __init__(self, *values: float) -> None:
         self.values = list(values)

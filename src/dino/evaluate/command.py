@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar
 
 import torch
 from rich.table import Table
 
-from dino.evaluate.features.cache import LIBRARIES, default_store, installed
-from dino.files import UserError, atomic_json, check_output
+from dino.data.images.pixel_format import PixelFormat
+from dino.evaluate.features.cache import versions
+from dino.files import UserError, atomic_json, cache_folder, check_output
 from dino.models.backbone import Backbone
 from dino.progress import Console
-from dino.runtime import Precision, describe
+from dino.runtime import Precision, describe, pick_device, process_group, ranks
+from dino.settings import Range
 from dino.weights.load import fingerprint, load, untrained_like
 
 TRAINED, UNTRAINED = "trained", "untrained"
+
+Count = Annotated[int, Range(low=1, high=10**9)]
+Positive = Annotated[float, Range(above=0)]
+Share = Annotated[float, Range(low=0, high=1)]
+Seed = Annotated[int, Range(low=0, below=2**63)]
+Workers = Annotated[int, Range(low=0, high=1000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +51,15 @@ class NetworkSettings:
 class ExtractionSettings(NetworkSettings):
     """Settings of every command that extracts features, which are cached on disk."""
 
-    workers: int = 4
+    workers: Workers = 4
     """Processes that read images."""
     store: Path | None = None
     """Folder of cached features, which are reused; by default in the cache (DINO_CACHE)."""
 
     def extraction(self) -> dict[str, Any]:
         """The keyword arguments of `features.extractor.extract` that these settings give."""
-        return {
-            "store": self.store or default_store(),
-            "workers": self.workers,
-            "precision": self.precision,
-        }
+        store = self.store or cache_folder() / "features"
+        return {"store": store, "workers": self.workers, "precision": self.precision}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +76,7 @@ class EvaluationSettings(NetworkSettings):
     def networks(self, device: torch.device, *, rgb: bool = False) -> dict[str, Backbone]:
         """All networks on the device: "trained", "untrained" and the others by their weights.
 
-        Args:
-            device: where they run.
-            rgb: the evaluation reads RGB images only.
+        `rgb`: the evaluation reads RGB images only.
 
         Raises:
             UserError: for weights that do not exist or are named twice, or networks that take
@@ -103,6 +108,49 @@ class FeatureEvaluationSettings(EvaluationSettings, ExtractionSettings):
     """Settings of every evaluation of extracted features."""
 
 
+@dataclass(frozen=True)
+class EvaluationRun:
+    """A running evaluation command.
+
+    Attributes:
+        networks: by name, on the device.
+        path: the JSON file of the result.
+        origin: where the result comes from, as JSON takes it.
+    """
+
+    networks: dict[str, Backbone]
+    path: Path
+    origin: dict[str, Any]
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """The pixels that all networks take."""
+        return self.networks[TRAINED].preprocessing.pixels
+
+    def report(self, content: Mapping[str, Any], *printed: Table | str) -> None:
+        """Write `content` with its origin, then print tables and sentences (main process only)."""
+        if ranks().main:
+            atomic_json(self.path, {**content, **self.origin})
+            for item in printed:
+                Console().print(item)
+
+
+@contextmanager
+def evaluation_run(
+    name: str, settings: EvaluationSettings, *, rgb: bool = False
+) -> Iterator[EvaluationRun]:
+    """Check where the result `name` goes, join the process group and load all networks.
+
+    Raises:
+        UserError: see `destination`, `pick_device` and `EvaluationSettings.networks`.
+    """
+    path, device = destination(name, settings), pick_device(settings.device)
+    with process_group(device):
+        networks = settings.networks(device, rgb=rgb)
+        origin = {"networks": identities(networks), **provenance(networks[TRAINED], settings)}
+        yield EvaluationRun(networks, path, origin)
+
+
 def identities(networks: Mapping[str, Backbone]) -> dict[str, Any]:
     """Which weights each network has, for a result's JSON."""
     return {
@@ -112,12 +160,7 @@ def identities(networks: Mapping[str, Backbone]) -> dict[str, Any]:
 
 
 def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
-    """Where a result comes from: weights by hash, preprocessing, settings, versions, device.
-
-    Args:
-        backbone: the network that was measured.
-        settings: the dataclass of the command.
-    """
+    """Where a result comes from: weights by hash, preprocessing, settings, versions, device."""
     return {
         "weights": {
             "sha256": fingerprint(backbone),
@@ -125,17 +168,10 @@ def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
             **(backbone.origin or {}),
         },
         "preprocessing": backbone.preprocessing.to_dict(),
-        "settings": {key: _plain(item) for key, item in dataclasses.asdict(settings).items()},
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "device": describe(next(backbone.parameters()).device),
-        "versions": {name: installed(name) for name in LIBRARIES},
+        "versions": versions(),
     }
-
-
-def _plain(item: Any) -> Any:
-    """A setting as JSON takes it: paths as text."""
-    if isinstance(item, (tuple, list)):
-        return [_plain(one) for one in item]
-    return str(item) if isinstance(item, Path) else item
 
 
 def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
@@ -152,12 +188,12 @@ def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]])
 
 
 def file_name(network: str) -> str:
-    """The name of a network, which may be a path, as a part of a file name."""
+    """A network's name, which may be a path, without the characters that file names lack."""
     return re.sub(r"[^\w.-]+", "_", network).strip("_")
 
 
 def print_path(path: Path) -> None:
-    """Tell where something was written, in one line that can be copied."""
+    """Print where something was written, in one line that can be copied."""
     Console().print(str(path), soft_wrap=True)
 
 
@@ -169,45 +205,21 @@ def beside(weights: str, name: str) -> Path:
     return path.with_name(f"{path.name}.{name}.json") if path.is_file() else Path(f"{name}.json")
 
 
-@runtime_checkable
-class Written(Protocol):
-    """Settings that say where a result goes."""
-
-    @property
-    def weights(self) -> str:
-        """Run folder, file of weights or published name."""
-        ...
-
-    @property
-    def out(self) -> Path | None:
-        """The file; None for one beside the weights."""
-        ...
-
-
-def destination(name: str, settings: Written, siblings: Sequence[str] = ()) -> Path:
-    """The JSON file of the result `name`: `settings.out`, or beside the weights.
-
-    Call it before any work: it tries to write there.
-
-    Args:
-        name: of the evaluation.
-        settings: of the command.
-        siblings: endings of further files that are written under the same name, such as ".csv".
+def destination(name: str, settings: EvaluationSettings) -> Path:
+    """The JSON file of the result `name`, which is tried: `settings.out`, or beside the weights.
 
     Raises:
         UserError: for another ending than .json, or a place that cannot be written.
     """
     path = settings.out or beside(settings.weights, name)
-    check_output(path, (".json",), siblings=siblings)
+    check_output(path, (".json",))
     return path
 
 
-def write(name: str, content: Mapping[str, Any], backbone: Backbone, settings: Written) -> Path:
-    """Write `content` and where it comes from to `settings.out`, or beside the weights.
-
-    Returns:
-        The file.
-    """
+def write(
+    name: str, content: Mapping[str, Any], backbone: Backbone, settings: EvaluationSettings
+) -> Path:
+    """Write `content` and where it comes from to `destination`, which is returned."""
     path = destination(name, settings)
     atomic_json(path, {**content, **provenance(backbone, settings)})
     return path

@@ -1,4 +1,4 @@
-"""The state of a classifier's training after an epoch, in one file: a stopped one continues."""
+"""The state of a classifier's training after an epoch, from which a stopped training continues."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dino.files import UserError, replacing
 from dino.runtime import barrier, gather_objects, ranks
+from dino.weights.files import read_safetensors
 
 
 class EpochCheckpoint:
@@ -33,18 +33,14 @@ class EpochCheckpoint:
         Raises:
             UserError: if only some ranks see the file.
         """
-        found = self._read() if self.path.exists() else ({}, [])
+        found: tuple[dict[str, Tensor], list[Any]] = {}, []
+        if self.path.exists():
+            tensors, about = read_safetensors(self.path)
+            if about["key"] == self.key:
+                found = tensors, json.loads(about["history"])
         if len({*gather_objects(len(found[1]))}) > 1:
             raise UserError(f"not all processes see {self.path}: choose --out on a shared disk")
         return found
-
-    def _read(self) -> tuple[dict[str, Tensor], list[Any]]:
-        with safe_open(self.path, "pt") as file:
-            about = file.metadata()
-            if about["key"] != self.key:
-                return {}, []
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(about["history"])
 
     def write(self, tensors: dict[str, Tensor], history: list[Any]) -> None:
         """Write the tensors, and a history of one entry an epoch, atomically."""

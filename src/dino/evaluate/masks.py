@@ -6,12 +6,13 @@ Shapes: H W pixels.
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dino.files import UserError, replacing
 
@@ -50,11 +51,7 @@ def read_mask(path: str | os.PathLike[str], first: Mask | None = None) -> Mask:
     """Read a mask as VOC, DAVIS and sets of binary masks store it.
 
     The values are the numbers and 255 is void; in a grey image whose only values are 0 and 255, 255
-    is the one object.
-
-    Args:
-        path: the file.
-        first: the first mask of a video, which decides the meaning of 255 in the others.
+    is the one object. `first`, the first mask of a video, decides the meaning of 255 in the others.
 
     Raises:
         UserError: naming the file, if it is missing, damaged, in colour, or grey with 255 beside
@@ -64,19 +61,17 @@ def read_mask(path: str | os.PathLike[str], first: Mask | None = None) -> Mask:
         raise UserError(f"the mask {path} is no regular file: store it as an indexed or grey PNG")
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1"):
-                raise UserError(
-                    f"{path} is an image of mode {image.mode}, not a mask: store the numbers of "
-                    "the objects in an indexed or grey PNG"
-                )
-            palette = image.getpalette() if image.mode == "P" else None
-            values = np.asarray(image.convert("L") if image.mode == "1" else image)
+            mode, palette = image.mode, image.getpalette()
+            values = np.asarray(image.convert("L") if mode == "1" else image)
     except FileNotFoundError:
         raise UserError(f"the mask {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"the mask {path} cannot be read: {error}") from None
+    if mode not in ("P", "L", "1"):
+        raise UserError(
+            f"{path} is an image of mode {mode}, not a mask: store the numbers of the objects in "
+            "an indexed or grey PNG"
+        )
     if palette is not None:
         return Mask(values, tuple(palette))
     if first is not None and not first.white:
@@ -89,16 +84,12 @@ def _grey(values: Ids, path: str | os.PathLike[str]) -> Mask:
     if numbers == [VOID]:
         return Mask((values == VOID).astype(np.uint8), white=True)
     if VOID in numbers and numbers[:-1] != list(range(1, len(numbers))):
+        objects = textwrap.shorten(", ".join(map(str, numbers[:-1])), 40)
         raise UserError(
-            f"{path} holds 255 and the objects {_few(numbers[:-1])}: make it black and white, "
+            f"{path} holds 255 and the objects {objects}: make it black and white, "
             "or number its objects 1, 2, ... and leave 255 for void"
         )
     return Mask(values)
-
-
-def _few(numbers: list[int]) -> str:
-    words = ", ".join(map(str, numbers[:4]))
-    return words if len(numbers) <= 4 else f"{words}, ... ({len(numbers)} values)"
 
 
 def write_mask(mask: Mask, path: Path) -> None:

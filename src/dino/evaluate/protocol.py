@@ -22,8 +22,8 @@ class Evaluation(Protocol):
         ...
 
     @property
-    def asked(self) -> int:
-        """The number of images that a result is a share of, from which its noise follows."""
+    def num_queries(self) -> int:
+        """The number of images that a result is a share of, which determines its noise."""
         ...
 
     def run(self, backbone: Backbone) -> dict[str, float]:

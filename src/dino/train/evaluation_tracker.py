@@ -61,6 +61,6 @@ class EvaluationTracker:
         start, leading = self.state.start, self.leading
         if start is None or leading is None:
             return 0.0
-        share, queries = start / 100, self.evaluations[-1].asked
+        share, queries = start / 100, self.evaluations[-1].num_queries
         noise = 200 * math.sqrt(max(share * (1 - share), 0.0) / max(queries, 1))
         return start - leading if start - leading > max(MIN_FALL, noise) else 0.0

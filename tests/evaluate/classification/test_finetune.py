@@ -31,7 +31,7 @@ from dino.evaluate.classification.deit_augmentation import (
 from dino.evaluate.classification.finetune import PRESETS, FineTune, run
 from dino.evaluate.classification.finetune_training import (
     FineTunedNetwork,
-    keep_factors,
+    drop_path_scales,
     learning_rate,
     parameter_groups,
 )
@@ -100,8 +100,8 @@ def test_every_parameter_is_in_one_group() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         group = places[id(parameter)]
-        bare = parameter.ndim == 1 or name.split(".")[-1] in ("cls_token", "pos_embed")
-        assert group["weight_decay"] == (0 if bare else 0.05), name
+        without_decay = parameter.ndim == 1 or name.split(".")[-1] in ("cls_token", "pos_embed")
+        assert group["weight_decay"] == (0 if without_decay else 0.05), name
         above = {"blocks.0": 2, "blocks.1": 1, "norm.": 0, "head.": 0}
         depth = next((n for part, n in above.items() if f".{part}" in f".{name}"), 3)
         if name.startswith("backbone.norm") or name.startswith("head"):
@@ -123,12 +123,14 @@ def test_the_classifier_starts_small() -> None:
 
 def test_drop_path_grows_with_the_depth() -> None:
     backbone, recipe = small(), replace(PLAIN, drop_path=0.4, batch=64)
-    kept = torch.cat([keep_factors(backbone, recipe, 0, 0, step) for step in range(40)], dim=1)
-    assert (kept[:2] == 1).all()
-    assert kept[2:].unique().tolist() == pytest.approx([0.0, 1 / 0.6])
-    assert (kept[2:] == 0).float().mean().item() == pytest.approx(0.4, abs=0.03)
-    assert keep_factors(backbone, replace(PLAIN, drop_path=0.0), 0, 0, 0) is None
-    assert keep_factors(create("resnet50"), recipe, 0, 0, 0) is None
+    scales = torch.cat(
+        [drop_path_scales(backbone, recipe, 0, 0, step) for step in range(40)], dim=1
+    )
+    assert (scales[:2] == 1).all()
+    assert scales[2:].unique().tolist() == pytest.approx([0.0, 1 / 0.6])
+    assert (scales[2:] == 0).float().mean().item() == pytest.approx(0.4, abs=0.03)
+    assert drop_path_scales(backbone, replace(PLAIN, drop_path=0.0), 0, 0, 0) is None
+    assert drop_path_scales(create("resnet50"), recipe, 0, 0, 0) is None
 
 
 # ---------------------------------------------------------------------------------- batches
@@ -282,22 +284,22 @@ def test_a_stopped_and_continued_training_equals_an_unstopped_one(
 ) -> None:
     folder = Path(settings.weights)
     names = ("finetune.safetensors", "finetune.classifier.safetensors")
-    whole = run(settings)
+    uninterrupted = run(settings)
     expected = [(folder / name).read_bytes() for name in names]
-    epoch_of, seen = AugmentedBatches.epoch, list[int]()
+    epoch_of, trained = AugmentedBatches.epoch, list[int]()
 
     def watched(self: AugmentedBatches, epoch: int) -> Any:
-        if len(seen) == 2:
-            seen.append(-1)
+        if len(trained) == 2:
+            trained.append(-1)
             raise KeyboardInterrupt
-        seen.append(epoch)
+        trained.append(epoch)
         return epoch_of(self, epoch)
 
     monkeypatch.setattr(AugmentedBatches, "epoch", watched)
     with pytest.raises(KeyboardInterrupt):
         run(settings)
-    assert run(settings)["finetune"] == whole["finetune"]
-    assert seen == [0, 1, -1, 2, 3]
+    assert run(settings)["finetune"] == uninterrupted["finetune"]
+    assert trained == [0, 1, -1, 2, 3]
     assert [(folder / name).read_bytes() for name in names] == expected
 
 
@@ -314,7 +316,7 @@ def test_a_layer_decay_slows_the_first_layers(settings: FineTune) -> None:
 def on_a_rank(_: Ranks, settings: FineTune) -> Any:
     with process_group(torch.device("cpu")):
         steps = list(augmented(noise(11)).epoch(1))  # the command joins the same group later
-        dropped = keep_factors(small(), replace(PLAIN, drop_path=0.5), 0, 1, 1)
+        dropped = drop_path_scales(small(), replace(PLAIN, drop_path=0.5), 0, 1, 1)
     return run(settings)["finetune"], steps, dropped
 
 
@@ -347,9 +349,12 @@ def test_a_loss_that_is_not_finite_ends_the_training(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"lr": 0.0}, "--lr"),
-        ({"epochs": 0}, "--epochs"),
-        ({"layer_decay": 0.0}, "--layer-decay"),
+        ({"lr": 0.0}, "lr is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"layer_decay": 0.0}, "layer_decay is 0"),
+        ({"erase": 1.5}, "erase is 1.5"),
+        ({"forward_batch": 0}, "forward_batch is 0"),
+        ({"seed": -1}, "seed is -1"),
         ({"warmup": 4}, "--warmup"),
         ({"batch": 100}, "--batch"),
         ({"batch": 5}, "--batch"),

@@ -152,7 +152,7 @@ def test_one_class_is_always_right() -> None:
     }
 
 
-def test_top_five_looks_at_no_more_classes_than_k() -> None:
+def test_top_five_counts_at_most_k_classes() -> None:
     bank = torch.eye(3, dtype=torch.float64)
     query = torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64)
     labels = torch.arange(3)
@@ -203,7 +203,7 @@ BANK, LABELS = torch.randn(6, 4), torch.arange(6)
         ({"bank": BANK * math.nan}, "diverged"),
         ({"queries": BANK / 0}, "diverged"),
         ({"bank": BANK[:0], "bank_labels": LABELS[:0]}, "at least one image"),
-        ({"queries": BANK[:2], "query_labels": LABELS[:2], "leave_one_out": True}, "itself"),
+        ({"queries": BANK[:2], "query_labels": LABELS[:2], "leave_one_out": True}, "as queries"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -1,4 +1,4 @@
-"""k-NN of whole networks: tables, the evaluation of the training loop, the command."""
+"""k-NN of networks: tables, the evaluation of the training loop, the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.fakes import COLORS, MeanColor
 from PIL import Image
 
 from dino.data.sources.open import open_source
-from dino.evaluate.classification.knn import KNN, KNNEvaluation, run, spread, votes_of
+from dino.evaluate.classification.knn import KNN, KNNEvaluation, measure, run, spread
 from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy
 from dino.evaluate.features.table import FeatureTable, Subset
 from dino.evaluate.protocol import Evaluation
@@ -25,22 +25,22 @@ from dino.weights.load import save
 
 
 def table(labels: list[int], classes: list[str] | None) -> FeatureTable:
-    """Every image's feature is its class's own axis, as named by the first letter."""
+    """Every image's feature is the axis of its class, as named by the first letter."""
     names = classes or ["a", "b", "c", "d"]
     axes = torch.eye(4)[["abcd".index(names[label][0]) for label in labels]]
     return FeatureTable(axes, torch.tensor(labels), [""] * len(labels), classes)
 
 
 def accuracies(*arguments: Any) -> dict[int, Accuracy]:
-    return votes_of(*arguments).accuracies(TEMPERATURE)
+    return measure(*arguments).votes.accuracies(TEMPERATURE)
 
 
 def test_classes_are_matched_by_name() -> None:
     bank = table([0, 0, 1, 1, 2], ["a", "b", "c"])
     queries = table([0, 1, 1], ["b", "c"])  # the folder of "a" is missing
     assert accuracies(bank, queries, [1])[1].top1 == 100.0
-    strange = table([0, 1, 1, 1], ["b", "d"])  # "d" is not in the bank
-    assert accuracies(bank, strange, [1])[1].top1 == 25.0
+    unknown = table([0, 1, 1, 1], ["b", "d"])  # "d" is not in the bank
+    assert accuracies(bank, unknown, [1])[1].top1 == 25.0
 
 
 def test_without_names_the_numbers_count() -> None:
@@ -50,7 +50,7 @@ def test_without_names_the_numbers_count() -> None:
 
 def test_without_queries_it_is_leave_one_out() -> None:
     bank = table([0, 0, 1, 1, 2], ["a", "b", "c"])
-    assert accuracies(bank, None, [1])[1].top1 == 80.0  # the only "c" has no fellow
+    assert accuracies(bank, None, [1])[1].top1 == 80.0  # the only "c" has no other image
 
 
 def test_no_class_in_common_is_refused_before_any_features(
@@ -71,15 +71,15 @@ def test_training_measures_only_queries_of_known_classes(
 ) -> None:
     bank = color_folder("train", 2, {"red": COLORS["red"], "blue": COLORS["blue"]})
     evaluation = KNNEvaluation(open_source(bank), open_source(color_folder("val", 3)))
-    assert evaluation.asked == 6
-    told = " ".join(capsys.readouterr().err.split())
-    assert "3 of 9 images to classify were left out: their classes, such as green" in told
+    assert evaluation.num_queries == 6
+    warning = " ".join(capsys.readouterr().err.split())
+    assert "3 of 9 images to classify were left out: their classes, such as green" in warning
 
 
 def test_unlabelled_tables_are_refused() -> None:
     bank = table([0, 1], ["a", "b"])
-    bare = FeatureTable(bank.features, None, bank.paths, None)
-    for pair in ((bare, bank), (bank, bare), (bare, None)):
+    unlabelled = FeatureTable(bank.features, None, bank.paths, None)
+    for pair in ((unlabelled, bank), (bank, unlabelled), (unlabelled, None)):
         with pytest.raises(UserError, match="sub-folder"):
             accuracies(*pair)
 
@@ -245,6 +245,35 @@ def test_the_command_leaves_one_out_and_writes_to_out(
     assert written["knn"].keys() == {"trained"}
 
 
+def test_the_result_is_written_before_the_table_is_printed(
+    weights: Path, color_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BrokenPipe:
+        def print(self, *_: Any, **__: Any) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("dino.evaluate.command.Console", BrokenPipe)
+    settings = KNN(weights=str(weights), data=str(color_folder("t", 2)), workers=0, device="cpu")
+    with pytest.raises(BrokenPipeError):
+        run(replace(settings, confusion=True))
+    assert json.loads((weights / "knn.json").read_text())["by_class"]
+
+
+def test_files_that_are_no_images_are_counted(
+    weights: Path, color_folder: Callable[..., Path]
+) -> None:
+    bank, queries = color_folder("train", 2), color_folder("val", 2)
+    (bank / "red" / "film.mp4").touch()
+    (queries / "red" / "film.mp4").touch()
+    (queries / "red" / "notes.txt").touch()
+    settings = KNN(weights=str(weights), data=str(bank), workers=0, device="cpu")
+    run(replace(settings, queries=str(queries)))
+    written = json.loads((weights / "knn.json").read_text())
+    assert written["ignored_files"] == {".mp4": 2, ".txt": 1}
+    run(settings)
+    assert json.loads((weights / "knn.json").read_text())["ignored_files"] == {".mp4": 1}
+
+
 def test_a_file_of_weights_has_its_result_beside_it(
     weights: Path, color_folder: Callable[..., Path]
 ) -> None:
@@ -257,7 +286,14 @@ def test_command_refuses_in_one_sentence(weights: Path, color_folder: Callable[.
     flat = color_folder("flat", 2, {"red": COLORS["red"]}) / "red"
     with pytest.raises(UserError, match="sub-folder"):
         run(KNN(weights=str(weights), data=str(flat), device="cpu"))
-    with pytest.raises(UserError, match="from 1 on"):
-        run(KNN(weights="nowhere", data="nowhere", k=(0,), device="cpu"))
+    for change, sentence in (
+        ({"k": (0,)}, "k is"),
+        ({"k": ()}, "from 1 on"),
+        ({"temperature": (0.0,)}, "temperature is"),
+        ({"batch": 0}, "batch is 0"),
+        ({"precision": "fp16"}, "precision is"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run(replace(KNN(weights="nowhere", data="nowhere", device="cpu"), **change))
     with pytest.raises(UserError, match="nowhere"):
         run(KNN(weights="nowhere", data=str(flat), device="cpu"))

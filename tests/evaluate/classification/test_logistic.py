@@ -128,17 +128,17 @@ def test_command_measures_every_subset(
         "1 shot": [3, 3],
         "some.txt": [2],
     }
-    half, whole = trained["50 %"], trained["100 %"]
+    half, full = trained["50 %"], trained["100 %"]
     for entry in (half["penalties"]["0.1"], half["chosen"], half["knn"]["k3"]):
         runs = entry["top1"]["runs"]
         assert len(runs) == 2
         assert entry["top1"]["mean"] == statistics.fmean(runs)
         assert entry["top1"]["deviation"] == statistics.stdev(runs)
-    assert whole["chosen"]["top1"]["deviation"] is None
-    assert whole["chosen"]["top1"]["mean"] == max(
-        entry["top1"]["mean"] for entry in whole["penalties"].values()
+    assert full["chosen"]["top1"]["deviation"] is None
+    assert full["chosen"]["top1"]["mean"] == max(
+        entry["top1"]["mean"] for entry in full["penalties"].values()
     )
-    assert whole["chosen"]["top1"]["mean"] == 100.0
+    assert full["chosen"]["top1"]["mean"] == 100.0
     assert set(half["knn"]) == {"k1", "k3", "k9"}
     assert trained["some.txt"]["chosen"]["top1"]["mean"] <= 67  # it knows two classes of three
 
@@ -171,9 +171,12 @@ def test_two_ranks_give_the_numbers_of_one(settings: Logistic, tmp_path: Path) -
     ("change", "sentence"),
     [
         ({"penalties": ()}, "--penalties"),
-        ({"penalties": (0.0,)}, "--penalties"),
-        ({"holdout": 1.0}, "--holdout"),
-        ({"seeds": 0}, "--seeds"),
+        ({"penalties": (0.0,)}, "penalties is"),
+        ({"holdout": 1.0}, "holdout is 1"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"fractions": (1.5,)}, "fractions is"),
+        ({"shots": (0,)}, "shots is"),
+        ({"batch": 0}, "batch is 0"),
         ({"fractions": (), "shots": ()}, "--fractions"),
         ({"shots": (7,)}, "less than 7"),
         ({"lists": (Path("nowhere.txt"),)}, "nowhere.txt"),

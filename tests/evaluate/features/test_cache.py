@@ -36,7 +36,7 @@ SMALL = Preprocessing(resize=8, crop=8)
 
 @dataclass
 class Counted:
-    """A descriptor that notes how many images it was asked for."""
+    """A descriptor that counts the images that it computed."""
 
     stop_at: int | None = None
     images: int = 0
@@ -104,7 +104,7 @@ def test_an_interruption_keeps_all_computed_rows(source: Source, tmp_path: Path)
 
 
 def compute_slowly(folder: Path, store: Path) -> None:
-    """In a process of its own, to be killed: every batch is written at once, and said."""
+    """In a separate process, to be killed: every batch is written at once and printed."""
     stores.FLUSH_SECONDS = 0.0
 
     def compute(backbone: Backbone, images: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def on_a_rank(here: Ranks, folder: Path, stores_at: Path) -> list[tuple[FeatureT
 
     source, results = open_source(folder), []
     os.chdir(stores_at / f"disk{here.rank}")
-    for store in (stores_at / "fresh", stores_at / "begun", Path("own")):
+    for store in (stores_at / "fresh", stores_at / "begun", Path("private")):
         count = Counted()
         results.append((measured(source, store, count, batch=1), count.images))
     count = Counted(stop_at=3 if here.rank == 0 else None)
@@ -211,9 +211,9 @@ def test_whatever_changes_the_numbers_makes_another_table(
 
     def computed(**how: Any) -> int:
         count = Counted()
-        asked = {"descriptor": descriptor, "backbone": MeanColor(), **how}
-        asked["descriptor"] = replace(asked["descriptor"], compute=count)
-        extract(source=open_source(folder), store=store, **asked)
+        arguments = {"descriptor": descriptor, "backbone": MeanColor(), **how}
+        arguments["descriptor"] = replace(arguments["descriptor"], compute=count)
+        extract(source=open_source(folder), store=store, **arguments)
         return count.images
 
     assert computed() == 6
@@ -334,11 +334,11 @@ def test_two_processes_at_one_table_do_not_disturb_each_other(
 def test_another_process_may_join_the_parts_first(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    own, again = stores._Part.__dict__[moment], Counted()
-    call = own.__func__ if moment == "read" else own
+    method, again = stores._Part.__dict__[moment], Counted()
+    call = method.__func__ if moment == "read" else method
 
     def overtaken(self: Any, *arguments: Any) -> Any:
-        monkeypatch.setattr(stores._Part, moment, own)
+        monkeypatch.setattr(stores._Part, moment, method)
         measured(source, tmp_path / "store", again)  # joins all parts and removes them
         return call(self, *arguments)
 
@@ -366,7 +366,7 @@ def test_missing_parts_are_an_error_and_not_zeros(
 
 def test_a_transform_that_hides_its_parameters_is_refused(source: Source, tmp_path: Path) -> None:
     descriptor = Descriptor("color", lambda image: SMALL(image), Counted(), {})
-    with pytest.raises(AssertionError, match="hides its parameters"):
+    with pytest.raises(ValueError, match="hides its parameters"):
         extract(MeanColor(), source, descriptor, store=tmp_path)
 
 

@@ -15,7 +15,7 @@ from dino.data.sources.open import open_source
 from dino.evaluate.features import extractor
 from dino.evaluate.features import table as tables
 from dino.evaluate.features.extractor import Descriptor, extract
-from dino.evaluate.features.table import Subset
+from dino.evaluate.features.table import FeatureBatch, Subset
 from dino.files import UserError
 from dino.runtime import Ranks
 
@@ -77,16 +77,16 @@ def test_images_that_cannot_be_used_have_no_row(
     good = extract(mean_color, open_source(tmp_path))
     damaged = tmp_path / "1" / "bad.png"
     damaged.write_bytes(b"not a picture")
-    for _ in range(2):
-        table = extract(mean_color, open_source(tmp_path), batch=2)
+    for batch in (1, 2):
+        table = extract(mean_color, open_source(tmp_path), batch=batch)
         assert torch.equal(table.features, good.features)
         assert torch.equal(table.labels, good.labels)
         assert table.paths == good.paths
         assert [(error.path, error.defect) for error in table.skipped] == [
             (str(damaged), "not an image")
         ]
-    told = " ".join(capsys.readouterr().err.split())
-    assert told.count("1 of 10 images could not be used and were left out (1 not an image)") == 1
+    warning = " ".join(capsys.readouterr().err.split())
+    assert warning.count("1 of 10 images could not be used and were left out (1 not an image)") == 1
 
 
 @pytest.mark.usefixtures("unchecked")  # the other ranks answer with too little
@@ -95,7 +95,7 @@ def test_ranks_share_and_gather(
     mean_color: MeanColor, images: list[Any], world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(images)
-    shares: list[tuple[Tensor | None, list[int], list[Any]]] = []
+    shares: list[FeatureBatch] = []
     finished = False
 
     def gather(item: Any) -> list[Any]:
@@ -103,7 +103,7 @@ def test_ranks_share_and_gather(
             return list(range(world))
         if not finished:
             shares.append(item)
-        return shares if finished else [(torch.empty(0, 3), [], {})]
+        return shares if finished else [FeatureBatch([0], torch.empty(1, 3), {})]
 
     for module in (tables, extractor):
         monkeypatch.setattr(module, "gather_objects", gather)
@@ -113,7 +113,7 @@ def test_ranks_share_and_gather(
         extract(mean_color, source, batch=2)
     finished = True
     table = extract(mean_color, source, batch=2)
-    assert [index for _, kept, _ in shares for index in kept] == list(range(9))
+    assert [index for share in shares for index in share.indices] == list(range(9))
     torch.testing.assert_close(table.features, one_by_one(mean_color, images))
 
 

@@ -13,7 +13,8 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,80 +29,64 @@ from dino.data.loader import evaluation_loader
 from dino.data.sources.open import Source
 from dino.data.views.photometric import normalize
 from dino.data.views.random_streams import draw_views, epoch_order, generator
-from dino.data.views.view_spec import ViewSpec
 from dino.evaluate.classification.feature_batches import crop_spec
-from dino.evaluate.features.table import (
-    Subset,
-    labels_of,
-    place_among_ranks,
-    share_of,
-    warn_skipped,
-)
+from dino.evaluate.command import Count, Positive, Share
+from dino.evaluate.features.table import Subset, labels_of, my_shares, warn_skipped
 from dino.files import UserError
 from dino.models.backbone import Backbone
+from dino.settings import Range
 
 TASK = "fine-tuning"
 
-TIMM_MISSING = "fine-tuning needs timm: pip install 'dino-ssl[timm]'"
+NotNegative = Annotated[float, Range(low=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSettings:
-    """The options of a fine-tuning; DeiT's numbers, and None where the preset has its own."""
+    """The options of a fine-tuning; DeiT's numbers, and None where the preset decides."""
 
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate per 512 images."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the images."""
-    batch: int | None = None
+    batch: Count | None = None
     """Images of a step, over all ranks."""
-    lr_start: float = 1e-6
+    lr_start: NotNegative = 1e-6
     """Learning rate of the first epoch, not scaled by the batch."""
-    lr_end: float | None = None
+    lr_end: NotNegative | None = None
     """Learning rate at the end of the cosine, not scaled by the batch."""
-    warmup: int = 5
+    warmup: Annotated[int, Range(low=0)] = 5
     """Epochs of warm-up."""
-    weight_decay: float = 0.05
+    weight_decay: NotNegative = 0.05
     """Of AdamW; not of biases, norms, the CLS token and the position embedding."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Range(low=0, below=1)] = 0.1
     """Drop path rate of the last block; it grows linearly from 0."""
-    mixup: float = 0.8
+    mixup: NotNegative = 0.8
     """Alpha of mixup; 0 for none."""
-    cutmix: float = 1.0
+    cutmix: NotNegative = 1.0
     """Alpha of cutmix, which replaces mixup half of the time; 0 for none."""
-    erase: float = 0.25
+    erase: Share = 0.25
     """Probability of random erasing."""
     policy: str = "rand-m9-mstd0.5-inc1"
     """RandAugment, as timm writes it."""
-    smoothing: float = 0.1
+    smoothing: Annotated[float, Range(low=0, below=1)] = 0.1
     """Label smoothing."""
-    repeats: int = 3
+    repeats: Count = 3
     """How often an epoch repeats each of its images; it has 1 / repeats of all images."""
-    head_scale: float = 0.01
+    head_scale: Positive = 0.01
     """Factor of the new classifier's initial weights (normal, std .02)."""
-    layer_decay: float = 1.0
+    layer_decay: Positive = 1.0
     """Factor of the learning rate from each block to the one before; 1 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(RecipeSettings):
-    """A recipe in which every number is decided."""
+    """A recipe in which every number is set."""
 
     lr: float
     epochs: int
     batch: int
     lr_end: float
-
-
-def random_crop(
-    image: Image.Image, spec: ViewSpec, random: np.random.Generator, filter: Image.Resampling
-) -> Image.Image:
-    """A crop of `spec.size` pixels a side, and its flip, as drawn from `random`."""
-    (view,) = draw_views([spec], image.height, image.width, random)
-    top, left, height, width = view.box
-    crop = image.crop((left, top, left + width, top + height))
-    crop = crop.resize((spec.size, spec.size), filter)
-    return ImageOps.mirror(crop) if view.flip else crop
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
@@ -138,7 +123,7 @@ class AugmentedImages(Subset):
         try:
             from timm.data.auto_augment import rand_augment_transform
         except ImportError:
-            raise UserError(TIMM_MISSING) from None
+            raise UserError("fine-tuning needs timm: pip install 'dino-ssl[timm]'") from None
         transform, self.recipe = backbone.preprocessing, recipe
         grey = tuple(round(255 * mean) for mean in transform.mean)
         hints = {"translate_const": int(0.45 * transform.crop), "img_mean": grey}
@@ -150,25 +135,19 @@ class AugmentedImages(Subset):
         order = epoch_order(len(source), seed, epoch)
         super().__init__(source, np.repeat(order, recipe.repeats)[: len(source)].tolist())
 
-    def __getitem__(self, place: int) -> Image.Image:
-        image, repeats = as_picture(super().__getitem__(place)), self.recipe.repeats
-        with seeded(self.seed, self.epoch * repeats + place % repeats, self.indices[place]) as rng:
-            crop = random_crop(image, self.spec, rng, Image.Resampling.BICUBIC)
-            return self.policy(crop)
+    def __getitem__(self, index: int) -> Image.Image:
+        image, repeats = as_picture(super().__getitem__(index)), self.recipe.repeats
+        with seeded(self.seed, self.epoch * repeats + index % repeats, self.indices[index]) as rng:
+            (view,) = draw_views([self.spec], image.height, image.width, rng)
+            top, left, height, width = view.box
+            crop = image.crop((left, top, left + width, top + height))
+            crop = crop.resize((self.spec.size, self.spec.size), Image.Resampling.BICUBIC)
+            return self.policy(ImageOps.mirror(crop) if view.flip else crop)
 
 
 @dataclass(frozen=True)
 class AugmentedBatches:
-    """The training batches of a rank.
-
-    Attributes:
-        backbone: gives the size and the normalisation.
-        source: labelled images.
-        recipe: the augmentation.
-        classes: C.
-        seed: of all random numbers.
-        workers: processes that read images.
-    """
+    """The training batches of a rank; `backbone` gives the size and the normalisation."""
 
     backbone: Backbone
     source: Source
@@ -190,22 +169,20 @@ class AugmentedBatches:
         """
         device, labels = next(self.backbone.parameters()).device, labels_of(self.source, TASK)
         images = AugmentedImages(self.source, self.backbone, self.recipe, self.seed, epoch)
-        batch, here = self.recipe.batch, place_among_ranks()
-        steps = [range(step * batch, (step + 1) * batch) for step in range(len(self))]
-        mine = [place for step in steps for place in share_of(step, *here)]
-        share, skipped = len(mine) // len(self), list[ImageError]()
-        parts = evaluation_loader(Subset(images, mine), to_tensor, share, self.workers)
-        for step, part in enumerate(parts):
-            skipped += part.skipped
-            if len(part.index) == 0:
-                raise UserError(f"no image of a batch can be used, the first: {part.skipped[0]}")
-            filled = torch.arange(share) % len(part.index)
-            places = [mine[int(place)] for place in part.index[filled]]
-            truth = labels[[images.indices[place] for place in places]]
+        starts = range(0, len(self) * self.recipe.batch, self.recipe.batch)
+        shares = my_shares([range(start, start + self.recipe.batch) for start in starts])
+        places, size = list(chain.from_iterable(shares)), len(shares[0])
+        skipped: list[ImageError] = []
+        loaded = evaluation_loader(Subset(images, places), to_tensor, size, self.workers)
+        for share, batch in zip(shares, loaded, strict=True):
+            skipped += batch.skipped
+            if len(batch.index) == 0:
+                raise UserError(f"no image of a batch can be used, the first: {batch.skipped[0]}")
+            filled = torch.arange(size) % len(batch.index)
+            truth = labels[[images.indices[places[i]] for i in batch.index[filled].tolist()]]
             # Larger than the indices of the images, which key their crops.
-            key = len(self.source) + step * batch + mine[step * share] % batch
-            with seeded(self.seed, epoch, key):
-                yield self._mix(part.images[filled].to(device), truth.to(device))
+            with seeded(self.seed, epoch, len(self.source) + share[0]):
+                yield self._mix(batch.images[filled].to(device), truth.to(device))
         warn_skipped(skipped, len(self.source))
 
     def _mix(self, images: Tensor, labels: Int[Tensor, " B"]) -> tuple[Tensor, Tensor]:
@@ -221,11 +198,11 @@ class AugmentedBatches:
         if not recipe.mixup and not recipe.cutmix:
             soft = F.one_hot(labels, self.classes) * (1 - recipe.smoothing)
             return pixels, soft + recipe.smoothing / self.classes
-        options: dict[str, Any] = {
-            "mixup_alpha": recipe.mixup,
-            "cutmix_alpha": recipe.cutmix,
-            "label_smoothing": recipe.smoothing,
-            "num_classes": self.classes,
-        }
-        mixed: tuple[Tensor, Tensor] = mixing(**options)(pixels, labels)
+        mixup = mixing(
+            recipe.mixup,
+            recipe.cutmix,
+            label_smoothing=recipe.smoothing,
+            num_classes=self.classes,
+        )
+        mixed: tuple[Tensor, Tensor] = mixup(pixels, labels)
         return mixed

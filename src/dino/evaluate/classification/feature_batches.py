@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,12 +26,13 @@ from dino.data.views.random_streams import draw_views, epoch_order, generator
 from dino.data.views.view_spec import ViewSpec
 from dino.evaluate.features.extractor import FeatureExtractor
 from dino.evaluate.features.table import (
+    NO_ROWS,
     FeatureBatch,
     FeatureTable,
     Subset,
+    joined,
     labels_of,
-    place_among_ranks,
-    share_of,
+    my_shares,
     warn_skipped,
 )
 from dino.models.backbone import Backbone
@@ -43,50 +44,24 @@ Step: TypeAlias = tuple[Float[Tensor, "B N"], Int[Tensor, " B"]]
 """Features and labels, on the device of the classifier."""
 
 
-@runtime_checkable
-class Batches(Protocol):
-    """The training batches of a classifier."""
-
-    def epoch(self, epoch: int) -> Iterator[Step]:
-        """The steps of an epoch, counted from 0."""
-        ...
-
-    def __len__(self) -> int:
-        """Steps of an epoch."""
-        ...
-
-
 @dataclass(frozen=True)
 class TableBatches:
-    """Batches of features that were computed once.
+    """Batches of features that were computed once. The length is the number of steps an epoch."""
 
-    Attributes:
-        tables: of the same images: one, or two, between which each epoch chooses for each image.
-        batch: images of a step.
-        seed: of the orders and choices.
-        device: where the steps go.
-    """
-
-    tables: Sequence[FeatureTable]
+    table: FeatureTable
     batch: int
     seed: int
     device: torch.device
 
     def __len__(self) -> int:
-        return -(-len(self.tables[0]) // self.batch)
+        return -(-len(self.table) // self.batch)
 
     def epoch(self, epoch: int) -> Iterator[Step]:
-        """See `Batches`."""
-        count, labels = len(self.tables[0]), labels_of(self.tables[0], TASK)
-        order = torch.from_numpy(epoch_order(count, self.seed, epoch))
-        # One draw for all images, with the key of "image" 0 of this epoch.
-        chosen = generator(self.seed, epoch, 0).integers(len(self.tables), size=count)
-        for part in order.split(self.batch):
-            features = self.tables[0].features[part]
-            other = torch.from_numpy(chosen)[part] == 1
-            if other.any():
-                features[other] = self.tables[1].features[part[other]]
-            yield features.to(self.device), labels[part].to(self.device)
+        """The steps of an epoch, counted from 0."""
+        labels = labels_of(self.table, TASK)
+        order = torch.from_numpy(epoch_order(len(self.table), self.seed, epoch))
+        for rows in order.split(self.batch):
+            yield self.table.features[rows].to(self.device), labels[rows].to(self.device)
 
 
 def crop_spec(size: int) -> ViewSpec:
@@ -116,15 +91,9 @@ class RandomCrops(Subset):
 class CropBatches:
     """Batches of features of random crops, new in each epoch; the ranks share each step's images.
 
-    Attributes:
-        backbone: the network, in evaluation mode, on the device of the steps.
-        features: from the network and a batch to features.
-        source: labelled images.
-        batch: images of a step over all ranks.
-        seed: of the orders and crops.
-        forward_batch: images at a time through the network, on each rank.
-        workers: processes that read images, on each rank.
-        precision: of the network.
+    The backbone is in evaluation mode, on the device of the steps. A step has `batch` images over
+    all ranks; on each rank `forward_batch` images at a time pass through the network. The length
+    is the number of steps of an epoch.
     """
 
     backbone: Backbone
@@ -140,12 +109,11 @@ class CropBatches:
         return -(-len(self.source) // self.batch)
 
     def epoch(self, epoch: int) -> Iterator[Step]:
-        """See `Batches`."""
+        """The steps of an epoch, counted from 0."""
         device, labels = next(self.backbone.parameters()).device, labels_of(self.source, TASK)
         order = epoch_order(len(self.source), self.seed, epoch)
         steps = np.split(order, range(self.batch, len(order), self.batch))
-        here = place_among_ranks()
-        shares = [share_of(step.tolist(), *here) for step in steps]
+        shares = my_shares([step.tolist() for step in steps])
         crops = RandomCrops(self.source, self.backbone.preprocessing.crop, self.seed, epoch)
         extractor = FeatureExtractor(
             as_pixels,
@@ -157,13 +125,11 @@ class CropBatches:
         )
         skipped: list[ImageError] = []
         batches = extractor.batches(crops, list(chain.from_iterable(shares)))
-        for mine in by_step(batches, shares):
-            parts = gather_objects((mine.indices, mine.features.numpy(), [*mine.skipped.values()]))
-            skipped += chain.from_iterable(errors for _, _, errors in parts)
-            indices = list(chain.from_iterable(indices for indices, _, _ in parts))
+        for step in by_step(batches, shares):
+            indices, features, unusable = joined(gather_objects(step))
+            skipped += unusable.values()
             if indices:
-                rows = [torch.from_numpy(rows) for found, rows, _ in parts if found]
-                yield torch.cat(rows).to(device), labels[indices].to(device)
+                yield features.to(device), labels[indices].to(device)
         warn_skipped(skipped, len(self.source))
 
     def _compute(self, images: Tensor) -> Float[Tensor, "B N"]:
@@ -173,10 +139,13 @@ class CropBatches:
             return self.features(self.backbone, normalize(images, transform.mean, transform.std))
 
 
+Batches: TypeAlias = TableBatches | CropBatches
+
+
 def by_step(
     batches: Iterator[FeatureBatch], shares: Sequence[Sequence[int]]
 ) -> Iterator[FeatureBatch]:
-    """Regroup batches of any sizes to the images of each share, in its order."""
+    """Batches of any sizes, regrouped to the images of each share, in its order."""
     rows: dict[int, Tensor] = {}
     skipped: dict[int, ImageError] = {}
     for share in shares:
@@ -188,6 +157,6 @@ def by_step(
         features = [rows.pop(index) for index in usable]
         yield FeatureBatch(
             usable,
-            torch.stack(features) if features else torch.empty(0, 0),
+            torch.stack(features) if features else NO_ROWS,
             {index: skipped.pop(index) for index in share if index in skipped},
         )

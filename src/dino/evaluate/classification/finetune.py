@@ -23,9 +23,8 @@ from dino.evaluate.epoch_checkpoint import EpochCheckpoint
 from dino.evaluate.features.cache import files_digest
 from dino.evaluate.features.table import count_classes, labels_in, labels_of, open_labelled
 from dino.files import UserError
-from dino.models.backbone import Backbone
-from dino.progress import Console
-from dino.runtime import pick_device, process_group, ranks
+from dino.runtime import ranks
+from dino.settings import validated
 from dino.weights import load as weights
 from dino.weights.load import fingerprint
 
@@ -56,11 +55,11 @@ class FineTune(RecipeSettings, command.EvaluationSettings):
     preset: Literal["imagenet", "cifar", "inat"] = "imagenet"
     """The authors' lr, epochs, batch and lr-end for a kind of data; cifar suits small sets.
     Each can be set by itself."""
-    workers: int = 4
+    workers: command.Workers = 4
     """Processes that read images."""
-    forward_batch: int = 64
+    forward_batch: command.Count = 64
     """Test images at a time."""
-    seed: int = 0
+    seed: command.Seed = 0
     """Of the classifier, the orders and all random numbers."""
 
     def recipe(self) -> Recipe:
@@ -72,10 +71,6 @@ class FineTune(RecipeSettings, command.EvaluationSettings):
         options = {option.name: getattr(self, option.name) for option in fields(RecipeSettings)}
         chosen = {name: value for name, value in options.items() if value is not None}
         recipe = Recipe(**{**PRESETS[self.preset], **chosen})
-        for name in ("lr", "epochs", "batch", "repeats", "head_scale", "layer_decay"):
-            if not getattr(recipe, name) > 0:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} must be positive, not {getattr(recipe, name)}")
         if recipe.warmup >= recipe.epochs:
             raise UserError(
                 f"a warm-up of {recipe.warmup} epochs leaves none of {recipe.epochs}: "
@@ -97,53 +92,46 @@ def run(settings: FineTune) -> dict[str, Any]:
     Raises:
         UserError: for weights or data that do not exist, or a recipe that does not fit them.
     """
-    recipe, device = settings.recipe(), pick_device(settings.device)
-    path = command.destination("finetune", settings)
-    with process_group(device) as here:
-        networks = settings.networks(device, rgb=True)
-        about = {"networks": command.identities(networks)}  # before they are trained
-        pixels = networks[command.TRAINED].preprocessing.pixels
-        source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
-        _check(recipe, source, here.world)
+    settings = validated(settings)
+    recipe = settings.recipe()
+    with command.evaluation_run("finetune", settings, rgb=True) as started:
+        source, val, counts = open_labelled(settings.data, settings.val, started.pixels, TASK)
+        _check(recipe, source)
         found = {
-            name: _of_network(network, source, val, recipe, settings, path, name)
-            for name, network in networks.items()
+            name: _tuned(name, started, source, val, recipe, settings) for name in started.networks
         }
         content = {
             "finetune": {
-                name: [{"loss": one.loss, **one.accuracy._asdict()} for one in rows]
-                for name, rows in found.items()
+                name: [{"loss": one.loss, **one.accuracy._asdict()} for one in history]
+                for name, history in found.items()
             },
             "recipe": asdict(recipe),
-            "images": {"train": len(source), "val": len(val), "left_out": left_out},
-            **about,
+            "images": {"train": len(source), "val": len(val), **counts},
         }
-        if here.main:
-            # The network itself is tuned by now: provenance is that of its start.
-            command.write("finetune", content, weights.load(settings.weights, device), settings)
-            Console().print(_table(found, recipe, len(val)))
+        started.report(content, _table(found, recipe, len(val)))
     return content
 
 
-def _check(recipe: Recipe, source: Source, world: int) -> None:
+def _check(recipe: Recipe, source: Source) -> None:
     if len(source) < recipe.batch:
         raise UserError(
             f"{len(source)} images do not fill a batch of {recipe.batch}: set a smaller --batch"
         )
-    step = world * (2 if recipe.mixup or recipe.cutmix else 1)  # images are mixed in pairs
+    step = ranks().world * (2 if recipe.mixup or recipe.cutmix else 1)  # images are mixed in pairs
     if recipe.batch % step:
         raise UserError(f"a batch of {recipe.batch} must be a multiple of {step}: change --batch")
 
 
-def _of_network(
-    network: Backbone,
+def _tuned(
+    name: str,
+    started: command.EvaluationRun,
     source: Source,
     val: Source,
     recipe: Recipe,
     settings: FineTune,
-    path: Path,
-    name: str,
 ) -> list[Epoch]:
+    """Fine-tune a network, and write it if it is the trained one."""
+    network, path = started.networks[name], started.path
     labels, classes = labels_of(source, TASK), count_classes(source, TASK)
     truth = labels_in(source.classes, val, TASK)
     key = [fingerprint(network), files_digest(source), files_digest(val), labels.tolist()]
@@ -178,9 +166,9 @@ def _table(found: dict[str, list[Epoch]], recipe: Recipe, images: int) -> Table:
     rows = {}
     for name, history in found.items():
         last = history[-1]
-        best = max(range(len(history)), key=lambda epoch: history[epoch].accuracy.top1)
-        cells = [str(last.accuracy), str(history[best].accuracy)]
-        rows[name] = [*cells, str(best + 1), f"{last.loss:.3f}"]
+        best = max(history, key=lambda epoch: epoch.accuracy.top1)
+        cells = [str(last.accuracy), str(best.accuracy)]
+        rows[name] = [*cells, str(history.index(best) + 1), f"{last.loss:.3f}"]
     epochs = f"{recipe.epochs} epoch" + "s" * (recipe.epochs > 1)
     return command.table(
         f"Fine-tuned for {epochs}, top-1 / top-5 in % on {images} images",

@@ -6,16 +6,15 @@ Shapes: B images, C classes, D width.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dino.data.images.image_errors import ImageError
 from dino.data.sources.open import Source
 from dino.data.views.random_streams import generator
 from dino.evaluate.classification.deit_augmentation import AugmentedBatches, Recipe
@@ -23,7 +22,7 @@ from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import hits
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
 from dino.evaluate.features.extractor import FeatureExtractor, memory_advice
-from dino.evaluate.features.table import my_share, warn_skipped
+from dino.evaluate.features.table import my_share
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import bar
@@ -44,10 +43,12 @@ class FineTunedNetwork(nn.Module):
         self.head.to(next(backbone.parameters()).device)
 
     def forward(
-        self, images: Float[Tensor, "B 3 H W"], keep: Float[Tensor, "branches B"] | None = None
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        drop_path_scale: Float[Tensor, "branches B"] | None = None,
     ) -> Float[Tensor, "B C"]:
         """The logits of the classes."""
-        return self.head(self.backbone(images, keep))
+        return self.head(self.backbone(images, drop_path_scale))
 
 
 def parameter_groups(model: FineTunedNetwork, recipe: Recipe) -> list[dict[str, Any]]:
@@ -66,15 +67,11 @@ def parameter_groups(model: FineTunedNetwork, recipe: Recipe) -> list[dict[str, 
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         decayed = parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))
-        _, inside, own = name.partition("backbone.")
-        above = backbone.depth + 1 - backbone.layer_index(own) if inside else 0
-        if (above, decayed) not in groups:
-            groups[above, decayed] = {
-                "params": [],
-                "weight_decay": recipe.weight_decay if decayed else 0.0,
-                "scale": recipe.layer_decay**above,
-            }
-        groups[above, decayed]["params"].append(parameter)
+        _, of_backbone, inner = name.partition("backbone.")
+        above = backbone.depth + 1 - backbone.layer_index(inner) if of_backbone else 0
+        decay, scale = recipe.weight_decay if decayed else 0.0, recipe.layer_decay**above
+        group = {"params": [], "weight_decay": decay, "scale": scale}
+        groups.setdefault((above, decayed), group)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -90,7 +87,7 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     return recipe.lr_end + (full - recipe.lr_end) * cosine
 
 
-def keep_factors(
+def drop_path_scales(
     backbone: Backbone, recipe: Recipe, seed: int, epoch: int, step: int
 ) -> Float[Tensor, "branches B"] | None:
     """Drop path's factors of this rank's share of the batch: 0, or 1 / (1 - rate).
@@ -107,14 +104,8 @@ def keep_factors(
     return factors.to(next(backbone.parameters()).device, torch.float32, non_blocking=True)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """The result of an epoch.
-
-    Attributes:
-        loss: mean over its steps and ranks.
-        accuracy: on the test images, afterwards.
-    """
+class Epoch(NamedTuple):
+    """The mean loss of an epoch over steps and ranks, and the accuracy on the test images."""
 
     loss: float
     accuracy: Accuracy
@@ -147,10 +138,10 @@ def tune(
         title = f"epoch {epoch + 1} of {recipe.epochs}"
         with bar(title, len(batches), shown=ranks().main) as advance:
             for step, (images, targets) in enumerate(batches.epoch(epoch)):
-                keep = keep_factors(model.backbone, recipe, batches.seed, epoch, step)
+                scales = drop_path_scales(model.backbone, recipe, batches.seed, epoch, step)
                 with memory_advice("--batch"):
                     with autocast(device, precision):
-                        logits = trained(images, keep)
+                        logits = trained(images, scales)
                     loss = F.cross_entropy(logits.float(), targets)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
@@ -162,32 +153,32 @@ def tune(
             raise UserError(f"the loss was not finite in epoch {epoch + 1}: choose a smaller --lr")
         model.eval()
         history.append(Epoch(mean, evaluate()))
-        checkpoint.write(_state(model, optimizer), [(one.loss, one.accuracy) for one in history])
+        checkpoint.write(_state(model, optimizer), history)
     model.eval()
     return history
 
 
 def _state(model: FineTunedNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for place, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{place}.{name}": tensor for name, tensor in moments.items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
     return tensors
 
 
 def _restore(
     model: FineTunedNetwork, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
 ) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
-    weights = {}
+    weights: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in state.items():
-        part, _, rest = name.partition(".")
-        if part == "model":
+        kind, _, rest = name.partition(".")
+        if kind == "model":
             weights[rest] = tensor
         else:
-            place, _, moment = rest.partition(".")
-            moments.setdefault(int(place), {})[moment] = tensor
+            index, _, moment = rest.partition(".")
+            moments[int(index)][moment] = tensor
     model.load_state_dict(weights, strict=True)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(moments)})
 
 
 @torch.inference_mode()
@@ -206,23 +197,8 @@ def measure(
         with autocast(device, precision):
             return cast(Tensor, model(images.to(device, non_blocking=True)))
 
-    extractor = FeatureExtractor(
-        model.backbone.preprocessing,
-        compute,
-        batch,
-        workers,
-        title="test images",
-        memory_option="--forward-batch",
-    )
-    counts = torch.zeros(3, dtype=torch.int64)
-    skipped: list[ImageError] = []
-    for part in extractor.batches(val, my_share(range(len(val)))):
-        skipped += part.skipped.values()
-        if part.indices:
-            (right,) = hits(part.features[:, None], labels[part.indices])
-            counts += torch.tensor([*right.tolist(), len(part.indices)])
-    first, fifth, count = torch.stack(gather_objects(counts)).sum(dim=0).tolist()
-    warn_skipped([error for part in gather_objects(skipped) for error in part], len(val))
-    if count == 0:
-        raise UserError("none of the test images can be used")
-    return Accuracy(100 * first / count, 100 * fifth / count)
+    options: dict[str, Any] = {"title": "test images", "memory_option": "--forward-batch"}
+    transform = model.backbone.preprocessing
+    logits = FeatureExtractor(transform, compute, batch, workers, **options).table(val)
+    (correct,) = hits(logits.features[:, None], labels[logits.indices]).tolist()
+    return Accuracy(*(100 * count / len(logits) for count in correct))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from rich.table import Table
 
@@ -27,48 +29,63 @@ from dino.evaluate.features.raw_pixels import raw_pixels
 from dino.evaluate.features.table import (
     FeatureTable,
     Subset,
+    ignored_files,
     labels_in,
     labels_of,
     of_known_classes,
 )
 from dino.files import atomic_csv
 from dino.models.backbone import Backbone
-from dino.progress import Console
-from dino.runtime import Precision, pick_device, process_group
+from dino.runtime import ranks
+from dino.settings import Range, validated
 from dino.weights.load import untrained_like
 
 TASK = "k-NN"
 
-PAIRS = 10
-"""Confused classes that are printed."""
+MOST_CONFUSED = 10
+"""Pairs of classes that are printed."""
 
 
-def votes_of(
+class Measurement(NamedTuple):
+    """Votes of one bank.
+
+    Attributes:
+        votes: for each query.
+        names: of the classes that the votes count.
+        sizes: images that served as "bank" and as "queries", and how many were "skipped" because
+            they cannot be used.
+    """
+
+    votes: Votes
+    names: list[str]
+    sizes: dict[str, int]
+
+
+def measure(
     bank: FeatureTable,
     queries: FeatureTable | None,
     k: Sequence[int] = K,
     temperatures: Sequence[float] = (TEMPERATURE,),
     device: torch.device | str | None = None,
-) -> Votes:
+) -> Measurement:
     """`knn_classifier.vote` on tables; without queries, leave-one-out on the bank.
 
-    Classes of the two tables are matched by name where both have names.
+    Classes of the two tables are paired by name where both have names.
     """
-    bank_labels = labels_of(bank, TASK)
-    truth = bank_labels if queries is None else labels_in(bank.classes, queries, TASK)
-    return vote(
-        bank.features,
-        bank_labels,
-        (bank if queries is None else queries).features,
-        truth,
-        k,
-        temperatures,
-        leave_one_out=queries is None,
-        device=device,
-    )
+    tables = [bank] if queries is None else [bank, queries]
+    train = (bank.features, labels_of(bank, TASK))
+    test = (tables[-1].features, labels_in(bank.classes, tables[-1], TASK))
+    options: dict[str, Any] = {"leave_one_out": queries is None, "device": device}
+    votes = vote(*train, *test, k, temperatures, **options)
+    names = list(dict.fromkeys(name for table in tables for name in table.classes or ()))
+    named = all(table.classes for table in tables)
+    labels = [names[n] if named else str(n) for n in votes.classes.tolist()]
+    skipped = sum(len(table.skipped) for table in tables)
+    sizes = {"bank": len(bank), "queries": len(tables[-1]), "skipped": skipped}
+    return Measurement(votes, labels, sizes)
 
 
-def answerable(queries: Source | None, bank: Source) -> Source | None:
+def of_bank_classes(queries: Source | None, bank: Source) -> Source | None:
     """The queries whose class the bank has; a warning counts the others.
 
     Raises:
@@ -81,15 +98,8 @@ def answerable(queries: Source | None, bank: Source) -> Source | None:
 class KNNEvaluation:
     """k-NN during training: an `Evaluation` (see `dino.evaluate.protocol`).
 
-    Args:
-        bank: labelled images that vote.
-        queries: labelled images to classify; None for leave-one-out on the bank.
-        k: numbers of neighbours.
-        temperature: of the votes.
-        limit: at most so many images of each source, evenly spread over it.
-        batch: images at a time.
-        workers: processes that read images.
-        precision: of the forward pass.
+    Without queries it is leave-one-out on the bank. Of each source at most `limit` images are used,
+    evenly spread over it.
 
     Raises:
         UserError: if a source has no labels, or no class occurs in both.
@@ -103,30 +113,21 @@ class KNNEvaluation:
         queries: Source | None = None,
         *,
         k: Sequence[int] = (10, 20),
-        temperature: float = TEMPERATURE,
         limit: int | None = None,
-        batch: int = 64,
-        workers: int = 0,
-        precision: Precision = "fp32",
     ) -> None:
-        self.bank = spread(bank, limit)
-        self.queries = answerable(queries and spread(queries, limit), self.bank)
-        self.k, self.temperature = tuple(k), temperature
-        self.extract = partial(
-            extract, batch=batch, workers=workers, precision=precision, title="k-NN"
-        )
+        self.bank, self.k = spread(bank, limit), tuple(k)
+        self.queries = of_bank_classes(queries and spread(queries, limit), self.bank)
 
     @property
-    def asked(self) -> int:
-        """Images that are classified."""
+    def num_queries(self) -> int:
+        """Number of images that are classified."""
         return len(self.bank if self.queries is None else self.queries)
 
     def run(self, backbone: Backbone) -> dict[str, float]:
         """Top-1 accuracy in percent, for example `{"k10": 61.2, "k20": 62.0}`."""
-        queries = None if self.queries is None else self.extract(backbone, self.queries)
-        bank, device = self.extract(backbone, self.bank), next(backbone.parameters()).device
-        votes = votes_of(bank, queries, self.k, (self.temperature,), device)
-        accuracies = votes.accuracies(self.temperature)
+        queries = None if self.queries is None else extract(backbone, self.queries, title=TASK)
+        bank, device = extract(backbone, self.bank, title=TASK), next(backbone.parameters()).device
+        accuracies = measure(bank, queries, self.k, device=device).votes.accuracies(TEMPERATURE)
         return {f"k{n}": accuracy.top1 for n, accuracy in accuracies.items()}
 
 
@@ -150,17 +151,17 @@ class KNN(command.FeatureEvaluationSettings):
     """Images to classify, laid out like the bank; without it each image of the bank in turn is
     classified by all others."""
     banks: tuple[str, ...] = ()
-    """More banks, each measured like the first and on its own."""
-    k: tuple[int, ...] = K
+    """More banks, each measured like the first."""
+    k: Annotated[tuple[int, ...], Range(low=1)] = K
     """How many neighbours vote; one or more numbers."""
-    temperature: tuple[float, ...] = (TEMPERATURE,)
+    temperature: Annotated[tuple[float, ...], Range(above=0)] = (TEMPERATURE,)
     """Of the votes, exp(similarity / temperature); one or more numbers."""
     baseline: bool = False
     """Also measure the untrained network and raw pixels."""
     confusion: bool = False
     """Also write the accuracy of each class and its confusions (CSV), for the first bank and the
     best k and temperature."""
-    batch: int = 64
+    batch: command.Count = 64
     """Images at a time."""
 
 
@@ -174,56 +175,39 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     Raises:
         UserError: for weights or data that do not exist, have no classes or none in common.
     """
+    data, queries_name = use_splits(settings.data, settings.queries)
+    settings = validated(replace(settings, data=data, queries=queries_name))
     usable_k(settings.k, max(settings.k, default=0))  # before the work
-    data, queried = use_splits(settings.data, settings.queries)
-    named = None if queried is None else str(queried)
-    settings = replace(settings, data=str(data), queries=named)
-    path, device = command.destination("knn", settings), pick_device(settings.device)
-    with process_group(device) as here:
-        networks = settings.networks(device)
-        pixels = networks[command.TRAINED].preprocessing.pixels
-        banks = {data: open_source(data, pixels) for data in (settings.data, *settings.banks)}
-        queries = None if settings.queries is None else open_source(settings.queries, pixels)
-        pairs = {name: (bank, answerable(queries, bank)) for name, bank in banks.items()}
+    with command.evaluation_run("knn", settings) as started:
+        banks = [open_source(name, started.pixels) for name in (settings.data, *settings.banks)]
+        queries = (
+            None if settings.queries is None else open_source(settings.queries, started.pixels)
+        )
+        pairs = [(bank, of_bank_classes(queries, bank)) for bank in banks]
         store = settings.extraction()["store"]
-        measured = {
-            name: _measure(tables, pairs, settings, device)
-            for name, tables in _tables(networks, settings, store).items()
-        }
-        scores = _by_name(measured)
-        if here.main:
-            first = measured[command.TRAINED][settings.data]
-            about: dict[str, Any] = {**first.sizes, "leave_one_out": queries is None}
-            if queries is not None:
-                about["left_out"] = len(queries) - len(pairs[settings.data][1] or ())
-            Console().print(_table(scores, first.sizes, settings))
-            if settings.confusion:
-                about |= _confusion(first, path.with_suffix(".confusion.csv"))
-            if max(settings.k) > max(first.votes.k):
-                clipped = f"k beyond the bank was clipped to {max(first.votes.k)}"
-                Console().print(clipped, style="yellow")
-            rows = {
+        measured = _measure_all(started.networks, pairs, settings, store)
+        first, scores = measured[command.TRAINED][0], _by_row(measured, settings)
+        content: dict[str, Any] = {
+            "knn": {
                 name: {f"k{n}": score._asdict() for n, score in by_k.items()}
                 for name, by_k in scores.items()
-            }
-            content = {"knn": rows, **about, "networks": command.identities(networks)}
-            command.write("knn", content, networks[command.TRAINED], settings)
+            },
+            **first.sizes,
+            "leave_one_out": queries is None,
+            "ignored_files": ignored_files(*banks, queries),
+        }
+        if queries is not None:
+            content["left_out"] = len(queries) - len(pairs[0][1] or ())
+        printed: list[Table | str] = [_table(scores, first.sizes, settings)]
+        if settings.confusion and ranks().main:
+            content["by_class"], confused = _confusion(
+                first, started.path.with_suffix(".confusion.csv")
+            )
+            printed.append(confused)
+        if max(settings.k) > max(first.votes.k):
+            printed.append(f"k beyond the bank was clipped to {max(first.votes.k)}")
+        started.report(content, *printed)
     return scores
-
-
-class Measurement(NamedTuple):
-    """Votes of one bank.
-
-    Attributes:
-        votes: of its images.
-        names: of the classes that the votes count.
-        sizes: images that served as "bank" and as "queries", and how many were "skipped" because
-            they cannot be used.
-    """
-
-    votes: Votes
-    names: list[str]
-    sizes: dict[str, int]
 
 
 def compare(
@@ -236,72 +220,54 @@ def compare(
     Returns:
         Accuracies by k of "trained", "untrained" and "pixels"; and `Measurement.sizes`.
     """
-    device, networks = next(backbone.parameters()).device, {command.TRAINED: backbone}
+    networks = {command.TRAINED: backbone}
     if settings.baseline:
         networks[command.UNTRAINED] = untrained_like(backbone)
-    pairs = {"": (bank, answerable(queries, bank))}
-    measured = {
-        name: _measure(tables, pairs, settings, device)[""]
-        for name, tables in _tables(networks, settings, None).items()
+    measured = _measure_all(networks, [(bank, of_bank_classes(queries, bank))], settings)
+    scores = {
+        name: of.votes.accuracies(settings.temperature[0]) for name, (of,) in measured.items()
     }
-    scores = {n: one.votes.accuracies(settings.temperature[0]) for n, one in measured.items()}
-    return scores, measured[command.TRAINED].sizes
+    return scores, measured[command.TRAINED][0].sizes
 
 
-def _tables(
-    networks: Mapping[str, Backbone], settings: KNN, store: Path | None
-) -> dict[str, Callable[[Source], FeatureTable]]:
-    """Functions from images to features, by the name of their rows."""
+def _measure_all(
+    networks: Mapping[str, Backbone],
+    pairs: Sequence[tuple[Source, Source | None]],
+    settings: KNN,
+    store: Path | None = None,
+) -> dict[str, list[Measurement]]:
+    """By the name of the features: the votes of each pair of a bank and its queries."""
+    trained = networks[command.TRAINED]
+    transform, device = trained.preprocessing, next(trained.parameters()).device
     options: dict[str, Any] = {"batch": settings.batch, "workers": settings.workers}
-    tables: dict[str, Callable[[Source], FeatureTable]] = {
-        name: partial(
-            extract,
-            network,
-            precision=settings.precision,
-            store=store,
-            title=f"{name} network",
-            **options,
-        )
+    extractors = {
+        name: partial(extract, network, precision=settings.precision, store=store, title=name)
         for name, network in networks.items()
     }
     if settings.baseline:
-        transform = networks[command.TRAINED].preprocessing
-        tables["pixels"] = partial(raw_pixels, mean=transform.mean, std=transform.std, **options)
-    return tables
+        extractors["pixels"] = partial(raw_pixels, mean=transform.mean, std=transform.std)
+    measured: dict[str, list[Measurement]] = {}
+    for name, extractor in extractors.items():
+        features = lru_cache(2)(partial(extractor, **options))  # banks mostly share their queries
+        measured[name] = []
+        for bank, queries in pairs:
+            tested = None if queries is None else features(queries)
+            measured[name].append(
+                measure(features(bank), tested, settings.k, settings.temperature, device)
+            )
+    return measured
 
 
-def _measure(
-    tables: Callable[[Source], FeatureTable],
-    pairs: Mapping[str, tuple[Source, Source | None]],
-    settings: KNN,
-    device: torch.device,
-) -> dict[str, Measurement]:
-    """The votes of each bank on its queries, by its name."""
-    tested: dict[int, FeatureTable] = {}  # by source: banks mostly share their queries
-    found = {}
-    for name, (bank_images, images) in pairs.items():
-        if images is not None and id(images) not in tested:
-            tested[id(images)] = tables(images)
-        queries, bank = tested.get(id(images)), tables(bank_images)
-        votes = votes_of(bank, queries, settings.k, settings.temperature, device)
-        used = [bank] if queries is None else [bank, queries]
-        skipped = sum(len(one.skipped) for one in used)
-        sizes = {"bank": len(bank), "queries": len(used[-1]), "skipped": skipped}
-        names = list(dict.fromkeys([*(bank.classes or []), *(used[-1].classes or [])]))
-        named = bank.classes and used[-1].classes
-        labels = [names[n] if named else str(n) for n in votes.classes.tolist()]
-        found[name] = Measurement(votes, labels, sizes)
-    return found
-
-
-def _by_name(measured: Mapping[str, Mapping[str, Measurement]]) -> dict[str, dict[int, Accuracy]]:
+def _by_row(
+    measured: Mapping[str, Sequence[Measurement]], settings: KNN
+) -> dict[str, dict[int, Accuracy]]:
+    """Accuracies by the name of their row: the features, and the bank or T if there are several."""
     rows = {}
+    banks = (settings.data, *settings.banks)
     for name, by_bank in measured.items():
-        for bank, one in by_bank.items():
-            temperatures = one.votes.temperatures
-            for t in temperatures:
-                parts = [bank] * (len(by_bank) > 1) + [f"T = {t:g}"] * (len(temperatures) > 1)
-                rows[", ".join([name, *parts])] = one.votes.accuracies(t)
+        for (bank, one), t in product(zip(banks, by_bank, strict=True), settings.temperature):
+            parts = [bank] * (len(banks) > 1) + [f"T = {t:g}"] * (len(settings.temperature) > 1)
+            rows[", ".join([name, *parts])] = one.votes.accuracies(t)
     return rows
 
 
@@ -310,42 +276,43 @@ def _table(
 ) -> Table:
     queries = f"{sizes['queries']} queries" if settings.queries else "leave-one-out"
     temperatures = ", ".join(f"{t:g}" for t in settings.temperature)
-    cells = {name: [str(score) for score in by_k.values()] for name, by_k in scores.items()}
     return command.table(
         f"k-NN accuracy, top-1 / top-5 in %\n{queries}, {sizes['bank']} images in the bank, "
         f"T = {temperatures}",
         ["features", *(f"k = {n}" for n in next(iter(scores.values())))],
-        cells,
+        {name: [str(score) for score in by_k.values()] for name, by_k in scores.items()},
     )
 
 
-def _confusion(one: Measurement, path: Path) -> dict[str, Any]:
-    """Write the confusion matrix, print the most confused pairs; returns their part of the JSON."""
-    by = {(t, k): s for t in one.votes.temperatures for k, s in one.votes.accuracies(t).items()}
-    temperature, k = max(by, key=lambda key: by[key].top1)
-    counts = one.votes.confusion(k, temperature)
-    images, right = counts.sum(dim=1).tolist(), counts.diagonal()
+def _confusion(of: Measurement, path: Path) -> tuple[dict[str, Any], Table]:
+    """Write the confusion matrix; returns the JSON and the table of the most confused pairs."""
+    votes = of.votes
+    temperature, k = max(
+        product(votes.temperatures, votes.k), key=lambda key: votes.accuracies(key[0])[key[1]].top1
+    )
+    counts = votes.confusion(k, temperature).numpy()
+    images = counts.sum(axis=1)
     accuracy = {
-        name: 100 * hit / n
-        for name, hit, n in zip(one.names, right.tolist(), images, strict=True)
+        name: 100 * float(counts[i, i]) / n
+        for i, (name, n) in enumerate(zip(of.names, images.tolist(), strict=True))
         if n
     }
-    header = ["class", "images", "top1", *(f"taken for {name}" for name in one.names)]
+    header = ["class", "images", "top1", *(f"taken for {name}" for name in of.names)]
     rows = (
         [name, n, f"{accuracy[name]:.2f}" if n else "", *row]
-        for name, n, row in zip(one.names, images, counts.tolist(), strict=True)
+        for name, n, row in zip(of.names, images.tolist(), counts.tolist(), strict=True)
     )
     atomic_csv(path, header, rows)
-    wrong = counts - torch.diag(right)
-    pairs = [divmod(int(place), len(counts)) for place in wrong.flatten().argsort(descending=True)]
+    wrong = counts - np.diag(counts.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
     cells = {
-        f"{one.names[own]} as {one.names[other]}": [
-            str(int(wrong[own, other])),
-            f"{100 * int(wrong[own, other]) / images[own]:.1f}",
+        f"{of.names[true]} as {of.names[predicted]}": [
+            str(wrong[true, predicted]),
+            f"{100 * wrong[true, predicted] / images[true]:.1f}",
         ]
-        for own, other in pairs[:PAIRS]
-        if wrong[own, other] > 0
+        for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[true, predicted]
     }
     title = f"Most confused, k = {k}, T = {temperature:g}"
-    Console().print(command.table(title, ["class", "images", "% of its class"], cells))
-    return {"by_class": {"k": k, "temperature": temperature, "top1": accuracy}}
+    table = command.table(title, ["class", "images", "% of its class"], cells)
+    return {"k": k, "temperature": temperature, "top1": accuracy}, table

@@ -27,12 +27,12 @@ TEMPERATURE = 0.07
 """The temperature of the votes in the paper."""
 
 PANEL = 2**15
-"""Queries whose neighbours are searched during one pass over the bank: each pass moves the whole
-bank to the device once, and holds k similarities and indices for each query."""
+"""Queries whose neighbours are searched during one pass over the bank: each pass moves the
+entire bank to the device once, and holds k similarities and indices for each query."""
 
 
 class Accuracy(NamedTuple):
-    """Shares of rightly classified images, in percent."""
+    """Shares of correctly classified images, in percent."""
 
     top1: float
     top5: float
@@ -46,7 +46,7 @@ class Votes:
     """The votes for every query, for each temperature and each k.
 
     Attributes:
-        temperatures: as requested.
+        temperatures: in the order of the request.
         k: ascending, clipped to the bank.
         classes: the labels that occur, ascending; the tensors below hold indices into them.
         hits: queries whose class is first, and among the first min(5, k).
@@ -113,23 +113,18 @@ def vote(
     16 classes), beyond that its order of equal votes is arbitrary. Top-5 means the first
     min(5, k).
 
-    Args:
-        bank: features of any length; float64 is computed in float64, all else in float32.
-        bank_labels: any integers, in any number.
-        queries: features to classify.
-        query_labels: their labels; one that the bank lacks can only be predicted by the tie rule.
-        k: how many neighbours vote.
-        temperatures: positive; the smaller, the more the nearest counts.
-        leave_one_out: `queries` are the bank itself, and no image votes for itself.
-        chunk: queries at a time; chunk x tile similarities exist at once.
-        tile: bank images at a time.
-        device: where to compute; features may stay elsewhere. By default where `queries` are.
+    Features of any length are computed in float64 if they are float64, else in float32. Labels are
+    any integers; one that the bank lacks can only be predicted by the tie rule. With
+    `leave_one_out`, `queries` are the bank and no image votes for itself. `chunk`, `tile` and
+    `device` are those of `nearest`.
 
     Raises:
         UserError: for sizes that do not fit, features that are not finite, k < 1 or a
             temperature <= 0.
     """
-    _check(bank, bank_labels, queries, query_labels, leave_one_out)
+    _check_sizes(bank, bank_labels, queries, query_labels, leave_one_out)
+    for features in (bank, queries):
+        check_finite(features)
     used = usable_k(k, len(bank) - leave_one_out)
     if not temperatures or not all(temperature > 0 for temperature in temperatures):
         raise UserError(f"the temperature of k-NN must be positive, not {tuple(temperatures)}")
@@ -141,15 +136,9 @@ def vote(
     predicted = []
     for start in range(0, len(queries), PANEL):
         panel = slice(start, start + PANEL)
-        similarity, index = nearest(
-            queries[panel],
-            bank,
-            used[-1],
-            skip=start if leave_one_out else None,
-            chunk=chunk,
-            tile=tile,
-            device=device,
-        )
+        skip = start if leave_one_out else None
+        sizes: dict[str, Any] = {"chunk": chunk, "tile": tile, "device": device}
+        similarity, index = nearest(queries[panel], bank, used[-1], skip=skip, **sizes)
         for near, voted, true in zip(
             torch.split(similarity, chunk),
             torch.split(votes_for[index], chunk),
@@ -175,22 +164,22 @@ def usable_k(k: Sequence[int], limit: int) -> list[int]:
     if not k or min(k) < 1:
         raise UserError(f"k of k-NN must be one or more numbers from 1 on, not {tuple(k)}")
     if limit < 1:
-        raise UserError("k-NN needs at least one image in the bank besides the query itself")
+        raise UserError("k-NN needs at least one image in the bank besides the query")
     return sorted({min(n, limit) for n in k})
 
 
-def _check(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, loo: bool) -> None:
+def _check_sizes(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, leave_one_out: bool
+) -> None:
     if len(queries) == 0:
         raise UserError("k-NN got no query image")
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
         shapes = f"{tuple(bank.shape)} and {tuple(queries.shape)}"
         raise UserError(f"features of bank and queries must be [n, D] and [q, D], not {shapes}")
-    if len(bank_labels) != len(bank) or len(labels) != len(queries):
+    if len(bank_labels) != len(bank) or len(query_labels) != len(queries):
         raise UserError("k-NN needs one label for each image of the bank and of the queries")
-    if loo and len(bank) != len(queries):
-        raise UserError("leave-one-out needs the bank itself as queries")
-    for features in (bank, queries):
-        check_finite(features)
+    if leave_one_out and len(bank) != len(queries):
+        raise UserError("leave-one-out needs the bank as queries")
 
 
 def _count(
@@ -208,8 +197,8 @@ def _count(
         votes.scatter_add_(1, voted[:, nearer:n], weights[:, nearer:n])
         true_votes = votes.gather(1, truth[:, None])
         before = (votes > true_votes) | ((votes == true_votes) & (number < truth[:, None]))
-        place = before.sum(dim=1)
-        counts.append(torch.stack([(place < 1).sum(), (place < min(5, n)).sum()]))
+        rank = before.sum(dim=1)
+        counts.append(torch.stack([(rank < 1).sum(), (rank < min(5, n)).sum()]))
         best = votes == votes.amax(dim=1, keepdim=True)
         firsts.append(number.expand_as(votes).where(best, classes).amin(dim=1))
     return torch.stack(counts), torch.stack(firsts)

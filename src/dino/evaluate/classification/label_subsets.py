@@ -8,7 +8,8 @@ Shapes: n images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def fraction(labels: Int[Tensor, " n"], share: float, seed: int) -> list[int]:
         raise UserError(f"a fraction of the images must be above 0 and at most 1, not {share}")
     return sorted(
         index
-        for members, order in _shuffled(labels, seed)
-        for index in members[order[: max(1, round(share * len(members)))]].tolist()
+        for members in _shuffled_classes(labels, seed)
+        for index in members[: max(1, round(share * len(members)))]
     )
 
 
@@ -59,22 +60,20 @@ def shots(labels: Int[Tensor, " n"], count: int, seed: int) -> list[int]:
     """
     if count < 1:
         raise UserError(f"a class needs at least 1 image, not {count}")
-    chosen: list[int] = []
-    for members, order in _shuffled(labels, seed):
-        if len(members) < count:
-            raise UserError(
-                f"a class has only {len(members)} images: choose less than {count} for --shots"
-            )
-        chosen += members[order[:count]].tolist()
-    return sorted(chosen)
+    classes = _shuffled_classes(labels, seed)
+    if (fewest := min(map(len, classes))) < count:
+        raise UserError(f"a class has only {fewest} images: choose less than {count} for --shots")
+    return sorted(index for members in classes for index in members[:count])
 
 
-def _shuffled(labels: Int[Tensor, " n"], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of each class, and an order for them."""
+def _shuffled_classes(labels: Int[Tensor, " n"], seed: int) -> list[list[int]]:
+    """The images of each class, in a random order."""
+    classes = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().squeeze(1)
         order = generator(seed, 0, label).permutation(len(members))
-        yield members, torch.from_numpy(order)
+        classes.append(members[torch.from_numpy(order)].tolist())
+    return classes
 
 
 def listed(source: Source, path: Path) -> list[int]:
@@ -90,13 +89,14 @@ def listed(source: Source, path: Path) -> list[int]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a list of images: {error}") from None
-    ends: dict[int, dict[str, list[int]]] = {}  # by the number of parts
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for index in range(len(source)):
+        by_name[Path(source.path(index)).name].append(index)
     chosen: set[int] = set()
     for line in filter(None, lines):
-        parts = len(Path(line).parts)
-        if parts not in ends:
-            ends[parts] = _by_end(source, parts)
-        found = ends[parts].get(Path(line).as_posix(), [])
+        end = Path(line).parts
+        same_name = by_name.get(Path(line).name, [])
+        found = [i for i in same_name if Path(source.path(i)).parts[-len(end) :] == end]
         if len(found) != 1:
             raise UserError(f"{line} in {path} names {len(found) or 'none'} of the images, not one")
         chosen |= {*found}
@@ -105,18 +105,9 @@ def listed(source: Source, path: Path) -> list[int]:
     return sorted(chosen)
 
 
-def _by_end(source: Source, parts: int) -> dict[str, list[int]]:
-    ends: dict[str, list[int]] = {}
-    for index in range(len(source)):
-        end = "/".join(Path(source.path(index)).parts[-parts:])
-        ends.setdefault(end, []).append(index)
-    return ends
-
-
 def subsets(
     source: Source,
     labels: Int[Tensor, " n"],
-    *,
     fractions: Sequence[float] = (),
     shot_counts: Sequence[int] = (),
     lists: Sequence[Path] = (),
@@ -125,10 +116,9 @@ def subsets(
     """All requested subsets; those that are drawn, once for each of `seeds` seeds."""
     found: list[LabelSubset] = []
     for share in fractions:
+        name = f"{100 * share:g} %"
         for seed in range(seeds) if share < 1 else (None,):
-            found.append(
-                LabelSubset(f"{100 * share:g} %", seed, fraction(labels, share, seed or 0))
-            )
+            found.append(LabelSubset(name, seed, fraction(labels, share, seed or 0)))
     for count in shot_counts:
         name = f"{count} shot" + "s" * (count > 1)
         found += [LabelSubset(name, seed, shots(labels, count, seed)) for seed in range(seeds)]

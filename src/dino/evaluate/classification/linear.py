@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from rich.table import Table
 
@@ -14,19 +15,14 @@ from dino.evaluate.classification import linear_classifier as classifiers
 from dino.evaluate.classification.feature_batches import TASK, Batches, CropBatches, TableBatches
 from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import Classifier, Sweep
-from dino.evaluate.classification.linear_training import (
-    Layers,
-    MirroredTransform,
-    layers_of,
-    scores,
-    train,
-)
+from dino.evaluate.classification.linear_training import Layers, layers_of, scores, train
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
 from dino.evaluate.features.cache import files_digest
 from dino.evaluate.features.extractor import extract
 from dino.evaluate.features.table import (
     FeatureTable,
     count_classes,
+    ignored_files,
     labels_in,
     labels_of,
     of_known_classes,
@@ -34,14 +30,14 @@ from dino.evaluate.features.table import (
 )
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.progress import Console
-from dino.runtime import pick_device, process_group, ranks
+from dino.runtime import ranks
+from dino.settings import Range, validated
 from dino.weights.load import fingerprint
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The paper sweeps, but does not say over what; these cover the published logs (.001 to .3)."""
+"""The paper does not state the rates of its sweep; these cover the published logs (.001 to .3)."""
 
-DEFINING = ("precision", "mode", "mirror", "blocks", "average", "rates", "epochs", "batch", "seed")
+DEFINING = ("precision", "mode", "blocks", "average", "rates", "epochs", "batch", "seed")
 """Settings that a stopped training must have in common with the one that continues it."""
 
 
@@ -60,21 +56,19 @@ class Linear(command.FeatureEvaluationSettings):
     mode: Literal["augmented", "cached"] = "augmented"
     """augmented: random crops through the network in every epoch, as in the paper. cached: the
     features of the central crops, computed once; far faster, a little less accurate."""
-    mirror: bool = False
-    """Cached mode: also extract mirrored images, and choose between both in each epoch."""
-    blocks: int | None = None
+    blocks: command.Count | None = None
     """How many last blocks give their CLS token; by default 4, for ViT-B and convnets 1."""
     average: bool | None = None
     """Add the average of the last block's patch tokens; by default for ViT-B only."""
-    rates: tuple[float, ...] = RATES
+    rates: Annotated[tuple[float, ...], Range(above=0)] = RATES
     """Learning rates per 256 images; all are trained side by side."""
-    epochs: int = 100
-    """Passes over the images; the learning rates follow a cosine to 0."""
-    batch: int = 1024
+    epochs: command.Count = 100
+    """Passes over the images; the learning rates decay to 0 along a cosine."""
+    batch: command.Count = 1024
     """Images of a step, over all ranks."""
-    forward_batch: int = 64
+    forward_batch: command.Count = 64
     """Images at a time through the network, on each rank; it does not change the result."""
-    seed: int = 0
+    seed: command.Seed = 0
     """Of the initial weights, the orders and the crops."""
     classifier: Path | None = None
     """Do not train, but measure this classifier: written by this command, or published."""
@@ -92,33 +86,22 @@ def run(settings: Linear) -> dict[str, Any]:
     Raises:
         UserError: for weights, data or a classifier that do not exist or do not fit.
     """
-    _check(settings)
-    path, device = command.destination("linear", settings), pick_device(settings.device)
-    with process_group(device) as here:
-        networks = settings.networks(device)
-        if settings.classifier is not None:
-            content, rows = _measure(networks[command.TRAINED], settings, settings.classifier)
-        else:
-            content, rows = _train(networks, settings, path)
-        if here.main:
-            about = {"networks": command.identities(networks)}
-            command.write("linear", {**content, **about}, networks[command.TRAINED], settings)
-            Console().print(rows)
-    return content
-
-
-def _check(settings: Linear) -> None:
+    settings = validated(settings)
     if (settings.data is None) == (settings.classifier is None):
         raise UserError("give either --data, to train on, or --classifier, to measure")
     if settings.classifier is not None and (settings.baseline or settings.compare):
         raise UserError("a classifier belongs to one network: omit --baseline and --compare")
-    if not settings.rates or min(settings.rates) <= 0:
-        raise UserError(f"--rates must be one or more positive numbers, not {settings.rates}")
-    for name in ("epochs", "batch", "forward_batch"):
-        if (value := getattr(settings, name)) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
-    if settings.mirror and settings.mode != "cached":
-        raise UserError("--mirror belongs to --mode cached: random crops are mirrored anyway")
+    if not settings.rates:
+        raise UserError("--rates must be one or more numbers")
+    with command.evaluation_run("linear", settings) as started:
+        if settings.data is not None:
+            content, printed = _train(started, settings.data, settings)
+        else:
+            assert settings.classifier is not None
+            network = started.networks[command.TRAINED]
+            content, printed = _measure(network, settings, settings.classifier)
+        started.report(content, printed)
+    return content
 
 
 @dataclass(frozen=True)
@@ -128,58 +111,54 @@ class Probe:
     Attributes:
         layers: the features.
         sweep: the classifiers after the last epoch.
-        rates: the learning rate of each.
-        history: the scores of each after every epoch.
+        curves: for each learning rate, the accuracies after every epoch.
     """
 
     layers: Layers
     sweep: Sweep
-    rates: tuple[float, ...]
-    history: list[list[Accuracy]]
+    curves: dict[float, list[Accuracy]]
 
     @property
-    def chosen(self) -> int:
-        """The index of the learning rate that is best after the last epoch."""
-        return max(range(len(self.rates)), key=lambda place: self.history[-1][place])
-
-    def best_epoch(self, place: int) -> int:
-        """The epoch, from 0, after which a classifier was best."""
-        return max(range(len(self.history)), key=lambda epoch: self.history[epoch][place].top1)
+    def chosen(self) -> float:
+        """The learning rate that is best after the last epoch."""
+        return max(self.curves, key=lambda rate: self.curves[rate][-1])
 
     def summary(self) -> list[dict[str, Any]]:
         """One entry a learning rate, for JSON."""
         return [
             {
                 "rate": rate,
-                "last": self.history[-1][place]._asdict(),
-                "best": {
-                    "epoch": self.best_epoch(place) + 1,
-                    **self.history[self.best_epoch(place)][place]._asdict(),
-                },
-                "top1_by_epoch": [scores[place].top1 for scores in self.history],
+                "last": curve[-1]._asdict(),
+                "best": {"epoch": best_epoch(curve) + 1, **curve[best_epoch(curve)]._asdict()},
+                "top1_by_epoch": [accuracy.top1 for accuracy in curve],
             }
-            for place, rate in enumerate(self.rates)
+            for rate, curve in self.curves.items()
         ]
 
 
+def best_epoch(curve: Sequence[Accuracy]) -> int:
+    """The first epoch, from 0, with the highest top-1 accuracy."""
+    return max(range(len(curve)), key=lambda epoch: curve[epoch].top1)
+
+
 def _train(
-    networks: dict[str, Backbone], settings: Linear, path: Path
+    started: command.EvaluationRun, data: str, settings: Linear
 ) -> tuple[dict[str, Any], Table]:
-    assert settings.data is not None
-    pixels = networks[command.TRAINED].preprocessing.pixels
-    source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
+    source, val, counts = open_labelled(data, settings.val, started.pixels, TASK)
     probes, tested = {}, 0
-    for name, network in networks.items():
-        unfinished = path.with_suffix(f".{command.file_name(name)}.unfinished.safetensors")
-        probes[name], tested = _probe(network, source, val, settings, unfinished)
+    for name, network in started.networks.items():
+        unfinished = f".{command.file_name(name)}.unfinished.safetensors"
+        checkpoint = started.path.with_suffix(unfinished)
+        probes[name], tested = _probe(network, source, val, settings, checkpoint)
+    trained = probes[command.TRAINED]
     if ranks().main:
-        file = path.with_suffix(".safetensors")
-        _save(probes[command.TRAINED], source, networks[command.TRAINED], settings, file)
+        file = started.path.with_suffix(".safetensors")
+        _save(trained, source, started.networks[command.TRAINED], settings, file)
     content = {
         "linear": {name: probe.summary() for name, probe in probes.items()},
-        "chosen": {name: probe.rates[probe.chosen] for name, probe in probes.items()},
-        "features": asdict(probes[command.TRAINED].layers),
-        "images": {"train": len(source), "val": tested, "left_out": left_out},
+        "chosen": {name: probe.chosen for name, probe in probes.items()},
+        "features": asdict(trained.layers),
+        "images": {"train": len(source), "val": tested, **counts},
     }
     return content, _table(probes, tested)
 
@@ -193,8 +172,8 @@ def _probe(
     test = _features(network, val, layers, settings)
     truth = labels_in(source.classes, test, TASK)
     labels, classes = labels_of(source, TASK), count_classes(source, TASK)
-    width = test.features.shape[1]
-    sweep = Sweep(width, classes, settings.rates, seed=settings.seed, device=device)
+    inputs = test.features.shape[1]
+    sweep = Sweep(inputs, classes, settings.rates, seed=settings.seed, device=device)
     defining = [str(getattr(settings, name)) for name in DEFINING]
     key = [fingerprint(network), files_digest(source), files_digest(val), labels.tolist(), defining]
     checkpoint = EpochCheckpoint(unfinished, key)
@@ -207,41 +186,30 @@ def _probe(
         checkpoint,
     )
     checkpoint.delete()
-    return Probe(layers, sweep, settings.rates, history), len(test)
+    curves = map(list, zip(*history, strict=True))  # by learning rate instead of by epoch
+    return Probe(layers, sweep, dict(zip(settings.rates, curves, strict=True))), len(test)
 
 
-def _features(
-    network: Backbone, source: Source, layers: Layers, settings: Linear, mirror: bool = False
-) -> FeatureTable:
-    transform = network.preprocessing
-    descriptor = layers.descriptor(MirroredTransform(transform) if mirror else transform)
-    options = {"memory_option": "--forward-batch", **settings.extraction()}
-    return extract(network, source, descriptor, batch=settings.forward_batch, **options)
+def _features(network: Backbone, source: Source, layers: Layers, settings: Linear) -> FeatureTable:
+    options: dict[str, Any] = {"batch": settings.forward_batch, "memory_option": "--forward-batch"}
+    return extract(network, source, layers.descriptor(network), **options, **settings.extraction())
 
 
 def _batches(network: Backbone, source: Source, layers: Layers, settings: Linear) -> Batches:
     if settings.mode == "cached":
-        mirrored = (False, True) if settings.mirror else (False,)
-        tables = [_features(network, source, layers, settings, mirror) for mirror in mirrored]
         device = next(network.parameters()).device
-        return TableBatches(tables, settings.batch, settings.seed, device)
-    return CropBatches(
-        network,
-        layers,
-        source,
-        batch=settings.batch,
-        seed=settings.seed,
-        forward_batch=settings.forward_batch,
-        workers=settings.workers,
-        precision=settings.precision,
-    )
+        table = _features(network, source, layers, settings)
+        return TableBatches(table, settings.batch, settings.seed, device)
+    names = ("batch", "seed", "forward_batch", "workers", "precision")
+    return CropBatches(network, layers, source, **{name: getattr(settings, name) for name in names})
 
 
 def _save(probe: Probe, source: Source, backbone: Backbone, settings: Linear, path: Path) -> None:
-    rate = probe.rates[probe.chosen]
     about = {**asdict(probe.layers), "sha256": fingerprint(backbone), "mode": settings.mode}
-    about |= {"rate": rate, "epochs": settings.epochs, "top1": probe.history[-1][probe.chosen].top1}
-    weight, bias = (part[probe.chosen] for part in (probe.sweep.weight, probe.sweep.bias))
+    about |= {"rate": probe.chosen, "epochs": settings.epochs}
+    about["top1"] = probe.curves[probe.chosen][-1].top1
+    index = settings.rates.index(probe.chosen)
+    weight, bias = probe.sweep.weight[index], probe.sweep.bias[index]
     classifiers.save(Classifier(weight, bias, source.classes, about), path)
 
 
@@ -264,10 +232,10 @@ def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str
         )
     val = of_known_classes(images, classifier.classes, range(known), TASK)
     test = _features(backbone, val, layers, settings)
-    width, expected = test.features.shape[1], classifier.weight.shape[1]
-    if width != expected:
+    inputs, expected = test.features.shape[1], classifier.weight.shape[1]
+    if inputs != expected:
         raise UserError(
-            f"{path} takes {expected} numbers, the features have {width}: set --blocks and "
+            f"{path} takes {expected} numbers, the features have {inputs}: set --blocks and "
             "--average as in its training"
         )
     truth = labels_in(classifier.classes, test, TASK)
@@ -277,20 +245,21 @@ def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str
         ("features", "top-1", "top-5"),
         {command.TRAINED: str(score).split(" / ")},
     )
+    counts = {"left_out": len(images) - len(val), "ignored_files": ignored_files(images)}
     content = {"classifier": score._asdict(), "features": asdict(layers)}
-    return {**content, "images": {"val": len(test), "left_out": len(images) - len(val)}}, rows
+    return {**content, "images": {"val": len(test), **counts}}, rows
 
 
 def _table(probes: dict[str, Probe], tested: int) -> Table:
     rows = {
-        f"{name}, {rate:g}{' *' if place == probe.chosen else ''}": (
-            str(probe.history[-1][place]),
-            str(probe.history[probe.best_epoch(place)][place]),
-            str(probe.best_epoch(place) + 1),
+        f"{name}, {rate:g}{' *' if rate == probe.chosen else ''}": (
+            str(curve[-1]),
+            str(curve[best_epoch(curve)]),
+            str(best_epoch(curve) + 1),
         )
         for name, probe in probes.items()
-        for place, rate in enumerate(probe.rates)
-        if name == command.TRAINED or place == probe.chosen
+        for rate, curve in probe.curves.items()
+        if name == command.TRAINED or rate == probe.chosen
     }
     layers = probes[command.TRAINED].layers
     what = f"CLS of {layers.blocks} block(s)" + " and average patch" * layers.average

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dino.files import UserError, replacing
+from dino.weights.files import read_safetensors
 from dino.weights.load import read_linear
 
 MOMENTUM = 0.9
@@ -30,22 +30,14 @@ STD = 0.01
 class Sweep:
     """Linear classifiers side by side, one for each learning rate, on the same batches.
 
-    Each is trained independently by SGD with momentum .9 and without weight decay on its own
-    cross-entropy; all start from the same weights. One matrix product serves all of them, and one
-    that diverges does not affect the others.
-
-    Args:
-        width: N.
-        classes: C.
-        rates: learning rates.
-        seed: of the initial weights.
-        device: where to train.
-        dtype: of weights and products.
+    Each is trained independently by SGD with momentum .9 and without weight decay; all start from
+    the same weights, drawn by `seed`. One matrix product serves all of them, and one that diverges
+    does not affect the others. `inputs` is N, `classes` C.
     """
 
     def __init__(
         self,
-        width: int,
+        inputs: int,
         classes: int,
         rates: Sequence[float],
         *,
@@ -53,7 +45,7 @@ class Sweep:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        start = STD * torch.randn(classes, width, generator=torch.Generator().manual_seed(seed))
+        start = STD * torch.randn(classes, inputs, generator=torch.Generator().manual_seed(seed))
         self.rates = torch.tensor(rates, dtype=dtype, device=device)
         self.weight = start.to(device, dtype).repeat(len(rates), 1, 1)  # [R, C, N]
         self.bias = self.weight.new_zeros(len(rates), classes)
@@ -79,13 +71,9 @@ class Sweep:
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that training changes."""
-        weight, bias = self._momenta
-        return {
-            "weight": self.weight,
-            "bias": self.bias,
-            "weight_momentum": weight,
-            "bias_momentum": bias,
-        }
+        tensors = (self.weight, self.bias, *self._momenta)
+        names = ("weight", "bias", "weight_momentum", "bias_momentum")
+        return dict(zip(names, tensors, strict=True))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy the tensors of `state()`."""
@@ -106,12 +94,11 @@ def hits(logits: Float[Tensor, "B R C"], labels: Int[Tensor, " B"]) -> Int[Tenso
     """
     classes = logits.shape[2]
     known = labels < classes
-    true_logits = logits.gather(
-        2, labels.where(known, 0)[:, None, None].expand(-1, logits.shape[1], 1)
-    )
+    index = labels.where(known, 0)[:, None, None].expand(-1, logits.shape[1], 1)
+    true_logits = logits.gather(2, index)
     beaten = (true_logits > logits).sum(dim=2).where(known[:, None], -1)  # [B, R]
-    place = classes - 1 - beaten
-    return torch.stack([(place < 1).sum(dim=0), (place < min(5, classes)).sum(dim=0)], dim=1)
+    rank = classes - 1 - beaten
+    return torch.stack([(rank < 1).sum(dim=0), (rank < min(5, classes)).sum(dim=0)], dim=1)
 
 
 # ---------------------------------------------------------------------------------- files
@@ -134,7 +121,7 @@ class Classifier:
 
     def logits(self, features: Float[Tensor, "B N"]) -> Float[Tensor, "B 1 C"]:
         """The logits, shaped like those of a sweep of one."""
-        weight, bias = (part.to(features.device) for part in (self.weight, self.bias))
+        weight, bias = self.weight.to(features.device), self.bias.to(features.device)
         return F.linear(features, weight, bias)[:, None]
 
 
@@ -157,9 +144,8 @@ def load(path: str | Path, *, average: bool) -> Classifier:
     avg_0, cls_1, avg_1, ...); their columns are reordered: all of the CLS token, then
     all of the average.
 
-    Args:
-        path: the file; one that is not safetensors is a published one.
-        average: whether a published one takes the average of the patch tokens beside the CLS token.
+    A file that does not end in .safetensors is a published one; `average` says whether it takes the
+    average of the patch tokens beside the CLS token.
 
     Raises:
         UserError: if the file does not exist or is neither.
@@ -169,14 +155,10 @@ def load(path: str | Path, *, average: bool) -> Classifier:
         if average:
             weight = weight.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1)
         return Classifier(weight, bias, None, {})
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("dino-linear", "null"))
-            if about is None:
-                raise UserError(f"{path} is not a classifier of dino evaluate linear")
-            weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-    except FileNotFoundError:
-        raise UserError(f"there is no classifier at {path}") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a complete safetensors file ({error})") from None
-    return Classifier(weight, bias, about.pop("classes"), about)
+    if not Path(path).exists():
+        raise UserError(f"there is no classifier at {path}")
+    tensors, metadata = read_safetensors(Path(path))
+    if "dino-linear" not in metadata:
+        raise UserError(f"{path} is not a classifier of dino evaluate linear")
+    about = json.loads(metadata["dino-linear"])
+    return Classifier(tensors["weight"], tensors["bias"], about.pop("classes"), about)

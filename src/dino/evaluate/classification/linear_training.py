@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from dino.data.images.preprocessing import Preprocessing
 from dino.evaluate.classification.feature_batches import Batches, TableBatches
 from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import Classifier, Sweep, cosine, hits
@@ -48,10 +46,10 @@ class Layers:
             parts.append(features.patches[-1].mean(dim=(2, 3)))
         return torch.cat(parts, dim=1)
 
-    def descriptor(self, transform: Callable[[Image.Image], Tensor]) -> Descriptor:
-        """These features through `transform`."""
+    def descriptor(self, backbone: Backbone) -> Descriptor:
+        """These features through the transform of the weights."""
         name = f"cls{self.blocks}" + "+avg" * self.average
-        return Descriptor(name, transform, self, dataclasses.asdict(self))
+        return Descriptor(name, backbone.preprocessing, self, dataclasses.asdict(self))
 
 
 def layers_of(backbone: Backbone, blocks: int | None = None, average: bool | None = None) -> Layers:
@@ -68,17 +66,6 @@ def layers_of(backbone: Backbone, blocks: int | None = None, average: bool | Non
     return Layers(blocks, average)
 
 
-@dataclass(frozen=True)
-class MirroredTransform:
-    """A transform of the mirrored image."""
-
-    transform: Preprocessing
-
-    def __call__(self, image: Image.Image) -> Float[Tensor, "C S S"]:
-        """Mirror, then transform."""
-        return self.transform(ImageOps.mirror(image))
-
-
 # ---------------------------------------------------------------------------------- training
 @torch.inference_mode()
 def scores(
@@ -89,12 +76,12 @@ def scores(
     chunk: int = 1024,
 ) -> list[Accuracy]:
     """The accuracy of every classifier of a sweep, or of a single one."""
-    total = sum(
-        hits(classifier.logits(part.to(device)), truth.to(device))
-        for part, truth in zip(features.split(chunk), labels.split(chunk), strict=True)
-    )
-    assert isinstance(total, Tensor)
-    return [Accuracy(*row) for row in (100 * total.cpu().double() / len(labels)).tolist()]
+    counts = [
+        hits(classifier.logits(rows.to(device)), truth.to(device))
+        for rows, truth in zip(features.split(chunk), labels.split(chunk), strict=True)
+    ]
+    percent = 100 * torch.stack(counts).sum(dim=0).cpu().double() / len(labels)
+    return [Accuracy(*row) for row in percent.tolist()]
 
 
 @torch.inference_mode()
@@ -108,8 +95,8 @@ def train(
 ) -> list[list[Accuracy]]:
     """Train all classifiers of a sweep together; their scores after each epoch.
 
-    The learning rates are those of the sweep times batch / 256, and follow a cosine from epoch to
-    epoch (not from step to step), as in the published code.
+    The learning rates are those of the sweep times batch / 256, and decay along a cosine from epoch
+    to epoch (not from step to step), as in the published code.
     """
     state, before = ({}, []) if checkpoint is None else checkpoint.read()
     if before:

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import statistics
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,13 +36,12 @@ from torch import Tensor
 
 from dino.data.sources.open import Source
 from dino.evaluate import command
-from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy, K, knn
+from dino.evaluate.classification.knn_classifier import Accuracy, K, knn
 from dino.evaluate.classification.label_subsets import LabelSubset, fraction, subsets
 from dino.evaluate.classification.linear_classifier import Classifier
 from dino.evaluate.classification.linear_training import scores
 from dino.evaluate.features.extractor import extract
 from dino.evaluate.features.table import (
-    FeatureTable,
     Subset,
     count_classes,
     labels_in,
@@ -50,8 +51,9 @@ from dino.evaluate.features.table import (
 )
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.progress import Console, bar
-from dino.runtime import gather_objects, pick_device, process_group, ranks
+from dino.progress import bar
+from dino.runtime import gather_objects, ranks
+from dino.settings import Range, validated
 
 TASK = "logistic regression"
 
@@ -72,15 +74,11 @@ def fit(
     tolerance: float = 1e-5,
     iterations: int = 1000,
 ) -> Fit:
-    """L2-penalised multinomial logistic regression without intercept; see the module for lambda.
+    """L2-penalised multinomial logistic regression without intercept, in float64.
 
-    Args:
-        features: of unit length in the paper's protocol; computed in float64.
-        labels: from 0 to classes - 1; classes without an image are never predicted.
-        classes: C.
-        penalty: lambda, positive.
-        tolerance: largest entry of the gradient of the objective at the end.
-        iterations: of L-BFGS at most.
+    The features have unit length in the paper's protocol. Classes without an image are never
+    predicted. `penalty` is lambda (see the module), `tolerance` the largest entry of the gradient
+    of the objective at the end, `iterations` the limit of L-BFGS.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -117,9 +115,8 @@ def held_out(labels: Int[Tensor, " n"], share: float, seed: int) -> tuple[Tensor
     if len(candidates) == 0:
         raise UserError("no class has a second image: choose the penalty without --holdout")
     out = candidates[fraction(labels[candidates], share, seed)]
-    fitted = torch.ones(len(labels), dtype=torch.bool)
-    fitted[out] = False
-    return fitted.nonzero().squeeze(1), out
+    rows = torch.arange(len(labels))
+    return rows[~torch.isin(rows, out)], out
 
 
 def held_out_scores(
@@ -146,22 +143,22 @@ class Logistic(command.FeatureEvaluationSettings):
     a list with labels."""
     val: str
     """Images to test on, laid out like those of --data."""
-    fractions: tuple[float, ...] = (0.01, 0.1)
+    fractions: Annotated[tuple[float, ...], Range(above=0, high=1)] = (0.01, 0.1)
     """Shares of each class to train on; 1 means all images."""
-    shots: tuple[int, ...] = ()
+    shots: Annotated[tuple[int, ...], Range(low=1)] = ()
     """Numbers of images of each class to train on."""
     lists: tuple[Path, ...] = ()
     """Files that name the images to train on, one a line, such as the published ImageNet lists."""
-    seeds: int = 3
+    seeds: command.Count = 3
     """Draws of each subset; the result is their mean and standard deviation."""
-    penalties: tuple[float, ...] = (0.01, 0.1, 1.0)
+    penalties: Annotated[tuple[float, ...], Range(above=0)] = (0.01, 0.1, 1.0)
     """Values of lambda, in front of |W|^2 / 2 with the losses summed."""
-    holdout: float = 0.0
+    holdout: Annotated[float, Range(low=0, below=1)] = 0.0
     """Choose lambda on this share of the subset, then fit on all of it. 0 chooses on the test
     images, as published numbers seem to."""
-    k: tuple[int, ...] = K
+    k: Annotated[tuple[int, ...], Range(low=1)] = K
     """Numbers of neighbours for k-NN with the same subset as bank."""
-    batch: int = 64
+    batch: command.Count = 64
     """Images at a time through the network."""
 
 
@@ -174,57 +171,23 @@ def run(settings: Logistic) -> dict[str, Any]:
     Raises:
         UserError: for weights, data or lists that do not exist, or subsets that cannot be drawn.
     """
-    _check(settings)
-    command.destination("logistic", settings)
-    device = pick_device(settings.device)
-    with process_group(device) as here:
-        networks = settings.networks(device)
-        pixels = networks[command.TRAINED].preprocessing.pixels
-        source, val, left_out = open_labelled(settings.data, settings.val, pixels, TASK)
-        drawn = subsets(
-            source,
-            labels_of(source, TASK),
-            fractions=settings.fractions,
-            shot_counts=settings.shots,
-            lists=settings.lists,
-            seeds=settings.seeds,
-        )
-        found = {
-            name: _of_network(network, source, val, drawn, settings)
-            for name, network in networks.items()
-        }
-        content = {
-            "logistic": found,
-            "images": {"data": len(source), "val": len(val), "left_out": left_out},
-            "networks": command.identities(networks),
-        }
-        if here.main:
-            command.write("logistic", content, networks[command.TRAINED], settings)
-            Console().print(_table(found, settings))
-    return content
-
-
-def _check(settings: Logistic) -> None:
-    if not settings.penalties or min(settings.penalties) <= 0:
-        raise UserError(f"--penalties must be positive numbers, not {settings.penalties}")
-    if not 0 <= settings.holdout < 1:
-        raise UserError(f"--holdout must be a share from 0 to below 1, not {settings.holdout}")
-    if settings.seeds < 1:
-        raise UserError(f"--seeds must be 1 or more, not {settings.seeds}")
+    settings = validated(settings)
+    if not settings.penalties:
+        raise UserError("--penalties must be one or more numbers")
     if not (settings.fractions or settings.shots or settings.lists):
         raise UserError("name a subset: --fractions, --shots or --lists")
-
-
-class Task(NamedTuple):
-    """What the fits of one network share: features and labels of both sides."""
-
-    bank: FeatureTable
-    rows: dict[int, int]
-    test: FeatureTable
-    truth: Int[Tensor, " q"]
-    classes: int
-    settings: Logistic
-    device: torch.device
+    with command.evaluation_run("logistic", settings) as started:
+        source, val, counts = open_labelled(settings.data, settings.val, started.pixels, TASK)
+        kinds = (settings.fractions, settings.shots, settings.lists)
+        drawn = subsets(source, labels_of(source, TASK), *kinds, seeds=settings.seeds)
+        found = {
+            name: _of_network(network, source, val, drawn, settings)
+            for name, network in started.networks.items()
+        }
+        images = {"data": len(source), "val": len(val), **counts}
+        content = {"logistic": found, "images": images}
+        started.report(content, _table(found, settings))
+    return content
 
 
 def _of_network(
@@ -233,49 +196,47 @@ def _of_network(
     used = sorted({index for subset in drawn for index in subset.indices})
     options: dict[str, Any] = {"batch": settings.batch, **settings.extraction()}
     bank, test = (extract(network, images, **options) for images in (Subset(source, used), val))
-    task = Task(
-        bank=bank,
-        rows={used[position]: row for row, position in enumerate(bank.indices)},
-        test=test,
-        truth=labels_in(source.classes, test, TASK),
-        classes=count_classes(source, TASK),
-        settings=settings,
-        device=next(network.parameters()).device,
-    )
-    mine = my_share(range(len(drawn)))
-    with bar("logistic regression", len(mine), shown=ranks().main) as advance:
-        runs = []
-        for place in mine:
-            runs.append((drawn[place].name, _of_subset(drawn[place], task)))
+    row_of = {used[position]: row for row, position in enumerate(bank.indices)}
+    features, labels = bank.finite(), labels_of(bank, TASK)
+    tested = (test.finite(), labels_in(source.classes, test, TASK))
+    classes, device = count_classes(source, TASK), next(network.parameters()).device
+    share = my_share(range(len(drawn)))
+    runs = []
+    with bar(TASK, len(share), shown=ranks().main) as advance:
+        for subset in (drawn[index] for index in share):
+            rows = [row_of[index] for index in subset.indices if index in row_of]
+            if not rows:
+                raise UserError(f"no image of the subset {subset.name} can be used")
+            train = (features[rows], labels[rows])
+            runs.append(_of_subset(train, tested, classes, subset.seed or 0, settings, device))
             advance(1)
-    by_name: dict[str, list[dict[str, Any]]] = {subset.name: [] for subset in drawn}
-    for part in gather_objects(runs):
-        for name, found in part:
-            by_name[name].append(found)
+    by_name = defaultdict(list)
+    for subset, found in zip(drawn, chain.from_iterable(gather_objects(runs)), strict=True):
+        by_name[subset.name].append(found)
     return {name: _summary(found) for name, found in by_name.items()}
 
 
-def _of_subset(subset: LabelSubset, task: Task) -> dict[str, Any]:
+def _of_subset(
+    train: tuple[Float[Tensor, "n N"], Int[Tensor, " n"]],
+    test: tuple[Float[Tensor, "q N"], Int[Tensor, " q"]],
+    classes: int,
+    seed: int,
+    settings: Logistic,
+    device: torch.device,
+) -> dict[str, Any]:
     """Accuracies of one subset: by penalty, of the chosen one, and of k-NN by k."""
-    settings, bank = task.settings, task.bank
-    rows = torch.tensor([task.rows[index] for index in subset.indices if index in task.rows])
-    if len(rows) == 0:
-        raise UserError(f"no image of the subset {subset.name} can be used")
-    features = F.normalize(bank.finite()[rows].double(), dim=1)
-    labels = labels_of(bank, TASK)[rows]
-    tested = F.normalize(task.test.finite().double(), dim=1)
-    fits = [fit(features, labels, task.classes, one) for one in settings.penalties]
-    found = [scores(one.classifier, tested, task.truth)[0] for one in fits]
-    by = found
+    features, tested = (F.normalize(rows.double(), dim=1) for rows in (train[0], test[0]))
+    labels, truth = train[1], test[1]
+    fits = [fit(features, labels, classes, penalty) for penalty in settings.penalties]
+    found = [scores(one.classifier, tested, truth)[0] for one in fits]
+    deciding = found
     if settings.holdout:
-        how = (settings.penalties, settings.holdout, subset.seed or 0)
-        by = held_out_scores(features, labels, task.classes, *how)
-    chosen = max(range(len(by)), key=lambda place: by[place])
-    bank_rows, test_rows = bank.features[rows], task.test.features
-    how_many = (settings.k, TEMPERATURE)
-    near = knn(bank_rows, labels, test_rows, task.truth, *how_many, device=task.device)
+        how = (settings.penalties, settings.holdout, seed)
+        deciding = held_out_scores(features, labels, classes, *how)
+    chosen = deciding.index(max(deciding))
+    near = knn(*train, *test, settings.k, device=device)
     return {
-        "images": len(rows),
+        "images": len(labels),
         "penalties": {f"{p:g}": one for p, one in zip(settings.penalties, found, strict=True)},
         "chosen": {"penalty": settings.penalties[chosen], "score": found[chosen]},
         "knn": {f"k{n}": score for n, score in near.items()},
@@ -301,7 +262,7 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(runs: Sequence[Accuracy]) -> dict[str, Any]:
-    """Mean, standard deviation of the draws (None for a single one), and the draws."""
+    """Mean, standard deviation of the draws (None for a single one), and their values."""
     return {
         name: {
             "mean": statistics.fmean(values),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -33,20 +34,18 @@ from dino.evaluate.features.table import (
     FeatureBatch,
     FeatureTable,
     check_usable,
+    joined,
     my_share,
     table_of,
     warn_once,
 )
-from dino.files import UserError, atomic_json, cache_folder, read_json, replacing
+from dino.files import UserError, atomic_json, read_json, replacing
 from dino.models.backbone import Backbone
 from dino.runtime import barrier, gather_objects, ranks
 from dino.weights.load import fingerprint
 
 FORMAT = 1
 """Of the folder and of the key: raised whenever older tables must not be read."""
-
-LIBRARIES = ("dino-ssl", "torch", "torchvision", "pillow")
-"""What a feature depends on, by distribution name."""
 
 FLUSH_SECONDS = 5.0
 """How much work a killed extraction loses at most, in seconds (and the current batch)."""
@@ -64,24 +63,16 @@ Batches = Callable[[Sequence[int]], Iterator[FeatureBatch]]
 """Computes the features of the images with these indices."""
 
 
-def default_store() -> Path:
-    """The folder of cached tables that commands use by default."""
-    return cache_folder() / "features"
+def cached_table(
+    store: Path, backbone: Backbone, source: Source, key: dict[str, Any], batches: Batches
+) -> FeatureTable | None:
+    """The table with the descriptor `key` (JSON) in a store; all ranks compute what is missing.
 
+    None if the images are no files, the store cannot be written (with a warning), or the ranks
+    share no disk. Rank 0 decides.
 
-def table_folder(
-    store: Path, backbone: Backbone, source: Source, key: dict[str, Any]
-) -> Path | None:
-    """The folder of a table, with `about.json` in it; None where none can be cached.
-
-    Rank 0 decides. None if the images are no files, the folder cannot be written (with a warning),
-    or the ranks share no disk.
-
-    Args:
-        store: folder of all tables.
-        backbone: the network.
-        source: the images.
-        key: the descriptor, as JSON takes it.
+    Raises:
+        UserError: if no image can be used.
     """
     folder = None
     if ranks().main and (files := files_digest(source)) is not None:
@@ -91,7 +82,7 @@ def table_folder(
             **key,
             "images": len(source),
             "files": files,
-            "versions": {name: installed(name) for name in LIBRARIES},
+            "versions": versions(),
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         folder = store / f"{key['descriptor']}-{digest[:32]}"
@@ -102,8 +93,8 @@ def table_folder(
             _warn(error)
             folder = None
     folder = gather_objects(folder)[0]
-    found = gather_objects(folder is not None and (folder / "about.json").exists())
-    return folder if all(found) else None
+    shared = gather_objects(folder is not None and (folder / "about.json").exists())
+    return _CachedTable(folder, source).table(batches) if all(shared) else None
 
 
 def _warn(error: OSError) -> None:
@@ -125,25 +116,17 @@ def files_digest(source: Source) -> str | None:
     return digest.hexdigest() if found else None
 
 
-def installed(name: str) -> str | None:
-    """The version of a distribution; None for a source tree that is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def cached_table(folder: Path, source: Source, batches: Batches) -> FeatureTable | None:
-    """The table of a folder; all ranks compute what is missing. None if it cannot be written.
-
-    Raises:
-        UserError: if no image can be used.
-    """
-    return _CachedTable(folder, source).table(batches)
+def versions() -> dict[str, str | None]:
+    """The versions of the libraries that a feature depends on; None where one is not installed."""
+    found: dict[str, str | None] = dict.fromkeys(("dino-ssl", "torch", "torchvision", "pillow"))
+    for name in found:
+        with suppress(PackageNotFoundError):  # dino may run from a source tree
+            found[name] = version(name)
+    return found
 
 
 class _Part(NamedTuple):
-    """Some rows of a table, in a file of their own."""
+    """Some rows of a table, in a separate file."""
 
     path: Path
     indices: list[int]
@@ -153,7 +136,7 @@ class _Part(NamedTuple):
     def read(cls, path: Path) -> _Part:
         """Everything but the rows."""
         with safe_open(path, "pt") as file:
-            skipped = _errors_from_json(json.loads(file.metadata()["skipped"]))
+            skipped = _errors(json.loads(file.metadata()["skipped"]))
             return cls(path, file.get_tensor("index").tolist(), skipped)
 
     def rows(self) -> np.ndarray:
@@ -163,12 +146,13 @@ class _Part(NamedTuple):
             return rows
 
 
-def _errors_to_json(skipped: dict[int, ImageError]) -> dict[str, list[str]]:
-    return {str(i): [error.path, error.reason, error.defect] for i, error in skipped.items()}
+def _errors(skipped: dict[str, list[Any]]) -> dict[int, ImageError]:
+    """The inverse of `_json`."""
+    return {int(index): ImageError(*arguments) for index, arguments in skipped.items()}
 
 
-def _errors_from_json(plain: dict[str, list[Any]]) -> dict[int, ImageError]:
-    return {int(index): ImageError(*fields) for index, fields in plain.items()}
+def _json(skipped: dict[int, ImageError]) -> dict[int, tuple[Any, ...]]:
+    return {index: error.args for index, error in skipped.items()}
 
 
 class _CachedTable:
@@ -183,7 +167,7 @@ class _CachedTable:
         self.features, self.done = folder / "features.npy", folder / "done.json"
 
     def table(self, batches: Batches) -> FeatureTable | None:
-        """See `cached_table`."""
+        """All rows; None if they cannot be written."""
         pending = gather_objects(self._pending() if ranks().main else None)[0]
         share = my_share(pending)
         error = self._compute(batches, share) if share else None
@@ -199,7 +183,7 @@ class _CachedTable:
         return self._open()
 
     def _skipped(self) -> dict[int, ImageError]:
-        return _errors_from_json(read_json(self.done)["skipped"])
+        return _errors(read_json(self.done)["skipped"])
 
     def _parts(self) -> list[_Part]:
         found = []
@@ -214,11 +198,10 @@ class _CachedTable:
         if self.done.exists():  # checked after the parts, which are removed when it is written
             again = self._skipped().items()
             return sorted(index for index, error in again if error.defect in TRANSIENT)
-        done: set[int] = set()
+        done = {index for part in parts for index in part.indices}
         for part in parts:
-            done |= {*part.indices}
             done |= {i for i, error in part.skipped.items() if error.defect not in TRANSIENT}
-        return [index for index in range(len(self.source)) if index not in done]
+        return sorted({*range(len(self.source))} - done)
 
     def _compute(self, batches: Batches, share: Sequence[int]) -> OSError | None:
         """Write parts for the images of a share; or return why they cannot be written."""
@@ -237,17 +220,12 @@ class _CachedTable:
         return self._write(gathered)
 
     def _write(self, gathered: Sequence[FeatureBatch]) -> OSError | None:
-        indices = [index for batch in gathered for index in batch.indices]
-        skipped = {i: error for batch in gathered for i, error in batch.skipped.items()}
-        features = [batch.features for batch in gathered if batch.indices]
-        tensors = {
-            "index": torch.tensor(indices, dtype=torch.int64),
-            "features": torch.cat(features) if features else torch.empty(0, 0),
-        }
+        indices, features, skipped = joined(gathered)
+        tensors = {"index": torch.tensor(indices, dtype=torch.int64), "features": features}
+        about = {"skipped": json.dumps(_json(skipped))}
         try:
             if gathered:
                 with replacing(self.folder / f"part-{uuid4().hex}.safetensors") as temporary:
-                    about = {"skipped": json.dumps(_errors_to_json(skipped))}
                     save_file(tensors, temporary, metadata=about)
         except (OSError, SafetensorError) as error:
             return error if isinstance(error, OSError) else OSError(str(error))
@@ -277,30 +255,26 @@ class _CachedTable:
         return None
 
     def _merge_parts(self, parts: Sequence[_Part], skipped: dict[int, ImageError]) -> None:
-        if not self.done.exists():
-            width = next(part for part in parts if part.indices).rows().shape[1]
-            with replacing(self.features) as temporary:
-                shape = (len(self.source), width)
-                np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
-                self._fill(temporary, parts)
-        else:  # only rows that no process reads yet are written in place
-            vacant = self._skipped().keys()
-            self._fill(self.features, [part for part in parts if vacant & {*part.indices}])
+        with replacing(self.features) as temporary:
+            if self.done.exists():
+                shutil.copyfile(self.features, temporary)
+                table = np.lib.format.open_memmap(temporary, "r+")
+            else:
+                numbers = next(part for part in parts if part.indices).rows().shape[1]
+                shape = (len(self.source), numbers)
+                table = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
+            for part in parts:
+                if part.indices:
+                    table[part.indices] = part.rows()
+            table.flush()
         found = {index for part in parts for index in part.indices}
         left = {index: skipped[index] for index in sorted(skipped.keys() - found)}
-        atomic_json(self.done, {"skipped": _errors_to_json(left)})
+        atomic_json(self.done, {"skipped": _json(left)})
         for part in parts:
             part.path.unlink(missing_ok=True)
         for stray in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
             if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
                 stray.unlink(missing_ok=True)
-
-    def _fill(self, path: Path, parts: Sequence[_Part]) -> None:
-        table = np.lib.format.open_memmap(path, "r+")
-        for part in parts:
-            if part.indices:
-                table[part.indices] = part.rows()
-        table.flush()
 
     def _open(self) -> FeatureTable:
         skipped = self._skipped()
@@ -309,4 +283,4 @@ class _CachedTable:
         rows = np.load(self.features, mmap_mode="c" if large else None, allow_pickle=False)
         used = [index for index in range(len(self.source)) if index not in skipped]
         features = torch.from_numpy(rows[used] if skipped else rows)
-        return table_of(self.source, features, used, skipped)
+        return table_of(self.source, FeatureBatch(used, features, skipped))

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from dino.data.sources.open import open_source
-from dino.evaluate.command import ExtractionSettings, print_path, provenance
+from dino.evaluate.command import Count, ExtractionSettings, print_path, provenance
 from dino.evaluate.features.extractor import extract
-from dino.evaluate.features.table import FeatureTable
+from dino.evaluate.features.table import FeatureTable, ignored_files
 from dino.files import UserError, atomic_csv, atomic_json, check_output, replacing
 from dino.runtime import pick_device, process_group
+from dino.settings import validated
 from dino.weights.load import load
 
 
@@ -26,32 +27,24 @@ def save(table: FeatureTable, path: str | Path) -> list[Path]:
         UserError: for another ending than .npy or .parquet.
     """
     path = Path(path)
+    if path.suffix not in (".npy", ".parquet"):
+        raise UserError(f"features go into F.npy or F.parquet, not {path.name}: change --out")
+    labels = [None] * len(table) if table.labels is None else table.labels.tolist()
+    known = table.classes
+    names = [None if label is None or not known else known[label] for label in labels]
     if path.suffix == ".parquet":
-        _save_parquet(table, path)
+        _save_parquet(path, table, labels, names)
         return [path]
-    check_ending(path)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, table.features.numpy())
     listing = path.with_suffix(".csv")
-    rows = zip(table.paths, *_label_columns(table), strict=True)
-    atomic_csv(listing, ("path", "label", "class"), rows)
+    atomic_csv(listing, ("path", "label", "class"), zip(table.paths, labels, names, strict=True))
     return [path, listing]
 
 
-def check_ending(path: Path) -> None:
-    """Refuse other endings than .npy and .parquet with a `UserError`."""
-    if path.suffix not in (".npy", ".parquet"):
-        raise UserError(f"features go into F.npy or F.parquet, not {path.name}: change --out")
-
-
-def _label_columns(table: FeatureTable) -> tuple[list[int | None], list[str | None]]:
-    if table.labels is None:
-        return [None] * len(table), [None] * len(table)
-    labels = table.labels.tolist()
-    return labels, [table.classes[label] if table.classes else None for label in labels]
-
-
-def _save_parquet(table: FeatureTable, path: Path) -> None:
+def _save_parquet(
+    path: Path, table: FeatureTable, labels: list[int | None], names: list[str | None]
+) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -59,7 +52,6 @@ def _save_parquet(table: FeatureTable, path: Path) -> None:
         raise UserError(
             "a Parquet file needs pyarrow: pip install 'dino-ssl[parquet]', or choose a .npy file"
         ) from None
-    labels, names = _label_columns(table)
     flat = pa.array(table.features.numpy().reshape(-1))
     columns = {
         "path": pa.array(table.paths, pa.string()),
@@ -80,7 +72,7 @@ class FeatureSettings(ExtractionSettings):
     """Images: a folder, a list (.txt, .csv, .tsv, .parquet), or demo."""
     out: Path
     """F.npy (with F.csv beside it) or F.parquet."""
-    batch: int = 64
+    batch: Count = 64
     """Images at a time."""
 
 
@@ -90,6 +82,7 @@ def run(settings: FeatureSettings) -> FeatureTable:
     Raises:
         UserError: for weights or data that do not exist, or an unknown ending of the file.
     """
+    settings = validated(settings)
     check_output(settings.out, (".npy", ".parquet"), siblings=(".csv", ".json"))
     device = pick_device(settings.device)
     with process_group(device) as here:
@@ -102,6 +95,7 @@ def run(settings: FeatureSettings) -> FeatureTable:
                 "images": len(table),
                 "width": table.features.shape[1],
                 "skipped": [error.path for error in table.skipped],
+                "ignored_files": ignored_files(source),
                 "classes": table.classes,
                 **provenance(backbone, settings),
             }

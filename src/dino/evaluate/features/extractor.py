@@ -20,12 +20,14 @@ from torch import Tensor
 from dino.data.images.image_errors import ImageError
 from dino.data.loader import evaluation_loader
 from dino.data.sources.open import Source
-from dino.evaluate.features.cache import cached_table, table_folder
+from dino.evaluate.features.cache import cached_table
 from dino.evaluate.features.table import (
+    NO_ROWS,
     FeatureBatch,
     FeatureTable,
     Subset,
     check_usable,
+    joined,
     my_share,
     table_of,
 )
@@ -53,22 +55,12 @@ class Descriptor:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def class_token(backbone: Backbone) -> Descriptor:
-    """The feature of the paper through the transform of the weights: final-norm CLS, or pooled."""
-    return Descriptor("cls", backbone.preprocessing, lambda network, images: network(images))
-
-
 @dataclass(frozen=True)
 class FeatureExtractor:
     """Computes one row of numbers for each image.
 
-    Attributes:
-        transform: from a picture to what `compute` takes.
-        compute: from a batch to its rows.
-        batch: images at a time; 1 for images of different sizes.
-        workers: processes that read images.
-        title: of the bar.
-        memory_option: the option to lower where memory does not suffice.
+    `batch` is 1 for images of different sizes. `title` is that of the progress bar, `memory_option`
+    the option to lower where memory does not suffice.
     """
 
     transform: Callable[[Any], Num[Tensor, "C H W"]]
@@ -91,7 +83,7 @@ class FeatureExtractor:
                 requested = range(start, start + len(usable) + len(batch.skipped))
                 unusable = sorted({*requested} - {*usable})
                 with memory_advice(self.memory_option):
-                    rows = self.compute(batch.images).float().cpu() if usable else _NO_ROWS
+                    rows = self.compute(batch.images).float().cpu() if usable else NO_ROWS
                 yield FeatureBatch(
                     [indices[position] for position in usable],
                     rows,
@@ -107,28 +99,20 @@ class FeatureExtractor:
             UserError: if no image can be used.
         """
         share = my_share(range(len(source)))
-        rows: Tensor | None = None
+        rows = NO_ROWS
         used: list[int] = []
         skipped: dict[int, ImageError] = {}
         for indices, features, unusable in self.batches(source, share):
             skipped |= unusable
             if not indices:
                 continue
-            if rows is None:  # the full share at once, so that no row is held twice
+            if not used:  # the full share at once, so that no row is held twice
                 rows = torch.empty(len(share), features.shape[1])
-            rows[len(used) : len(used) + len(features)] = features
+            rows[len(used) : len(used) + len(indices)] = features
             used += indices
-        mine = None if rows is None else rows[: len(used)]
-        shares, all_used, all_skipped = zip(*gather_objects((mine, used, skipped)), strict=True)
-        tensors = [part for part in shares if part is not None]
-        skipped = {index: error for part in all_skipped for index, error in part.items()}
-        used = [index for part in all_used for index in part]
-        check_usable(source, skipped)
-        features = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        return table_of(source, features, used, skipped)
-
-
-_NO_ROWS = torch.empty(0, 0)
+        complete = joined(gather_objects(FeatureBatch(used, rows[: len(used)], skipped)))
+        check_usable(source, complete.skipped)
+        return table_of(source, complete)
 
 
 def extract(
@@ -146,22 +130,18 @@ def extract(
     process group the ranks share the images, and all get the full table. The backbone is used in
     evaluation mode, on the device where it is, and left as it was.
 
-    Args:
-        backbone: the network.
-        source: the images.
-        descriptor: what to compute; by default `class_token`, the feature of the paper.
-        store: folder of cached tables: a table found there is opened, an unfinished one continued.
-            Only images that are files are cached, since changes of others cannot be noticed. None
-            caches nothing.
-        precision: fp32, or bf16 for speed (features agree to about two digits).
-        **options: of `FeatureExtractor`: batch (it does not change the result), workers, title,
-            memory_option.
+    By default the descriptor is the feature of the paper: the final-norm CLS token, or the pooled
+    feature, through the transform of the weights. bf16 features agree with those of fp32 to about
+    two digits. `**options` are those of `FeatureExtractor`; none changes the result.
+
+    A table that is found in the folder `store` is opened, an unfinished one continued. Only images
+    that are files are cached, since changes of others cannot be noticed.
 
     Raises:
         UserError: if no image can be used, or a batch does not fit into memory.
     """
     device = next(backbone.parameters()).device
-    what = descriptor or class_token(backbone)
+    what = descriptor or Descriptor("cls", backbone.preprocessing, lambda module, x: module(x))
 
     def compute(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
         with torch.inference_mode(), autocast(device, precision):
@@ -172,26 +152,18 @@ def extract(
     backbone.eval()
     try:
         if store is not None:
-            key = {
-                "descriptor": what.name,
-                "settings": what.settings,
-                "transform": _parameters(what.transform),
-                "precision": precision,
-            }
-            folder = table_folder(store, backbone, source, key)
+            transform = repr(what.transform)
+            if " at 0x" in transform:
+                raise ValueError(f"{transform} hides its parameters: make it a frozen dataclass")
+            key = {"descriptor": what.name, "settings": what.settings, "transform": transform}
+            key["precision"] = precision
             batches = partial(extractor.batches, source)
-            table = None if folder is None else cached_table(folder, source, batches)
+            table = cached_table(store, backbone, source, key, batches)
             if table is not None:
                 return table
         return extractor.table(source)
     finally:
         backbone.train(training)
-
-
-def _parameters(transform: Any) -> str:
-    text = repr(transform)
-    assert " at 0x" not in text, f"{text} hides its parameters: make it a frozen dataclass"
-    return text
 
 
 @contextmanager

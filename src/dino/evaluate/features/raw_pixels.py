@@ -47,13 +47,7 @@ def raw_pixels(
 
     Normalised as for networks: the cosine similarity of pixels that are all positive depends on
     little but their brightness (k-NN on Imagenette 27 % instead of 37 %, k = 20).
-
-    Args:
-        source: the images.
-        size: S.
-        mean: of the normalisation.
-        std: of the normalisation.
-        **options: of `FeatureExtractor`: batch, workers.
+    `**options` are `batch` and `workers` of `FeatureExtractor`.
     """
     transform = SquareResize(size, mean, std)
     extractor = FeatureExtractor(

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 GROUP = 32
-"""Columns whose largest similarity is looked at first; with fewer the pass fills no vectors."""
+"""Columns whose largest similarity is compared first; with fewer the pass fills no vectors."""
 
 
 @torch.inference_mode()
@@ -30,28 +30,22 @@ def nearest(
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
     """The k bank images of highest cosine similarity, best first, and the similarities.
 
-    Among equal similarities the lower index wins. At most chunk x tile similarities exist at once.
-
-    Args:
-        queries: features; all of them are moved to `device`.
-        bank: features; moved to `device` tile by tile.
-        k: neighbours, at most n (with `skip`: n - 1).
-        skip: if not None, query i may not find image `skip + i` of the bank: itself.
-        chunk: queries at a time.
-        tile: bank images at a time.
-        device: where to compute; by default where `queries` are.
+    Among equal similarities the lower index wins. k is at most n, or n - 1 with `skip`: query i may
+    not find image `skip + i` of the bank, which is the same image. All queries are moved to
+    `device` (by default it is theirs), the bank tile by tile. At most chunk x tile similarities, of
+    `chunk` queries and `tile` images, exist at once.
     """
     device = torch.device(device) if device is not None else queries.device
     queries = directions(queries, device)
     similarity = queries.new_full((len(queries), k), -torch.inf)
     index = torch.zeros(len(queries), k, dtype=torch.int64, device=device)
-    room = queries.new_empty(min(chunk, len(queries)) * min(tile, len(bank)))
+    buffer = queries.new_empty(min(chunk, len(queries)) * min(tile, len(bank)))
     for first in range(0, len(bank), tile):
         block = directions(bank[first : first + tile], device)
         for start in range(0, len(queries), chunk):
             rows = slice(start, min(start + chunk, len(queries)))
             size = (rows.stop - start, len(block))
-            scores = torch.mm(queries[rows], block.T, out=room[: size[0] * size[1]].view(size))
+            scores = torch.mm(queries[rows], block.T, out=buffer[: size[0] * size[1]].view(size))
             if skip is not None:
                 # Query start + i is image skip + start + i: a diagonal, if it crosses this tile.
                 scores.diagonal(skip + start - first).fill_(-torch.inf)
@@ -78,10 +72,10 @@ def _top(scores: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
 
     One fast pass finds the largest score of each group of columns. The k-th largest of these is a
     level that at least k scores reach, all of them in groups that reach it; as a rule hardly more
-    than k. These few are sorted, and nothing else is.
+    than k. Only these are sorted.
     """
     count = scores.shape[1] // GROUP
-    if count < 2 * k:  # the level would say little
+    if count < 2 * k:  # the level would exclude little
         return _top_directly(scores, k)
     grouped = scores[:, : count * GROUP].unflatten(1, (count, GROUP))
     levels, groups = grouped.amax(dim=2).topk(k + 1, dim=1)
@@ -90,9 +84,9 @@ def _top(scores: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
     candidates = torch.cat([grouped[rows, groups].flatten(1), scores[:, count * GROUP :]], dim=1)
     reach = candidates >= levels[:, k - 1 : k]
     unsure = (levels[:, k] == levels[:, k - 1]) | (reach.sum(dim=1) > 2 * k)
-    values, place = _sorted_where(reach & ~unsure[:, None], candidates, k)
+    values, position = _sorted_where(reach & ~unsure[:, None], candidates, k)
     groups = F.pad(groups, (0, 1), value=count)  # what fills no group stands behind the last
-    index = groups.gather(1, place // GROUP) * GROUP + place % GROUP
+    index = groups.gather(1, position // GROUP) * GROUP + position % GROUP
     for some in torch.split(unsure.nonzero().squeeze(1), 64):  # few at a time: they are copied
         values[some], index[some] = _top_directly(scores[some], k)
     return values, index
@@ -104,11 +98,11 @@ def _sorted_where(
     """The k best of the chosen scores of each row and their columns; equal ones in order."""
     rows, columns = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(dim=1)
-    width = max(k, int(counts.max()))
-    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    width = max([k, *counts.tolist()])
+    position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     values = scores.new_full((len(scores), width), -torch.inf)
     index = columns.new_zeros(len(scores), width)
-    values[rows, place], index[rows, place] = scores[rows, columns], columns
+    values[rows, position], index[rows, position] = scores[rows, columns], columns
     values, order = values.sort(dim=1, descending=True, stable=True)
     return values[:, :k], index.gather(1, order[:, :k])
 
@@ -118,15 +112,6 @@ def _top_directly(scores: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]
     tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
     values, index = values[:, :k].clone(), index[:, :k].clone()
     for rows in torch.split(tied.nonzero().squeeze(1), 64):
-        values[rows], index[rows] = _top_in_order(scores[rows], values[rows, -1:], k)
+        some = scores[rows]
+        values[rows], index[rows] = _sorted_where(some >= values[rows, -1:], some, k)
     return values, index
-
-
-def _top_in_order(scores: Tensor, last: Float[Tensor, "q 1"], k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row, given the k-th value: all above it, then the first equal ones."""
-    above, level = scores > last, scores == last
-    vacant = k - above.sum(dim=1, keepdim=True)
-    chosen = above | (level & (level.cumsum(dim=1, dtype=torch.int32) <= vacant))
-    index = chosen.nonzero()[:, 1].view(len(scores), k)
-    values, order = scores.gather(1, index).sort(dim=1, descending=True, stable=True)
-    return values, index.gather(1, order)

@@ -1,14 +1,15 @@
-"""Features of the images of one source as a table, and sources that are a part of another.
+"""Features of the images of one source as a table, and subsets of sources.
 
 Shapes: n images, B batch, N numbers an image.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from dino.data.images.image_errors import ImageError, count_defects
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.sources.open import Source, open_source
+from dino.data.sources.base import Source, warn
+from dino.data.sources.open import open_source
 from dino.files import UserError
-from dino.progress import Console
 from dino.runtime import gather_objects, ranks
 
 
@@ -33,7 +34,7 @@ class FeatureTable:
         paths: where each image came from.
         classes: names of the classes, if they have any.
         skipped: the images that could not be used and have no row.
-        indices: of each row's image in the source; empty where there is no source.
+        indices: of each row's image in the source.
     """
 
     features: Float[Tensor, "n N"]
@@ -47,13 +48,11 @@ class FeatureTable:
         return len(self.features)
 
     def finite(self, complete_for: str | None = None) -> Float[Tensor, "n N"]:
-        """The features, if all of them are finite.
-
-        Args:
-            complete_for: name of a benchmark for which every image must have a row.
+        """The features.
 
         Raises:
-            UserError: for features that are not finite, or a benchmark image without a row.
+            UserError: if a feature is not finite, or an image of the benchmark `complete_for` has
+                no row.
         """
         if complete_for is not None and self.skipped:
             raise UserError(f"{complete_for} needs every one of its images, but {self.skipped[0]}")
@@ -62,11 +61,7 @@ class FeatureTable:
 
 
 def check_finite(features: Float[Tensor, "n N"]) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        UserError: if a feature is not finite.
-    """
+    """Raise a `UserError` if a feature is NaN or infinite."""
     if len(features) and not torch.stack(features.aminmax()).isfinite().all():
         raise UserError("the features hold NaN or infinity: the network has diverged")
 
@@ -86,7 +81,7 @@ class Subset(Source):
         return self.source[self.indices[index]]
 
     def path(self, index: int) -> str:
-        """The path of image `index` of this subset, for messages."""
+        """See `Source.path`."""
         return self.source.path(self.indices[index])
 
 
@@ -104,44 +99,45 @@ class FeatureBatch(NamedTuple):
     skipped: dict[int, ImageError]
 
 
-def table_of(
-    source: Source,
-    features: Float[Tensor, "n N"],
-    used: Sequence[int],
-    skipped: dict[int, ImageError],
-) -> FeatureTable:
-    """The table whose rows are images `used` of `source`; warns about the others on stderr."""
-    errors = [error for _, error in sorted(skipped.items())]
+NO_ROWS = torch.empty(0, 0)
+
+
+def joined(batches: Sequence[FeatureBatch]) -> FeatureBatch:
+    """Several batches as one."""
+    rows = [batch.features for batch in batches if batch.indices]
+    return FeatureBatch(
+        [index for batch in batches for index in batch.indices],
+        torch.cat(rows) if len(rows) > 1 else next(iter(rows), NO_ROWS),  # cat copies even one
+        {index: error for batch in batches for index, error in batch.skipped.items()},
+    )
+
+
+def table_of(source: Source, batch: FeatureBatch) -> FeatureTable:
+    """The table of all images of a source; warns about those without a row on stderr."""
+    errors = [error for _, error in sorted(batch.skipped.items())]
     warn_skipped(errors, len(source))
+    labels = source.labels
     return FeatureTable(
-        features=features,
-        labels=None if source.labels is None else torch.tensor([source.labels[i] for i in used]),
-        paths=[source.path(index) for index in used],
+        features=batch.features,
+        labels=None if labels is None else torch.tensor([labels[i] for i in batch.indices]),
+        paths=[source.path(index) for index in batch.indices],
         classes=source.classes,
         skipped=errors,
-        indices=list(used),
+        indices=batch.indices,
     )
 
 
 # ------------------------------------------------------------------------------------- ranks
 def my_share(indices: Sequence[int]) -> Sequence[int]:
-    """This rank's contiguous part of `indices`; unequal where they do not divide."""
-    return share_of(indices, *place_among_ranks())
+    """This rank's contiguous share of `indices`; unequal where they do not divide."""
+    return my_shares([indices])[0]
 
 
-def place_among_ranks() -> tuple[int, int]:
-    """This rank's place among the ranks of the process group, and their number.
-
-    Without a process group: 0 of 1, whatever the launcher's environment says.
-    """
+def my_shares(sequences: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """`my_share` of each sequence. Without a process group, a process has all of each."""
     members = gather_objects(ranks().rank)
-    return members.index(ranks().rank), len(members)
-
-
-def share_of(indices: Sequence[int], place: int, world: int) -> Sequence[int]:
-    """The contiguous part of `indices` for one place of `world`."""
-    count = len(indices)
-    return indices[count * place // world : count * (place + 1) // world]
+    rank, world = members.index(ranks().rank), len(members)
+    return [s[len(s) * rank // world : len(s) * (rank + 1) // world] for s in sequences]
 
 
 # ------------------------------------------------------------------------------------- labels
@@ -153,7 +149,7 @@ def labels_of(images: FeatureTable | Source, task: str) -> Int[Tensor, " n"]:
     """
     if images.labels is None:
         raise UserError(
-            f"{task} needs classes: put the images of each class into a sub-folder of its own"
+            f"{task} needs classes: put the images of each class into a separate sub-folder"
         )
     return torch.as_tensor(images.labels)
 
@@ -183,38 +179,35 @@ def of_known_classes(
 ) -> Source:
     """The images whose class can be predicted; warns about the others, which are left out.
 
-    Args:
-        images: labelled images to classify.
-        classes: names of the classes that the labelled training images, bank or classifier have.
-        known: the labels that occur there.
-        task: what is done, for messages.
+    `classes` are the names that the labelled training images, bank or classifier have, `known` the
+    labels that occur there.
 
     Raises:
         UserError: if no class occurs on both sides.
     """
-    labels, present = labels_in(classes, images, task).tolist(), {*known}
-    usable = [index for index, label in enumerate(labels) if label in present]
-    if len(usable) == len(labels):
+    usable = torch.isin(labels_in(classes, images, task), torch.tensor(known))
+    if usable.all():
         return images
-    example = next(index for index, label in enumerate(labels) if label not in present)
-    number = labels_of(images, task)[example]
+    number = int(labels_of(images, task)[~usable][0])
     name = images.classes[number] if images.classes else f"class {number}"
-    if not usable:
+    if not usable.any():
         raise UserError(
             f"{task} cannot classify these images: none of their classes, such as {name}, is "
             "among those to choose from. Name the classes alike on both sides"
         )
     warn_once(
-        f"{len(labels) - len(usable):,} of {len(labels):,} images to classify were left out: their "
+        f"{(~usable).sum():,} of {len(images):,} images to classify were left out: their "
         f"classes, such as {name}, are not among those to choose from"
     )
-    return Subset(images, usable)
+    return Subset(images, usable.nonzero().squeeze(1).tolist())
 
 
 def open_labelled(
     data: str, val: str, pixels: PixelFormat, task: str
-) -> tuple[Source, Source, int]:
-    """Labelled images to train on, test images of their classes, and how many were left out.
+) -> tuple[Source, Source, dict[str, Any]]:
+    """Labelled images to train on, test images of their classes, and counts for JSON.
+
+    The counts are the test images "left_out" for their class, and "ignored_files".
 
     Raises:
         UserError: if images do not exist, have no labels, or no class occurs in both.
@@ -222,16 +215,20 @@ def open_labelled(
     source, test = open_source(data, pixels), open_source(val, pixels)
     known = labels_of(source, task).tolist()
     usable = of_known_classes(test, source.classes, known, task)
-    return source, usable, len(test) - len(usable)
+    left_out = len(test) - len(usable)
+    counts = {"left_out": left_out, "ignored_files": ignored_files(source, test)}
+    return source, usable, counts
+
+
+def ignored_files(*sources: Source | None) -> dict[str, int]:
+    """How many files of the sources are no images, by their ending."""
+    counts = (Counter(source.left_out) for source in sources if source is not None)
+    return dict(sum(counts, Counter()))
 
 
 # ------------------------------------------------------------------------------------- warnings
 def check_usable(source: Source, skipped: dict[int, ImageError]) -> None:
-    """Refuse a source without any usable image.
-
-    Raises:
-        UserError: naming the first image and what is wrong with it.
-    """
+    """Raise a `UserError` that names the first image and its defect if none can be used."""
     if len(skipped) == len(source):
         raise UserError(
             f"none of the {len(source):,} images can be used, "
@@ -248,12 +245,5 @@ def warn_skipped(skipped: Sequence[ImageError], count: int) -> None:
         )
 
 
-def warn_once(text: str) -> None:
-    """Print a warning on stderr, once in a process: an evaluation may run many times."""
-    if ranks().main:
-        _print_once(text)
-
-
-@lru_cache(maxsize=1024)
-def _print_once(text: str) -> None:
-    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+warn_once = lru_cache(maxsize=1024)(warn)
+"""Print a warning on stderr, once in a process: an evaluation may run many times."""
