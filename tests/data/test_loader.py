@@ -15,10 +15,10 @@ from dino.data.loader import Batch, EvaluationBatch, PretrainLoader, _Views, eva
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Folder, open_source
 from dino.data.views.random_streams import draw_views, generator
-from dino.data.views.view_spec import dino_views, expand
+from dino.data.views.view_spec import ViewSettings, expand
 from dino.files import UserError
 
-SPECS = dino_views(global_size=24, local_count=3, local_size=16)
+SPECS = ViewSettings(global_size=24, local_count=3, local_size=16).specs()
 LENGTH, BATCH, STEPS = 14, 4, 8  # 3 steps an epoch
 
 
@@ -109,7 +109,7 @@ def test_globals_are_a_group_of_their_own_also_where_sizes_are_equal(
     images: list[Tensor],
 ) -> None:
     source = open_source(images)
-    specs = dino_views(global_size=16, local_count=3, local_size=16)
+    specs = ViewSettings(global_size=16, local_count=3, local_size=16).specs()
     [batch] = PretrainLoader(source, specs, EpochSampler(LENGTH, 2, stop_step=1), seed=0)
     assert [len(group.images) for group in batch.groups] == [2, 3]
 

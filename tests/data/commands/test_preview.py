@@ -18,11 +18,11 @@ from dino.data.sampler import EpochSampler
 from dino.data.sources.demo import photographs
 from dino.data.sources.open import open_source
 from dino.data.views.photometric import augment
-from dino.data.views.view_spec import dino_views
+from dino.data.views.view_spec import ViewSettings
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # tyro hands over its MISSING for a string
 
-SPECS = dino_views(global_size=48, local_count=3, local_size=16)
+SPECS = ViewSettings(global_size=48, local_count=3, local_size=16).specs()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from dino.data.sampler import EpochSampler
 from dino.data.sources.demo import photographs
 from dino.data.sources.open import open_source
 from dino.data.views.random_streams import draw_views, generator
-from dino.data.views.view_spec import ViewSpec, dino_views, expand
+from dino.data.views.view_spec import ViewSettings, ViewSpec, expand
 
 RETINA = Path(skimage.data.__file__).parent / "retina.jpg"  # 1411 x 1411 pixels
 NAMES = ("china", "flower", "hubble", "rocket", "astronaut", "coffee", "ihc", "motorcycle")
@@ -39,7 +39,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def views(global_size: int, local_size: int) -> tuple[ViewSpec, ...]:
-    return dino_views(global_size=global_size, local_count=4, local_size=local_size)
+    return ViewSettings(global_size=global_size, local_count=4, local_size=local_size).specs()
 
 
 # ---------------------------------------------------------------------------------- when

@@ -26,14 +26,14 @@ from dino.data.sources import shard_index
 from dino.data.sources.open import Source, open_source
 from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.views.random_streams import WINDOW, epoch_order
-from dino.data.views.view_spec import dino_views
+from dino.data.views.view_spec import ViewSettings
 from dino.files import UserError
 from dino.runtime import Ranks
 
 fsspec = pytest.importorskip("fsspec")
 webdataset = pytest.importorskip("webdataset")
 
-SPECS = dino_views(global_size=12, local_count=1, local_size=8)
+SPECS = ViewSettings(global_size=12, local_count=1, local_size=8).specs()
 COUNT, BATCH, STEPS = 20, 4, 12  # five steps an epoch
 
 

@@ -22,7 +22,7 @@ from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.views import photometric
 from dino.data.views.photometric import augment, normalize
 from dino.data.views.random_streams import draw_views, generator
-from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC, dino_views
+from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC, ViewSettings
 
 BOUND = 1.5  # levels of 255, mean absolute difference
 NEUTRAL = {
@@ -142,7 +142,7 @@ def test_whole_chains_in_random_orders(pictures: list[Image.Image]) -> None:
     views = [
         dict(zip(PHOTOMETRIC, view.row(), strict=True))
         for index in range(10)
-        for view in draw_views(dino_views(local_count=2), 96, 96, generator(0, 0, index))
+        for view in draw_views(ViewSettings(local_count=2).specs(), 96, 96, generator(0, 0, index))
     ]
     chosen = [pictures[index % (len(pictures) - 1)] for index in range(len(views))]
     params = torch.tensor([list(view.values()) for view in views])
@@ -173,7 +173,9 @@ def drawn(count: int) -> Tensor:
         [
             view.row()
             for index in range(count)
-            for view in draw_views(dino_views(local_count=0), 96, 96, generator(1, 0, index))
+            for view in draw_views(
+                ViewSettings(local_count=0).specs(), 96, 96, generator(1, 0, index)
+            )
         ]
     )
 
