@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from rich.table import Table
 
-from dino.data.commands.preview import contact_sheet, make_rows
+from dino.data.commands.preview import make_rows, preview_sheet
 from dino.data.commands.stats import read_stats
 from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
@@ -177,7 +177,8 @@ def measured(config: PretrainConfig, stats: str | Path) -> PretrainConfig:
     Raises:
         UserError: if the file is another, or the configuration says otherwise itself.
     """
-    found, usual = read_stats(stats).settings(), PixelSettings()
+    stated, usual = read_stats(stats), PixelSettings()
+    found = {setting.name: getattr(stated, setting.name) for setting in fields(PixelSettings)}
     for name, value in found.items():
         own = getattr(config.pixels, name)
         if own not in (value, getattr(usual, name)):
@@ -277,15 +278,13 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
         UserError: for a mistake in the settings or the data, in one sentence.
     """
     check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
-    config = validated(config)
+    settings, config = validated(settings), validated(config)
     config = config if settings.stats is None else measured(config, settings.stats)
     config.pixels.check()
     source = open_source(settings.data, config.pixels.format)
     rows, skipped = make_rows(
         source,
         config.views.specs(),
-        config.pixels.mean,
-        config.pixels.std,
         images=settings.images,
         epoch=settings.epoch,
         seed=settings.seed,
@@ -297,7 +296,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
         "left, top in pixels of the image; then what was done to the view, in this order."
     )
     with replacing(settings.out) as temporary, temporary.open("wb") as file:
-        sheet = contact_sheet(rows, title)
+        sheet = preview_sheet(rows, title)
         sheet.save(file, Image.registered_extensions()[settings.out.suffix.lower()])
     return settings.out
 

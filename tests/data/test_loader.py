@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dino.data.images.decode import crop_resize, to_pil, to_tensor
 from dino.data.images.preprocessing import Preprocessing
-from dino.data.loader import Batch, EvaluationBatch, PretrainLoader, _Views, evaluation_loader
+from dino.data.loader import Batch, EvaluationBatch, PretrainLoader, ViewDataset, evaluation_loader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Folder, open_source
 from dino.data.views.random_streams import draw_views, generator
@@ -201,7 +201,7 @@ class Eight(Stubborn):
 def test_what_a_worker_gets_can_be_sent_to_a_new_process(tmp_path: Path) -> None:
     """Where processes are spawned, not forked."""
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    views = pickle.loads(pickle.dumps(_Views(Folder(tmp_path), SPECS, seed=0)))
+    views = pickle.loads(pickle.dumps(ViewDataset(Folder(tmp_path), SPECS, seed=0)))
     assert views.__getitems__([(0, 0)]).groups[0].images.shape == (2, 1, 3, 24, 24)
 
 

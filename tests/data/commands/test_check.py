@@ -85,7 +85,7 @@ def test_sources_in_memory() -> None:
     checked = check(open_source([image, Image.new("L", (9, 8)), (image + 1, 7)]), RGB)
     assert checked.stored == {Stored(3, 8, False): 2, Stored(1, 8, False): 1}
     assert checked.repeated == 1
-    demo = check(open_source("demo:test"), RGB, progress=False)
+    demo = check(open_source("demo:test"), RGB)
     assert demo.stored == {Stored(3, 8, False): len(demo.sizes)}
     wrong = check(open_source("demo:test"), PixelFormat(5))
     assert {defect for defect, _ in wrong.bad.values()} == {"misfit"}
@@ -149,7 +149,10 @@ def test_mistakes_end_in_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([str(tmp_path), "--out", "list.txt"], "--out list.txt has another ending than .csv"),
         ([str(tmp_path), "--stats", str(stats)], "s.json does not exist"),
         ([str(tmp_path), "--stats", str(stats), "--channels", "5"], "leave out --channels"),
-        ([str(tmp_path), "--channels", "0"], "channels must be 1 or more"),
+        (
+            [str(tmp_path), "--channels", "0"],
+            "channels is 0: it must be a whole number of at least 1",
+        ),
     ):
         with pytest.raises(SystemExit) as caught:
             cli.main(["data", "check", *words])

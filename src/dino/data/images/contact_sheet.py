@@ -34,12 +34,13 @@ class Cell:
     marked: bool = False
 
 
-def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144) -> Image.Image:
+def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144, title: str = "") -> Image.Image:
     """Pictures in rows, in the order given; rows may be of different lengths.
 
     Args:
         rows: at least one cell in all.
         tile: side of the square that holds a picture, in pixels.
+        title: a line on top.
 
     Returns:
         An RGB picture on white.
@@ -47,11 +48,13 @@ def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144) -> Image.Imag
     lines = max(len(cell.caption.splitlines()) for row in rows for cell in row)
     step = (tile + MARGIN, tile + lines * LINE + MARGIN)
     width = max(len(row) for row in rows) * step[0] + MARGIN
-    sheet = Image.new("RGB", (width, len(rows) * step[1] + MARGIN), PAPER)
+    head = MARGIN + (LINE + MARGIN) * bool(title)
+    sheet = Image.new("RGB", (width, len(rows) * step[1] + head), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    draw.text((MARGIN, MARGIN), title, INK, font)
     for down, row in enumerate(rows):
         for along, cell in enumerate(row):
-            left, top = MARGIN + along * step[0], MARGIN + down * step[1]
+            left, top = MARGIN + along * step[0], head + down * step[1]
             small = cell.picture.convert("RGB")
             small.thumbnail((tile, tile), Image.Resampling.LANCZOS)
             x, y = left + (tile - small.width) // 2, top + (tile - small.height) // 2

@@ -38,10 +38,14 @@ class ImageError(UserError):
         return f"{self.path} cannot be read as an image: {self.reason}"
 
 
+def count_each(defects: Iterable[str]) -> dict[str, int]:
+    """How many there are of each defect, the most frequent first, equal counts by name."""
+    return dict(Counter(sorted(defects)).most_common())
+
+
 def count_defects(defects: Iterable[str]) -> str:
-    """Such as "12 damaged, 3 missing", the most frequent first."""
-    counts = sorted(Counter(defects).items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} {defect}" for defect, count in counts)
+    """Such as "12 damaged, 3 missing"; see `count_each`."""
+    return ", ".join(f"{count:,} {defect}" for defect, count in count_each(defects).items())
 
 
 def write_list(path: Path, found: Mapping[str, tuple[str, str]]) -> None:

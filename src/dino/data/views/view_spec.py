@@ -124,8 +124,12 @@ class ViewSettings(Augmentations):
 
     def specs(self) -> tuple[ViewSpec, ...]:
         """One specification for each kind of view; only the two global ones without local views."""
-        large = {"count": 1, "size": self.global_size, "scale": self.global_scale}
-        small = {"count": self.local_count, "size": self.local_size, "scale": self.local_scale}
+        large: dict[str, Any] = {"count": 1, "size": self.global_size, "scale": self.global_scale}
+        small: dict[str, Any] = {
+            "count": self.local_count,
+            "size": self.local_size,
+            "scale": self.local_scale,
+        }
         kinds = {
             "global1": large,
             "global2": large,
