@@ -185,5 +185,5 @@ def test_an_index_out_of_nowhere_is_no_image_error(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="reading the first failed: KeyError"):
         check(Broken(), RGB)
-    with pytest.raises(UserError, match="channels must be 1 or more"):
+    with pytest.raises(UserError, match="channels is 0"):
         check(Broken(), PixelFormat(0))

@@ -182,7 +182,7 @@ class _PixelSamples(Source):
     def __getitem__(self, index: int) -> Any:
         name, index = self.path(index), self.indices[index]
         with opened(self.source, index) as image:
-            values = self.format.fit(image.values(), name)
+            values = self.format.with_channels(image.values(), name)
         drawn = generator(0, 0, index).integers(values[0].size, size=(SIDE, SIDE))
         levels = self.format.levels(values)
         rows = [np.reshape(part, (len(part), -1))[:, drawn] for part in (values, levels)]

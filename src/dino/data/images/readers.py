@@ -73,22 +73,18 @@ def read_tiff(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray
         series = tiff.series[0] if wanted.page == 0 and tiff.series else page
         chosen = series if series.ndim == 3 and wanted.channels in series.shape else page
         check_size(name, math.prod(chosen.shape))
-        parts: Any = [page] if chosen is page else chosen.pages
-        for part in filter(None, parts):
-            _check_parts(part, name)
+        pages: Any = [page] if chosen is page else chosen.pages
+        for each in filter(None, pages):
+            _check_tiles(each, name)
         values = chosen.asarray()
     return channels_first(values, name, wanted)
 
 
-def _check_parts(page: Any, name: str) -> None:
-    """Refuse a page whose strips or tiles are absurdly large, or are not all there.
-
-    For each that is missing tifffile would fill in zeros: minutes for a length that damage made
-    millions.
-    """
-    keyframe = page.keyframe
-    check_size(name, math.prod(keyframe.chunks))
-    if not page.is_contiguous and len(page.dataoffsets) < math.prod(keyframe.chunked):
+def _check_tiles(page: Any, name: str) -> None:
+    """Refuse a page whose strips or tiles are absurdly large, or are not all there."""
+    check_size(name, math.prod(page.keyframe.chunks))
+    # tifffile would fill in zeros: minutes for a length that damage made millions
+    if not page.is_contiguous and len(page.dataoffsets) < math.prod(page.keyframe.chunked):
         raise ValueError("not all of its strips or tiles are there")
 
 
@@ -146,9 +142,8 @@ def read_dicom(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarra
 
 def _window(data: Any) -> tuple[float, float] | None:
     """From and to of the first window that a DICOM file proposes."""
-    if "WindowCenter" not in data or "WindowWidth" not in data:
+    keys = ("WindowCenter", "WindowWidth")
+    if not all(key in data for key in keys):
         return None
-    centre, width = (
-        float(np.atleast_1d(data[key].value)[0]) for key in ("WindowCenter", "WindowWidth")
-    )
+    centre, width = (float(np.atleast_1d(data[key].value)[0]) for key in keys)
     return (centre - width / 2, centre + width / 2) if width > 0 else None
