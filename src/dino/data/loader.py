@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64, Num, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from dino.data.images.decode import OpenedImage, as_picture, as_pixels, crop_resize
 from dino.data.images.image_errors import ImageError
@@ -147,22 +148,43 @@ def evaluation_loader(
     source: Source,
     preprocess: Callable[[Any], Num[Tensor, "C H W"]],
     batch: int = 64,
-    workers: int | None = 0,
+    workers: int = 0,
 ) -> Iterator[EvaluationBatch]:
-    """Every image of a source once, in order, preprocessed.
+    """Every image of a source once, in order, preprocessed; see `image_batches`.
 
     Args:
         source: the images.
         preprocess: from a PIL picture to an input; from a uint8 tensor [C, H, W] where the images
             have other channels than RGB.
         batch: images at a time.
+        workers: processes that read images.
+    """
+    return image_batches(source, partial(_preprocessed, preprocess=preprocess), batch, workers)
+
+
+def image_batches(
+    source: Source,
+    read: Callable[[Source, int], Num[Tensor, "C H W"]],
+    batch: int = 16,
+    workers: int | None = 0,
+    indices: Sequence[int] | None = None,
+) -> Iterator[EvaluationBatch]:
+    """Some images of a source, in order, as `read` returns them.
+
+    Args:
+        source: the images.
+        read: makes a tensor from the source and an index.
+        batch: images at a time.
         workers: processes that read images; None for as many as there are cores, at most 16.
+        indices: of the images; None for all.
 
     Raises:
         RuntimeError: if a user's data set fails (naming the item).
     """
     workers = min(16, cores()) if workers is None else workers
-    return batches_of(_data_loader(_Images(source, preprocess), workers, batch_size=batch))
+    sampler = range(len(source)) if indices is None else indices
+    dataset = _ImageDataset(source, read)
+    return batches_of(_data_loader(dataset, workers, batch_size=batch, sampler=sampler))
 
 
 # ---------------------------------------------------------------------------------- in workers
@@ -201,7 +223,8 @@ class ViewDataset(Dataset[Any]):
             others = substitutes(len(self.source), self.seed, epoch, index)
             for candidate in chain([index], islice(others, TRIES - 1)):
                 try:
-                    crops, rows = self._views(candidate, generator(self.seed, epoch, index))
+                    with _errors_named(self.source, candidate):
+                        crops, rows = self._views(candidate, generator(self.seed, epoch, index))
                     break
                 except ImageError as error:
                     skipped.append(error)
@@ -220,7 +243,7 @@ class ViewDataset(Dataset[Any]):
 
     def _views(self, index: int, rng: np.random.Generator) -> tuple[list[Tensor], Tensor]:
         """Crops of image `index`, decoded at the scale that they allow, and `PHOTOMETRIC` rows."""
-        with opened(self.source, index) as image:
+        with self.source.open(index) as image:
             height, width = image.size
             views = draw_views(self.specs, height, width, rng)
             boxes = [view.box for view in views]
@@ -235,14 +258,11 @@ class ViewDataset(Dataset[Any]):
         return crops, torch.tensor([view.row() for view in views])
 
 
-class _Images(Dataset[Any]):
-    """Makes a batch of preprocessed images from a list of indices."""
+class _ImageDataset(Dataset[Any]):
+    """Makes a batch of images from a list of indices."""
 
-    def __init__(self, source: Source, preprocess: Callable[[Any], Tensor]) -> None:
-        self.source, self.preprocess = source, preprocess
-
-    def __len__(self) -> int:
-        return len(self.source)
+    def __init__(self, source: Source, read: Callable[[Source, int], Tensor]) -> None:
+        self.source, self.read = source, read
 
     def __getitems__(self, indices: list[int]) -> EvaluationBatch:
         images: dict[int, Tensor] = {}
@@ -250,20 +270,18 @@ class _Images(Dataset[Any]):
         for index in indices:
             try:
                 with _errors_named(self.source, index):
-                    sample = self.source[index]
-                # Transforms of evaluations know pictures; only other channels come as tensors.
-                rgb = not isinstance(sample, Tensor) or len(sample) == 3
-                images[index] = self.preprocess(as_picture(sample) if rgb else sample)
+                    images[index] = self.read(self.source, index)
             except ImageError as error:
                 skipped.append(error)
         stacked = torch.stack(list(images.values())) if images else torch.empty(0, 0, 0, 0)
         return EvaluationBatch(stacked, torch.tensor(list(images), dtype=torch.int64), skipped)
 
 
-def opened(source: Source, index: int) -> AbstractContextManager[OpenedImage]:
-    """`source.open(index)`, with errors that name the image."""
-    with _errors_named(source, index):
-        return source.open(index)
+def _preprocessed(source: Source, index: int, preprocess: Callable[[Any], Tensor]) -> Tensor:
+    sample = source[index]
+    # Transforms of evaluations know pictures; only other channels come as tensors.
+    rgb = not isinstance(sample, Tensor) or len(sample) == 3
+    return preprocess(as_picture(sample) if rgb else sample)
 
 
 def decoded(
@@ -296,12 +314,8 @@ def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoa
     return DataLoader(
         dataset,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=default_convert,
         # A separate generator, so that opening a loader takes no number from the model's.
         generator=torch.Generator(),
         **options,
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

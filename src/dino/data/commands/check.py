@@ -6,19 +6,22 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
+from jaxtyping import Int64
 from rich.table import Table
+from torch import Tensor
 
 from dino.data.commands.stats import read_stats
 from dino.data.images.bit_depth import Stored
 from dino.data.images.image_errors import count_each, write_list
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.loader import decoded, evaluation_loader, opened
+from dino.data.loader import decoded, image_batches
 from dino.data.sources.open import Source, open_source
 from dino.files import UserError, atomic_json, check_output
 from dino.progress import Console, bar
@@ -81,16 +84,15 @@ def check(source: Source, pixels: PixelFormat, *, workers: int | None = 0) -> Ch
     Args:
         source: the images.
         pixels: channels and range expected.
-        workers: as for `evaluation_loader`.
+        workers: as for `image_batches`.
     """
     bad: dict[str, tuple[str, str]] = {}
     sizes: list[tuple[int, int]] = []
     stored: Counter[Stored] = Counter()
     hashes: set[tuple[int, ...]] = set()
+    read = partial(_facts, channels=pixels.channels)
     with bar("images", len(source)) as advance:
-        for batch in evaluation_loader(
-            _Facts(source, pixels.channels), torch.from_numpy, 16, workers
-        ):
+        for batch in image_batches(source, read, workers=workers):
             advance(len(batch.index) + len(batch.skipped))
             bad |= {error.path: (error.defect, error.reason) for error in batch.skipped}
             for height, width, channels, bits, floating, *words in batch.images.flatten(1).tolist():
@@ -101,29 +103,18 @@ def check(source: Source, pixels: PixelFormat, *, workers: int | None = 0) -> Ch
     return Checked(len(source), bad, sizes, dict(stored.most_common()), repeated, source.left_out)
 
 
-class _Facts(Source):
-    """Each image as a few integers [7, 1, 1]: itself a `Source`.
+def _facts(source: Source, index: int, channels: int) -> Int64[Tensor, "7 1 1"]:
+    """Height, width, what an image is stored as (`Stored`), and two words of a hash of its pixels.
 
-    Height, width, what it is stored as (`Stored`), and two words of a hash of its pixels.
+    Raises:
+        ImageError: for another number of channels.
     """
-
-    def __init__(self, source: Source, channels: int) -> None:
-        self.source, self.channels = source, channels
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def path(self, index: int) -> str:
-        return self.source.path(index)
-
-    def __getitem__(self, index: int) -> Any:
-        with opened(self.source, index) as image:
-            stored = image.stored
-            pixels = decoded(image, self.path(index), self.channels)
-        levels = pixels.contiguous().numpy(force=True)
-        digest = hashlib.blake2b(levels.data, digest_size=16, salt=b"%d" % levels.shape[2]).digest()
-        facts = (*levels.shape[1:], *stored, *np.frombuffer(digest, np.int64))
-        return np.array(facts, np.int64)[:, None, None]
+    with source.open(index) as image:
+        stored = image.stored
+        levels = decoded(image, source.path(index), channels).contiguous().numpy(force=True)
+    digest = hashlib.blake2b(levels.data, digest_size=16, salt=b"%d" % levels.shape[2]).digest()
+    facts = (*levels.shape[1:], *stored, *np.frombuffer(digest, np.int64))
+    return torch.tensor(facts, dtype=torch.int64)[:, None, None]
 
 
 # ---------------------------------------------------------------------------------- command

@@ -9,8 +9,9 @@ Shapes: C channels, G side of the sample of one image, N sampled pixels.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from dino.data.images.image_errors import ImageError, count_defects
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.loader import evaluation_loader, opened
+from dino.data.loader import image_batches
 from dino.data.sampler import spread
 from dino.data.sources.open import Source, open_source
 from dino.data.views.random_streams import generator
@@ -90,7 +91,7 @@ def measure(
         range: "full" takes what the type of the values offers (of floats, what each image has),
             "percentile" the `TAILS` of the sampled values; "auto" is "full" if all images have 8
             bits and "percentile" otherwise.
-        workers: as for `evaluation_loader`.
+        workers: as for `image_batches`.
         data: what to call the source in the result.
 
     Returns:
@@ -99,18 +100,21 @@ def measure(
     Raises:
         UserError: if no image can be used, 8 bits and others are mixed, or a channel is constant.
     """
-    sampled = _PixelSamples(source, pixels, spread(len(source), images), range)
+    # With any range given, a DICOM's window is not applied.
+    no_window = PixelFormat(pixels.channels, pixels.page, (0.0,), (1.0,))
+    source = open_source(source, no_window if range == "percentile" else pixels)
+    read, indices = partial(_pixel_sample, pixels=pixels), spread(len(source), images)
     skipped: list[ImageError] = []
     names: list[str] = []
     samples: list[Tensor] = []
-    with bar("statistics", len(sampled)) as advance:
-        for batch in evaluation_loader(sampled, torch.from_numpy, 16, workers):
+    with bar("statistics", len(indices)) as advance:
+        for batch in image_batches(source, read, workers=workers, indices=indices):
             advance(len(batch.index) + len(batch.skipped))
             skipped += batch.skipped
-            names += map(sampled.path, batch.index.tolist())
+            names += map(source.path, batch.index.tolist())
             samples += batch.images.flatten(2)
     if not names:
-        raise UserError(f"none of {len(sampled):,} images can be used, the first: {skipped[0]}")
+        raise UserError(f"none of {len(indices):,} images can be used, the first: {skipped[0]}")
     values, levels, (deep,) = np.split(
         torch.cat(samples, dim=1).numpy(), [pixels.channels, 2 * pixels.channels]
     )
@@ -159,35 +163,20 @@ def _check_variation(number: int, low: float, high: float) -> None:
         )
 
 
-class _PixelSamples(Source):
-    """Sampled pixels of some images of a source, as arrays [2 C + 1, G, G].
+def _pixel_sample(
+    source: Source, index: int, pixels: PixelFormat
+) -> Float64[Tensor, "rows {SIDE} {SIDE}"]:
+    """Sampled pixels of an image, 2 C + 1 rows.
 
     First the values as they are stored, then their levels, then 1 if they have other than 8 bits.
     """
-
-    def __init__(
-        self, source: Source, pixels: PixelFormat, indices: list[int], range: RangeChoice
-    ) -> None:
-        # With any range given, a DICOM's window is not applied.
-        reading = PixelFormat(pixels.channels, pixels.page, (0.0,), (1.0,))
-        self.source = open_source(source, reading if range == "percentile" else pixels)
-        self.format, self.indices = pixels, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def path(self, index: int) -> str:
-        return self.source.path(self.indices[index])
-
-    def __getitem__(self, index: int) -> Any:
-        name, index = self.path(index), self.indices[index]
-        with opened(self.source, index) as image:
-            values = self.format.with_channels(image.values(), name)
-        drawn = generator(0, 0, index).integers(values[0].size, size=(SIDE, SIDE))
-        levels = self.format.levels(values)
-        rows = [np.reshape(part, (len(part), -1))[:, drawn] for part in (values, levels)]
-        deep = np.full((1, SIDE, SIDE), values.dtype.itemsize > 1)
-        return np.concatenate([*rows, deep], dtype=np.float64)
+    with source.open(index) as image:
+        values = pixels.with_channels(image.values(), source.path(index))
+    drawn = generator(0, 0, index).integers(values[0].size, size=(SIDE, SIDE))
+    levels = pixels.levels(values)
+    rows = [np.reshape(channels, (len(channels), -1))[:, drawn] for channels in (values, levels)]
+    deep = np.full((1, SIDE, SIDE), values.dtype.itemsize > 1)
+    return torch.from_numpy(np.concatenate([*rows, deep], dtype=np.float64))
 
 
 # ---------------------------------------------------------------------------------- command

@@ -49,9 +49,8 @@ def epoch_order(
         epoch: counted from 0.
         blocks: lengths of the runs of images that lie together on a disk or server (the shards of
             `dino.data.sources.shards`), which make up `length`. More than `WINDOW` of them are
-            shuffled and
-            split into equal windows of at most `WINDOW`, and the images are shuffled within each
-            window, so that few files are read at a time. Fewer make no difference.
+            shuffled and split into equal windows of at most `WINDOW`, and the images are shuffled
+            within each window, so that few files are read at a time. Fewer make no difference.
     """
     rng = _philox(seed, _ORDER_STREAM, 0, epoch)
     if blocks is None or len(blocks) <= WINDOW:
@@ -109,17 +108,9 @@ class ViewParams:
 
     def row(self) -> tuple[float, ...]:
         """What the device needs, one number for each name in `PHOTOMETRIC`."""
-        return (
-            float(self.jitter),
-            self.brightness,
-            self.contrast,
-            self.saturation,
-            self.hue,
-            *map(float, self.order),
-            float(self.grey),
-            self.sigma,
-            self.solarize,
-        )
+        factors = (self.brightness, self.contrast, self.saturation, self.hue)
+        later = (self.grey, self.sigma, self.solarize)
+        return tuple(map(float, (self.jitter, *factors, *self.order, *later)))
 
 
 def draw_views(
@@ -186,15 +177,11 @@ def crop_box(
             top = int(uniform[-2] * (height - box_height + 1))
             left = int(uniform[-1] * (width - box_width + 1))
             return top, left, box_height, box_width
-    return _centre_box(spec.ratio, height, width)
-
-
-def _centre_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
     box_height, box_width = height, width
-    if width / height < ratio[0]:
-        box_height = max(1, round(width / ratio[0]))
-    elif width / height > ratio[1]:
-        box_width = max(1, round(height * ratio[1]))
+    if width / height < spec.ratio[0]:
+        box_height = max(1, round(width / spec.ratio[0]))
+    elif width / height > spec.ratio[1]:
+        box_width = max(1, round(height * spec.ratio[1]))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 

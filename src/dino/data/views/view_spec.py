@@ -124,24 +124,25 @@ class ViewSettings(Augmentations):
 
     def specs(self) -> tuple[ViewSpec, ...]:
         """One specification for each kind of view; only the two global ones without local views."""
-        large: dict[str, Any] = {"count": 1, "size": self.global_size, "scale": self.global_scale}
-        small: dict[str, Any] = {
-            "count": self.local_count,
-            "size": self.local_size,
-            "scale": self.local_scale,
-        }
-        kinds = {
-            "global1": large,
-            "global2": large,
-            **({"local": small} if self.local_count else {}),
-        }
+        large = (1, self.global_size, self.global_scale)
+        small = (self.local_count, self.local_size, self.local_scale)
+        kinds = zip(("global1", "global2", "local"), (large, large, small), strict=True)
         shared: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Augmentations)}
-        return tuple(
-            ViewSpec(name=name, **kind, **shared, blur=blur, solarize=solarize)
-            for (name, kind), blur, solarize in zip(
-                kinds.items(), self.blur, self.solarize, strict=False
+        specs = [
+            ViewSpec(
+                name=name,
+                count=count,
+                size=size,
+                scale=scale,
+                blur=blur,
+                solarize=solarize,
+                **shared,
             )
-        )
+            for (name, (count, size, scale)), blur, solarize in zip(
+                kinds, self.blur, self.solarize, strict=True
+            )
+        ]
+        return tuple(spec for spec in specs if spec.count)
 
 
 def expand(specs: Sequence[ViewSpec]) -> list[ViewSpec]:
