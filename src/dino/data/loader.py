@@ -1,7 +1,7 @@
 """Batches of views for pretraining, batches of preprocessed images for evaluation.
 
-Workers decode each image once and cut every crop from it, in uint8; the photometric parameters
-travel beside the crops, and `dino.data.views.photometric.augment` applies them on the device.
+Workers decode each image once and cut every crop from it, in uint8. The batch also holds the
+photometric parameters, which `dino.data.views.photometric.augment` applies on the device.
 
 Shapes: V views, B images (this rank's share of a batch), C channels, S side, P parameters.
 """
@@ -40,7 +40,7 @@ from dino.runtime import cores
 _START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 TRIES = 32
-"""Images that are read, one in place of the other, before giving up."""
+"""An image and its substitutes that are tried, in all."""
 
 
 class ViewGroup(NamedTuple):
@@ -67,7 +67,7 @@ class Batch:
         groups: the two global views first, then each run of local views of one size.
         index: of each image in the source.
         epoch: counted from 0.
-        skipped: what was wrong with the images in whose place others were taken.
+        skipped: errors of the images that were replaced by others.
         step: counted from 0 at the start of training.
     """
 
@@ -109,8 +109,7 @@ class PretrainLoader:
         specs: the views of each; the first two views are the global ones.
         sampler: which images at which step, for this rank.
         seed: of the views.
-        channels: of the images; with others than 3, views change no colours
-            (`ViewSpec.for_channels`).
+        channels: of the images; see `ViewSpec.for_channels`.
         workers: processes that decode and crop; 0 does it between the steps.
         pin: put the batches into pinned memory (for CUDA).
 
@@ -152,12 +151,8 @@ def evaluation_loader(
 ) -> Iterator[EvaluationBatch]:
     """Every image of a source once, in order, preprocessed; see `image_batches`.
 
-    Args:
-        source: the images.
-        preprocess: from a PIL picture to an input; from a uint8 tensor [C, H, W] where the images
-            have other channels than RGB.
-        batch: images at a time.
-        workers: processes that read images.
+    `preprocess` makes an input from a PIL picture, or from a uint8 tensor [C, H, W] where images
+    have other channels than RGB.
     """
     return image_batches(source, partial(_preprocessed, preprocess=preprocess), batch, workers)
 
@@ -169,14 +164,9 @@ def image_batches(
     workers: int | None = 0,
     indices: Sequence[int] | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """Some images of a source, in order, as `read` returns them.
+    """The images of a source at `indices` (None for all), in order, as `read(source, index)`.
 
-    Args:
-        source: the images.
-        read: makes a tensor from the source and an index.
-        batch: images at a time.
-        workers: processes that read images; None for as many as there are cores, at most 16.
-        indices: of the images; None for all.
+    `workers` processes read them, `batch` at a time; None are as many as cores, at most 16.
 
     Raises:
         RuntimeError: if a user's data set fails (naming the item).
@@ -208,7 +198,7 @@ class ViewDataset(Dataset[Any]):
     def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
         """The views of each image, or of the first of its substitutes that can be used.
 
-        The draws stay those for (seed, epoch, index), so the other images keep theirs.
+        The draws are those for (seed, epoch, index) in both cases.
 
         Raises:
             UserError: if neither an image nor `TRIES` - 1 substitutes can be used.
@@ -231,8 +221,7 @@ class ViewDataset(Dataset[Any]):
             else:
                 raise UserError(
                     f"{TRIES} images, one after the other, could not be used, the last because "
-                    f"{skipped[-1]}: check the images with 'dino data check' before training on "
-                    "them"
+                    f"{skipped[-1]}: check the images with 'dino data check'"
                 )
             indices.append(candidate)
             for members, group in zip(self.groups, groups, strict=True):

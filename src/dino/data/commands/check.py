@@ -79,13 +79,7 @@ def _extremes(ordered: Sequence[int]) -> list[int]:
 
 
 def check(source: Source, pixels: PixelFormat, *, workers: int | None = 0) -> Checked:
-    """Read every image of a source as training would, but never smaller than it is.
-
-    Args:
-        source: the images.
-        pixels: channels and range expected.
-        workers: as for `image_batches`.
-    """
+    """Read every image of a source as training would, but never smaller than it is."""
     bad: dict[str, tuple[str, str]] = {}
     sizes: list[tuple[int, int]] = []
     stored: Counter[Stored] = Counter()

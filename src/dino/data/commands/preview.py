@@ -89,14 +89,7 @@ def make_rows(
     epoch: int = 0,
     seed: int = 0,
 ) -> tuple[list[Row], list[ImageError]]:
-    """The views of some images, evenly spread over a source, as a run with this seed makes them.
-
-    Args:
-        source: the images.
-        specs: the views of each; the first two are the global ones.
-        images: how many, at least 1.
-        epoch: in which the views would be made, counted from 0.
-        seed: of the run.
+    """The views of some images, evenly spread, as a run with this seed makes them in this epoch.
 
     Returns:
         The rows, and the images in whose place others are shown, as in training.
@@ -131,12 +124,7 @@ def _altered(group: ViewGroup) -> UInt8[Tensor, "V B C S S"]:
 
 # ---------------------------------------------------------------------------------- drawing
 def preview_sheet(rows: Sequence[Row], title: str) -> Image.Image:
-    """Each image, its crops drawn in, and its views with the numbers they come from.
-
-    Args:
-        rows: at least one.
-        title: the line on top.
-    """
+    """Each image (one or more), its crops drawn in, and its views with their numbers."""
     scaled = [[_enlarged(view.picture) for view in row.views] for row in rows]
     tile = max(TILE, *(picture.width for pictures in scaled for picture in pictures)) + 2 * FRAME
     cells = []

@@ -82,17 +82,11 @@ def measure(
     workers: int | None = 0,
     data: str = "",
 ) -> tuple[Stats, list[ImageError]]:
-    """Range, mean and standard deviation of each channel of a source.
+    """Range, mean and standard deviation of each channel of at most `images` images, evenly spread.
 
-    Args:
-        source: the images.
-        pixels: channels and page; its range, if it has one, is used as it is.
-        images: at most so many are read, evenly spread over the source.
-        range: "full" takes what the type of the values offers (of floats, what each image has),
-            "percentile" the `TAILS` of the sampled values; "auto" is "full" if all images have 8
-            bits and "percentile" otherwise.
-        workers: as for `image_batches`.
-        data: what to call the source in the result.
+    The range is that of `pixels` if it has one. Else, "full" takes what the type of the values
+    offers (of floats, what each image has), "percentile" the `TAILS` of the sampled values; "auto"
+    is "full" if all images have 8 bits and "percentile" otherwise. `data` names the source.
 
     Returns:
         The statistics, and the images that could not be used.
@@ -193,8 +187,8 @@ class StatsSettings:
     images: Annotated[int, Range(low=1)] = 2000
     """At most so many are read, evenly spread over all."""
     range: RangeChoice = "auto"
-    """Of values that becomes 0 to 255. full: what their type offers (of floats, each image's own
-    range); percentile: from the 0.1 to the 99.9 percentile of each channel; auto: full for images
+    """Of values that becomes 0 to 255. full: what their type offers (of floats, the range of
+    each image); percentile: from the 0.1 to the 99.9 percentile of each channel; auto: full for images
     of 8 bits, percentile for all others."""
     low: tuple[float, ...] | None = None
     """Value that becomes 0, for each channel or one for all, instead of a measured one."""

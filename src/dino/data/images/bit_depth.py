@@ -55,12 +55,7 @@ def of_values(values: Shaped[np.ndarray, "C H W"]) -> Stored:
 
 
 def of_picture(picture: Image.Image, stream: Stream | None) -> Stored:
-    """What a picture is stored as in its file.
-
-    Args:
-        picture: not decoded yet.
-        stream: the file; None for a picture that is in memory.
-    """
+    """What a picture is stored as in its file; it is not decoded. Without a file, its mode."""
     kind = np.dtype(ImageMode.getmode(picture.mode).typestr)
     channels = len(picture.getbands())
     if picture.mode in ("P", "PA"):
@@ -84,18 +79,10 @@ def read_all_bits(
     bits: int,
     orientation: int,
 ) -> Shaped[np.ndarray, "C H W"]:
-    """The values of a file that Pillow would cut, upright.
+    """The values of a file that Pillow would cut, turned upright from EXIF's orientation 1 to 8.
 
     With 3 channels or 1, what is transparent becomes white; with 1, colour becomes grey. Values of
-    9 to 15 bits are scaled to 16 bits, but for TIFF.
-
-    Args:
-        picture: the file opened by Pillow.
-        stream: the file.
-        name: of the image in messages.
-        pixels: channels and page expected.
-        bits: of each value in the file.
-        orientation: EXIF's, 1 to 8.
+    9 to 15 `bits` are scaled to 16 bits, but for TIFF.
 
     Raises:
         ImageError: for a format that has no other decoder.

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN = 6
-"""Pixels between pictures, and around them."""
-
-TEXT = 12
-"""Height of the letters of a caption, in pixels."""
-
-LINE = TEXT + 4
-"""Height of a line of a caption, in pixels."""
+MARGIN, TEXT, LINE = 6, 12, 16
+"""Space around pictures, height of letters, height of a line of a caption, in pixels."""
 
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
@@ -25,8 +19,8 @@ class Cell:
 
     Attributes:
         picture: of any size; shrunk into the tile, never enlarged.
-        caption: what stands below it, in lines; a line that is too long loses its middle.
-        marked: with a frame.
+        caption: lines below it; of a line that is too long the middle is left out.
+        marked: whether it has a frame.
     """
 
     picture: Image.Image

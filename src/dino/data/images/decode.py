@@ -43,13 +43,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 class OpenedImage:
     """An image whose size is known and whose pixels are decoded on request; see `open_image`.
 
-    This one has its values in memory.
-
-    Args:
-        values: of any type.
-        name: of the image in messages.
-        pixels: channels and range expected.
-        unusable: why they cannot be decoded; None if they can.
+    Its values, of any type, are in memory; `unusable` is the reason if they cannot be decoded.
 
     Attributes:
         size: height and width in pixels, upright.
@@ -162,16 +156,13 @@ def open_image(
     except FileNotFoundError:
         raise ImageError(name, "there is no such file", "missing") from None
     except UnidentifiedImageError:
-        reason = "its bytes are in no known image format"
-        raise ImageError(name, reason, "not an image") from None
+        raise ImageError(name, "its bytes are in no known image format", "not an image") from None
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageError(name, str(error) or "it does not fit into memory", "too large") from error
     except Exception as error:  # readers of damaged bytes raise everything that Python has
-        refused = isinstance(error, OSError) and error.errno is not None  # by the system
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            name, reason + messages.first, "unreadable" if refused else "damaged"
-        ) from error
+        by_system = isinstance(error, OSError) and error.errno is not None
+        reason = (" ".join(str(error).split()) or type(error).__name__) + messages.first
+        raise ImageError(name, reason, "unreadable" if by_system else "damaged") from error
 
 
 def _opened_file(
@@ -185,25 +176,24 @@ def _opened_file(
         return OpenedImage(read_npy(stream, name, pixels), name, pixels)
     if kind == "dicom":
         return OpenedImage(read_dicom(stream, name, pixels), name, pixels)
+    picture = None
     if kind == "picture" or pixels.channels in (1, 3):
         try:
             picture = stack.enter_context(Image.open(stream))
         except UnidentifiedImageError:
             if kind != "tiff":
                 raise
-        else:
-            if picture.format == "EPS":  # Pillow would run it by Ghostscript
-                raise ImageError(name, "it is a program in PostScript", "not an image")
-            if not beyond_pillow(picture, name):
-                if pixels.page:
-                    try:
-                        picture.seek(pixels.page)
-                    except EOFError:
-                        reason = f"it has no page {pixels.page}"
-                        raise ImageError(name, reason, "misfit") from None
-                return _OpenedPicture(picture, name, pixels, stream)
+    if picture is None or beyond_pillow(picture, name):
         stream.seek(0)
-    return OpenedImage(read_tiff(stream, name, pixels), name, pixels)
+        return OpenedImage(read_tiff(stream, name, pixels), name, pixels)
+    if picture.format == "EPS":  # Pillow would run it by Ghostscript
+        raise ImageError(name, "it is a program in PostScript", "not an image")
+    if pixels.page:
+        try:
+            picture.seek(pixels.page)
+        except EOFError:
+            raise ImageError(name, f"it has no page {pixels.page}", "misfit") from None
+    return _OpenedPicture(picture, name, pixels, stream)
 
 
 def _opened_sample(sample: Any, name: str, pixels: PixelFormat) -> OpenedImage:

@@ -15,7 +15,7 @@ Defect = Literal["missing", "unreadable", "empty", "not an image", "damaged", "t
 
 Missing: no such file. Unreadable: the system refuses. Empty: no bytes. Not an image: bytes in no
 known format. Damaged: truncated or corrupt. Too large: a decompression bomb. Misfit: pixels that
-the network does not take.
+do not fit the network.
 """
 
 
@@ -23,7 +23,7 @@ class ImageError(UserError):
     """An image that cannot be used.
 
     Attributes:
-        path: where it lies.
+        path: of the image.
         reason: what is wrong with it, in a few words.
         defect: which kind of wrong.
     """
@@ -49,12 +49,7 @@ def count_defects(defects: Iterable[str]) -> str:
 
 
 def write_list(path: Path, found: Mapping[str, tuple[str, str]]) -> None:
-    """Write a CSV of images that cannot be used, sorted by path.
-
-    Args:
-        path: of the list, replaced atomically.
-        found: path of each image: defect and reason.
-    """
+    """Write a CSV of images that cannot be used (path: defect and reason), sorted, atomically."""
     rows = ((name, *what) for name, what in sorted(found.items()))
     atomic_csv(path, ("path", "defect", "reason"), rows)
 

@@ -1,7 +1,7 @@
 """How the values in image files become 8-bit channels, and checks of arrays.
 
 Scientific images come with any number of channels and in 16 bits, integers or floats, of which they
-use a part: 12-bit microscopy, reflectances of a satellite from 0 to 10,000. A `PixelFormat` says
+use a sub-range: 12-bit microscopy, reflectances of a satellite from 0 to 10,000. A `PixelFormat` says
 which channels are expected and which range of values becomes 0 to 255. It belongs to the weights,
 like mean and standard deviation (`dino data stats` measures all of them).
 
@@ -114,8 +114,8 @@ class PixelFormat:
             return values
         if stored == 1 and self.channels == 3:
             return np.broadcast_to(values, (3, *values.shape[1:]))
-        words = f"it has {stored} channel{'s' * (stored != 1)}, not {self.channels}"
-        raise ImageError(name, f"{words}: say --channels {stored} if all have as many", "misfit")
+        reason = f"it has {stored} channel{'s' * (stored != 1)}, not {self.channels}"
+        raise ImageError(name, f"{reason}: say --channels {stored} if all have as many", "misfit")
 
 
 RGB = PixelFormat()
@@ -123,7 +123,7 @@ RGB = PixelFormat()
 
 
 def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    # 16 bits are exact in float32; wider types keep what they have.
+    # 16 bits are exact in float32; wider types need float64.
     kind = np.float64 if values.dtype.itemsize > 2 else np.float32
     with np.errstate(over="ignore", invalid="ignore"):
         shares = (values.astype(kind) - low.astype(kind)) * (255 / (high - low)).astype(kind)
@@ -154,7 +154,7 @@ def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dic
 
 
 # ---------------------------------------------------------------------------------- checks
-def channels_first(values: np.ndarray, name: str, wanted: PixelFormat) -> np.ndarray:
+def channels_first(values: np.ndarray, name: str, expected: PixelFormat) -> np.ndarray:
     """An array [H, W], [H, W, C] or [C, H, W] as [C, H, W].
 
     Raises:
@@ -164,7 +164,11 @@ def channels_first(values: np.ndarray, name: str, wanted: PixelFormat) -> np.nda
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise ImageError(name, f"an array of shape {values.shape} is no image", "misfit")
     first, last = values.shape[0], values.shape[-1]
-    if values.ndim == 3 and last != wanted.channels and (first == wanted.channels or first < last):
+    if (
+        values.ndim == 3
+        and last != expected.channels
+        and (first == expected.channels or first < last)
+    ):
         return values
     return planes(values)
 

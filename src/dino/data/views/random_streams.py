@@ -43,14 +43,10 @@ def epoch_order(
 ) -> np.ndarray:
     """The order in which `epoch` visits a data set: a permutation of `range(length)`, int64.
 
-    Args:
-        length: number of images.
-        seed: of the orders.
-        epoch: counted from 0.
-        blocks: lengths of the runs of images that lie together on a disk or server (the shards of
-            `dino.data.sources.shards`), which make up `length`. More than `WINDOW` of them are
-            shuffled and split into equal windows of at most `WINDOW`, and the images are shuffled
-            within each window, so that few files are read at a time. Fewer make no difference.
+    `blocks` are lengths of the runs of images that lie together on a disk or server (the shards of
+    `dino.data.sources.shards`), which make up `length`. More than `WINDOW` of them are shuffled and
+    split into equal windows of at most `WINDOW`, and the images are shuffled within each window, so
+    that few files are read at a time. Fewer make no difference.
     """
     rng = _philox(seed, _ORDER_STREAM, 0, epoch)
     if blocks is None or len(blocks) <= WINDOW:
@@ -153,19 +149,11 @@ def _view(spec: ViewSpec, height: int, width: int, uniform: list[float]) -> View
 def crop_box(
     spec: ViewSpec, height: int, width: int, uniform: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """A random box by the law of torchvision's `RandomResizedCrop`.
+    """A random box (top, left, height, width) by the law of torchvision's `RandomResizedCrop`.
 
     The area is uniform in `spec.scale`, the logarithm of the aspect in `spec.ratio`, the place
     uniform. After ten boxes that do not fit, the largest centred one of an allowed aspect is taken.
-
-    Args:
-        spec: the kind of view.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        uniform: 22 numbers from [0, 1): area and aspect of each try, then the row, the column.
-
-    Returns:
-        Top, left, height and width in pixels.
+    `uniform` are 22 numbers from [0, 1): area and aspect of each try, then the row, the column.
     """
     low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
     for attempt in range(_TRIES):
