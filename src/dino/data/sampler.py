@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
 
@@ -64,16 +65,12 @@ class EpochSampler:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield this rank's share of each step's batch."""
         share = self.batch // self.world
-        step = self.start_step
-        while self.stop_step is None or step < self.stop_step:
-            epoch, within = divmod(step, self.steps_per_epoch)
-            order = epoch_order(self.length, self.seed, epoch, self.blocks)
-            for position in range(within, self.steps_per_epoch):
-                if step == self.stop_step:
-                    return
-                first = position * self.batch + self.rank * share
-                yield [(epoch, int(index)) for index in order[first : first + share]]
-                step += 1
+        for step in islice(count(), self.start_step, self.stop_step):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if position == 0 or step == self.start_step:
+                order = epoch_order(self.length, self.seed, epoch, self.blocks)
+            first = position * self.batch + self.rank * share
+            yield [(epoch, int(index)) for index in order[first : first + share]]
 
 
 def spread(length: int, count: int) -> list[int]:

@@ -187,8 +187,8 @@ class StatsSettings:
     images: Annotated[int, Range(low=1)] = 2000
     """At most so many are read, evenly spread over all."""
     range: RangeChoice = "auto"
-    """Of values that becomes 0 to 255. full: what their type offers (of floats, the range of
-    each image); percentile: from the 0.1 to the 99.9 percentile of each channel; auto: full for images
+    """Of values that becomes 0 to 255. full: what their type offers (of floats, the range of each
+    image); percentile: from the 0.1 to the 99.9 percentile of each channel; auto: full for images
     of 8 bits, percentile for all others."""
     low: tuple[float, ...] | None = None
     """Value that becomes 0, for each channel or one for all, instead of a measured one."""

@@ -29,15 +29,9 @@ class Cell:
 
 
 def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144, title: str = "") -> Image.Image:
-    """Pictures in rows, in the order given; rows may be of different lengths.
+    """Rows (of any lengths) with one or more cells, and a line on top, as an RGB picture on white.
 
-    Args:
-        rows: at least one cell in all.
-        tile: side of the square that holds a picture, in pixels.
-        title: a line on top.
-
-    Returns:
-        An RGB picture on white.
+    Each picture is at the centre of a square of side `tile`, in pixels.
     """
     lines = max(len(cell.caption.splitlines()) for row in rows for cell in row)
     step = (tile + MARGIN, tile + lines * LINE + MARGIN)

@@ -19,14 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from dino.data.images.bit_depth import (
-    SWAPPED,
-    Stored,
-    narrowed,
-    of_picture,
-    of_values,
-    read_all_bits,
-)
+from dino.data.images import bit_depth
 from dino.data.images.image_errors import ImageError
 from dino.data.images.library_messages import Messages, log_and_stderr, python_warnings
 from dino.data.images.pixel_format import RGB, PixelFormat, Stream, kind_of, planes
@@ -50,9 +43,6 @@ class OpenedImage:
         stored: channels and bits of the file.
     """
 
-    size: tuple[int, int]
-    stored: Stored
-
     def __init__(
         self,
         values: Shaped[np.ndarray, "stored H W"],
@@ -61,7 +51,7 @@ class OpenedImage:
         unusable: str | None = None,
     ) -> None:
         self._values, self._name, self._pixels, self._unusable = values, name, pixels, unusable
-        self.size, self.stored = (values.shape[1], values.shape[2]), of_values(values)
+        self.size, self.stored = (values.shape[1], values.shape[2]), bit_depth.of_values(values)
 
     def decode(self, factor: int = 1) -> Sample:
         """The pixels: an RGB picture where the format is plain RGB, else a uint8 tensor [C, H, W].
@@ -89,10 +79,10 @@ class _OpenedPicture(OpenedImage):
     ) -> None:
         self._picture, self._name, self._pixels, self._stream = picture, name, pixels, stream
         self._unusable = None
-        self.stored = of_picture(picture, stream)  # before a PNG is decoded for its EXIF
+        self.stored = bit_depth.of_picture(picture, stream)  # before a PNG is decoded for its EXIF
         self._orientation = 1 if stream is None else picture.getexif().get(_ORIENTATION, 1)
         width, height = picture.size
-        self.size = (width, height) if self._orientation in SWAPPED else (height, width)
+        self.size = (width, height) if self._orientation in bit_depth.SWAPPED else (height, width)
 
     def decode(self, factor: int = 1) -> Sample:
         if self._pixels.channels == 3 and self._pixels.low is None:
@@ -101,10 +91,12 @@ class _OpenedPicture(OpenedImage):
 
     def values(self) -> Shaped[np.ndarray, "C H W"]:
         picture, stream, bits = self._picture, self._stream, self.stored.bits
-        if stream is None or not narrowed(picture, self.stored):
+        if stream is None or not bit_depth.narrowed(picture, self.stored):
             return picture_values(self._upright(), self._pixels)
         with log_and_stderr(Messages()):  # harmless, or part of the error
-            return read_all_bits(picture, stream, self._name, self._pixels, bits, self._orientation)
+            return bit_depth.read_all_bits(
+                picture, stream, self._name, self._pixels, bits, self._orientation
+            )
 
     def _upright(self, factor: int = 1) -> Image.Image:
         picture = self._picture
@@ -202,15 +194,12 @@ def _opened_sample(sample: Any, name: str, pixels: PixelFormat) -> OpenedImage:
         sample = sample[0]
     if isinstance(sample, Image.Image):
         return _OpenedPicture(sample, name, pixels)
-    numbers = isinstance(sample, Tensor) or (
-        isinstance(sample, np.ndarray) and sample.dtype.kind in "buif"
-    )
-    if not numbers or sample.ndim not in (2, 3) or 0 in sample.shape:
+    values = sample.numpy(force=True) if isinstance(sample, Tensor) else sample
+    numbers = isinstance(values, np.ndarray) and values.dtype.kind in "buif"
+    if not numbers or values.ndim not in (2, 3) or 0 in values.shape:
         raise ImageError(name, _unusable(sample, pixels), "misfit")
-    if isinstance(sample, Tensor):
-        values = sample.reshape(-1, *sample.shape[-2:]).numpy(force=True)
-    else:
-        values = planes(sample)
+    if values.ndim == 2 or not isinstance(sample, Tensor):
+        values = planes(values)
     typed = pixels.low is not None or values.dtype in (np.uint8, np.uint16, np.int16)
     return OpenedImage(values, name, pixels, None if typed else _unusable(sample, pixels))
 
@@ -247,9 +236,9 @@ def read_image(content: Any, name: str | None = None, pixels: PixelFormat = RGB)
         return image.decode()
 
 
-def read_picture(file: str | os.PathLike[str] | Stream, name: str | None = None) -> Image.Image:
+def read_picture(file: str | os.PathLike[str] | Stream) -> Image.Image:
     """An image file as an RGB picture, see `open_image`."""
-    return as_picture(read_image(file, name))
+    return as_picture(read_image(file))
 
 
 # ---------------------------------------------------------------------------------- pictures

@@ -1,9 +1,9 @@
 """How the values in image files become 8-bit channels, and checks of arrays.
 
-Scientific images come with any number of channels and in 16 bits, integers or floats, of which they
-use a sub-range: 12-bit microscopy, reflectances of a satellite from 0 to 10,000. A `PixelFormat` says
-which channels are expected and which range of values becomes 0 to 255. It belongs to the weights,
-like mean and standard deviation (`dino data stats` measures all of them).
+Scientific images have any number of channels and use a sub-range of 16 bits or floats: 12-bit
+microscopy, reflectances of a satellite from 0 to 10,000. A `PixelFormat` states which channels are
+expected and which range of values becomes 0 to 255. It belongs to the weights, like mean and
+standard deviation (`dino data stats` measures all of them).
 
 Shapes: C channels, H height and W width.
 """

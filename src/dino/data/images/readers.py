@@ -32,14 +32,11 @@ def read_npy(file: Stream, name: str, expected: PixelFormat) -> Shaped[np.ndarra
         ImageError: if it is another array, or objects, which only a pickle could restore.
         ValueError: if the file is damaged.
     """
-    version = np.lib.format.read_magic(file)
-    header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if header is None:
+    headers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    version, _ = np.lib.format.read_magic(file)
+    if version not in headers:
         raise ValueError(f"version {version} of .npy")
-    shape, fortran, dtype = header(file)
+    shape, fortran, dtype = headers[version](file)
     check_kind(name, dtype)
     check_size(name, math.prod(shape))
     if min(shape, default=0) < 0:
@@ -111,7 +108,7 @@ def beyond_pillow(picture: Image.Image, name: str) -> bool:
 def read_dicom(file: Stream, name: str, expected: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A DICOM image in its units (such as Hounsfield), by pydicom.
 
-    Dark on bright (MONOCHROME1) is turned over by its sign. Without a range of values in `expected`,
+    Dark on bright (MONOCHROME1) is inverted by its sign. Without a range of values in `expected`,
     the file's window, if it has one, becomes 0 to 255.
 
     Raises:

@@ -1,8 +1,8 @@
 """Colour jitter, grey, blur, solarise and normalise, for a batch of uint8 crops at once.
 
 Each image has one row of parameters (`dino.data.views.view_spec.PHOTOMETRIC`), and there is no loop
-over images. The operations are those of torchvision and Pillow on PIL images,
-computed in floating point from 0 to 255 without rounding to integers in between.
+over images. The operations are those of torchvision and Pillow on PIL images, computed in floating
+point from 0 to 255 without rounding to integers in between.
 
 Every operation has a parameter that changes nothing (factor 1, sigma 0, ...). A GPU runs each one
 on the entire batch, with these where an image is not to be changed, so that the host never waits; a
@@ -26,9 +26,7 @@ from torch import Tensor
 from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC
 from dino.runtime import full_precision
 
-_CONTRAST, _SATURATION, _HUE = (
-    JITTER_OPERATIONS.index(name) for name in ("contrast", "saturation", "hue")
-)
+_, _CONTRAST, _SATURATION, _HUE = range(4)  # as `JITTER_OPERATIONS`
 _LAST = len(JITTER_OPERATIONS) - 1
 _FACTORS = slice(PHOTOMETRIC.index("brightness"), PHOTOMETRIC.index("hue") + 1)
 _ORDER = slice(PHOTOMETRIC.index("first"), PHOTOMETRIC.index("fourth") + 1)
@@ -198,8 +196,8 @@ def shift_hue_(pixels: Float[Tensor, "N 3 S S"], turns: Float[Tensor, " N"]) -> 
     With v the largest channel and c the largest minus the smallest (the chroma), the usual three
     cases for the hue h in turns, by which channel is the largest, are together
     `h = 1/3 + (green + blue - red - v) / 6c`, with the sign of `green - blue`. Back again, a
-    channel of hue o (red 0, green 1/3, blue 2/3) is `v - c clamp(6d - 1, 0, 1)`, where d
-    is the distance from h to o around the circle. Neither selects, which is slow on a CPU.
+    channel of hue o (red 0, green 1/3, blue 2/3) is `v - c clamp(6d - 1, 0, 1)`, where d is the
+    distance from h to o around the circle. Neither selects, which is slow on a CPU.
 
     Args:
         pixels: 0 to 255.
@@ -236,9 +234,8 @@ def solarize_(pixels: Float[Tensor, "N C S S"], threshold: Float[Tensor, " N"]) 
 def blur_(pixels: Float[Tensor, "N C S S"], sigma: Float[Tensor, " N"]) -> None:
     """Pillow's `GaussianBlur` of radius `sigma`, as two products with a banded matrix.
 
-    Pillow approximates a Gaussian by three passes of a box of fractional width,
-    repeating the pixels at the border in each. With one pass as a matrix B [S, S], three passes
-    along both axes are B^3 X (B^3)^T.
+    Pillow approximates a Gaussian by three passes of a box of fractional width, repeating the
+    pixels at the border. With one pass as a matrix B [S, S], all passes are B^3 X (B^3)^T.
     """
     once = _box_matrix(_box_radius(sigma), pixels.shape[-1])
     thrice = (once @ once @ once)[:, None]
@@ -258,13 +255,10 @@ def _box_radius(sigma: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
 
 
 def _box_matrix(radius: Float[Tensor, " N"], side: int) -> Float[Tensor, "N {side} {side}"]:
-    """One box pass: row i holds the share of [i - r - 1/2, i + r + 1/2] that covers each pixel.
-
-    The first pixel reaches to minus infinity and the last to plus infinity: borders repeat.
-    """
+    """One box pass: row i holds the share of [i - r - 1/2, i + r + 1/2] that covers each pixel."""
     place = torch.arange(side, device=radius.device, dtype=radius.dtype)
     low, high = place - 0.5, place + 0.5
-    low[0], high[-1] = -math.inf, math.inf
+    low[0], high[-1] = -math.inf, math.inf  # borders repeat
     reach = (radius + 0.5)[:, None, None]
     right = torch.minimum(high, place[:, None] + reach)
     left = torch.maximum(low, place[:, None] - reach)

@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import njit
 
-from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC
+from dino.data.views.view_spec import NEVER_SOLARIZE, PHOTOMETRIC
 
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
-assert JITTER_OPERATIONS == ("brightness", "contrast", "saturation", "hue")
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)  # as `JITTER_OPERATIONS`
 _FIRST = PHOTOMETRIC.index("first")
 _FACTOR = PHOTOMETRIC.index("brightness")
 _JITTER, _GREY, _SIGMA, _SOLARIZE = (
@@ -214,7 +213,7 @@ def augment_into(
                     _scale(x, factor, _mean_grey(x, weights) * (_f32(1) - factor))
                 elif channels == 3 and operation == _SATURATION:
                     _saturation(x, factor, weights)
-                elif channels == 3:
+                elif channels == 3 and operation == _HUE:
                     _hue(x, factor)
         if channels == 3 and row[_GREY] > 0:
             _saturation(x, _f32(0), weights)

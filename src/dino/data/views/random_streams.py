@@ -26,7 +26,6 @@ _DRAWS = _BOX_DRAWS + 11  # uniform numbers that one view takes; `_view` names t
 
 # The second word of the Philox key keeps the views' stream apart from the sampler's.
 _VIEWS_STREAM, _ORDER_STREAM, _SUBSTITUTE_STREAM = 0, 1, 2
-_WORD = 2**64
 
 
 def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -67,7 +66,7 @@ def substitutes(length: int, seed: int, epoch: int, index: int) -> Iterator[int]
 
 def _philox(seed: int, stream: int, high: int, highest: int) -> np.random.Generator:
     counter = np.array([0, 0, high, highest], dtype=np.uint64)
-    key = np.array([seed % _WORD, stream], dtype=np.uint64)
+    key = np.array([seed % 2**64, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
 
 
@@ -114,13 +113,10 @@ def draw_views(
 ) -> list[ViewParams]:
     """Draw the parameters of every view of an image of `height` x `width` pixels.
 
-    Each view takes the same number of uniform numbers from `rng`, whether it uses them or not:
-    first the box (ten tries of area and aspect, then the place), then flip, jitter, order, the
-    four factors, grey, blur, sigma, solarise. So views do not disturb one another: view v of an
-    image stays what it is when later views are added or probabilities change.
-
-    Returns:
-        One `ViewParams` per view, in the order of `expand(specs)`.
+    Each view of `expand(specs)` takes the same number of uniform numbers from `rng`, whether it
+    uses them or not: first the box (ten tries of area and aspect, then the place), then flip,
+    jitter, order, the four factors, grey, blur, sigma, solarise. So view v of an image does not
+    change when later views are added or probabilities change.
     """
     views = expand(specs)
     uniform = rng.random((len(views), _DRAWS)).tolist()
