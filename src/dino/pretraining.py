@@ -177,8 +177,7 @@ def measured(config: PretrainConfig, stats: str | Path) -> PretrainConfig:
     Raises:
         UserError: if the file is another, or the configuration says otherwise itself.
     """
-    stated, usual = read_stats(stats), PixelSettings()
-    found = {setting.name: getattr(stated, setting.name) for setting in fields(PixelSettings)}
+    found, usual = read_stats(stats).settings(), PixelSettings()
     for name, value in found.items():
         own = getattr(config.pixels, name)
         if own not in (value, getattr(usual, name)):
@@ -278,7 +277,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
         UserError: for a mistake in the settings or the data, in one sentence.
     """
     check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
-    settings, config = validated(settings), validated(config)
+    config = validated(config)
     config = config if settings.stats is None else measured(config, settings.stats)
     config.pixels.check()
     source = open_source(settings.data, config.pixels.format)

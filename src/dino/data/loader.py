@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ class Batch:
     groups: list[ViewGroup]
     index: Int64[Tensor, " B"]
     epoch: int
-    skipped: list[ImageError]
+    skipped: list[ImageError] = field(default_factory=list)
     step: int = 0
 
     def pin_memory(self) -> Batch:

@@ -54,8 +54,8 @@ def misfit(path: Path, *channels: Any, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"channels": 0}, "channels is 0: it must be a whole number of at least 1"),
-        ({"page": -1}, "page is -1: it must be a whole number of at least 0"),
+        ({"channels": 0}, "channels is 0: it must be"),
+        ({"page": -1}, "page is -1: it must be"),
         ({"low": (0.0,)}, "needs both low and high"),
         ({"high": (0.0,)}, "needs both low and high"),
         ({"low": (0.0, 1.0), "high": (2.0,)}, "2 bounds of pixel values do not fit 3 channels"),
@@ -95,7 +95,7 @@ def test_endings_cover_all_that_pillow_decodes(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------- types
-def test_whole_integers_keep_their_scale(tmp_path: Path) -> None:
+def test_the_range_of_integers_is_that_of_their_type(tmp_path: Path) -> None:
     byte = np.array([[0, 1, 254, 255]], np.uint8)
     assert levels(npy(tmp_path / "a.npy", byte), 1).tolist() == [[[0, 1, 254, 255]]]
     word = np.array([[0, 256, 257, 65535]], np.uint16)

@@ -121,7 +121,7 @@ def test_solarize_takes_what_would_round_to_the_threshold() -> None:
 
 
 def twin_of(view: dict[str, float]) -> Callable[[Image.Image], Image.Image]:
-    """The whole chain as the reference composes it on a PIL image."""
+    """The full chain as the reference composes it on a PIL image."""
 
     def run(picture: Image.Image) -> Image.Image:
         for place in ("first", "second", "third", "fourth"):
@@ -137,7 +137,7 @@ def twin_of(view: dict[str, float]) -> Callable[[Image.Image], Image.Image]:
     return run
 
 
-def test_whole_chains_in_random_orders(pictures: list[Image.Image]) -> None:
+def test_full_chains_in_random_orders(pictures: list[Image.Image]) -> None:
     """All parameters as training draws them: 40 images, among them every kind of wish."""
     views = [
         dict(zip(PHOTOMETRIC, view.row(), strict=True))
@@ -285,7 +285,7 @@ def test_normalize_is_torchvisions(pictures: list[Image.Image]) -> None:
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_the_result_comes_in_the_type_asked_for(pictures: list[Image.Image]) -> None:
+def test_the_result_comes_in_the_requested_type(pictures: list[Image.Image]) -> None:
     images, params = stacked(pictures), rows(len(pictures), sigma=1.0)
     exact = augment(images, params, IMAGENET_MEAN, IMAGENET_STD)
     coarse = augment(images, params, IMAGENET_MEAN, IMAGENET_STD, dtype=torch.bfloat16)

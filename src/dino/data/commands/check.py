@@ -25,7 +25,7 @@ from dino.data.loader import decoded, image_batches
 from dino.data.sources.open import Source, open_source
 from dino.files import UserError, atomic_json, check_output
 from dino.progress import Console, bar
-from dino.settings import Range, validated
+from dino.settings import Range
 
 SMALL = 224
 """Pixels on the shorter side below which the global views of most recipes enlarge an image."""
@@ -134,10 +134,8 @@ def run(settings: Check) -> Checked:
     """`dino data check`: tables of defects and of what was found, and the path of the list.
 
     Raises:
-        UserError: for data that are not there, or settings that are outside their ranges or
-            contradict one another.
+        UserError: for data that do not exist, or settings that contradict one another.
     """
-    settings = validated(settings)
     check_output(settings.out, (".csv",), siblings=(".json",))
     if settings.stats is None:
         channels = 3 if settings.channels is None else settings.channels

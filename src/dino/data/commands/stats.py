@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from dino.data.sources.open import Source, open_source
 from dino.data.views.random_streams import generator
 from dino.files import UserError, atomic_json, check_output, read_json
 from dino.progress import Console, bar
-from dino.settings import Range, parsed, validated
+from dino.settings import Range, parsed
 
 SIDE = 32
 """G: of each image G x G pixels are drawn, with replacement."""
@@ -61,6 +61,10 @@ class Stats(PixelFormat):
     def format(self) -> PixelFormat:
         """The pixel format alone."""
         return PixelFormat(self.channels, self.page, self.low, self.high)
+
+    def settings(self) -> dict[str, Any]:
+        """The values of `dino.train.config.PixelSettings`."""
+        return {**asdict(self.format), "mean": self.mean, "std": self.std}
 
 
 def read_stats(path: str | Path) -> Stats:
@@ -204,10 +208,8 @@ def run(settings: StatsSettings) -> Stats:
     """`dino data stats`: one table, and JSON that `--stats` takes.
 
     Raises:
-        UserError: for settings outside their ranges, and data that are not there or cannot be
-            measured (see `measure`).
+        UserError: for data that do not exist or cannot be measured (see `measure`).
     """
-    settings = validated(settings)
     check_output(settings.out)
     pixels = PixelFormat(settings.channels, settings.page, settings.low, settings.high)
     stats, skipped = measure(
