@@ -30,7 +30,7 @@ from dino.data.loader import PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import open_source
 from dino.data.views.photometric import augment
-from dino.data.views.view_spec import dino_views
+from dino.data.views.view_spec import ViewSettings
 from dino.runtime import keep_memory
 
 GLOBAL, LOCAL, LOCALS = 224, 96, 8
@@ -123,7 +123,13 @@ def lightly(paths: list[Path]) -> Callable[[], None] | None:
 def ours(folder: Path, batch: int, photometric: bool) -> Callable[[], None]:
     """Whole batches as training gets them, without or with the photometric stage."""
     source = open_source(folder)
-    specs = dino_views(GLOBAL, GLOBAL_SCALE, LOCALS, LOCAL, LOCAL_SCALE)
+    specs = ViewSettings(
+        global_size=GLOBAL,
+        global_scale=GLOBAL_SCALE,
+        local_count=LOCALS,
+        local_size=LOCAL,
+        local_scale=LOCAL_SCALE,
+    ).specs()
 
     def run() -> None:
         steps = len(source) // batch

@@ -95,7 +95,7 @@ def measure(who: str, where: Path, workers: int) -> dict[str, object]:
     from dino.data.loader import PretrainLoader
     from dino.data.sampler import EpochSampler
     from dino.data.sources.open import open_source
-    from dino.data.views.view_spec import dino_views
+    from dino.data.views.view_spec import ViewSettings
 
     torch.set_num_threads(1)
     name = where / "folder" if who != "shards" else where / "shards" / "{000..999}.tar"
@@ -107,7 +107,7 @@ def measure(who: str, where: Path, workers: int) -> dict[str, object]:
     if who == "list":
         source = open_source(PythonList(source))
     blocks = source.blocks
-    specs = dino_views(global_size=16, local_count=0)
+    specs = ViewSettings(global_size=16, local_count=0).specs()
 
     def loader(start: int):  # type: ignore[no-untyped-def]
         sampler = EpochSampler(len(source), BATCH, start_step=start, blocks=blocks)

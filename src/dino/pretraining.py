@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dino.data.commands.preview import contact_sheet, make_rows
+from dino.data.commands.preview import make_rows, preview_sheet
 from dino.data.commands.stats import read_stats
 from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
@@ -253,9 +253,13 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
     config = measured(validated(config), settings.stats)
     source = open_source(settings.data, config.pixels.format)
-    views, pixels = config.views.specs(), config.pixels
-    options = {"images": settings.images, "epoch": settings.epoch, "seed": settings.seed}
-    rows, skipped = make_rows(source, views, pixels.mean, pixels.std, **options)
+    rows, skipped = make_rows(
+        source,
+        config.views.specs(),
+        images=settings.images,
+        epoch=settings.epoch,
+        seed=settings.seed,
+    )
     for error in skipped:
         Console(stderr=True).print(f"{error}; another took its place", style="yellow")
     title = (
@@ -263,7 +267,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
         "left, top in pixels of the image; then what was done to the view, in this order."
     )
     with replacing(settings.out) as temporary, temporary.open("wb") as file:
-        sheet = contact_sheet(rows, title)
+        sheet = preview_sheet(rows, title)
         sheet.save(file, Image.registered_extensions()[settings.out.suffix.lower()])
     return settings.out
 

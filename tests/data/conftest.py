@@ -12,9 +12,9 @@ from dino.data.sources.demo import photographs
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
     """Six squares of 96 pixels from photographs, in colour and in grey, and one of plain noise."""
-    whole = photographs()
+    pictures = photographs()
     squares = [
-        whole[name].resize((384, 384)).crop((140, 100, 236, 196))
+        pictures[name].resize((384, 384)).crop((140, 100, 236, 196))
         for name in ("astronaut", "coffee", "flower", "ihc", "rocket", "camera")
     ]
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from dino.data.images.decode import crop_resize, to_pil, to_tensor
 from dino.data.images.preprocessing import Preprocessing
-from dino.data.loader import Batch, EvaluationBatch, PretrainLoader, _Views, evaluation_loader
+from dino.data.loader import Batch, EvaluationBatch, PretrainLoader, ViewDataset, evaluation_loader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Folder, open_source
 from dino.data.views.random_streams import draw_views, generator
-from dino.data.views.view_spec import dino_views, expand
+from dino.data.views.view_spec import ViewSettings, expand
 from dino.files import UserError
 
-SPECS = dino_views(global_size=24, local_count=3, local_size=16)
+SPECS = ViewSettings(global_size=24, local_count=3, local_size=16).specs()
 LENGTH, BATCH, STEPS = 14, 4, 8  # 3 steps an epoch
 
 
@@ -77,10 +77,10 @@ def test_views_do_not_depend_on_workers(images: list[Tensor], workers: int) -> N
 
 def test_views_do_not_depend_on_ranks(images: list[Tensor]) -> None:
     halves = [batches(images, rank=rank, world=2) for rank in range(2)]
-    for whole, *parts in zip(batches(images), *halves, strict=True):
-        assert torch.equal(whole.index, torch.cat([part.index for part in parts]))
-        for position, group in enumerate(whole.groups):
-            shares = [part.groups[position] for part in parts]
+    for full, *shares_of_ranks in zip(batches(images), *halves, strict=True):
+        assert torch.equal(full.index, torch.cat([share.index for share in shares_of_ranks]))
+        for position, group in enumerate(full.groups):
+            shares = [share.groups[position] for share in shares_of_ranks]
             assert torch.equal(group.images, torch.cat([g.images for g in shares], dim=1))
             assert torch.equal(group.params, torch.cat([g.params for g in shares], dim=1))
 
@@ -109,7 +109,7 @@ def test_globals_are_a_group_of_their_own_also_where_sizes_are_equal(
     images: list[Tensor],
 ) -> None:
     source = open_source(images)
-    specs = dino_views(global_size=16, local_count=3, local_size=16)
+    specs = ViewSettings(global_size=16, local_count=3, local_size=16).specs()
     [batch] = PretrainLoader(source, specs, EpochSampler(LENGTH, 2, stop_step=1), seed=0)
     assert [len(group.images) for group in batch.groups] == [2, 3]
 
@@ -150,18 +150,18 @@ def test_what_cannot_be_used_is_replaced(
     bad = {3, 8, 9}
     for index in bad:
         (tmp_path / f"{index:02}.png").write_bytes(b"no image")
-    found, told = batches(tmp_path, workers), {}
+    found, reported = batches(tmp_path, workers), {}
     halves = [batches(tmp_path, rank=rank, world=2) for rank in range(2)]
-    for one, two, *parts in zip(found, good, *halves, strict=True):
-        kept = [place for place, index in enumerate(two.index.tolist()) if index not in bad]
-        assert torch.equal(one.index[kept], two.index[kept])
+    for one, two, *shares_of_ranks in zip(found, good, *halves, strict=True):
+        usable = [place for place, index in enumerate(two.index.tolist()) if index not in bad]
+        assert torch.equal(one.index[usable], two.index[usable])
         assert not bad & set(one.index.tolist())
         for group, other in zip(one.groups, two.groups, strict=True):
-            assert torch.equal(group.images[:, kept], other.images[:, kept])
-            assert torch.equal(group.params[:, kept], other.params[:, kept])
-        assert torch.equal(one.index, torch.cat([part.index for part in parts]))
-        told |= {error.path: error.defect for error in one.skipped}
-    assert told == {str(tmp_path / f"{index:02}.png"): "not an image" for index in bad}
+            assert torch.equal(group.images[:, usable], other.images[:, usable])
+            assert torch.equal(group.params[:, usable], other.params[:, usable])
+        assert torch.equal(one.index, torch.cat([share.index for share in shares_of_ranks]))
+        reported |= {error.path: error.defect for error in one.skipped}
+    assert reported == {str(tmp_path / f"{index:02}.png"): "not an image" for index in bad}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -201,7 +201,7 @@ class Eight(Stubborn):
 def test_what_a_worker_gets_can_be_sent_to_a_new_process(tmp_path: Path) -> None:
     """Where processes are spawned, not forked."""
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    views = pickle.loads(pickle.dumps(_Views(Folder(tmp_path), SPECS, seed=0)))
+    views = pickle.loads(pickle.dumps(ViewDataset(Folder(tmp_path), SPECS, seed=0)))
     assert views.__getitems__([(0, 0)]).groups[0].images.shape == (2, 1, 3, 24, 24)
 
 
@@ -223,11 +223,11 @@ def evaluated(data: object, workers: int = 0) -> Iterator[EvaluationBatch]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_each_image_once_in_order(images: list[Tensor], workers: int) -> None:
-    parts = list(evaluated(images, workers))
-    assert torch.cat([part.index for part in parts]).tolist() == list(range(LENGTH))
+    found = list(evaluated(images, workers))
+    assert torch.cat([batch.index for batch in found]).tolist() == list(range(LENGTH))
     preprocess = Preprocessing(resize=20, crop=16)
     expected = torch.stack([preprocess(to_pil(image)) for image in images])
-    assert torch.equal(torch.cat([part.images for part in parts]), expected)
+    assert torch.equal(torch.cat([batch.images for batch in found]), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -238,11 +238,11 @@ def test_evaluation_tells_what_it_cannot_use(
         to_pil(image).save(tmp_path / f"{index}.png")
     for index in (1, 4, 5, 6, 7):  # all of the second batch
         (tmp_path / f"{index}.png").write_bytes(b"")
-    parts = list(evaluated(tmp_path, workers))
-    assert [part.index.tolist() for part in parts] == [[0, 2, 3], [], [8]]
-    assert [len(part.images) for part in parts] == [3, 0, 1]
-    told = [error.path for part in parts for error in part.skipped]
-    assert told == [str(tmp_path / f"{index}.png") for index in (1, 4, 5, 6, 7)]
+    found = list(evaluated(tmp_path, workers))
+    assert [batch.index.tolist() for batch in found] == [[0, 2, 3], [], [8]]
+    assert [len(batch.images) for batch in found] == [3, 0, 1]
+    reported = [error.path for batch in found for error in batch.skipped]
+    assert reported == [str(tmp_path / f"{index}.png") for index in (1, 4, 5, 6, 7)]
 
 
 def test_pictures_and_their_tensors_give_the_same_views(images: list[Tensor]) -> None:

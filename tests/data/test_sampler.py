@@ -25,24 +25,24 @@ def test_an_epoch_is_each_image_once_and_a_resume_goes_on(
 ) -> None:
     if length < batch:
         return
-    whole = list(EpochSampler(length, batch, seed, stop_step=start + steps))
-    assert [len(keys) for keys in whole] == [batch] * (start + steps)
-    assert list(EpochSampler(length, batch, seed, 0, 1, start, start + steps)) == whole[start:]
+    full = list(EpochSampler(length, batch, seed, stop_step=start + steps))
+    assert [len(keys) for keys in full] == [batch] * (start + steps)
+    assert list(EpochSampler(length, batch, seed, 0, 1, start, start + steps)) == full[start:]
     steps_per_epoch = length // batch
-    for step, keys in enumerate(whole):
+    for step, keys in enumerate(full):
         assert {epoch for epoch, _ in keys} == {step // steps_per_epoch}
     for epoch in range((start + steps) // steps_per_epoch):
-        parts = whole[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch]
-        seen = [index for keys in parts for _, index in keys]
-        assert len(set(seen)) == len(seen) == steps_per_epoch * batch
-        assert set(seen) <= set(range(length))
+        parts = full[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch]
+        visited = [index for keys in parts for _, index in keys]
+        assert len(set(visited)) == len(visited) == steps_per_epoch * batch
+        assert set(visited) <= set(range(length))
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
 def test_ranks_share_the_batch_of_one(world: int) -> None:
-    whole = EpochSampler(20, 6, 0, stop_step=7)
+    full = EpochSampler(20, 6, 0, stop_step=7)
     parts = [EpochSampler(20, 6, 0, rank, world, stop_step=7) for rank in range(world)]
-    for batch, *shares in zip(whole, *parts, strict=True):
+    for batch, *shares in zip(full, *parts, strict=True):
         assert [key for share in shares for key in share] == batch
 
 
@@ -126,13 +126,13 @@ def test_blocks_for_ranks_and_after_a_resume(
     sizes: list[int], start: int, steps: int, world: int
 ) -> None:
     stop = start + steps
-    whole = list(EpochSampler(sum(sizes), 6, 1, stop_step=stop, blocks=sizes))
+    full = list(EpochSampler(sum(sizes), 6, 1, stop_step=stop, blocks=sizes))
     parts = [
         list(EpochSampler(sum(sizes), 6, 1, rank, world, start, stop, sizes))
         for rank in range(world)
     ]
     assert [[key for share in shares for key in share] for shares in zip(*parts, strict=True)] == (
-        whole[start:]
+        full[start:]
     )
 
 

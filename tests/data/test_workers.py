@@ -15,10 +15,10 @@ from torch import Tensor
 from dino.data.loader import PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import open_source
-from dino.data.views.view_spec import dino_views
+from dino.data.views.view_spec import ViewSettings
 from dino.files import UserError
 
-SPECS = dino_views(global_size=8, local_count=0)
+SPECS = ViewSettings(global_size=8, local_count=0).specs()
 
 
 class Deadly:

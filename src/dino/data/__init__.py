@@ -1,1 +1,1 @@
-"""Images: where they lie, how they are read, and the views DINO makes of them."""
+"""Images: their sources, how they are read, and the views DINO makes of them."""

@@ -1,7 +1,7 @@
 """Batches of views for pretraining, batches of preprocessed images for evaluation.
 
-Workers decode each image once and cut every crop from it, in uint8; the photometric parameters
-travel beside the crops, and `dino.data.views.photometric.augment` applies them on the device.
+Workers decode each image once and cut every crop from it, in uint8. The batch also holds the
+photometric parameters, which `dino.data.views.photometric.augment` applies on the device.
 
 Shapes: V views, B images (this rank's share of a batch), C channels, S side, P parameters.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -19,17 +20,18 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64, Num, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from dino.data.images.decode import OpenedImage, as_picture, as_pixels, crop_resize
 from dino.data.images.image_errors import ImageError
-from dino.data.images.jpeg_scale import Box, reduced_box, reduction
+from dino.data.images.jpeg_scale import reduced_box, reduction
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Source
-from dino.data.views.random_streams import ViewParams, draw_views, generator, substitutes
+from dino.data.views.random_streams import draw_views, generator, substitutes
 from dino.data.views.view_spec import PHOTOMETRIC, ViewSpec, expand, view_groups
 from dino.data.workers import batches_of
 from dino.files import UserError
+from dino.runtime import cores
 
 # Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
 # start in milliseconds, and the list of files stays shared memory (`PackedStrings`). Workers touch
@@ -38,11 +40,10 @@ from dino.files import UserError
 _START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 TRIES = 32
-"""Images that are read, one in place of the other, before giving up."""
+"""An image and its substitutes that are tried, in all."""
 
 
-@dataclass
-class ViewGroup:
+class ViewGroup(NamedTuple):
     """Views of one size, not yet altered in colour.
 
     Attributes:
@@ -55,13 +56,7 @@ class ViewGroup:
 
     def to(self, device: torch.device) -> ViewGroup:
         """Copy to a device; the host does not wait where the memory is pinned."""
-        return ViewGroup(
-            self.images.to(device, non_blocking=True), self.params.to(device, non_blocking=True)
-        )
-
-    def pin_memory(self) -> ViewGroup:
-        """Move into pinned memory (called by the `DataLoader`)."""
-        return ViewGroup(self.images.pin_memory(), self.params.pin_memory())
+        return ViewGroup(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 @dataclass
@@ -72,19 +67,20 @@ class Batch:
         groups: the two global views first, then each run of local views of one size.
         index: of each image in the source.
         epoch: counted from 0.
+        skipped: errors of the images that were replaced by others.
         step: counted from 0 at the start of training.
-        skipped: what was wrong with the images in whose place others were taken.
     """
 
     groups: list[ViewGroup]
     index: Int64[Tensor, " B"]
     epoch: int
-    step: int = 0
     skipped: list[ImageError] = field(default_factory=list)
+    step: int = 0
 
     def pin_memory(self) -> Batch:
         """Move into pinned memory (called by the `DataLoader`)."""
-        return replace(self, groups=[group.pin_memory() for group in self.groups])
+        pinned = [ViewGroup(*map(Tensor.pin_memory, group)) for group in self.groups]
+        return replace(self, groups=pinned)
 
 
 @dataclass
@@ -113,8 +109,7 @@ class PretrainLoader:
         specs: the views of each; the first two views are the global ones.
         sampler: which images at which step, for this rank.
         seed: of the views.
-        channels: of the images; with others than 3, views change no colours
-            (`ViewSpec.for_channels`).
+        channels: of the images; see `ViewSpec.for_channels`.
         workers: processes that decode and crop; 0 does it between the steps.
         pin: put the batches into pinned memory (for CUDA).
 
@@ -136,7 +131,7 @@ class PretrainLoader:
         pin: bool = False,
     ) -> None:
         self.sampler = sampler
-        views = _Views(source, specs, seed, channels)
+        views = ViewDataset(source, specs, seed, channels)
         self._loader = _data_loader(views, workers, batch_sampler=sampler, pin_memory=pin)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -154,25 +149,37 @@ def evaluation_loader(
     batch: int = 64,
     workers: int = 0,
 ) -> Iterator[EvaluationBatch]:
-    """Every image of a source once, in order, preprocessed.
+    """Every image of a source once, in order, preprocessed; see `image_batches`.
 
-    Args:
-        source: the images.
-        preprocess: from a PIL picture to an input; from a uint8 tensor [C, H, W] where the images
-            have other channels than RGB.
-        batch: images at a time.
-        workers: processes that read images.
+    `preprocess` makes an input from a PIL picture, or from a uint8 tensor [C, H, W] where images
+    have other channels than RGB.
+    """
+    return image_batches(source, partial(_preprocessed, preprocess=preprocess), batch, workers)
+
+
+def image_batches(
+    source: Source,
+    read: Callable[[Source, int], Num[Tensor, "C H W"]],
+    batch: int = 16,
+    workers: int | None = 0,
+    indices: Sequence[int] | None = None,
+) -> Iterator[EvaluationBatch]:
+    """The images of a source at `indices` (None for all), in order, as `read(source, index)`.
+
+    `workers` processes read them, `batch` at a time; None are as many as cores, at most 16.
 
     Raises:
         RuntimeError: if a user's data set fails (naming the item).
     """
-    loader = _data_loader(_Images(source, preprocess), workers, batch_size=batch)
-    yield from batches_of(loader)
+    workers = min(16, cores()) if workers is None else workers
+    sampler = range(len(source)) if indices is None else indices
+    dataset = _ImageDataset(source, read)
+    return batches_of(_data_loader(dataset, workers, batch_size=batch, sampler=sampler))
 
 
 # ---------------------------------------------------------------------------------- in workers
-class _Views(Dataset[Any]):
-    """Makes the views of an entire batch from a list of (epoch, index)."""
+class ViewDataset(Dataset[Any]):
+    """Makes the views of an entire batch from a list of (epoch, index); see `PretrainLoader`."""
 
     def __init__(
         self, source: Source, specs: Sequence[ViewSpec], seed: int, channels: int = 3
@@ -184,81 +191,67 @@ class _Views(Dataset[Any]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | UserError:
         try:
-            return self._batch(keys)
+            return self.batch(keys)
         except UserError as error:  # returned, since a DataLoader would wrap it in a traceback
             return error
 
-    def _batch(self, keys: list[tuple[int, int]]) -> Batch:
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """The views of each image, or of the first of its substitutes that can be used.
+
+        The draws are those for (seed, epoch, index) in both cases.
+
+        Raises:
+            UserError: if neither an image nor `TRIES` - 1 substitutes can be used.
+        """
         groups = []
         for members in self.groups:
             shape, side = (len(members), len(keys)), self.sizes[members[0]]
-            crops = torch.empty((*shape, self.channels, side, side), dtype=torch.uint8)
-            groups.append(ViewGroup(crops, torch.empty((*shape, len(PHOTOMETRIC)))))
+            images = torch.empty((*shape, self.channels, side, side), dtype=torch.uint8)
+            groups.append(ViewGroup(images, torch.empty((*shape, len(PHOTOMETRIC)))))
         indices, skipped = [], []
         for position, (epoch, index) in enumerate(keys):
-            plan, taken, unusable = self._usable(epoch, index)
-            indices.append(taken)
-            skipped += unusable
+            others = substitutes(len(self.source), self.seed, epoch, index)
+            for candidate in chain([index], islice(others, TRIES - 1)):
+                try:
+                    with _errors_named(self.source, candidate):
+                        crops, rows = self._views(candidate, generator(self.seed, epoch, index))
+                    break
+                except ImageError as error:
+                    skipped.append(error)
+            else:
+                raise UserError(
+                    f"{TRIES} images, one after the other, could not be used, the last because "
+                    f"{skipped[-1]}: check the images with 'dino data check'"
+                )
+            indices.append(candidate)
             for members, group in zip(self.groups, groups, strict=True):
                 for place, view in enumerate(members):
-                    group.images[place, position] = crop_resize(
-                        plan.image, plan.boxes[view], self.sizes[view], plan.views[view].flip
-                    )
-                rows = [plan.views[view].row() for view in members]
-                group.params[:, position] = torch.tensor(rows)
-        return Batch(groups, torch.tensor(indices), keys[0][0], skipped=skipped)
+                    group.images[place, position] = crops[view]
+                group.params[:, position] = rows[members.start : members.stop]
+        return Batch(groups, torch.tensor(indices), keys[0][0], skipped)
 
-    def _usable(self, epoch: int, index: int) -> tuple[_Plan, int, list[ImageError]]:
-        """The views of image `index`, or of the first of its substitutes that can be used; which.
-
-        The draws stay those for (seed, epoch, `index`), so the other images keep theirs. Last come
-        the images that failed.
-        """
-        skipped: list[ImageError] = []
-        others = substitutes(len(self.source), self.seed, epoch, index)
-        for candidate in chain([index], islice(others, TRIES - 1)):
-            try:
-                plan = self._plan(candidate, generator(self.seed, epoch, index))
-                return plan, candidate, skipped
-            except ImageError as error:
-                skipped.append(error)
-        raise UserError(
-            f"{TRIES} images, one after the other, could not be used, the last because "
-            f"{skipped[-1]}: check the images with 'dino data check' before training on them"
-        )
-
-    def _plan(self, index: int, rng: np.random.Generator) -> _Plan:
-        """Open image `index`, draw its views, and decode it at the scale that they allow."""
-        with opened(self.source, index) as image:
+    def _views(self, index: int, rng: np.random.Generator) -> tuple[list[Tensor], Tensor]:
+        """Crops of image `index`, decoded at the scale that they allow, and `PHOTOMETRIC` rows."""
+        with self.source.open(index) as image:
             height, width = image.size
             views = draw_views(self.specs, height, width, rng)
             boxes = [view.box for view in views]
             factor = reduction(boxes, self.sizes)
-            pixels = as_pixels(image.decode(factor))
-        if len(pixels) != self.channels:
-            reason = f"it has {len(pixels)} channels, not {self.channels}"
-            raise ImageError(self.source.path(index), reason, "misfit")
+            pixels = decoded(image, self.source.path(index), self.channels, factor)
         if pixels.shape[1:] != (height, width):
             boxes = [reduced_box(box, factor, *pixels.shape[1:]) for box in boxes]
-        return _Plan(pixels, views, boxes)
+        crops = [
+            crop_resize(pixels, box, size, view.flip)
+            for box, size, view in zip(boxes, self.sizes, views, strict=True)
+        ]
+        return crops, torch.tensor([view.row() for view in views])
 
 
-class _Plan(NamedTuple):
-    """An image, perhaps decoded smaller, the parameters of its views, and their boxes in it."""
+class _ImageDataset(Dataset[Any]):
+    """Makes a batch of images from a list of indices."""
 
-    image: UInt8[Tensor, "C H W"]
-    views: list[ViewParams]
-    boxes: list[Box]
-
-
-class _Images(Dataset[Any]):
-    """Makes a batch of preprocessed images from a list of indices."""
-
-    def __init__(self, source: Source, preprocess: Callable[[Any], Tensor]) -> None:
-        self.source, self.preprocess = source, preprocess
-
-    def __len__(self) -> int:
-        return len(self.source)
+    def __init__(self, source: Source, read: Callable[[Source, int], Tensor]) -> None:
+        self.source, self.read = source, read
 
     def __getitems__(self, indices: list[int]) -> EvaluationBatch:
         images: dict[int, Tensor] = {}
@@ -266,20 +259,28 @@ class _Images(Dataset[Any]):
         for index in indices:
             try:
                 with _errors_named(self.source, index):
-                    sample = self.source[index]
-                # Transforms of evaluations know pictures; only other channels come as tensors.
-                rgb = not isinstance(sample, Tensor) or len(sample) == 3
-                images[index] = self.preprocess(as_picture(sample) if rgb else sample)
+                    images[index] = self.read(self.source, index)
             except ImageError as error:
                 skipped.append(error)
         stacked = torch.stack(list(images.values())) if images else torch.empty(0, 0, 0, 0)
         return EvaluationBatch(stacked, torch.tensor(list(images), dtype=torch.int64), skipped)
 
 
-def opened(source: Source, index: int) -> AbstractContextManager[OpenedImage]:
-    """`source.open(index)`, with errors that name the image."""
-    with _errors_named(source, index):
-        return source.open(index)
+def _preprocessed(source: Source, index: int, preprocess: Callable[[Any], Tensor]) -> Tensor:
+    sample = source[index]
+    # Transforms of evaluations know pictures; only other channels come as tensors.
+    rgb = not isinstance(sample, Tensor) or len(sample) == 3
+    return preprocess(as_picture(sample) if rgb else sample)
+
+
+def decoded(
+    image: OpenedImage, name: str, channels: int, factor: int = 1
+) -> UInt8[Tensor, "C H W"]:
+    """The pixels of an opened image; an `ImageError` for another number of channels."""
+    pixels = as_pixels(image.decode(factor))
+    if len(pixels) != channels:
+        raise ImageError(name, f"it has {len(pixels)} channels, not {channels}", "misfit")
+    return pixels
 
 
 @contextmanager
@@ -302,12 +303,8 @@ def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoa
     return DataLoader(
         dataset,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=default_convert,
         # A separate generator, so that opening a loader takes no number from the model's.
         generator=torch.Generator(),
         **options,
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

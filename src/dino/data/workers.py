@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader
 
 from dino.files import UserError
 
-_MEMORY = "most often memory ran out: start again with fewer workers"
 _CAUSES = {  # exit code, which is a signal's negative number
     -7: "shared memory ran out: enlarge /dev/shm (docker: --shm-size 8g) or use fewer workers",
-    -9: _MEMORY,
+    -9: "most often memory ran out: start again with fewer workers",
     -11: "the code that reads images has a fault: start again with 0 workers to see where",
 }
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from dino.data.views.view_spec import ViewSettings
+from dino.settings import Range
 from dino.train.config import RENAMED, PixelSettings, PretrainConfig, option
 
 
@@ -55,11 +56,11 @@ class Preview:
     """Images: whatever `dino pretrain --data` takes."""
     out: Path = Path("sheet.png")
     """The picture to write; its ending chooses the format."""
-    images: int = 4
+    images: Annotated[int, Range(low=1)] = 4
     """How many images, evenly spread over all."""
-    epoch: int = 0
+    epoch: Annotated[int, Range(low=0)] = 0
     """In which the views would be made, counted from 0."""
-    seed: int = 0
+    seed: Annotated[int, Range(low=0, below=2**63)] = 0
     """Of the run."""
     stats: Path | None = None
     """What `dino data stats` measured on the images."""

@@ -55,7 +55,7 @@ def test_what_images_are_stored_as(tmp_path: Path) -> None:
     checked = check(open_source(tmp_path), RGB)
     assert checked.bad == {}
     assert checked.stored == {
-        Stored(1, 32, True): 2,  # DICOMs too, in their own units
+        Stored(1, 32, True): 2,  # DICOMs too, in their units
         Stored(1, 1, False): 1,
         Stored(1, 8, False): 1,
         Stored(3, 8, False): 1,
@@ -85,7 +85,7 @@ def test_sources_in_memory() -> None:
     checked = check(open_source([image, Image.new("L", (9, 8)), (image + 1, 7)]), RGB)
     assert checked.stored == {Stored(3, 8, False): 2, Stored(1, 8, False): 1}
     assert checked.repeated == 1
-    demo = check(open_source("demo:test"), RGB, progress=False)
+    demo = check(open_source("demo:test"), RGB)
     assert demo.stored == {Stored(3, 8, False): len(demo.sizes)}
     wrong = check(open_source("demo:test"), PixelFormat(5))
     assert {defect for defect, _ in wrong.bad.values()} == {"misfit"}
@@ -114,9 +114,9 @@ def test_a_good_folder_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "list.csv"
     out.write_text("old")
     cli.main(["data", "check", str(tmp_path / "a"), "--out", str(out), "--workers", "0"])
-    said = capsys.readouterr().out
-    assert "usable" in said
-    assert str(out) in said.replace("\n", "")
+    printed = capsys.readouterr().out
+    assert "usable" in printed
+    assert str(out) in printed.replace("\n", "")
     assert rows(out) == []
     summary = json.loads((tmp_path / "list.json").read_text())
     assert (summary["images"], summary["usable"], summary["below_224"]) == (2, 2, 1)
@@ -136,9 +136,9 @@ def test_a_bad_file_ends_in_status_1(tmp_path: Path, capsys: pytest.CaptureFixtu
         cli.main(["data", "check", str(root), "--out", str(out), "--workers", "1"])
     assert caught.value.code == 1
     assert rows(out) == sorted(wrong.items())
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for kind in wrong.values():
-        assert kind in said
+        assert kind in printed
 
 
 def test_mistakes_end_in_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +149,10 @@ def test_mistakes_end_in_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([str(tmp_path), "--out", "list.txt"], "--out list.txt has another ending than .csv"),
         ([str(tmp_path), "--stats", str(stats)], "s.json does not exist"),
         ([str(tmp_path), "--stats", str(stats), "--channels", "5"], "leave out --channels"),
-        ([str(tmp_path), "--channels", "0"], "channels must be 1 or more"),
+        (
+            [str(tmp_path), "--channels", "0"],
+            "channels is 0: it must be",
+        ),
     ):
         with pytest.raises(SystemExit) as caught:
             cli.main(["data", "check", *words])
@@ -182,5 +185,5 @@ def test_an_index_out_of_nowhere_is_no_image_error(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="reading the first failed: KeyError"):
         check(Broken(), RGB)
-    with pytest.raises(UserError, match="channels must be 1 or more"):
+    with pytest.raises(UserError, match="channels is 0"):
         check(Broken(), PixelFormat(0))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dino import cli
-from dino.data.commands.preview import ENLARGED, NARROW, ORIGINAL, contact_sheet, make_rows
+from dino.data.commands.preview import ENLARGED, TILE, make_rows, preview_sheet
 from dino.data.images.decode import as_pixels, read_image, to_tensor
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from dino.data.loader import PretrainLoader
@@ -18,11 +18,11 @@ from dino.data.sampler import EpochSampler
 from dino.data.sources.demo import photographs
 from dino.data.sources.open import open_source
 from dino.data.views.photometric import augment
-from dino.data.views.view_spec import dino_views
+from dino.data.views.view_spec import ViewSettings
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # tyro hands over its MISSING for a string
 
-SPECS = dino_views(global_size=48, local_count=3, local_size=16)
+SPECS = ViewSettings(global_size=48, local_count=3, local_size=16).specs()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_views_are_those_of_a_run(folder: Path) -> None:
     """Of the same seed and epoch, taken from the batches that its loader makes."""
     source = open_source(folder)
-    rows, skipped = make_rows(source, SPECS, IMAGENET_MEAN, IMAGENET_STD, images=3, epoch=1, seed=7)
+    rows, skipped = make_rows(source, SPECS, images=3, epoch=1, seed=7)
     assert skipped == []
     assert [Path(row.name).stem for row in rows] == ["brick", "cell", "china"]
     sampler = EpochSampler(len(source), 2, seed=7, start_step=3, stop_step=6)
@@ -79,7 +79,7 @@ def test_captions_say_what_was_done(folder: Path) -> None:
         )
         for spec in SPECS
     ]  # fmt: skip
-    [row], _ = make_rows(open_source(folder), sure, IMAGENET_MEAN, IMAGENET_STD, images=1)
+    [row], _ = make_rows(open_source(folder), sure, images=1)
     view = row.views[0]
     top, left, height, width = view.params.box
     first, flipped, *jitter, grey, blur, solarized = view.caption()
@@ -90,10 +90,10 @@ def test_captions_say_what_was_done(folder: Path) -> None:
         *("brightness", "contrast", "hue", "saturation")
     ]
     assert f"contrast {view.params.contrast:.2f}" in jitter
-    [row], _ = make_rows(open_source(folder), never, IMAGENET_MEAN, IMAGENET_STD, images=1)
+    [row], _ = make_rows(open_source(folder), never, images=1)
     assert len(row.views[0].caption()) == 1
     five = open_source([torch.zeros(5, 60, 60, dtype=torch.uint8)], PixelFormat(5))
-    [row], _ = make_rows(five, sure, [0.5] * 5, [0.2] * 5, images=1)
+    [row], _ = make_rows(five, sure, images=1)
     words = " ".join(row.views[0].caption())
     assert "brightness" in words
     assert not any(word in words for word in ("hue", "saturation", "grey"))
@@ -108,21 +108,21 @@ def test_crops_are_drawn_where_they_were_taken(folder: Path) -> None:
         )
         for spec in SPECS
     ]  # fmt: skip
-    rows, _ = make_rows(open_source(folder), plain, IMAGENET_MEAN, IMAGENET_STD, images=2)
+    rows, _ = make_rows(open_source(folder), plain, images=2)
     for row in rows:
-        whole = as_pixels(read_image(row.name)).float()
+        full = as_pixels(read_image(row.name)).float()
         assert row.original.size == (300, 200)
         for view in row.views:
             top, left, height, width = view.params.box
-            inside = whole[:, top : top + height, left : left + width].mean(dim=(1, 2))
+            inside = full[:, top : top + height, left : left + width].mean(dim=(1, 2))
             assert to_tensor(view.picture).float().mean(dim=(1, 2)).allclose(inside, atol=3)
 
 
-def test_a_sheet_has_room_for_everything(folder: Path) -> None:
-    rows, _ = make_rows(open_source(folder), SPECS, IMAGENET_MEAN, IMAGENET_STD, images=2)
-    sheet = contact_sheet(rows, "title")
+def test_a_sheet_shows_all_views(folder: Path) -> None:
+    rows, _ = make_rows(open_source(folder), SPECS, images=2)
+    sheet = preview_sheet(rows, "title")
     assert sheet.mode == "RGB"
-    assert sheet.width >= ORIGINAL + 5 * NARROW
+    assert sheet.width >= 6 * TILE
     pixels = np.asarray(sheet)
     for edge in (pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:]):
         assert edge.min() == 255  # nothing is cut off
@@ -137,7 +137,7 @@ def test_bad_images_are_replaced_and_named(folder: Path, tmp_path: Path) -> None
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "brick.jpg").write_bytes(b"")
-    rows, skipped = make_rows(open_source(tmp_path), SPECS, IMAGENET_MEAN, IMAGENET_STD, images=3)
+    rows, skipped = make_rows(open_source(tmp_path), SPECS, images=3)
     assert {error.path for error in skipped} == {str(tmp_path / "brick.jpg")}
     assert all(not row.name.endswith("brick.jpg") for row in rows)
 
@@ -170,7 +170,6 @@ def test_the_command_writes_a_sheet(
             ["--out", "sheet.gif"],
             "--out sheet.gif has another ending than .png, .jpg, .jpeg, .webp",
         ),
-        (["--images", "0"], "a preview needs images >= 1"),
         (["--pixels.channels", "5"], "5 channels need as many means and deviations"),
         (["--stats", "nothing.json"], "nothing.json does not exist"),
         (["nonsense"], "unknown recipe 'nonsense'"),

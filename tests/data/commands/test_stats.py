@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from helpers.dicoms import dicom
 from PIL import Image
 
 from dino import cli
-from dino.data.commands.stats import SIDE, Stats, measure, read_stats
+from dino.data.commands.check import Check
+from dino.data.commands.stats import SIDE, Stats, StatsSettings, measure, read_stats
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.open import open_source
 from dino.data.views.random_streams import generator
+from dino.data.views.view_spec import ViewSettings
 from dino.files import UserError
+from dino.settings import validated
+from dino.train.cli_arguments import Preview
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # tyro hands over its MISSING for a string
 
@@ -53,11 +58,11 @@ def test_other_types_are_measured_by_their_tails(
 ) -> None:
     source = open_source(folder(tmp_path / "a", tiles), PixelFormat(5))
     stats, skipped = measure(source, PixelFormat(5), workers=workers, data="tiles")
-    seen = np.concatenate([drawn(values, index) for index, values in enumerate(tiles)], axis=1)
-    low, high = np.percentile(seen, (0.1, 99.9), axis=1)
+    sampled = np.concatenate([drawn(values, index) for index, values in enumerate(tiles)], axis=1)
+    low, high = np.percentile(sampled, (0.1, 99.9), axis=1)
     assert stats.low == pytest.approx(low.tolist())
     assert stats.high == pytest.approx(high.tolist())
-    levels = np.rint((seen - low[:, None]) / (high - low)[:, None] * 255).clip(0, 255)
+    levels = np.rint((sampled - low[:, None]) / (high - low)[:, None] * 255).clip(0, 255)
     assert stats.mean == pytest.approx((levels / 255).mean(axis=1).tolist(), abs=1e-4)
     assert stats.std == pytest.approx((levels / 255).std(axis=1).tolist(), abs=1e-4)
     assert (stats.channels, stats.images, stats.skipped, stats.data) == (5, 6, 0, "tiles")
@@ -71,8 +76,8 @@ def test_eight_bits_keep_their_range(tmp_path: Path) -> None:
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     stats, _ = measure(open_source(tmp_path), RGB)
     assert (stats.low, stats.high) == (None, None)
-    seen = [drawn(image.transpose(2, 0, 1), index) for index, image in enumerate(images)]
-    every = np.concatenate(seen, axis=1) / 255
+    sampled = [drawn(image.transpose(2, 0, 1), index) for index, image in enumerate(images)]
+    every = np.concatenate(sampled, axis=1) / 255
     assert stats.mean == pytest.approx(every.mean(axis=1).tolist())
     assert stats.std == pytest.approx(every.std(axis=1).tolist())
     narrow, _ = measure(open_source(tmp_path), RGB, range="percentile")
@@ -93,7 +98,7 @@ def test_a_range_that_is_given_is_used(tiles: list[np.ndarray], tmp_path: Path) 
     assert full.mean[0] == pytest.approx(expected, rel=0.03)
 
 
-def test_a_part_is_spread_and_bad_images_are_left_out(tmp_path: Path) -> None:
+def test_a_sample_is_spread_and_bad_images_are_left_out(tmp_path: Path) -> None:
     images = [np.full((4, 4, 2), number, np.uint16) for number in range(100)]
     source = open_source(folder(tmp_path / "a", images), PixelFormat(2))
     (tmp_path / "a" / "55.npy").write_bytes(b"")
@@ -118,7 +123,7 @@ def test_values_that_are_not_finite_do_not_count(tmp_path: Path) -> None:
     assert stats.high == pytest.approx((1,), abs=0.02)
 
 
-def test_rare_values_set_a_range_of_their_own(tmp_path: Path) -> None:
+def test_rare_values_set_the_range(tmp_path: Path) -> None:
     values = np.zeros((64, 64, 1), np.float32)
     values[0, 0] = 9
     images = [values] * 400
@@ -127,19 +132,19 @@ def test_rare_values_set_a_range_of_their_own(tmp_path: Path) -> None:
 
 
 def test_sources_that_know_levels_only() -> None:
-    class Own:
+    class Levels:
         labels = classes = None
 
         def __len__(self) -> int:
             return 3
 
         def path(self, index: int) -> str:
-            return f"own {index}"
+            return f"item {index}"
 
         def __getitem__(self, index: int) -> torch.Tensor:
             return torch.arange(12, dtype=torch.uint8).view(2, 2, 3)
 
-    stats, _ = measure(Own(), PixelFormat(2))
+    stats, _ = measure(Levels(), PixelFormat(2))
     assert stats.low is None
     assert stats.mean == pytest.approx((2.5 / 255, 8.5 / 255), rel=0.1)
 
@@ -149,10 +154,10 @@ def test_dicoms_with_windows(tmp_path: Path) -> None:
     for number in range(2):
         dicom(tmp_path / f"{number}.dcm", ramp, WindowCenter=1000, WindowWidth=100)
     windowed, _ = measure(open_source(tmp_path), PixelFormat(1))
-    assert windowed.low is None  # each file has a window of its own
-    whole, _ = measure(open_source(tmp_path), PixelFormat(1), range="percentile")
-    assert whole.low == pytest.approx((0,), abs=20)
-    assert whole.high == pytest.approx((3990,), abs=20)
+    assert windowed.low is None  # each file has a separate window
+    full, _ = measure(open_source(tmp_path), PixelFormat(1), range="percentile")
+    assert full.low == pytest.approx((0,), abs=20)
+    assert full.high == pytest.approx((3990,), abs=20)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +172,6 @@ def test_dicoms_with_windows(tmp_path: Path) -> None:
             r"00\.npy has 8 bits and .*01\.npy has not: give images of one kind, or say --range",
         ),
         ([np.zeros((4, 4, 3), np.uint8)], {}, "none of 1 images can be used, the first: .*3 chan"),
-        ([np.zeros((4, 4, 2), np.uint8)], {"images": 0}, "statistics need 1 or more images"),
     ],
 )
 def test_what_cannot_be_measured(
@@ -178,6 +182,28 @@ def test_what_cannot_be_measured(
         measure(open_source(folder(tmp_path / "a", images), two), two, **options)
     assert not isinstance(caught.value, ImageError)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        (StatsSettings(data="demo", channels=0), "channels"),
+        (StatsSettings(data="demo", page=-1), "page"),
+        (StatsSettings(data="demo", images=0), "images"),
+        (StatsSettings(data="demo", workers=-1), "workers"),
+        (StatsSettings(data="demo", low=(math.nan,), high=(1.0,)), "low"),
+        (Check(data="demo", channels=0), "channels"),
+        (Check(data="demo", page=-1), "page"),
+        (Check(data="demo", workers=1001), "workers"),
+        (Preview(data="demo", images=0), "images"),
+        (Preview(data="demo", epoch=-1), "epoch"),
+        (Preview(data="demo", seed=-1), "seed"),
+        (Preview(data="demo", views=ViewSettings(local_size=0)), "views.local_size"),
+    ],
+)
+def test_settings_of_data_commands_have_ranges(settings: Any, field: str) -> None:
+    with pytest.raises(UserError, match=rf"^{field} is .*: it must be"):
+        validated(settings)
 
 
 # ---------------------------------------------------------------------------------- files
@@ -194,9 +220,9 @@ def test_the_command_writes_what_stats_takes(
     (data / "00.npy").write_bytes(b"no")
     words = ["data", "stats", str(data), "--channels", "5", "--out", str(out), "--workers", "0"]
     cli.main(words)
-    said = capsys.readouterr().out
-    assert "channel" in said
-    assert "1 images could not be used (1 not an image), the first: " in said
+    printed = capsys.readouterr().out
+    assert "channel" in printed
+    assert "1 images could not be used (1 not an image), the first: " in printed
     content = json.loads(out.read_text())
     assert list(content) == [
         *("channels", "page", "low", "high", "mean", "std", "images", "skipped", "data")
@@ -214,11 +240,11 @@ def test_files_of_statistics(tmp_path: Path) -> None:
     assert read_stats(path) == STATS
     good = asdict(STATS)
     for wrong, sentence in (
-        ({**good, "gamma": 1}, "was not written by 'dino data stats': see its gamma"),
-        ({k: v for k, v in good.items() if k != "std"}, "see its std"),
-        ([], "was not written by 'dino data stats'"),
-        ({**good, "mean": [0.5]}, "was changed: measure anew"),
-        ({**good, "mean": None}, "was changed: measure anew"),
+        ({**good, "gamma": 1}, "s.json is damaged .an object with the keys channels, data"),
+        ({k: v for k, v in good.items() if k != "std"}, "missing 1 required .*std"),
+        ([], "an object with the keys"),
+        ({**good, "std": [0.1, 0]}, "std is .*numbers above 0"),
+        ({**good, "mean": None}, "mean is None: it must be numbers"),
         ({**good, "low": [0.0, 9.0]}, "low must lie below high"),
     ):
         path.write_text(json.dumps(wrong))

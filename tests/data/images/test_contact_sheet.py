@@ -1,4 +1,4 @@
-"""Contact sheets: every picture at its place, whole and not enlarged, captions inside."""
+"""Contact sheets: pictures complete, not enlarged and at their places, captions inside."""
 
 from __future__ import annotations
 

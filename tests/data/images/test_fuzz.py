@@ -40,7 +40,7 @@ FORMATS = (
 
 
 @lru_cache(maxsize=1)
-def whole() -> dict[str, bytes]:
+def intact() -> dict[str, bytes]:
     """One small file of each kind, by what it is."""
     ramp = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
     picture, word = Image.fromarray(ramp), np.arange(24 * 20, dtype=np.uint16).reshape(24, 20) * 99
@@ -109,7 +109,7 @@ def _flip(content: bytes, place: int, junk: bytes) -> bytes:
 
 
 def _splice(content: bytes, place: int, junk: bytes) -> bytes:
-    other = list(whole().values())[junk[0] % len(whole())]
+    other = list(intact().values())[junk[0] % len(intact())]
     return content[:place] + other[place:]
 
 
@@ -125,7 +125,7 @@ JUNK = st.one_of(
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
     """A file of some kind after one to four mishaps, most of them near its start."""
-    content = whole()[draw(st.sampled_from(sorted(whole())))]
+    content = intact()[draw(st.sampled_from(sorted(intact())))]
     for _ in range(draw(st.integers(1, 4))):
         reach = draw(st.sampled_from([len(content), min(len(content), 200)]))
         place = draw(st.integers(0, max(0, reach - 1)))
@@ -172,8 +172,8 @@ def survive(content: bytes, pixels: PixelFormat) -> bool:
     return usable
 
 
-def test_whole_files_are_images() -> None:
-    for name, content in whole().items():
+def test_intact_files_are_images() -> None:
+    for name, content in intact().items():
         assert any(survive(content, pixels) for pixels in FORMATS), name
 
 
@@ -191,7 +191,7 @@ def test_random_bytes_are_image_errors(content: bytes, start: bytes) -> None:
 def test_a_worker_survives_them_all(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(120):
-        content = list(whole().values())[number % len(whole())]
+        content = list(intact().values())[number % len(intact())]
         for _ in range(1 + number % 3):
             damage = DAMAGES[random.integers(len(DAMAGES))]
             content = damage(content, int(random.integers(len(content) + 1)), random.bytes(4))

@@ -21,7 +21,7 @@ from dino.data.sampler import EpochSampler
 from dino.data.sources.demo import photographs
 from dino.data.sources.open import open_source
 from dino.data.views.random_streams import draw_views, generator
-from dino.data.views.view_spec import ViewSpec, dino_views, expand
+from dino.data.views.view_spec import ViewSettings, ViewSpec, expand
 
 RETINA = Path(skimage.data.__file__).parent / "retina.jpg"  # 1411 x 1411 pixels
 NAMES = ("china", "flower", "hubble", "rocket", "astronaut", "coffee", "ihc", "motorcycle")
@@ -30,16 +30,16 @@ NAMES = ("china", "flower", "hubble", "rocket", "astronaut", "coffee", "ihc", "m
 @pytest.fixture(scope="module")
 def jpegs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Photographs of 400 to 1411 pixels, as cameras store them."""
-    folder, whole = tmp_path_factory.mktemp("large"), photographs()
+    folder, full = tmp_path_factory.mktemp("large"), photographs()
     for place, name in enumerate(NAMES):
         quality, subsampling = ((95, 0), (88, 2))[place % 2]
-        whole[name].save(folder / f"{name}.jpg", quality=quality, subsampling=subsampling)
+        full[name].save(folder / f"{name}.jpg", quality=quality, subsampling=subsampling)
     (folder / "retina.jpg").write_bytes(RETINA.read_bytes())
     return sorted(folder.iterdir())
 
 
 def views(global_size: int, local_size: int) -> tuple[ViewSpec, ...]:
-    return dino_views(global_size=global_size, local_count=4, local_size=local_size)
+    return ViewSettings(global_size=global_size, local_count=4, local_size=local_size).specs()
 
 
 # ---------------------------------------------------------------------------------- when
@@ -74,8 +74,8 @@ def test_a_reduced_box_lies_in_the_reduced_image(
     box = reduced_box((top, left, rows, columns), factor, *small)
     assert 0 <= box[0] <= small[0] - box[2]
     assert 0 <= box[1] <= small[1] - box[3]
-    for place, whole in zip(box, (top, left, rows, columns), strict=True):
-        assert abs(factor * place - whole) <= factor or place == 1
+    for place, full in zip(box, (top, left, rows, columns), strict=True):
+        assert abs(factor * place - full) <= factor or place == 1
 
 
 # ---------------------------------------------------------------------------------- how far off
@@ -85,28 +85,28 @@ def decoded(path: Path, factor: int) -> tuple[torch.Tensor, tuple[int, int]]:
         return as_pixels(image.decode(factor)), image.size
 
 
-def test_views_are_those_of_the_whole_image(jpegs: list[Path]) -> None:
+def test_views_are_those_of_the_full_image(jpegs: list[Path]) -> None:
     """Within 1.2 levels on average of every view, and 0.7 on average of all views."""
     differences: dict[int, list[float]] = {2: [], 4: [], 8: []}
     for index, path in enumerate(jpegs):
-        whole = as_pixels(read_image(path))
+        full = as_pixels(read_image(path))
         for global_size, local_size in ((96, 36), (64, 24), (32, 12), (16, 6)):
             for epoch in range(3):
                 specs = views(global_size, local_size)
-                drawn = draw_views(specs, *whole.shape[1:], generator(0, epoch, index))
+                drawn = draw_views(specs, *full.shape[1:], generator(0, epoch, index))
                 sizes = [spec.size for spec in expand(specs)]
                 factor = reduction([view.box for view in drawn], sizes)
                 if factor == 1:
                     continue
                 small, _ = decoded(path, factor)
-                shape = [-(-length // factor) for length in whole.shape[1:]]
+                shape = [-(-length // factor) for length in full.shape[1:]]
                 assert list(small.shape[1:]) == shape
                 for view, size in zip(drawn, sizes, strict=True):
                     box = reduced_box(view.box, factor, *small.shape[1:])
                     ours = crop_resize(small, box, size, False)
-                    # Against the same pixels: whole pixels of the smaller image.
+                    # Against the same pixels: full pixels of the smaller image.
                     top, left, height, width = (factor * length for length in box)
-                    same = whole[:, top : top + height, left : left + width]
+                    same = full[:, top : top + height, left : left + width]
                     theirs = crop_resize(same, (0, 0, *same.shape[1:]), size, False)
                     difference = (ours.int() - theirs.int()).abs().float().mean().item()
                     differences[factor].append(difference)
@@ -117,7 +117,7 @@ def test_views_are_those_of_the_whole_image(jpegs: list[Path]) -> None:
 
 
 def test_the_place_of_a_crop_moves_by_less_than_a_pixel_of_the_view(jpegs: list[Path]) -> None:
-    """The box is that of the whole image to half a reduced pixel, a quarter of one of the view."""
+    """The box is that of the full image to half a reduced pixel, a quarter of one of the view."""
     for index in range(200):
         specs = views(32, 12)
         drawn = draw_views(specs, 900, 937, generator(1, 0, index))
@@ -154,7 +154,7 @@ def test_only_jpegs_are_decoded_smaller(tmp_path: Path) -> None:
         assert (small.shape, size) == ((3, 272, 400), (272, 400))
 
 
-def test_one_is_the_whole_image(jpegs: list[Path]) -> None:
+def test_factor_one_decodes_the_full_image(jpegs: list[Path]) -> None:
     assert torch.equal(decoded(jpegs[0], 1)[0], as_pixels(read_image(jpegs[0])))
 
 
@@ -192,10 +192,10 @@ def test_every_source_of_files_gives_the_same_views(
     assert_equal(batches(tmp_path / "a.tar", workers=1), folder)
 
 
-def test_a_source_that_decodes_whole_images_gives_nearly_the_same(jpegs: list[Path]) -> None:
-    whole = batches([as_pixels(read_image(path)) for path in jpegs])
+def test_a_source_that_decodes_full_images_gives_nearly_the_same(jpegs: list[Path]) -> None:
+    full = batches([as_pixels(read_image(path)) for path in jpegs])
     differ = []
-    for one, two in zip(batches(jpegs[0].parent), whole, strict=True):
+    for one, two in zip(batches(jpegs[0].parent), full, strict=True):
         assert torch.equal(one.index, two.index)
         for group, other in zip(one.groups, two.groups, strict=True):
             assert torch.equal(group.params, other.params)

@@ -59,7 +59,7 @@ def test_nothing_is_printed_and_the_defect_says_why(
         ("d.tif", no_page()),
     ):
         (tmp_path / name).write_bytes(content)
-    checked = check(open_source(tmp_path), RGB, workers=1, progress=False)
+    checked = check(open_source(tmp_path), RGB, workers=1)
     captured = capfd.readouterr()
     assert captured.err + captured.out == ""
     reasons = {Path(path).name: reason for path, (_, reason) in checked.bad.items()}

@@ -17,7 +17,7 @@ from dino.data.sources import parquet
 from dino.data.sources.lists import FileList
 from dino.data.sources.open import Source, open_source
 from dino.data.sources.parquet import ParquetImages
-from dino.data.views.view_spec import dino_views
+from dino.data.views.view_spec import ViewSettings
 from dino.files import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -63,7 +63,7 @@ def test_views_do_not_depend_on_workers(root: Path, tmp_path: Path) -> None:
 
     def views(source: Source, workers: int) -> list[torch.Tensor]:
         sampler = EpochSampler(COUNT, 4, 5, stop_step=4, blocks=source.blocks)
-        specs = dino_views(global_size=12, local_count=1, local_size=8)
+        specs = ViewSettings(global_size=12, local_count=1, local_size=8).specs()
         return [b.groups[0].images for b in PretrainLoader(source, specs, sampler, 5, 3, workers)]
 
     for one, two in zip(views(source, 0), views(open_source(root), 0), strict=True):

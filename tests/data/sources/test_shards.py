@@ -19,21 +19,21 @@ from torch import Tensor
 
 from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError
-from dino.data.loader import Batch, PretrainLoader, _Views
+from dino.data.loader import Batch, PretrainLoader, ViewDataset
 from dino.data.sampler import EpochSampler
 from dino.data.sources import byte_ranges as blobs
 from dino.data.sources import shard_index
 from dino.data.sources.open import Source, open_source
 from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.views.random_streams import WINDOW, epoch_order
-from dino.data.views.view_spec import dino_views
+from dino.data.views.view_spec import ViewSettings
 from dino.files import UserError
 from dino.runtime import Ranks
 
 fsspec = pytest.importorskip("fsspec")
 webdataset = pytest.importorskip("webdataset")
 
-SPECS = dino_views(global_size=12, local_count=1, local_size=8)
+SPECS = ViewSettings(global_size=12, local_count=1, local_size=8).specs()
 COUNT, BATCH, STEPS = 20, 4, 12  # five steps an epoch
 
 
@@ -549,7 +549,7 @@ def test_the_order_of_shards_is_that_of_their_blocks(many: str) -> None:
 
 
 def test_what_a_worker_gets_can_be_sent_to_a_new_process(many: str) -> None:
-    views = pickle.dumps(_Views(open_source(many), SPECS, seed=0))
+    views = pickle.dumps(ViewDataset(open_source(many), SPECS, seed=0))
     blobs._local_file.cache_clear()
     assert pickle.loads(views).__getitems__([(0, 3)]).groups[0].images.shape == (2, 1, 3, 12, 12)
 

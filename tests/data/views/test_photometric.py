@@ -22,7 +22,7 @@ from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.views import photometric
 from dino.data.views.photometric import augment, normalize
 from dino.data.views.random_streams import draw_views, generator
-from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC, dino_views
+from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC, ViewSettings
 
 BOUND = 1.5  # levels of 255, mean absolute difference
 NEUTRAL = {
@@ -121,7 +121,7 @@ def test_solarize_takes_what_would_round_to_the_threshold() -> None:
 
 
 def twin_of(view: dict[str, float]) -> Callable[[Image.Image], Image.Image]:
-    """The whole chain as the reference composes it on a PIL image."""
+    """The full chain as the reference composes it on a PIL image."""
 
     def run(picture: Image.Image) -> Image.Image:
         for place in ("first", "second", "third", "fourth"):
@@ -137,12 +137,12 @@ def twin_of(view: dict[str, float]) -> Callable[[Image.Image], Image.Image]:
     return run
 
 
-def test_whole_chains_in_random_orders(pictures: list[Image.Image]) -> None:
+def test_full_chains_in_random_orders(pictures: list[Image.Image]) -> None:
     """All parameters as training draws them: 40 images, among them every kind of wish."""
     views = [
         dict(zip(PHOTOMETRIC, view.row(), strict=True))
         for index in range(10)
-        for view in draw_views(dino_views(local_count=2), 96, 96, generator(0, 0, index))
+        for view in draw_views(ViewSettings(local_count=2).specs(), 96, 96, generator(0, 0, index))
     ]
     chosen = [pictures[index % (len(pictures) - 1)] for index in range(len(views))]
     params = torch.tensor([list(view.values()) for view in views])
@@ -173,7 +173,9 @@ def drawn(count: int) -> Tensor:
         [
             view.row()
             for index in range(count)
-            for view in draw_views(dino_views(local_count=0), 96, 96, generator(1, 0, index))
+            for view in draw_views(
+                ViewSettings(local_count=0).specs(), 96, 96, generator(1, 0, index)
+            )
         ]
     )
 
@@ -283,7 +285,7 @@ def test_normalize_is_torchvisions(pictures: list[Image.Image]) -> None:
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_the_result_comes_in_the_type_asked_for(pictures: list[Image.Image]) -> None:
+def test_the_result_comes_in_the_requested_type(pictures: list[Image.Image]) -> None:
     images, params = stacked(pictures), rows(len(pictures), sigma=1.0)
     exact = augment(images, params, IMAGENET_MEAN, IMAGENET_STD)
     coarse = augment(images, params, IMAGENET_MEAN, IMAGENET_STD, dtype=torch.bfloat16)

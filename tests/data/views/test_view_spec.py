@@ -15,8 +15,8 @@ from dino.data.views.random_streams import ViewParams, crop_box, draw_views, epo
 from dino.data.views.view_spec import (
     NEVER_SOLARIZE,
     PHOTOMETRIC,
+    ViewSettings,
     ViewSpec,
-    dino_views,
     expand,
     view_groups,
 )
@@ -31,7 +31,7 @@ def drawn(spec: ViewSpec, height: int = 120, width: int = 160, images: int = 300
 
 # ---------------------------------------------------------------------------------- the paper's
 def test_the_views_of_the_paper() -> None:
-    first, second, local = dino_views()
+    first, second, local = ViewSettings().specs()
     assert (first.size, first.scale, first.blur, first.solarize) == (224, (0.25, 1.0), 1.0, 0.0)
     assert (second.size, second.scale, second.blur, second.solarize) == (224, (0.25, 1), 0.1, 0.2)
     assert (local.size, local.scale, local.blur, local.solarize) == (96, (0.05, 0.25), 0.5, 0.0)
@@ -44,7 +44,7 @@ def test_the_views_of_the_paper() -> None:
 
 
 def test_no_local_views_leave_the_two_globals() -> None:
-    assert [spec.name for spec in dino_views(local_count=0)] == ["global1", "global2"]
+    assert [spec.name for spec in ViewSettings(local_count=0).specs()] == ["global1", "global2"]
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_no_local_views_leave_the_two_globals() -> None:
     ],
 )
 def test_a_wrong_value_is_refused_by_name(field: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"{field} of the view 'plain'"):
+    with pytest.raises(UserError, match=rf"plain\.{field} is"):
         replace(PLAIN, **{field: value})
 
 
 def test_groups_are_the_globals_and_runs_of_equal_size() -> None:
-    assert view_groups(dino_views(local_count=3)) == [range(2), range(2, 5)]
-    assert view_groups(dino_views(local_count=0)) == [range(2)]
-    same_size = dino_views(global_size=64, local_size=64, local_count=2)
+    assert view_groups(ViewSettings(local_count=3).specs()) == [range(2), range(2, 5)]
+    assert view_groups(ViewSettings(local_count=0).specs()) == [range(2)]
+    same_size = ViewSettings(global_size=64, local_size=64, local_count=2).specs()
     assert view_groups(same_size) == [range(2), range(2, 4)]
-    more = (*dino_views(local_count=2), replace(PLAIN, count=2), replace(PLAIN, size=96))
+    more = (*ViewSettings(local_count=2).specs(), replace(PLAIN, count=2), replace(PLAIN, size=96))
     assert view_groups(more) == [range(2), range(2, 4), range(4, 6), range(6, 7)]
 
 
@@ -89,7 +89,7 @@ def test_groups_need_two_globals_of_one_size() -> None:
 
 # ---------------------------------------------------------------------------------- randomness
 def test_a_view_depends_on_seed_epoch_and_index_alone() -> None:
-    specs = dino_views()
+    specs = ViewSettings().specs()
 
     def views(seed: int, epoch: int, index: int) -> list[ViewParams]:
         return draw_views(specs, 90, 120, generator(seed, epoch, index))
@@ -101,8 +101,8 @@ def test_a_view_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 def test_later_views_and_other_probabilities_do_not_disturb_a_view() -> None:
-    few = draw_views(dino_views(local_count=1), 90, 120, generator(0, 0, 0))
-    many = draw_views(dino_views(local_count=9), 90, 120, generator(0, 0, 0))
+    few = draw_views(ViewSettings(local_count=1).specs(), 90, 120, generator(0, 0, 0))
+    many = draw_views(ViewSettings(local_count=9).specs(), 90, 120, generator(0, 0, 0))
     assert many[:3] == few
     quiet = replace(PLAIN, blur=0.0, jitter=0.0)
     loud = replace(PLAIN, blur=1.0, jitter=1.0)
@@ -253,7 +253,7 @@ def test_a_row_holds_every_photometric_number_under_its_name() -> None:
 
 
 def test_views_come_in_the_order_of_their_specs() -> None:
-    specs = dino_views(local_count=4)
+    specs = ViewSettings(local_count=4).specs()
     assert [spec.name for spec in expand(specs)] == ["global1", "global2", *["local"] * 4]
     views = draw_views(specs, 100, 100, generator(0, 0, 0))
     shares = [view.box[2] * view.box[3] / 100**2 for view in views]

@@ -6,29 +6,29 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
+from jaxtyping import Int64
 from rich.table import Table
+from torch import Tensor
 
 from dino.data.commands.stats import read_stats
 from dino.data.images.bit_depth import Stored
-from dino.data.images.decode import as_pixels
-from dino.data.images.image_errors import ImageError, write_list
+from dino.data.images.image_errors import count_each, write_list
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.loader import evaluation_loader, opened
+from dino.data.loader import decoded, image_batches
 from dino.data.sources.open import Source, open_source
 from dino.files import UserError, atomic_json, check_output
 from dino.progress import Console, bar
-from dino.runtime import cores
+from dino.settings import Range
 
 SMALL = 224
 """Pixels on the shorter side below which the global views of most recipes enlarge an image."""
-
-_HASH, _WORD = 12, 3  # bytes; a word is exact in single precision
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Checked:
     """What the images of a source are like.
 
     Attributes:
-        images: all of them.
+        images: number of all of them.
         bad: defect and reason of each that cannot be used, by its path.
         sizes: (height, width) of each that can, upright.
         stored: how many are stored as what, the most frequent first.
@@ -54,8 +54,7 @@ class Checked:
     @property
     def defects(self) -> dict[str, int]:
         """How many have which defect, the most frequent first."""
-        counts = Counter(defect for defect, _ in self.bad.values())
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return count_each(defect for defect, _ in self.bad.values())
 
     def summary(self) -> dict[str, Any]:
         """All of it but the list, as JSON."""
@@ -79,59 +78,37 @@ def _extremes(ordered: Sequence[int]) -> list[int]:
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else []
 
 
-def check(
-    source: Source, pixels: PixelFormat, *, workers: int = 0, progress: bool = True
-) -> Checked:
-    """Read every image of a source as training would, but never smaller than it is.
-
-    Args:
-        source: the images.
-        pixels: channels and range expected.
-        workers: processes that read.
-        progress: show a bar on a terminal.
-    """
+def check(source: Source, pixels: PixelFormat, *, workers: int | None = 0) -> Checked:
+    """Read every image of a source as training would, but never smaller than it is."""
     bad: dict[str, tuple[str, str]] = {}
     sizes: list[tuple[int, int]] = []
     stored: Counter[Stored] = Counter()
-    hashes: set[tuple[float, ...]] = set()
-    with bar("images", len(source), shown=progress) as advance:
-        for part in evaluation_loader(_Facts(source, pixels), torch.from_numpy, 16, workers):
-            advance(len(part.index) + len(part.skipped))
-            bad |= {error.path: (error.defect, error.reason) for error in part.skipped}
-            for height, width, channels, bits, floating, *words in part.images.flatten(1).tolist():
-                sizes.append((int(height), int(width)))
-                stored[Stored(int(channels), int(bits), floating > 0)] += 1
+    hashes: set[tuple[int, ...]] = set()
+    read = partial(_facts, channels=pixels.channels)
+    with bar("images", len(source)) as advance:
+        for batch in image_batches(source, read, workers=workers):
+            advance(len(batch.index) + len(batch.skipped))
+            bad |= {error.path: (error.defect, error.reason) for error in batch.skipped}
+            for height, width, channels, bits, floating, *words in batch.images.flatten(1).tolist():
+                sizes.append((height, width))
+                stored[Stored(channels, bits, bool(floating))] += 1
                 hashes.add(tuple(words))
-    kinds, repeated = dict(stored.most_common()), len(sizes) - len(hashes)
-    left_out = source.left_out
-    return Checked(len(source), bad, sizes, kinds, repeated, left_out)
+    repeated = len(sizes) - len(hashes)
+    return Checked(len(source), bad, sizes, dict(stored.most_common()), repeated, source.left_out)
 
 
-class _Facts(Source):
-    """Each image as a few numbers [9, 1, 1]: itself a `Source`.
+def _facts(source: Source, index: int, channels: int) -> Int64[Tensor, "7 1 1"]:
+    """Height, width, what an image is stored as (`Stored`), and two words of a hash of its pixels.
 
-    Height, width, what it is stored as (`Stored`), and four words of a hash of its pixels.
+    Raises:
+        ImageError: for another number of channels.
     """
-
-    def __init__(self, source: Source, pixels: PixelFormat) -> None:
-        self.source, self.pixels = source, pixels
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def path(self, index: int) -> str:
-        return self.source.path(index)
-
-    def __getitem__(self, index: int) -> Any:
-        with opened(self.source, index) as image:
-            stored, sample = image.stored, image.decode()
-        levels = as_pixels(sample).contiguous().numpy(force=True)
-        if len(levels) != self.pixels.channels:
-            reason = f"it has {len(levels)} channels, not {self.pixels.channels}"
-            raise ImageError(self.path(index), reason, "misfit")
-        digest = hashlib.blake2b(levels.tobytes(), digest_size=_HASH, salt=b"%d" % levels.shape[2])
-        words = np.frombuffer(digest.digest(), np.uint8).reshape(-1, _WORD) @ (1, 2**8, 2**16)
-        return np.array((*levels.shape[1:], *stored, *words), np.float32)[:, None, None]
+    with source.open(index) as image:
+        stored = image.stored
+        levels = decoded(image, source.path(index), channels).contiguous().numpy(force=True)
+    digest = hashlib.blake2b(levels.data, digest_size=16, salt=b"%d" % levels.shape[2]).digest()
+    facts = (*levels.shape[1:], *stored, *np.frombuffer(digest, np.int64))
+    return torch.tensor(facts, dtype=torch.int64)[:, None, None]
 
 
 # ---------------------------------------------------------------------------------- command
@@ -141,13 +118,13 @@ class Check:
 
     data: tyro.conf.Positional[str]
     """Images: whatever `dino pretrain --data` takes."""
-    channels: int | None = None
+    channels: Annotated[int, Range(low=1)] | None = None
     """C that they must have; by default 3."""
-    page: int | None = None
+    page: Annotated[int, Range(low=0)] | None = None
     """Page of multi-page TIFFs, frame of DICOMs; by default 0, the first."""
     stats: Path | None = None
     """Channels, page and range of values from this file of `dino data stats` instead."""
-    workers: int | None = None
+    workers: Annotated[int, Range(low=0, high=1000)] | None = None
     """Processes that read images; by default the cores there are, at most 16."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("check.csv")
     """The list: path, defect and reason of each; a summary goes beside it as JSON."""
@@ -157,32 +134,25 @@ def run(settings: Check) -> Checked:
     """`dino data check`: tables of defects and of what was found, and the path of the list.
 
     Raises:
-        UserError: for data that are not there, or settings that contradict one another.
+        UserError: for data that do not exist, or settings that contradict one another.
     """
     check_output(settings.out, (".csv",), siblings=(".json",))
-    pixels = _wanted(settings)
-    checked = check(
-        open_source(settings.data, pixels),
-        pixels,
-        workers=min(16, cores()) if settings.workers is None else settings.workers,
-    )
+    if settings.stats is None:
+        channels = 3 if settings.channels is None else settings.channels
+        pixels = PixelFormat(channels, settings.page or 0)
+    elif (settings.channels, settings.page) != (None, None):
+        raise UserError("--stats says channels and page: leave out --channels and --page")
+    else:
+        pixels = read_stats(settings.stats).format
+    checked = check(open_source(settings.data, pixels), pixels, workers=settings.workers)
     write_list(settings.out, checked.bad)
     summary = checked.summary()
     about = {"data": settings.data, "pixels": asdict(pixels)}
     atomic_json(settings.out.with_suffix(".json"), {**summary, **about})
     console = Console()
     console.print(_table(checked, summary))
-    console.print(f"{settings.out}", highlight=False, soft_wrap=True)
+    console.print(f"{settings.out}", soft_wrap=True)
     return checked
-
-
-def _wanted(settings: Check) -> PixelFormat:
-    if settings.stats is None:
-        channels = 3 if settings.channels is None else settings.channels
-        return PixelFormat(channels, settings.page or 0)
-    if (settings.channels, settings.page) != (None, None):
-        raise UserError("--stats says channels and page: leave out --channels and --page")
-    return read_stats(settings.stats).format
 
 
 def _table(checked: Checked, summary: dict[str, Any]) -> Table:

@@ -3,30 +3,32 @@
 A sample of the images, evenly spread, gives a sample of pixels each. All random numbers are keyed
 by the image's index, so that the result depends neither on workers nor on their order.
 
-Shapes: C channels, G side of the sample of one image, N images.
+Shapes: C channels, G side of the sample of one image, N sampled pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64
 from rich.table import Table
+from torch import Tensor
 
 from dino.data.images.image_errors import ImageError, count_defects
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.loader import evaluation_loader, opened
+from dino.data.loader import image_batches
 from dino.data.sampler import spread
 from dino.data.sources.open import Source, open_source
 from dino.data.views.random_streams import generator
 from dino.files import UserError, atomic_json, check_output, read_json
 from dino.progress import Console, bar
-from dino.runtime import cores
+from dino.settings import Range, parsed
 
 SIDE = 32
 """G: of each image G x G pixels are drawn, with replacement."""
@@ -34,69 +36,44 @@ SIDE = 32
 TAILS = (0.1, 99.9)
 """Percentiles of the values that become 0 and 255 where their type sets no range."""
 
-Range: TypeAlias = Literal["auto", "full", "percentile"]
+RangeChoice: TypeAlias = Literal["auto", "full", "percentile"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stats:
-    """What was measured on the images of a source: a file of it is what `--stats` takes.
+class Stats(PixelFormat):
+    """The pixel format of a source with its moments: a file of it is what `--stats` takes.
 
     Attributes:
-        channels: C.
-        page: of multi-page files.
-        low: value of each channel that becomes 0; None for what the type offers.
-        high: value of each channel that becomes 255.
-        mean: of each channel, of pixels in 0..1 after that.
+        mean: of each channel, of levels in 0..1.
         std: of each channel.
-        images: that were read.
-        skipped: that could not be used.
+        images: number of images that were read.
+        skipped: number of images that could not be used.
         data: where they came from.
     """
 
-    channels: int
-    page: int
-    low: tuple[float, ...] | None
-    high: tuple[float, ...] | None
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: Annotated[tuple[float, ...], Range(above=0)]
     images: int
     skipped: int
     data: str
 
     @property
     def format(self) -> PixelFormat:
-        """What to expect of an image."""
+        """The pixel format alone."""
         return PixelFormat(self.channels, self.page, self.low, self.high)
 
     def settings(self) -> dict[str, Any]:
-        """The part that is a setting of a run: `dino.train.config.PixelSettings`."""
-        names = ("channels", "page", "low", "high", "mean", "std")
-        return {name: getattr(self, name) for name in names}
+        """The values of `dino.train.config.PixelSettings`."""
+        return {**asdict(self.format), "mean": self.mean, "std": self.std}
 
 
 def read_stats(path: str | Path) -> Stats:
     """The file that `dino data stats` wrote.
 
     Raises:
-        UserError: if it is missing or another file, naming what it lacks or has beyond.
+        UserError: if it is missing or another file, naming what does not fit.
     """
-    content = read_json(path)
-    names = {field.name for field in fields(Stats)}
-    wrong = names ^ content.keys() if isinstance(content, dict) else names
-    if wrong:
-        raise UserError(
-            f"{path} was not written by 'dino data stats': see its {', '.join(sorted(wrong))}"
-        )
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-    stats = Stats(**values)
-    try:
-        _ = stats.format
-        fits = stats.channels == len(stats.mean) == len(stats.std)
-    except TypeError:
-        fits = False
-    if not fits:
-        raise UserError(f"{path} was changed: measure anew with 'dino data stats'")
-    return stats
+    return parsed(Stats, read_json(path), path)
 
 
 # ---------------------------------------------------------------------------------- measuring
@@ -105,93 +82,78 @@ def measure(
     pixels: PixelFormat,
     *,
     images: int = 2000,
-    range: Range = "auto",
-    workers: int = 0,
-    progress: bool = True,
+    range: RangeChoice = "auto",
+    workers: int | None = 0,
     data: str = "",
 ) -> tuple[Stats, list[ImageError]]:
-    """Range, mean and standard deviation of each channel of a source.
+    """Range, mean and standard deviation of each channel of at most `images` images, evenly spread.
 
-    Args:
-        source: the images.
-        pixels: channels and page; its range, if it has one, is used as it is.
-        images: at most so many are read, evenly spread over the source.
-        range: "full" takes what the type of the values offers (of floats, what each image has),
-            "percentile" the `TAILS` of the sampled values; "auto" is "full" if all images have 8
-            bits and "percentile" otherwise.
-        workers: processes that read images.
-        progress: show a bar on a terminal.
-        data: what to call the source in the result.
+    The range is that of `pixels` if it has one. Else, "full" takes what the type of the values
+    offers (of floats, what each image has), "percentile" the `TAILS` of the sampled values; "auto"
+    is "full" if all images have 8 bits and "percentile" otherwise. `data` names the source.
 
     Returns:
-        What was measured, and the images that could not be used.
+        The statistics, and the images that could not be used.
 
     Raises:
         UserError: if no image can be used, 8 bits and others are mixed, or a channel is constant.
     """
-    if images < 1:
-        raise UserError(f"statistics need 1 or more images, not {images}")
     # With any range given, a DICOM's window is not applied.
-    reading = PixelFormat(pixels.channels, pixels.page, (0.0,), (1.0,))
-    sampled = _Sampled(
-        source, pixels, reading if range == "percentile" else pixels, spread(len(source), images)
-    )
-    values: list[Float64[np.ndarray, "C N"]] = []
-    levels: list[UInt8[np.ndarray, "C N"]] = []
-    deep: list[bool] = []
-    names: list[str] = []
+    no_window = PixelFormat(pixels.channels, pixels.page, (0.0,), (1.0,))
+    source = open_source(source, no_window if range == "percentile" else pixels)
+    read, indices = partial(_pixel_sample, pixels=pixels), spread(len(source), images)
     skipped: list[ImageError] = []
-    with bar("statistics", len(sampled), shown=progress) as advance:
-        for part in evaluation_loader(sampled, torch.from_numpy, 16, workers):
-            skipped += part.skipped
-            advance(len(part.index) + len(part.skipped))
-            for index, rows in zip(part.index.tolist(), part.images.numpy(), strict=True):
-                names.append(sampled.path(index))
-                deep.append(bool(rows[-1].any()))
-                stored, made = np.split(rows[:-1].reshape(2 * pixels.channels, -1), 2)
-                values.append(stored)
-                levels.append(made.astype(np.uint8))
-    if not values:
-        raise UserError(f"none of {len(sampled):,} images can be used, the first: {skipped[0]}")
-    chosen = pixels
-    if pixels.low is None and (range == "percentile" or (range == "auto" and any(deep))):
-        if not all(deep) and range == "auto":
+    names: list[str] = []
+    samples: list[Tensor] = []
+    with bar("statistics", len(indices)) as advance:
+        for batch in image_batches(source, read, workers=workers, indices=indices):
+            advance(len(batch.index) + len(batch.skipped))
+            skipped += batch.skipped
+            names += map(source.path, batch.index.tolist())
+            samples += batch.images.flatten(2)
+    if not names:
+        raise UserError(f"none of {len(indices):,} images can be used, the first: {skipped[0]}")
+    values, levels, (deep,) = np.split(
+        torch.cat(samples, dim=1).numpy(), [pixels.channels, 2 * pixels.channels]
+    )
+    deep = deep[:: SIDE**2].astype(bool)
+    if pixels.low is None and (range == "percentile" or (range == "auto" and deep.any())):
+        if not deep.all() and range == "auto":
             raise UserError(
-                f"{names[deep.index(False)]} has 8 bits and {names[deep.index(True)]} has not: "
+                f"{names[deep.argmin()]} has 8 bits and {names[deep.argmax()]} has not: "
                 "give images of one kind, or say --range full or --range percentile"
             )
-        low, high = _bounds(np.concatenate(values, axis=1))
-        chosen = PixelFormat(pixels.channels, pixels.page, low, high)
-        levels = [chosen.levels(part[:, None]).squeeze(1) for part in values]
-    mean, std = _moments(np.concatenate(levels, axis=1))
-    result = Stats(
-        **asdict(chosen), mean=mean, std=std, images=len(values), skipped=len(skipped), data=data
-    )
-    return result, skipped
-
-
-def _bounds(values: Float64[np.ndarray, "C N"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The tails of each channel's finite values; its full range where the tails meet."""
-    bounds = []
-    for number, channel in enumerate(values):
-        finite = channel[np.isfinite(channel)]
-        if finite.size == 0:
-            raise UserError(f"channel {number} has no finite value: leave it out")
-        low, high = np.percentile(finite, TAILS).tolist()
-        bounds.append((low, high) if low < high else (float(finite.min()), float(finite.max())))
-        _vary(number, *bounds[-1])
-    lows, highs = zip(*bounds, strict=True)
-    return lows, highs
-
-
-def _moments(levels: UInt8[np.ndarray, "C N"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        bounds = [_bounds(number, channel) for number, channel in enumerate(values)]
+        low, high = zip(*bounds, strict=True)
+        pixels = PixelFormat(pixels.channels, pixels.page, low, high)
+        levels = pixels.levels(values[:, None]).squeeze(1)
     for number, channel in enumerate(levels):
-        _vary(number, int(channel.min()), int(channel.max()))
+        _check_variation(number, channel.min(), channel.max())
     shares = levels / 255
-    return tuple(shares.mean(axis=1).tolist()), tuple(shares.std(axis=1).tolist())
+    stats = Stats(
+        **asdict(pixels),
+        mean=tuple(shares.mean(axis=1).tolist()),
+        std=tuple(shares.std(axis=1).tolist()),
+        images=len(names),
+        skipped=len(skipped),
+        data=data,
+    )
+    return stats, skipped
 
 
-def _vary(number: int, low: float, high: float) -> None:
+def _bounds(number: int, channel: Float64[np.ndarray, " N"]) -> tuple[float, float]:
+    """The tails of a channel's finite values; its full range where the tails are equal."""
+    finite = channel[np.isfinite(channel)]
+    if finite.size == 0:
+        raise UserError(f"channel {number} has no finite value: leave it out")
+    low, high = np.percentile(finite, TAILS).tolist()
+    if not low < high:
+        low, high = float(finite.min()), float(finite.max())
+    _check_variation(number, low, high)
+    return low, high
+
+
+def _check_variation(number: int, low: float, high: float) -> None:
     if not low < high:
         raise UserError(
             f"channel {number} is {low:g} in all sampled pixels: leave it out, since a network "
@@ -199,34 +161,20 @@ def _vary(number: int, low: float, high: float) -> None:
         )
 
 
-class _Sampled(Source):
-    """Pixels of some images of a source: itself a `Source`, of arrays [2 C + 1, G, G].
+def _pixel_sample(
+    source: Source, index: int, pixels: PixelFormat
+) -> Float64[Tensor, "rows {SIDE} {SIDE}"]:
+    """Sampled pixels of an image, 2 C + 1 rows.
 
     First the values as they are stored, then their levels, then 1 if they have other than 8 bits.
     """
-
-    def __init__(
-        self, source: Source, pixels: PixelFormat, reading: PixelFormat, indices: list[int]
-    ) -> None:
-        self.source, self.pixels, self.indices = source, pixels, indices
-        self.stored = open_source(source, reading)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def path(self, index: int) -> str:
-        return self.source.path(self.indices[index])
-
-    def __getitem__(self, index: int) -> Any:
-        index = self.indices[index]
-        with opened(self.stored, index) as image:
-            values = image.values()
-        values = self.pixels.fit(values, self.source.path(index))
-        levels = self.pixels.levels(values)
-        drawn = generator(0, 0, index).integers(values[0].size, size=(SIDE, SIDE))
-        rows = [np.reshape(part, (len(part), -1))[:, drawn] for part in (values, levels)]
-        deep = np.full((1, SIDE, SIDE), values.dtype.itemsize > 1)
-        return np.concatenate([*rows, deep]).astype(np.float64)
+    with source.open(index) as image:
+        values = pixels.with_channels(image.values(), source.path(index))
+    drawn = generator(0, 0, index).integers(values[0].size, size=(SIDE, SIDE))
+    levels = pixels.levels(values)
+    rows = [np.reshape(channels, (len(channels), -1))[:, drawn] for channels in (values, levels)]
+    deep = np.full((1, SIDE, SIDE), values.dtype.itemsize > 1)
+    return torch.from_numpy(np.concatenate([*rows, deep], dtype=np.float64))
 
 
 # ---------------------------------------------------------------------------------- command
@@ -236,21 +184,21 @@ class StatsSettings:
 
     data: tyro.conf.Positional[str]
     """Images: whatever `dino pretrain --data` takes."""
-    channels: int = 3
-    """C, 1 or more."""
-    page: int = 0
+    channels: Annotated[int, Range(low=1)] = 3
+    """C."""
+    page: Annotated[int, Range(low=0)] = 0
     """Page of multi-page TIFFs, frame of DICOMs, from 0."""
-    images: int = 2000
+    images: Annotated[int, Range(low=1)] = 2000
     """At most so many are read, evenly spread over all."""
-    range: Range = "auto"
-    """Of values that becomes 0 to 255. full: what their type offers (of floats, each image's own
-    range); percentile: from the 0.1 to the 99.9 percentile of each channel; auto: full for images
+    range: RangeChoice = "auto"
+    """Of values that becomes 0 to 255. full: what their type offers (of floats, the range of each
+    image); percentile: from the 0.1 to the 99.9 percentile of each channel; auto: full for images
     of 8 bits, percentile for all others."""
     low: tuple[float, ...] | None = None
     """Value that becomes 0, for each channel or one for all, instead of a measured one."""
     high: tuple[float, ...] | None = None
     """Value that becomes 255."""
-    workers: int | None = None
+    workers: Annotated[int, Range(low=0, high=1000)] | None = None
     """Processes that read images; by default the cores there are, at most 16."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("stats.json")
     """Where the result goes as JSON."""
@@ -260,7 +208,7 @@ def run(settings: StatsSettings) -> Stats:
     """`dino data stats`: one table, and JSON that `--stats` takes.
 
     Raises:
-        UserError: for data that are not there or cannot be measured (see `measure`).
+        UserError: for data that do not exist or cannot be measured (see `measure`).
     """
     check_output(settings.out)
     pixels = PixelFormat(settings.channels, settings.page, settings.low, settings.high)
@@ -269,7 +217,7 @@ def run(settings: StatsSettings) -> Stats:
         pixels,
         images=settings.images,
         range=settings.range,
-        workers=min(16, cores()) if settings.workers is None else settings.workers,
+        workers=settings.workers,
         data=settings.data,
     )
     atomic_json(settings.out, asdict(stats))
@@ -282,7 +230,7 @@ def run(settings: StatsSettings) -> Stats:
             style="yellow",
             soft_wrap=True,
         )
-    console.print(f"{settings.out}", highlight=False, soft_wrap=True)
+    console.print(f"{settings.out}", soft_wrap=True)
     return stats
 
 
@@ -290,12 +238,10 @@ def _table(stats: Stats) -> Table:
     table = Table(title=f"{stats.images:,} images of {stats.data}")
     for name in ("channel", "low", "high", "mean", "std"):
         table.add_column(name, justify="right")
-    bounds = np.broadcast_to(
-        np.array([stats.low or (np.nan,), stats.high or (np.nan,)]), (2, stats.channels)
-    )
-    for number, (low, high, mean, std) in enumerate(
-        zip(*bounds.tolist(), stats.mean, stats.std, strict=True)
-    ):
-        ends = ("full", "full") if stats.low is None else (f"{low:.6g}", f"{high:.6g}")
-        table.add_row(str(number), *ends, f"{mean:.4f}", f"{std:.4f}")
+    for number, moments in enumerate(zip(stats.mean, stats.std, strict=True)):
+        bounds = (
+            "full" if values is None else f"{np.resize(values, stats.channels)[number]:.6g}"
+            for values in (stats.low, stats.high)
+        )
+        table.add_row(str(number), *bounds, *(f"{moment:.4f}" for moment in moments))
     return table

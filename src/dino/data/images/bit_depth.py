@@ -9,6 +9,7 @@ Shapes: C channels, H height and W width.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Shaped
 from PIL import Image, ImageMode
 
 from dino.data.images.image_errors import ImageError
-from dino.data.images.pixel_format import PixelFormat, Stream, check_size
+from dino.data.images.pixel_format import PixelFormat, Stream, check_size, planes
 from dino.data.images.readers import read_tiff
 from dino.files import UserError
 
@@ -54,21 +55,15 @@ def of_values(values: Shaped[np.ndarray, "C H W"]) -> Stored:
 
 
 def of_picture(picture: Image.Image, stream: Stream | None) -> Stored:
-    """What a picture is stored as in its file.
-
-    Args:
-        picture: not decoded yet.
-        stream: the file; None for a picture that is in memory.
-    """
+    """What a picture is stored as in its file; it is not decoded. Without a file, its mode."""
     kind = np.dtype(ImageMode.getmode(picture.mode).typestr)
-    channels, bits = len(picture.getbands()), _bits(kind)
+    channels = len(picture.getbands())
     if picture.mode in ("P", "PA"):
         channels = 4 if picture.has_transparency_data else 3
-    if stream is not None:
-        if picture.format == "PNG" and _arguments(picture)[:1] == ["LA;16B"]:
-            channels = 2  # of which Pillow makes four
-        bits = _file_bits(picture, stream) or bits
-    return Stored(channels, bits, kind.kind == "f")
+    elif picture.format == "PNG" and _arguments(picture)[:1] == ["LA;16B"]:
+        channels = 2  # of which Pillow makes four
+    bits = 0 if stream is None else _file_bits(picture, stream)
+    return Stored(channels, bits or _bits(kind), kind.kind == "f")
 
 
 def narrowed(picture: Image.Image, stored: Stored) -> bool:
@@ -80,22 +75,14 @@ def read_all_bits(
     picture: Image.Image,
     stream: Stream,
     name: str,
-    wanted: PixelFormat,
+    pixels: PixelFormat,
     bits: int,
     orientation: int,
 ) -> Shaped[np.ndarray, "C H W"]:
-    """The values of a file that Pillow would cut, upright.
+    """The values of a file that Pillow would cut, turned upright from EXIF's orientation 1 to 8.
 
-    Where 3 channels or 1 are wanted, what is transparent becomes white; where 1 is wanted, colour
-    becomes grey. Values of 9 to 15 bits are scaled to 16 bits, but for TIFF.
-
-    Args:
-        picture: the file open in Pillow.
-        stream: the file.
-        name: of the image in messages.
-        wanted: channels and page expected.
-        bits: of each value in the file.
-        orientation: EXIF's, 1 to 8.
+    With 3 channels or 1, what is transparent becomes white; with 1, colour becomes grey. Values of
+    9 to 15 `bits` are scaled to 16 bits, but for TIFF.
 
     Raises:
         ImageError: for a format that has no other decoder.
@@ -103,36 +90,36 @@ def read_all_bits(
     """
     stream.seek(0)
     if picture.format == "TIFF":
-        values = read_tiff(stream, name, wanted)
+        values = read_tiff(stream, name, pixels)
     else:
         values = _decoded(picture, stream, name, bits)
     if orientation in SWAPPED:
         values = values.swapaxes(1, 2)
     values = np.flip(values, _FLIPS.get(orientation, ()))
-    if wanted.channels not in (1, 3) or values.dtype != np.uint16:
+    if pixels.channels not in (1, 3) or values.dtype != np.uint16:
         return values
     if len(values) in (2, 4) and picture.mode in ("LA", "RGBA"):
-        colour, share = values[:-1].astype(np.float64), values[-1:] / 65535
-        values = np.rint(colour * share + 65535 * (1 - share)).astype(np.uint16)
-    if wanted.channels == 1 and len(values) == 3:
+        alpha = values[-1:] / 65535
+        values = np.rint(values[:-1] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    if pixels.channels == 1 and len(values) == 3:
         values = np.rint(np.tensordot(_LUMA, values, 1))[None].astype(np.uint16)
     return values
 
 
 def _decoded(picture: Image.Image, stream: Stream, name: str, bits: int) -> np.ndarray:
-    words = f"its values have {bits} bits, of which Pillow reads 8"
+    reason = f"its values have {bits} bits, of which Pillow reads 8"
     decoder = _CODECS.get(picture.format or "")
     if decoder is None:
-        raise ImageError(name, f"{words}: convert it to TIFF or PNG", "misfit")
+        raise ImageError(name, f"{reason}: convert it to TIFF or PNG", "misfit")
     try:
         import imagecodecs
     except ImportError:
-        raise UserError(f"{name}: {words}: pip install 'dino-ssl[tiff]'") from None
+        raise UserError(f"{name}: {reason}: pip install 'dino-ssl[tiff]'") from None
     check_size(name, picture.width * picture.height)
     values: np.ndarray = getattr(imagecodecs, decoder)(stream.read())
     if bits < 16:
         values = values << (16 - bits)
-    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+    return planes(values)
 
 
 # ---------------------------------------------------------------------------------- bits of files
@@ -141,7 +128,7 @@ def _bits(kind: np.dtype) -> int:
 
 
 def _file_bits(picture: Image.Image, stream: Stream) -> int:
-    """Bits of the values in a file as its header says; 0 where Pillow's mode says it."""
+    """Bits of the values in a file by its header; 0 where Pillow's mode has them."""
     arguments = _arguments(picture)
     if picture.format == "TIFF":
         bits: Any = picture.tag_v2.get(258, 1)  # type: ignore[attr-defined]
@@ -154,25 +141,25 @@ def _file_bits(picture: Image.Image, stream: Stream) -> int:
         flags = _behind(stream, b"av1C", 6)
         return 12 if flags & 0x20 else 10 if flags & 0x40 else 8
     deep = arguments and re.search(r";16[BLN]$", str(arguments[0]))
-    return 16 if deep or _tile(picture)[:1] == ["SGI16"] else 0
+    return 16 if deep or _tile(picture)[0] == "SGI16" else 0
 
 
-def _tile(picture: Image.Image) -> list[Any]:
-    tiles = getattr(picture, "tile", None) or [()]
-    return list(tiles[0])
+def _tile(picture: Image.Image) -> Sequence[Any]:
+    """Codec, box, offset and arguments of the first part that Pillow decodes."""
+    return (getattr(picture, "tile", None) or [("", None, 0, ())])[0]
 
 
 def _arguments(picture: Image.Image) -> list[Any]:
-    """What Pillow's decoder is given; first the mode of the values in the file."""
-    arguments = _tile(picture)[3:]
-    return list(arguments[0]) if arguments and isinstance(arguments[0], tuple) else arguments
+    """Arguments of Pillow's decoder; first the mode of the values in the file."""
+    arguments = _tile(picture)[3]
+    return list(arguments) if isinstance(arguments, tuple) else [arguments]
 
 
 def _behind(stream: Stream, mark: bytes, offset: int) -> int:
     """The byte at `offset` from a mark in a file; 0 where there is none."""
-    place = stream.tell()
+    position = stream.tell()
     stream.seek(0)
     content = stream.read()
-    stream.seek(place)
+    stream.seek(position)
     start = content.find(mark)
     return content[start + offset] if 0 <= start < len(content) - offset else 0

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN = 6
-"""Pixels between pictures, and around them."""
-
-TEXT = 12
-"""Height of the letters of a caption, in pixels."""
-
-LINE = TEXT + 4
-"""Height of a line of a caption, in pixels."""
+MARGIN, TEXT, LINE = 6, 12, 16
+"""Space around pictures, height of letters, height of a line of a caption, in pixels."""
 
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
@@ -25,8 +19,8 @@ class Cell:
 
     Attributes:
         picture: of any size; shrunk into the tile, never enlarged.
-        caption: what stands below it, in lines; a line that is too long loses its middle.
-        marked: with a frame.
+        caption: lines below it; of a line that is too long the middle is left out.
+        marked: whether it has a frame.
     """
 
     picture: Image.Image
@@ -34,24 +28,21 @@ class Cell:
     marked: bool = False
 
 
-def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144) -> Image.Image:
-    """Pictures in rows, in the order given; rows may be of different lengths.
+def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144, title: str = "") -> Image.Image:
+    """Rows (of any lengths) with one or more cells, and a line on top, as an RGB picture on white.
 
-    Args:
-        rows: at least one cell in all.
-        tile: side of the square that holds a picture, in pixels.
-
-    Returns:
-        An RGB picture on white.
+    Each picture is at the centre of a square of side `tile`, in pixels.
     """
     lines = max(len(cell.caption.splitlines()) for row in rows for cell in row)
     step = (tile + MARGIN, tile + lines * LINE + MARGIN)
     width = max(len(row) for row in rows) * step[0] + MARGIN
-    sheet = Image.new("RGB", (width, len(rows) * step[1] + MARGIN), PAPER)
+    head = MARGIN + (LINE + MARGIN) * bool(title)
+    sheet = Image.new("RGB", (width, len(rows) * step[1] + head), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    draw.text((MARGIN, MARGIN), title, INK, font)
     for down, row in enumerate(rows):
         for along, cell in enumerate(row):
-            left, top = MARGIN + along * step[0], MARGIN + down * step[1]
+            left, top = MARGIN + along * step[0], head + down * step[1]
             small = cell.picture.convert("RGB")
             small.thumbnail((tile, tile), Image.Resampling.LANCZOS)
             x, y = left + (tile - small.width) // 2, top + (tile - small.height) // 2

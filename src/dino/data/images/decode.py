@@ -17,26 +17,17 @@ import torch
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F
 
-from dino.data.images.bit_depth import (
-    SWAPPED,
-    Stored,
-    narrowed,
-    of_picture,
-    of_values,
-    read_all_bits,
-)
+from dino.data.images import bit_depth
 from dino.data.images.image_errors import ImageError
 from dino.data.images.library_messages import Messages, log_and_stderr, python_warnings
-from dino.data.images.pixel_format import RGB, PixelFormat, Stream, kind_of
+from dino.data.images.pixel_format import RGB, PixelFormat, Stream, kind_of, planes
 from dino.data.images.readers import beyond_pillow, read_dicom, read_npy, read_tiff
 from dino.files import UserError
 
 Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]
 """What a source gives: an RGB picture, or its pixels."""
-
-File: TypeAlias = str | os.PathLike[str] | Stream
-"""A path, or an open binary file that can seek."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -45,36 +36,11 @@ _ORIENTATION = 0x0112  # EXIF tag
 class OpenedImage:
     """An image whose size is known and whose pixels are decoded on request; see `open_image`.
 
+    Its values, of any type, are in memory; `unusable` is the reason if they cannot be decoded.
+
     Attributes:
         size: height and width in pixels, upright.
         stored: channels and bits of the file.
-    """
-
-    size: tuple[int, int]
-    stored: Stored
-
-    def decode(self, factor: int = 1) -> Sample:
-        """The pixels: an RGB picture where the format is plain RGB, else a uint8 tensor [C, H, W].
-
-        Args:
-            factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its height and width, by
-                fewer coefficients of its cosine transform; other files at their full size.
-        """
-        raise NotImplementedError
-
-    def values(self) -> Shaped[np.ndarray, "C H W"]:
-        """The values as they are stored, of any type."""
-        raise NotImplementedError
-
-
-class _OpenedArray(OpenedImage):
-    """Values that are in memory.
-
-    Args:
-        values: of any type.
-        name: of the image in messages.
-        pixels: channels and range expected.
-        unusable: why they cannot be decoded; None if they can.
     """
 
     def __init__(
@@ -85,48 +51,52 @@ class _OpenedArray(OpenedImage):
         unusable: str | None = None,
     ) -> None:
         self._values, self._name, self._pixels, self._unusable = values, name, pixels, unusable
-        self.size, self.stored = (values.shape[1], values.shape[2]), of_values(values)
+        self.size, self.stored = (values.shape[1], values.shape[2]), bit_depth.of_values(values)
 
-    def decode(self, factor: int = 1) -> Tensor:
+    def decode(self, factor: int = 1) -> Sample:
+        """The pixels: an RGB picture where the format is plain RGB, else a uint8 tensor [C, H, W].
+
+        Args:
+            factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its height and width, by
+                fewer coefficients of its cosine transform; other files at their full size.
+        """
         if self._unusable is not None:
             raise ImageError(self._name, self._unusable, "misfit")
-        return _levels(self._values, self._name, self._pixels)
+        levels = self._pixels.with_channels(self._pixels.levels(self.values()), self._name)
+        # What was read may be read-only, or one plane for all channels.
+        return torch.from_numpy(np.require(levels, requirements=["C", "W"]))
 
     def values(self) -> Shaped[np.ndarray, "C H W"]:
+        """The values as they are stored, of any type."""
         return self._values
 
 
 class _OpenedPicture(OpenedImage):
-    """A picture of Pillow's, not decoded yet if it has a file.
-
-    Args:
-        picture: at the page that is wanted.
-        name: of the image in messages.
-        pixels: channels and range expected.
-        stream: its file; None for a picture in memory, which is taken as it stands.
-    """
+    """A picture of Pillow's, not decoded yet if it has a file; `stream` is None for one without."""
 
     def __init__(
         self, picture: Image.Image, name: str, pixels: PixelFormat, stream: Stream | None = None
     ) -> None:
         self._picture, self._name, self._pixels, self._stream = picture, name, pixels, stream
-        self.stored = of_picture(picture, stream)  # before a PNG is decoded for its EXIF
+        self._unusable = None
+        self.stored = bit_depth.of_picture(picture, stream)  # before a PNG is decoded for its EXIF
         self._orientation = 1 if stream is None else picture.getexif().get(_ORIENTATION, 1)
         width, height = picture.size
-        swapped = self._orientation in SWAPPED
-        self.size = (width, height) if swapped else (height, width)
+        self.size = (width, height) if self._orientation in bit_depth.SWAPPED else (height, width)
 
     def decode(self, factor: int = 1) -> Sample:
         if self._pixels.channels == 3 and self._pixels.low is None:
             return to_rgb(self._upright(factor))
-        return _levels(self.values(), self._name, self._pixels)
+        return super().decode()
 
     def values(self) -> Shaped[np.ndarray, "C H W"]:
         picture, stream, bits = self._picture, self._stream, self.stored.bits
-        if stream is None or not narrowed(picture, self.stored):
+        if stream is None or not bit_depth.narrowed(picture, self.stored):
             return picture_values(self._upright(), self._pixels)
         with log_and_stderr(Messages()):  # harmless, or part of the error
-            return read_all_bits(picture, stream, self._name, self._pixels, bits, self._orientation)
+            return bit_depth.read_all_bits(
+                picture, stream, self._name, self._pixels, bits, self._orientation
+            )
 
     def _upright(self, factor: int = 1) -> Image.Image:
         picture = self._picture
@@ -167,28 +137,24 @@ def open_image(
     try:
         with ExitStack() as stack:
             stack.enter_context(python_warnings(messages))
-            if not is_file(content):
-                yield _opened_sample(content, name, pixels)
-                return
-            stream = content
             if isinstance(content, (str, os.PathLike)):
-                stream = stack.enter_context(_open_regular(content, name))
-            yield _opened_file(stream, name, pixels, messages, stack)
+                content = stack.enter_context(_open_regular(content, name))
+            if hasattr(content, "read"):
+                yield _opened_file(content, name, pixels, messages, stack)
+            else:
+                yield _opened_sample(content, name, pixels)
     except UserError:
         raise
     except FileNotFoundError:
         raise ImageError(name, "there is no such file", "missing") from None
     except UnidentifiedImageError:
-        reason = "its bytes are in no known image format"
-        raise ImageError(name, reason, "not an image") from None
+        raise ImageError(name, "its bytes are in no known image format", "not an image") from None
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageError(name, str(error) or "it does not fit into memory", "too large") from error
     except Exception as error:  # readers of damaged bytes raise everything that Python has
-        refused = isinstance(error, OSError) and error.errno is not None  # by the system
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            name, reason + messages.first, "unreadable" if refused else "damaged"
-        ) from error
+        by_system = isinstance(error, OSError) and error.errno is not None
+        reason = (" ".join(str(error).split()) or type(error).__name__) + messages.first
+        raise ImageError(name, reason, "unreadable" if by_system else "damaged") from error
 
 
 def _opened_file(
@@ -199,28 +165,27 @@ def _opened_file(
     if kind != "picture":
         stack.enter_context(log_and_stderr(messages))
     if kind == "npy":
-        return _OpenedArray(read_npy(stream, name, pixels), name, pixels)
+        return OpenedImage(read_npy(stream, name, pixels), name, pixels)
     if kind == "dicom":
-        return _OpenedArray(read_dicom(stream, name, pixels), name, pixels)
+        return OpenedImage(read_dicom(stream, name, pixels), name, pixels)
+    picture = None
     if kind == "picture" or pixels.channels in (1, 3):
         try:
             picture = stack.enter_context(Image.open(stream))
         except UnidentifiedImageError:
             if kind != "tiff":
                 raise
-        else:
-            if picture.format == "EPS":  # Pillow would run it by Ghostscript
-                raise ImageError(name, "it is a program in PostScript", "not an image")
-            if not beyond_pillow(picture, name):
-                if pixels.page:
-                    try:
-                        picture.seek(pixels.page)
-                    except EOFError:
-                        reason = f"it has no page {pixels.page}"
-                        raise ImageError(name, reason, "misfit") from None
-                return _OpenedPicture(picture, name, pixels, stream)
+    if picture is None or beyond_pillow(picture, name):
         stream.seek(0)
-    return _OpenedArray(read_tiff(stream, name, pixels), name, pixels)
+        return OpenedImage(read_tiff(stream, name, pixels), name, pixels)
+    if picture.format == "EPS":  # Pillow would run it by Ghostscript
+        raise ImageError(name, "it is a program in PostScript", "not an image")
+    if pixels.page:
+        try:
+            picture.seek(pixels.page)
+        except EOFError:
+            raise ImageError(name, f"it has no page {pixels.page}", "misfit") from None
+    return _OpenedPicture(picture, name, pixels, stream)
 
 
 def _opened_sample(sample: Any, name: str, pixels: PixelFormat) -> OpenedImage:
@@ -229,18 +194,14 @@ def _opened_sample(sample: Any, name: str, pixels: PixelFormat) -> OpenedImage:
         sample = sample[0]
     if isinstance(sample, Image.Image):
         return _OpenedPicture(sample, name, pixels)
-    numbers = isinstance(sample, Tensor) or (
-        isinstance(sample, np.ndarray) and sample.dtype.kind in "buif"
-    )
-    if not numbers or sample.ndim not in (2, 3) or 0 in sample.shape:
+    values = sample.numpy(force=True) if isinstance(sample, Tensor) else sample
+    numbers = isinstance(values, np.ndarray) and values.dtype.kind in "buif"
+    if not numbers or values.ndim not in (2, 3) or 0 in values.shape:
         raise ImageError(name, _unusable(sample, pixels), "misfit")
-    if isinstance(sample, Tensor):
-        values = sample.numpy(force=True)
-        values = values if values.ndim == 3 else values[None]
-    else:
-        values = sample[None] if sample.ndim == 2 else np.moveaxis(sample, 2, 0)
+    if values.ndim == 2 or not isinstance(sample, Tensor):
+        values = planes(values)
     typed = pixels.low is not None or values.dtype in (np.uint8, np.uint16, np.int16)
-    return _OpenedArray(values, name, pixels, None if typed else _unusable(sample, pixels))
+    return OpenedImage(values, name, pixels, None if typed else _unusable(sample, pixels))
 
 
 def _unusable(sample: Any, pixels: PixelFormat) -> str:
@@ -253,11 +214,6 @@ def _unusable(sample: Any, pixels: PixelFormat) -> str:
         f"{shapes} channels (no ToTensor or Normalize: dino does that; other types need the range "
         "of their values, see dino data stats)"
     )
-
-
-def is_file(content: Any) -> bool:
-    """Whether an image's content is a path or an open file, and not its pixels."""
-    return isinstance(content, (str, os.PathLike)) or hasattr(content, "read")
 
 
 def _open_regular(path: str | os.PathLike[str], name: str) -> Stream:
@@ -274,21 +230,15 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
 
 
-def _levels(values: Shaped[np.ndarray, "stored H W"], name: str, pixels: PixelFormat) -> Tensor:
-    """As a writable tensor: what was read may be read-only, or one plane for all channels."""
-    levels = pixels.fit(pixels.levels(values), name)
-    return torch.from_numpy(np.require(levels, requirements=["C", "W"]))
-
-
 def read_image(content: Any, name: str | None = None, pixels: PixelFormat = RGB) -> Sample:
     """An image at its full size; see `open_image`."""
     with open_image(content, name, pixels) as image:
         return image.decode()
 
 
-def read_picture(file: File, name: str | None = None) -> Image.Image:
+def read_picture(file: str | os.PathLike[str] | Stream) -> Image.Image:
     """An image file as an RGB picture, see `open_image`."""
-    return as_picture(read_image(file, name))
+    return as_picture(read_image(file))
 
 
 # ---------------------------------------------------------------------------------- pictures
@@ -307,16 +257,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def picture_values(image: Image.Image, pixels: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A picture's values: grey or RGB for 1 or 3 channels, else those of its mode."""
-    values = _deep_values(image)
-    if values is None and pixels.channels == 1:
-        values = np.asarray(to_rgb(image).convert("L"))
-    elif values is None and pixels.channels == 3:
-        values = np.asarray(to_rgb(image))
-    elif values is None:
-        if image.mode == "P":
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        values = np.asarray(image)
-    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+    if (values := _deep_values(image)) is not None:
+        return values[None]
+    if pixels.channels in (1, 3):
+        image = to_rgb(image)
+    elif image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return planes(np.asarray(image.convert("L") if pixels.channels == 1 else image))
 
 
 def _deep_values(image: Image.Image) -> np.ndarray | None:
@@ -329,9 +276,7 @@ def _deep_values(image: Image.Image) -> np.ndarray | None:
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
     """The pixels of an 8-bit image as a tensor (strided channels last, as they lie in memory)."""
-    pixels = np.array(image)  # copies: torch tensors must own writable memory
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
+    pixels = np.atleast_3d(np.array(image))  # copies: tensors need writable memory
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -367,8 +312,8 @@ def crop_resize(
     PyTorch resizes uint8 on the CPU in fixed-point arithmetic with vector instructions, fastest
     from pixels that lie channels last (as `to_tensor` leaves them). The result is that of Pillow's
     `resize` of the crop, first in width, then in height, within one level and nearly always
-    exactly. (Newer Pillows begin with the height where that is cheaper; the levels between the two
-    passes are then rounded and clipped elsewhere, and a fifth of the values differ by one.)
+    exactly. (Newer Pillows begin with the height where that is cheaper; then a fifth of the values
+    differ by one.)
 
     Args:
         image: the entire image.
@@ -379,7 +324,5 @@ def crop_resize(
     """
     top, left, height, width = box
     crop = image[:, top : top + height, left : left + width]
-    view = torch.nn.functional.interpolate(
-        crop.unsqueeze(0), (size, size), mode=mode, antialias=True
-    ).squeeze(0)
+    view = F.interpolate(crop[None], (size, size), mode=mode, antialias=True)[0]
     return view.flip(-1) if flip else view

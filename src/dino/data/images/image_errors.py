@@ -15,7 +15,7 @@ Defect = Literal["missing", "unreadable", "empty", "not an image", "damaged", "t
 
 Missing: no such file. Unreadable: the system refuses. Empty: no bytes. Not an image: bytes in no
 known format. Damaged: truncated or corrupt. Too large: a decompression bomb. Misfit: pixels that
-the network does not take.
+do not fit the network.
 """
 
 
@@ -23,7 +23,7 @@ class ImageError(UserError):
     """An image that cannot be used.
 
     Attributes:
-        path: where it lies.
+        path: of the image.
         reason: what is wrong with it, in a few words.
         defect: which kind of wrong.
     """
@@ -38,19 +38,18 @@ class ImageError(UserError):
         return f"{self.path} cannot be read as an image: {self.reason}"
 
 
+def count_each(defects: Iterable[str]) -> dict[str, int]:
+    """How many there are of each defect, the most frequent first, equal counts by name."""
+    return dict(Counter(sorted(defects)).most_common())
+
+
 def count_defects(defects: Iterable[str]) -> str:
-    """Such as "12 damaged, 3 missing", the most frequent first."""
-    counts = sorted(Counter(defects).items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} {defect}" for defect, count in counts)
+    """Such as "12 damaged, 3 missing"; see `count_each`."""
+    return ", ".join(f"{count:,} {defect}" for defect, count in count_each(defects).items())
 
 
 def write_list(path: Path, found: Mapping[str, tuple[str, str]]) -> None:
-    """Write a CSV of images that cannot be used, sorted by path.
-
-    Args:
-        path: of the list, replaced atomically.
-        found: path of each image: defect and reason.
-    """
+    """Write a CSV of images that cannot be used (path: defect and reason), sorted, atomically."""
     rows = ((name, *what) for name, what in sorted(found.items()))
     atomic_csv(path, ("path", "defect", "reason"), rows)
 

@@ -1,4 +1,4 @@
-"""Which images may be decoded smaller, and where crops lie in them then."""
+"""JPEGs at a reduced scale: by how much, and the boxes of crops in them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,13 @@ def reduction(boxes: Sequence[Box], sizes: Sequence[int]) -> int:
         boxes: the crops, in pixels of the full image.
         sizes: side of each view in pixels.
     """
-    room = min(min(box[2], box[3]) / (SPARE * size) for box, size in zip(boxes, sizes, strict=True))
-    return next(factor for factor in (8, 4, 2, 1) if factor <= room or factor == 1)
+    pairs = zip(boxes, sizes, strict=True)
+    largest = min(min(box[2:]) / (SPARE * size) for box, size in pairs)
+    return next(factor for factor in (8, 4, 2, 1) if factor <= largest or factor == 1)
 
 
 def reduced_box(box: Box, factor: int, height: int, width: int) -> Box:
-    """The crop in an image that was decoded smaller: whole pixels of it, the nearest there are.
-
-    Args:
-        box: in pixels of the full image.
-        factor: by which its decoding shrank it.
-        height: of the smaller image.
-        width: of the smaller image.
-    """
+    """The nearest box in the `height` x `width` pixels of an image decoded at 1 / `factor`."""
     rows, columns = (max(1, round(length / factor)) for length in box[2:])
     top, left = (round(place / factor) for place in box[:2])
     return min(top, height - rows), min(left, width - columns), rows, columns

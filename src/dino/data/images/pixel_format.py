@@ -1,9 +1,9 @@
 """How the values in image files become 8-bit channels, and checks of arrays.
 
-Scientific images come with any number of channels and in 16 bits, integers or floats, of which they
-use a part: 12-bit microscopy, reflectances of a satellite from 0 to 10,000. A `PixelFormat` says
-which channels are expected and which range of values becomes 0 to 255. It belongs to the weights,
-like mean and standard deviation (`dino data stats` measures all of them).
+Scientific images have any number of channels and use a sub-range of 16 bits or floats: 12-bit
+microscopy, reflectances of a satellite from 0 to 10,000. A `PixelFormat` states which channels are
+expected and which range of values becomes 0 to 255. It belongs to the weights, like mean and
+standard deviation (`dino data stats` measures all of them).
 
 Shapes: C channels, H height and W width.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Annotated, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -20,6 +20,7 @@ from PIL import Image
 
 from dino.data.images.image_errors import ImageError
 from dino.files import UserError
+from dino.settings import Range, validated
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
@@ -46,28 +47,25 @@ class PixelFormat:
     """What is expected of an image, and how its values become levels from 0 to 255.
 
     Args:
-        channels: C, 1 or more. With 3, images of one channel are repeated in all three, and what
-            is transparent becomes white. With 1, colour becomes grey. All others must have C.
+        channels: C. With 3, images of one channel are repeated in all three, and what is
+            transparent becomes white. With 1, colour becomes grey. All others must have C.
         page: of a multi-page TIFF or a DICOM of several frames, counted from 0.
         low: value that becomes 0, for each channel or one for all; None takes what the type
-            offers: whole integers of 8 and 16 bits, of all else the range of each image.
+            offers: all of 8 and 16-bit integers, of all else the range of each image.
         high: value that becomes 255; given if and only if `low` is.
 
     Raises:
         UserError: if a value lies outside its range, naming it.
     """
 
-    channels: int = 3
-    page: int = 0
+    channels: Annotated[int, Range(low=1)] = 3
+    page: Annotated[int, Range(low=0)] = 0
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        if self.channels < 1:
-            raise UserError(f"channels must be 1 or more, not {self.channels}")
-        if self.page < 0:
-            raise UserError(f"page must be 0 or more, not {self.page}")
+        validated(self)
         if (self.low is None) != (self.high is None):
             raise UserError("a range of pixel values needs both low and high: give the other, too")
         if self.low is not None and self.high is not None:
@@ -80,25 +78,10 @@ class PixelFormat:
             if not all(low < high for low, high in np.broadcast(self.low, self.high)):
                 raise UserError(f"low must lie below high: {self.low} and {self.high}")
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PixelFormat:
-        """The inverse of `dataclasses.asdict`, also after a journey through JSON.
-
-        Raises:
-            UserError: if a name is unknown.
-        """
-        unknown = sorted(values.keys() - cls.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"unknown settings of a pixel format: {', '.join(unknown)}")
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**settings)
-
     @property
     def plain(self) -> bool:
-        """Whether Pillow's RGB is all that is wanted."""
-        return self == PixelFormat()
+        """Whether these are Pillow's RGB pictures."""
+        return self == RGB
 
     def levels(self, values: Shaped[np.ndarray, "C H W"]) -> UInt8[np.ndarray, "C H W"]:
         """Values of any type as 8-bit levels.
@@ -111,7 +94,7 @@ class PixelFormat:
         if values.dtype == np.uint8:
             return values
         if values.dtype == np.bool_:
-            return np.where(values, np.uint8(255), np.uint8(0))
+            return values * np.uint8(255)
         if values.dtype == np.uint16:
             return (values // 257).astype(np.uint8)
         if values.dtype == np.int16:
@@ -122,19 +105,17 @@ class PixelFormat:
             return np.zeros(values.shape, np.uint8)
         return _scaled(values, np.array(low), np.array(high))
 
-    def fit(self, values: Shaped[np.ndarray, "stored H W"], name: str) -> np.ndarray:
-        """The image with the channels expected.
-
-        Raises:
-            ImageError: if it has others.
-        """
+    def with_channels(
+        self, values: Shaped[np.ndarray, "stored H W"], name: str
+    ) -> Shaped[np.ndarray, "C H W"]:
+        """The image with the channels expected; an `ImageError` if it has others."""
         stored = len(values)
         if stored == self.channels:
             return values
         if stored == 1 and self.channels == 3:
             return np.broadcast_to(values, (3, *values.shape[1:]))
-        words = f"it has {stored} channel{'s' * (stored != 1)}, not {self.channels}"
-        raise ImageError(name, f"{words}: say --channels {stored} if all have as many", "misfit")
+        reason = f"it has {stored} channel{'s' * (stored != 1)}, not {self.channels}"
+        raise ImageError(name, f"{reason}: say --channels {stored} if all have as many", "misfit")
 
 
 RGB = PixelFormat()
@@ -142,7 +123,7 @@ RGB = PixelFormat()
 
 
 def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    # 16 bits are exact in float32; wider types keep what they have.
+    # 16 bits are exact in float32; wider types need float64.
     kind = np.float64 if values.dtype.itemsize > 2 else np.float32
     with np.errstate(over="ignore", invalid="ignore"):
         shares = (values.astype(kind) - low.astype(kind)) * (255 / (high - low)).astype(kind)
@@ -155,10 +136,10 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
-    """What the first bytes say, for the formats that may be more than pictures.
+    """The format by its first bytes, where it may be more than a picture.
 
     Raises:
-        ImageError: if there are none.
+        ImageError: for an empty file.
     """
     stream.seek(0)
     start = stream.read(132)
@@ -173,7 +154,7 @@ def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dic
 
 
 # ---------------------------------------------------------------------------------- checks
-def channels_first(values: np.ndarray, name: str, wanted: PixelFormat) -> np.ndarray:
+def channels_first(values: np.ndarray, name: str, expected: PixelFormat) -> np.ndarray:
     """An array [H, W], [H, W, C] or [C, H, W] as [C, H, W].
 
     Raises:
@@ -182,30 +163,29 @@ def channels_first(values: np.ndarray, name: str, wanted: PixelFormat) -> np.nda
     check_kind(name, values.dtype)
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise ImageError(name, f"an array of shape {values.shape} is no image", "misfit")
-    if values.ndim == 2:
-        return values[None]
-    first, last = values.shape[0], values.shape[2]
-    if last != wanted.channels and (first == wanted.channels or first < last):
+    first, last = values.shape[0], values.shape[-1]
+    if (
+        values.ndim == 3
+        and last != expected.channels
+        and (first == expected.channels or first < last)
+    ):
         return values
-    return np.moveaxis(values, 2, 0)
+    return planes(values)
+
+
+def planes(values: np.ndarray) -> Shaped[np.ndarray, "C H W"]:
+    """An array [H, W] or [H, W, C] as [C, H, W]."""
+    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
 
 def check_kind(name: str, dtype: np.dtype) -> None:
-    """Refuse what is neither whole nor real numbers nor truth values.
-
-    Raises:
-        ImageError: naming the type.
-    """
+    """Raise an `ImageError` for a type that is neither integer, float nor boolean."""
     if dtype.kind not in "buif":
         raise ImageError(name, f"an array of {dtype} is no image", "misfit")
 
 
 def check_size(name: str, values: int) -> None:
-    """Refuse what Pillow refuses as a decompression bomb: more than 2 x `MAX_IMAGE_PIXELS`.
-
-    Raises:
-        ImageError: if there are so many values.
-    """
+    """Raise an `ImageError` for more than 2 x `MAX_IMAGE_PIXELS`, the limit of Pillow."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and values > 2 * limit:
         raise ImageError(name, f"it has {values:,} values, more than {2 * limit:,}", "too large")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dino.data.images.decode import Sample, as_picture, to_rgb
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, RGB, PixelFormat
-from dino.files import UserError
+from dino.settings import parsed
 
 LONGEST = 8
 """Ratio of the sides above which an image is cropped before it is resized."""
@@ -83,16 +83,7 @@ class Preprocessing:
         """The inverse of `to_dict`, also after a journey through JSON.
 
         Raises:
-            UserError: if a name is unknown or `interpolation` is neither bicubic nor bilinear.
+            UserError: if a name is unknown or a value does not fit.
         """
-        unknown = sorted(values.keys() - cls.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"unknown preprocessing settings: {', '.join(unknown)}")
-        if values.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
-            raise UserError(f"interpolation must be bicubic or bilinear: {values}")
-        settings: dict[str, Any] = dict(values)
-        for name in settings.keys() & {"mean", "std"}:
-            settings[name] = tuple(settings[name])
-        if "pixels" in settings:
-            settings["pixels"] = PixelFormat.from_dict(settings["pixels"])
-        return cls(**settings)
+        pixels = parsed(PixelFormat, values.get("pixels", {}), "the pixel format")
+        return parsed(cls, {**values, "pixels": pixels}, "the preprocessing")

@@ -25,32 +25,29 @@ from dino.files import UserError
 _TAGS = {277: 1, 284: 1, 322: 1, 323: 1}  # samples, planes, width and length of tiles: defaults
 
 
-def read_npy(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+def read_npy(file: Stream, name: str, expected: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A `.npy` array [H, W], [H, W, C] or, if the last axis is not C and the first is, [C, H, W].
 
     Raises:
         ImageError: if it is another array, or objects, which only a pickle could restore.
         ValueError: if the file is damaged.
     """
-    version = np.lib.format.read_magic(file)
-    header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if header is None:
+    headers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    version, _ = np.lib.format.read_magic(file)
+    if version not in headers:
         raise ValueError(f"version {version} of .npy")
-    shape, fortran, dtype = header(file)
+    shape, fortran, dtype = headers[version](file)
     check_kind(name, dtype)
     check_size(name, math.prod(shape))
     if min(shape, default=0) < 0:
         raise ValueError(f"a shape of {shape}")
     content = file.read(math.prod(shape) * dtype.itemsize + 1)
-    flat = np.frombuffer(content, dtype)  # raises ValueError for a part of a value
+    flat = np.frombuffer(content, dtype)  # raises ValueError for an incomplete value
     values = flat.reshape(shape, order="F" if fortran else "C")
-    return channels_first(values.astype(dtype.newbyteorder("="), copy=False), name, wanted)
+    return channels_first(values.astype(dtype.newbyteorder("="), copy=False), name, expected)
 
 
-def read_tiff(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+def read_tiff(file: Stream, name: str, expected: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A TIFF by tifffile: any number of channels, as samples of a page or as pages of a series.
 
     Raises:
@@ -66,36 +63,32 @@ def read_tiff(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray
     with tifffile.TiffFile(file) as tiff:
         if not tiff.pages:
             raise ValueError("it has no page")
-        if not wanted.page < len(tiff.pages):
-            raise ImageError(name, f"it has {len(tiff.pages)} pages, no {wanted.page}", "misfit")
-        page = tiff.pages[wanted.page]
+        if not expected.page < len(tiff.pages):
+            raise ImageError(name, f"it has {len(tiff.pages)} pages, no {expected.page}", "misfit")
+        page = tiff.pages[expected.page]
         # Several pages of one grey value each may be the channels of one image.
-        series = tiff.series[0] if wanted.page == 0 and tiff.series else page
-        chosen = series if series.ndim == 3 and wanted.channels in series.shape else page
+        series = tiff.series[0] if expected.page == 0 and tiff.series else page
+        chosen = series if series.ndim == 3 and expected.channels in series.shape else page
         check_size(name, math.prod(chosen.shape))
-        parts: Any = [page] if chosen is page else chosen.pages
-        for part in filter(None, parts):
-            _check_parts(part, name)
+        pages: Any = [page] if chosen is page else chosen.pages
+        for each in filter(None, pages):
+            _check_tiles(each, name)
         values = chosen.asarray()
-    return channels_first(values, name, wanted)
+    return channels_first(values, name, expected)
 
 
-def _check_parts(page: Any, name: str) -> None:
-    """Refuse a page whose strips or tiles are absurdly large, or are not all there.
-
-    For each that is missing tifffile would fill in zeros: minutes for a length that damage made
-    millions.
-    """
-    keyframe = page.keyframe
-    check_size(name, math.prod(keyframe.chunks))
-    if not page.is_contiguous and len(page.dataoffsets) < math.prod(keyframe.chunked):
+def _check_tiles(page: Any, name: str) -> None:
+    """Refuse a page whose strips or tiles are absurdly large, or are not all there."""
+    check_size(name, math.prod(page.keyframe.chunks))
+    # tifffile would fill in zeros: minutes for a length that damage made millions
+    if not page.is_contiguous and len(page.dataoffsets) < math.prod(page.keyframe.chunked):
         raise ValueError("not all of its strips or tiles are there")
 
 
 def beyond_pillow(picture: Image.Image, name: str) -> bool:
     """Whether Pillow has opened a TIFF but would read other values than it holds.
 
-    Of samples that lie in planes of their own it takes the first for all, or bytes for words; of
+    Of samples that lie in separate planes it takes the first for all, or bytes for words; of
     samples beyond its modes it knows nothing.
 
     Raises:
@@ -112,11 +105,11 @@ def beyond_pillow(picture: Image.Image, name: str) -> bool:
     return bool(samples > 1 and (planes == 2 or samples != len(picture.getbands())))
 
 
-def read_dicom(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
-    """A DICOM image in its own units (such as Hounsfield), by pydicom.
+def read_dicom(file: Stream, name: str, expected: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
+    """A DICOM image in its units (such as Hounsfield), by pydicom.
 
-    Dark on bright (MONOCHROME1) is turned over by its sign. Without a range of values in `wanted`,
-    the file's own window, if it has one, becomes 0 to 255.
+    Dark on bright (MONOCHROME1) is inverted by its sign. Without a range of values in `expected`,
+    the file's window, if it has one, becomes 0 to 255.
 
     Raises:
         ImageError: if there is no such frame, or the image is absurdly large.
@@ -129,26 +122,25 @@ def read_dicom(file: Stream, name: str, wanted: PixelFormat) -> Shaped[np.ndarra
         raise UserError(f"{name} is a DICOM image: pip install 'dino-ssl[dicom]'") from None
     data = pydicom.dcmread(file)
     frames = int(data.get("NumberOfFrames", None) or 1)
-    if not wanted.page < frames:
-        raise ImageError(name, f"it has {frames} frames, no {wanted.page}", "misfit")
+    if not expected.page < frames:
+        raise ImageError(name, f"it has {frames} frames, no {expected.page}", "misfit")
     check_size(name, int(data.Rows) * int(data.Columns) * frames)
     pixels = data.pixel_array
-    values = pixels[wanted.page] if frames > 1 else pixels
+    values = pixels[expected.page] if frames > 1 else pixels
     if data.get("SamplesPerPixel", 1) == 1:
         values = np.asarray(apply_modality_lut(values, data), dtype=np.float32)
         sign = -1.0 if data.get("PhotometricInterpretation") == "MONOCHROME1" else 1.0
         values = sign * values
-        if wanted.low is None and (window := _window(data)) is not None:
+        if expected.low is None and (window := _window(data)) is not None:
             low, high = sorted((sign * window[0], sign * window[1]))
             values = PixelFormat(1, low=(low,), high=(high,)).levels(values[None])[0]
-    return channels_first(values, name, wanted)
+    return channels_first(values, name, expected)
 
 
 def _window(data: Any) -> tuple[float, float] | None:
     """From and to of the first window that a DICOM file proposes."""
-    if "WindowCenter" not in data or "WindowWidth" not in data:
+    keys = ("WindowCenter", "WindowWidth")
+    if not all(key in data for key in keys):
         return None
-    centre, width = (
-        float(np.atleast_1d(data[key].value)[0]) for key in ("WindowCenter", "WindowWidth")
-    )
+    centre, width = (float(np.atleast_1d(data[key].value)[0]) for key in keys)
     return (centre - width / 2, centre + width / 2) if width > 0 else None

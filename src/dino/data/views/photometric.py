@@ -1,8 +1,8 @@
 """Colour jitter, grey, blur, solarise and normalise, for a batch of uint8 crops at once.
 
-Every image has its own parameters, one row of `dino.data.views.view_spec.PHOTOMETRIC` each, and
-there is no loop over images. The operations are those of torchvision and Pillow on PIL images,
-computed in floating point from 0 to 255 without rounding to whole levels in between.
+Each image has one row of parameters (`dino.data.views.view_spec.PHOTOMETRIC`), and there is no loop
+over images. The operations are those of torchvision and Pillow on PIL images, computed in floating
+point from 0 to 255 without rounding to integers in between.
 
 Every operation has a parameter that changes nothing (factor 1, sigma 0, ...). A GPU runs each one
 on the entire batch, with these where an image is not to be changed, so that the host never waits; a
@@ -26,9 +26,7 @@ from torch import Tensor
 from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC
 from dino.runtime import full_precision
 
-_CONTRAST, _SATURATION, _HUE = (
-    JITTER_OPERATIONS.index(name) for name in ("contrast", "saturation", "hue")
-)
+_, _CONTRAST, _SATURATION, _HUE = range(4)  # as `JITTER_OPERATIONS`
 _LAST = len(JITTER_OPERATIONS) - 1
 _FACTORS = slice(PHOTOMETRIC.index("brightness"), PHOTOMETRIC.index("hue") + 1)
 _ORDER = slice(PHOTOMETRIC.index("first"), PHOTOMETRIC.index("fourth") + 1)
@@ -50,12 +48,12 @@ def augment(
 ) -> Float[Tensor, "N C H W"]:
     """Apply each image's photometric parameters and normalise it.
 
-    The order is the reference's: the jitter's four operations in the row's own order, grey, blur,
+    The order is the reference's: the jitter's four operations in the row's order, grey, blur,
     solarise, normalise.
 
     Args:
         images: square crops, any device. Saturation, hue and grey mean something for RGB only: with
-            other channels, `params` must not ask for them (`ViewSpec.for_channels`). Their
+            other channels, `params` must switch them off (`ViewSpec.for_channels`). Their
             contrast is that to the mean of all channels.
         params: one row of `PHOTOMETRIC` for each image, on the same device.
         mean: of each channel, for pixels in 0..1.
@@ -116,9 +114,9 @@ def _apply_(
         if not changed.any():
             return
         if not changed.all():
-            part = pixels[changed]
-            operation(part, *(parameter[changed] for parameter in parameters))
-            pixels[changed] = part
+            subset = pixels[changed]
+            operation(subset, *(parameter[changed] for parameter in parameters))
+            pixels[changed] = subset
             return
     operation(pixels, *parameters)
 
@@ -148,7 +146,7 @@ def _image(column: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------- colour
 def jitter_(pixels: Float[Tensor, "N C S S"], params: Float[Tensor, "N P"]) -> None:
-    """The `ColorJitter` of torchvision: four operations, each image in its own order.
+    """The `ColorJitter` of torchvision: four operations, in another order for each image.
 
     Hue costs far more than the others, so it is computed once: the operations that an image has
     before its hue come first, then every hue, then the operations that come after it.
@@ -198,12 +196,12 @@ def shift_hue_(pixels: Float[Tensor, "N 3 S S"], turns: Float[Tensor, " N"]) -> 
     With v the largest channel and c the largest minus the smallest (the chroma), the usual three
     cases for the hue h in turns, by which channel is the largest, are together
     `h = 1/3 + (green + blue - red - v) / 6c`, with the sign of `green - blue`. Back again, a
-    channel whose own hue is o (red 0, green 1/3, blue 2/3) is `v - c clamp(6d - 1, 0, 1)`, where d
-    is the distance from h to o around the circle. Neither selects, which is slow on a CPU.
+    channel of hue o (red 0, green 1/3, blue 2/3) is `v - c clamp(6d - 1, 0, 1)`, where d is the
+    distance from h to o around the circle. Neither selects, which is slow on a CPU.
 
     Args:
         pixels: 0 to 255.
-        turns: -0.5 to 0.5, for each image; cut to whole 255ths, as torchvision does on PIL images.
+        turns: -0.5 to 0.5, for each image; truncated to 255ths, as torchvision does on PIL images.
     """
     turns = (turns * 255).trunc() / 255
     red, green, blue = pixels.chunk(3, dim=1)
@@ -215,10 +213,10 @@ def shift_hue_(pixels: Float[Tensor, "N 3 S S"], turns: Float[Tensor, " N"]) -> 
     # Grey pixels have no hue, and as their chroma is 0 any hue will do.
     hue = (green + blue).sub_(red).sub_(value).div_(chroma.clamp_min(1e-6)).add_(2).mul_(1 / 6)
     hue.copysign_(green - blue).add_(_image(turns))
-    own = torch.arange(3, device=pixels.device)[:, None, None] / 3
+    hues = torch.arange(3, device=pixels.device)[:, None, None] / 3
     # The colours are now in value, chroma and hue, so their memory is free. Two turns and a half
     # more make the fraction 1/2 where d = 0, and keep what it is taken from positive.
-    distance = torch.sub(hue.add_(2.5), own, out=pixels).frac_().sub_(0.5).abs_()
+    distance = torch.sub(hue.add_(2.5), hues, out=pixels).frac_().sub_(0.5).abs_()
     torch.addcmul(value.add_(chroma), chroma, distance.mul_(6).clamp_(1, 2), value=-1, out=pixels)
 
 
@@ -236,9 +234,8 @@ def solarize_(pixels: Float[Tensor, "N C S S"], threshold: Float[Tensor, " N"]) 
 def blur_(pixels: Float[Tensor, "N C S S"], sigma: Float[Tensor, " N"]) -> None:
     """Pillow's `GaussianBlur` of radius `sigma`, as two products with a banded matrix.
 
-    Pillow approximates a Gaussian by three passes of a box whose width is not a whole number,
-    repeating the pixels at the border in each. With one pass as a matrix B [S, S], three passes
-    along both axes are B^3 X (B^3)^T.
+    Pillow approximates a Gaussian by three passes of a box of fractional width, repeating the
+    pixels at the border. With one pass as a matrix B [S, S], all passes are B^3 X (B^3)^T.
     """
     once = _box_matrix(_box_radius(sigma), pixels.shape[-1])
     thrice = (once @ once @ once)[:, None]
@@ -248,23 +245,20 @@ def blur_(pixels: Float[Tensor, "N C S S"], sigma: Float[Tensor, " N"]) -> None:
 def _box_radius(sigma: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Radius r of the box of width 2 r + 1 that blurs like `sigma` in three passes.
 
-    The whole part comes from the variance of a box, the fraction from equating the variances
+    The integer part comes from the variance of a box, the fraction from equating the variances
     (Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering").
     """
     variance = sigma.square() / 3
-    whole = ((torch.sqrt(12 * variance + 1) - 1) / 2).floor()
-    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    return whole + fraction / (6 * (variance - (whole + 1).square()))
+    integer = ((torch.sqrt(12 * variance + 1) - 1) / 2).floor()
+    fraction = (2 * integer + 1) * (integer * (integer + 1) - 3 * variance)
+    return integer + fraction / (6 * (variance - (integer + 1).square()))
 
 
 def _box_matrix(radius: Float[Tensor, " N"], side: int) -> Float[Tensor, "N {side} {side}"]:
-    """One box pass: row i holds the share of [i - r - 1/2, i + r + 1/2] that covers each pixel.
-
-    The first pixel reaches to minus infinity and the last to plus infinity: borders repeat.
-    """
+    """One box pass: row i holds the share of [i - r - 1/2, i + r + 1/2] that covers each pixel."""
     place = torch.arange(side, device=radius.device, dtype=radius.dtype)
     low, high = place - 0.5, place + 0.5
-    low[0], high[-1] = -math.inf, math.inf
+    low[0], high[-1] = -math.inf, math.inf  # borders repeat
     reach = (radius + 0.5)[:, None, None]
     right = torch.minimum(high, place[:, None] + reach)
     left = torch.maximum(low, place[:, None] - reach)

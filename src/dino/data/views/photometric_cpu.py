@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import njit
 
-from dino.data.views.view_spec import JITTER_OPERATIONS, NEVER_SOLARIZE, PHOTOMETRIC
+from dino.data.views.view_spec import NEVER_SOLARIZE, PHOTOMETRIC
 
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
-assert JITTER_OPERATIONS == ("brightness", "contrast", "saturation", "hue")
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)  # as `JITTER_OPERATIONS`
 _FIRST = PHOTOMETRIC.index("first")
 _FACTOR = PHOTOMETRIC.index("brightness")
 _JITTER, _GREY, _SIGMA, _SOLARIZE = (
@@ -46,27 +45,22 @@ def _compiled(function: _Function) -> _Function:
 
 # ---------------------------------------------------------------------------------- colour
 @_compiled
-def _brightness(x: np.ndarray, factor: np.float32) -> None:
+def _scale(x: np.ndarray, factor: np.float32, shift: np.float32) -> None:
     for c in range(x.shape[0]):
         channel = x[c]
         for i in range(channel.size):
-            channel[i] = min(max(channel[i] * factor, _f32(0)), _f32(255))
+            channel[i] = min(max(channel[i] * factor + shift, _f32(0)), _f32(255))
 
 
 @_compiled
-def _contrast(x: np.ndarray, factor: np.float32, weights: np.ndarray) -> None:
-    """Away from the mean grey."""
+def _mean_grey(x: np.ndarray, weights: np.ndarray) -> np.float32:
     mean = _f32(0)
     for c in range(x.shape[0]):
         channel, total = x[c], _f32(0)
         for i in range(channel.size):
             total += channel[i]
         mean += weights[c] * total / _f32(channel.size)
-    rest = mean * (_f32(1) - factor)
-    for c in range(x.shape[0]):
-        channel = x[c]
-        for i in range(channel.size):
-            channel[i] = min(max(channel[i] * factor + rest, _f32(0)), _f32(255))
+    return mean
 
 
 @_compiled
@@ -103,21 +97,21 @@ def _hue(x: np.ndarray, turns: np.float32) -> None:
 
 # ---------------------------------------------------------------------------------- blur
 @_compiled
-def _box(lines: np.ndarray, out: np.ndarray, whole: int, fraction: np.float32, step: int) -> None:
+def _box(lines: np.ndarray, out: np.ndarray, integer: int, fraction: np.float32, step: int) -> None:
     """One pass of a box over values `step` apart: row sums for step 1, sums of rows for step S.
 
-    `lines` starts and ends with whole + 1 repeated borders; slices, since indices that might be
+    `lines` starts and ends with integer + 1 repeated borders; slices, since indices that might be
     negative are not vectorised.
     """
     size = out.size
-    share = _f32(1) / (_f32(2 * whole + 1) + _f32(2) * fraction)
+    share = _f32(1) / (_f32(2 * integer + 1) + _f32(2) * fraction)
     edge = fraction * share
-    before, after = lines[:size], lines[(2 * whole + 2) * step :][:size]
-    if whole == 0:
+    before, after = lines[:size], lines[(2 * integer + 2) * step :][:size]
+    if integer == 0:
         centre = lines[step:][:size]
         for i in range(size):
             out[i] = centre[i] * share + edge * (before[i] + after[i])
-    elif whole == 1:
+    elif integer == 1:
         left, centre, right = (
             lines[step:][:size],
             lines[2 * step :][:size],
@@ -128,7 +122,7 @@ def _box(lines: np.ndarray, out: np.ndarray, whole: int, fraction: np.float32, s
     else:
         for i in range(size):
             out[i] = edge * (before[i] + after[i])
-        for k in range(1, 2 * whole + 2):
+        for k in range(1, 2 * integer + 2):
             centre = lines[k * step :][:size]
             for i in range(size):
                 out[i] += share * centre[i]
@@ -149,17 +143,17 @@ def _repeat_borders(lines: np.ndarray, margin: int, step: int) -> None:
 def _blur(x: np.ndarray, sigma: float, side: int, one: np.ndarray, two: np.ndarray) -> None:
     """Pillow's `GaussianBlur`: three passes of a box along either axis, borders repeated.
 
-    The box has the radius whole + fraction of `photometric._box_radius`. `one` and `two` are
+    The box has the radius integer + fraction of `photometric._box_radius`. `one` and `two` are
     buffers for a channel and its borders.
     """
     variance = sigma * sigma / 3.0
-    whole = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
+    integer = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
     fraction = _f32(
-        (2 * whole + 1)
-        * (whole * (whole + 1) - 3 * variance)
-        / (6 * (variance - (whole + 1) * (whole + 1)))
+        (2 * integer + 1)
+        * (integer * (integer + 1) - 3 * variance)
+        / (6 * (variance - (integer + 1) * (integer + 1)))
     )
-    margin = whole + 1
+    margin = integer + 1
     a, b = one[: (side + 2 * margin) * side], two[: (side + 2 * margin) * side]
     inner_a, inner_b = a[margin * side :][: side * side], b[margin * side :][: side * side]
     row_a = np.empty(side + 2 * margin, np.float32)
@@ -169,17 +163,17 @@ def _blur(x: np.ndarray, sigma: float, side: int, one: np.ndarray, two: np.ndarr
         for y in range(side):
             row_a[margin : margin + side] = channel[y * side :][:side]
             _repeat_borders(row_a, margin, 1)
-            _box(row_a, row_b[margin:][:side], whole, fraction, 1)
+            _box(row_a, row_b[margin:][:side], integer, fraction, 1)
             _repeat_borders(row_b, margin, 1)
-            _box(row_b, row_a[margin:][:side], whole, fraction, 1)
+            _box(row_b, row_a[margin:][:side], integer, fraction, 1)
             _repeat_borders(row_a, margin, 1)
-            _box(row_a, inner_a[y * side :][:side], whole, fraction, 1)
+            _box(row_a, inner_a[y * side :][:side], integer, fraction, 1)
         _repeat_borders(a, margin, side)
-        _box(a, inner_b, whole, fraction, side)
+        _box(a, inner_b, integer, fraction, side)
         _repeat_borders(b, margin, side)
-        _box(b, inner_a, whole, fraction, side)
+        _box(b, inner_a, integer, fraction, side)
         _repeat_borders(a, margin, side)
-        _box(a, channel, whole, fraction, side)
+        _box(a, channel, integer, fraction, side)
 
 
 # ---------------------------------------------------------------------------------- everything
@@ -192,15 +186,11 @@ def augment_into(
     shift: np.ndarray,
     result: np.ndarray,
 ) -> None:
-    """See `dino.data.views.photometric.augment`.
+    """Fill `result` with `dino.data.views.photometric.augment` of the images.
 
-    Args:
-        images: uint8 [N, C, S, S], contiguous.
-        params: float32 [N, P], columns as `PHOTOMETRIC` names them.
-        weights: float32 [C], of the channels in an image's grey.
-        scale: float32 [C], by which each channel is multiplied at the end.
-        shift: float32 [C], which is added then.
-        result: float32 [N, C, S, S], contiguous, to be filled.
+    The images are uint8 [N, C, S, S], all others float32: the parameters [N, P] as `PHOTOMETRIC`
+    names them, for each channel the weight in the grey, the factor and the summand of the
+    normalization [C], and the result [N, C, S, S]. All are contiguous.
     """
     count, channels, side = images.shape[:3]
     margins = 2 * (math.ceil(params[:, _SIGMA].max()) + 1) if count else 0
@@ -218,12 +208,12 @@ def augment_into(
                 operation = int(row[_FIRST + place])
                 factor = row[_FACTOR + operation]
                 if operation == _BRIGHTNESS:
-                    _brightness(x, factor)
+                    _scale(x, factor, _f32(0))
                 elif operation == _CONTRAST:
-                    _contrast(x, factor, weights)
+                    _scale(x, factor, _mean_grey(x, weights) * (_f32(1) - factor))
                 elif channels == 3 and operation == _SATURATION:
                     _saturation(x, factor, weights)
-                elif channels == 3:
+                elif channels == 3 and operation == _HUE:
                     _hue(x, factor)
         if channels == 3 and row[_GREY] > 0:
             _saturation(x, _f32(0), weights)

@@ -26,7 +26,6 @@ _DRAWS = _BOX_DRAWS + 11  # uniform numbers that one view takes; `_view` names t
 
 # The second word of the Philox key keeps the views' stream apart from the sampler's.
 _VIEWS_STREAM, _ORDER_STREAM, _SUBSTITUTE_STREAM = 0, 1, 2
-_WORD = 2**64
 
 
 def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -43,15 +42,10 @@ def epoch_order(
 ) -> np.ndarray:
     """The order in which `epoch` visits a data set: a permutation of `range(length)`, int64.
 
-    Args:
-        length: number of images.
-        seed: of the orders.
-        epoch: counted from 0.
-        blocks: lengths of the runs of images that lie together on a disk or server (the shards of
-            `dino.data.sources.shards`), which make up `length`. More than `WINDOW` of them are
-            shuffled and
-            split into equal windows of at most `WINDOW`, and the images are shuffled within each
-            window, so that few files are read at a time. Fewer make no difference.
+    `blocks` are lengths of the runs of images that lie together on a disk or server (the shards of
+    `dino.data.sources.shards`), which make up `length`. More than `WINDOW` of them are shuffled and
+    split into equal windows of at most `WINDOW`, and the images are shuffled within each window, so
+    that few files are read at a time. Fewer make no difference.
     """
     rng = _philox(seed, _ORDER_STREAM, 0, epoch)
     if blocks is None or len(blocks) <= WINDOW:
@@ -72,7 +66,7 @@ def substitutes(length: int, seed: int, epoch: int, index: int) -> Iterator[int]
 
 def _philox(seed: int, stream: int, high: int, highest: int) -> np.random.Generator:
     counter = np.array([0, 0, high, highest], dtype=np.uint64)
-    key = np.array([seed % _WORD, stream], dtype=np.uint64)
+    key = np.array([seed % 2**64, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
 
 
@@ -109,17 +103,9 @@ class ViewParams:
 
     def row(self) -> tuple[float, ...]:
         """What the device needs, one number for each name in `PHOTOMETRIC`."""
-        return (
-            float(self.jitter),
-            self.brightness,
-            self.contrast,
-            self.saturation,
-            self.hue,
-            *map(float, self.order),
-            float(self.grey),
-            self.sigma,
-            self.solarize,
-        )
+        factors = (self.brightness, self.contrast, self.saturation, self.hue)
+        later = (self.grey, self.sigma, self.solarize)
+        return tuple(map(float, (self.jitter, *factors, *self.order, *later)))
 
 
 def draw_views(
@@ -127,13 +113,10 @@ def draw_views(
 ) -> list[ViewParams]:
     """Draw the parameters of every view of an image of `height` x `width` pixels.
 
-    Each view takes the same number of uniform numbers from `rng`, whether it uses them or not:
-    first the box (ten tries of area and aspect, then the place), then flip, jitter, order, the
-    four factors, grey, blur, sigma, solarise. So views do not disturb one another: view v of an
-    image stays what it is when later views are added or probabilities change.
-
-    Returns:
-        One `ViewParams` per view, in the order of `expand(specs)`.
+    Each view of `expand(specs)` takes the same number of uniform numbers from `rng`, whether it
+    uses them or not: first the box (ten tries of area and aspect, then the place), then flip,
+    jitter, order, the four factors, grey, blur, sigma, solarise. So view v of an image does not
+    change when later views are added or probabilities change.
     """
     views = expand(specs)
     uniform = rng.random((len(views), _DRAWS)).tolist()
@@ -162,19 +145,11 @@ def _view(spec: ViewSpec, height: int, width: int, uniform: list[float]) -> View
 def crop_box(
     spec: ViewSpec, height: int, width: int, uniform: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """A random box by the law of torchvision's `RandomResizedCrop`.
+    """A random box (top, left, height, width) by the law of torchvision's `RandomResizedCrop`.
 
     The area is uniform in `spec.scale`, the logarithm of the aspect in `spec.ratio`, the place
     uniform. After ten boxes that do not fit, the largest centred one of an allowed aspect is taken.
-
-    Args:
-        spec: the kind of view.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        uniform: 22 numbers from [0, 1): area and aspect of each try, then the row, the column.
-
-    Returns:
-        Top, left, height and width in pixels.
+    `uniform` are 22 numbers from [0, 1): area and aspect of each try, then the row, the column.
     """
     low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
     for attempt in range(_TRIES):
@@ -186,15 +161,11 @@ def crop_box(
             top = int(uniform[-2] * (height - box_height + 1))
             left = int(uniform[-1] * (width - box_width + 1))
             return top, left, box_height, box_width
-    return _centre_box(spec.ratio, height, width)
-
-
-def _centre_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
     box_height, box_width = height, width
-    if width / height < ratio[0]:
-        box_height = max(1, round(width / ratio[0]))
-    elif width / height > ratio[1]:
-        box_width = max(1, round(height * ratio[1]))
+    if width / height < spec.ratio[0]:
+        box_height = max(1, round(width / spec.ratio[0]))
+    elif width / height > spec.ratio[1]:
+        box_width = max(1, round(height * spec.ratio[1]))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
