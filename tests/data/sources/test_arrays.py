@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,14 @@ def test_files_that_are_no_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", np.array([{}, None]), allow_pickle=True)
     with pytest.raises(UserError, match=r"b\.npy cannot be read as a \.npy array"):
         open_source(tmp_path / "b.npy")
-    np.savez(tmp_path / "c.npz", COLOUR)
-    (tmp_path / "c.npz").rename(tmp_path / "c.npy")
-    with pytest.raises(UserError, match=r"c\.npy holds several arrays"):
-        open_source(tmp_path / "c.npy")
+
+
+def test_a_zip_archive_is_refused_without_reading_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of a million records takes 17 seconds and 500 MB."""
+    np.savez(tmp_path / "a.npz", COLOUR)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda *_, **__: pytest.fail("it is read"))
+    with pytest.raises(UserError, match=r"a\.npy cannot be read as a \.npy array"):
+        open_source(tmp_path / "a.npy")

@@ -127,7 +127,6 @@ def test_names_are_joined_and_divided() -> None:
     joined = PackedStrings.joined([PackedStrings(part) for part in parts])
     assert list(joined) == [name for part in parts for name in part]
     assert list(PackedStrings.of(joined.text, joined.ends)) == list(joined)
-    assert list(PackedStrings.joined([])) == []
 
 
 def test_classes_are_numbered_in_their_order() -> None:

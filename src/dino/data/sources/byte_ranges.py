@@ -1,11 +1,12 @@
 """Ranges of bytes from large files, local ones and those that fsspec reaches.
 
-Everything here may be used by threads, and by processes that were forked or spawned: what is open
-belongs to a process, and reading moves no position that others share.
+All functions may be used by threads, and by processes that were forked or spawned: reading moves no
+position that others share.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import time
@@ -21,13 +22,13 @@ OPEN_FILES = 64
 LOCAL_AHEAD, READ_AHEAD = 2**13, 2**22
 """Bytes that `RangeFile` reads at once, of local files and over a network."""
 LONGEST_READ = 2**26
-"""Bytes that are read at once at most: headers and labels that are longer are damage."""
+"""Bytes that `RangeFile` reads at most: longer headers and labels are damage."""
 TRIES = 3
-"""Requests to a server before it is given up."""
+"""Requests to a server before an error is final."""
 PAUSE = 0.5
-"""Seconds before the second try; twice as long before each further one."""
+"""Seconds before the second request; twice as long before each further one."""
 
-# What the file systems of fsspec call a file's version, in lower case.
+# Keys of a file's version in the file systems of fsspec, in lower case.
 _VERSIONS = (
     *("etag", "mtime", "lastmodified", "last-modified", "last_modified", "updated", "created"),
     *("content-md5", "contentmd5", "md5hash", "crc32c", "generation", "ino"),
@@ -70,7 +71,7 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
 
     Args:
         url: of the file.
-        version: of a local file, as `examine` gave it.
+        version: of a local file, from `examine`.
         offset: of the first byte.
         size: number of bytes.
 
@@ -78,16 +79,16 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
         UserError: if a local file is not the version that it was, or a server supports no ranges.
         OSError: if the file cannot be read.
     """
-    if size == 0:
+    if size <= 0:
         return b""
     if not is_remote(url):
-        return _local_file(url, version).read(offset, size)
+        return _local_file(url, version).read_at(offset, size)
     system, path = _system(url)
     try:
         content: bytes = _with_retries(system.cat_file, path, start=offset, end=offset + size)
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # each file system raises different ones
         raise OSError(_reason(error)) from error
     if len(content) > size:
         raise UserError(
@@ -102,8 +103,8 @@ class RangeFile:
 
     Args:
         url: of the file.
-        version: as `examine` gave it.
-        size: in bytes.
+        version: of the file, from `examine`.
+        size: of the file in bytes.
     """
 
     def __init__(self, url: str, version: str, size: int) -> None:
@@ -113,11 +114,11 @@ class RangeFile:
         self._buffer = b""
 
     def tell(self) -> int:
-        """Where the next byte comes from."""
+        """The position of the next byte."""
         return self._position
 
     def seek(self, offset: int) -> int:
-        """Go to a byte, counted from the start."""
+        """Go to a position, counted from the start."""
         self._position = offset
         return offset
 
@@ -133,50 +134,48 @@ class RangeFile:
         count = max(0, min(count, self.size - self._position))
         begin = self._position - self._start
         if begin < 0 or begin + count > len(self._buffer):
-            wanted = min(max(count, self._ahead), self.size - self._position)
-            try:
-                self._buffer = read_range(self.url, self.version, self._position, wanted)
-            except OSError as error:
-                raise UserError(f"{self.url} cannot be read: {_reason(error)}") from error
-            if len(self._buffer) < wanted:
-                raise UserError(
-                    f"{self.url} gave {len(self._buffer)} bytes of {wanted} at {self._position}: "
-                    "start again when it is no longer being written"
-                )
-            self._start, begin = self._position, 0
+            self._fill(min(max(count, self._ahead), self.size - self._position))
+            begin = 0
         self._position += count
         return self._buffer[begin : begin + count]
 
+    def _fill(self, count: int) -> None:
+        try:
+            self._buffer = read_range(self.url, self.version, self._position, count)
+        except OSError as error:
+            raise UserError(f"{self.url} cannot be read: {_reason(error)}") from error
+        if len(self._buffer) < count:
+            raise UserError(
+                f"{self.url} gave {len(self._buffer)} bytes of {count} at {self._position}: "
+                "start again when it is no longer being written"
+            )
+        self._start = self._position
+
 
 # ---------------------------------------------------------------------------------- local
-class _LocalFile:
-    """A file that is closed with the last reference to this."""
+class _LocalFile(io.FileIO):
+    """A file that is closed with the last reference to it."""
 
     def __init__(self, path: str, version: str) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115, PTH123, closed when it is let go
+        super().__init__(path)
         self._lock = Lock()
-        if version != _version(os.fstat(self._file.fileno())):
-            self._file.close()
+        if version != _version(os.fstat(self.fileno())):
+            self.close()
             raise UserError(f"{path} has changed since the start: start again, to read it anew")
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
+        self.close()
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read_at(self, offset: int, size: int) -> bytes:
         """The bytes at `offset`; fewer where the file ends."""
-        parts: list[bytes] = []
-        while size > 0 and (part := self._some(offset, size)):
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _some(self, offset: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._file.fileno(), size, offset)
-        with self._lock:  # Windows
-            self._file.seek(offset)
-            return self._file.read(size) or b""
+        if not hasattr(os, "pread"):  # Windows
+            with self._lock:
+                self.seek(offset)
+                return self.read(size)
+        content = b""
+        while part := os.pread(self.fileno(), size - len(content), offset + len(content)):
+            content += part  # at most 2 GiB
+        return content
 
 
 # The version is part of the key: a file that was replaced is opened anew.

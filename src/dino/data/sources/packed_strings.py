@@ -13,7 +13,7 @@ class PackedStrings(Sequence[str]):
     """An immutable list of strings in two arrays.
 
     A Python list of a million strings is copied into every worker page by page, since reading a
-    string writes its reference count; these arrays stay shared, and pickle in an instant.
+    string writes its reference count; these arrays stay shared, and are pickled in milliseconds.
 
     Attributes:
         text: the bytes of all strings.
@@ -36,9 +36,7 @@ class PackedStrings(Sequence[str]):
 
     @classmethod
     def joined(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
-        """The strings of all parts, in one list."""
-        if not parts:
-            return cls(())
+        """The strings of all parts (at least one), in one list."""
         shifts = np.cumsum([0, *(len(part.text) for part in parts[:-1])])
         ends = [part.ends + shift for part, shift in zip(parts, shifts, strict=True)]
         return cls.of(np.concatenate([part.text for part in parts]), np.concatenate(ends))

@@ -22,13 +22,7 @@ import numpy as np
 
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import EXTENSIONS
-from dino.data.sources.base import (
-    Source,
-    number_classes,
-    setting_names,
-    split_settings,
-    warn,
-)
+from dino.data.sources.base import Source, image_errors, number_classes, split_settings, warn
 from dino.data.sources.byte_ranges import is_remote, read_range
 from dino.data.sources.folder import count_kinds
 from dino.data.sources.packed_strings import PackedStrings
@@ -66,13 +60,13 @@ class Shards(Source):
     def __init__(self, urls: Sequence[str], *, image: str | None = None, label: str | None = None):
         if label not in (None, "", *LABELS):
             raise UserError(f"labels of shards are in {', '.join(LABELS)}, not in {label!r}")
-        indices = index_shards(urls)
-        chosen = [index.chosen(url, image) for url, index in zip(urls, indices, strict=True)]
+        shards = zip(urls, index_shards(urls), strict=True)
+        indices = [index.one_image_each(url, image) for url, index in shards]
         self.urls = PackedStrings(urls)
         self._versions = PackedStrings(index.version for index in indices)
-        self._names = PackedStrings.joined([names for names, _ in chosen])
-        self._places = np.concatenate([places for _, places in chosen])
-        self.blocks = np.array([len(places) for _, places in chosen], dtype=np.int64)
+        self._names = PackedStrings.joined([index.names for index in indices])
+        self._places = np.concatenate([index.places[:, :2] for index in indices])
+        self.blocks = np.array([len(index.places) for index in indices], dtype=np.int64)
         self._ends = np.cumsum(self.blocks)
         kinds = sum((index.kinds for index in indices), Counter[str]())
         used = (*EXTENSIONS, *(f".{kind}" for kind in LABELS))
@@ -93,23 +87,20 @@ class Shards(Source):
 
     def content(self, index: int) -> io.BytesIO:
         """The image's bytes; raises `ImageError` where they cannot be read."""
-        index, name = range(len(self))[index], self.path(index)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        offset, size = (int(number) for number in self._places[index])
-        try:
+        shard, name = self._shard(index), self.path(index)
+        offset, size = self._places[index].tolist()
+        with image_errors(name, "unreadable"):
             content = read_range(self.urls[shard], self._versions[shard], offset, size)
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            reason = "there is no such shard" if missing else str(error)
-            raise ImageError(name, reason, "missing" if missing else "unreadable") from error
         if len(content) < size:
             raise ImageError(name, f"the shard ends after {len(content)} of its {size} bytes")
         return io.BytesIO(content)
 
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, range(len(self))[index], side="right"))
+
     def path(self, index: int) -> str:
-        """The image's shard and name in it."""
-        shard = int(np.searchsorted(self._ends, range(len(self))[index], side="right"))
-        return f"{self.urls[shard]}/{self._names[index]}"
+        """The image's shard and its name in the shard."""
+        return f"{self.urls[self._shard(index)]}/{self._names[index]}"
 
     def identity(self) -> list[bytes]:
         """Names, places and sizes of all images in their shards; not the names of the shards."""
@@ -195,17 +186,17 @@ def shard_settings(data: str) -> tuple[str, dict[str, str]] | None:
     Raises:
         UserError: for a compressed archive, or unknown settings of a local one.
     """
-    name, mark, query = data.rpartition("?")
-    settings = {part.partition("=")[0] for part in query.split("&")}
-    ours = mark and not (is_remote(data) and not settings <= setting_names(FORM))
-    if not ours:
-        name = data  # the query belongs to the URL, as a signature
-    bare = name.partition("?")[0] if is_remote(name) else name
-    if _COMPRESSED.search(bare):
+    name = data.partition("?")[0]
+    if _COMPRESSED.search(name):
         raise UserError(
-            f"{bare} is compressed, so that no single image can be read from it: unpack it to .tar "
+            f"{name} is compressed, so that no single image can be read from it: unpack it to .tar "
             "(images gain next to nothing from compression)"
         )
-    if not bare.lower().endswith(".tar"):
+    if not name.lower().endswith(".tar"):
         return None
-    return split_settings(data, FORM, "shards") if ours else (name, {})
+    try:
+        return split_settings(data, FORM, "shards")
+    except UserError:
+        if is_remote(data):
+            return data, {}  # the query belongs to the URL, as a signature
+        raise
