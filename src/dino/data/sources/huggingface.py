@@ -32,7 +32,7 @@ class HubImages(Source):
 
     Raises:
         UserError: if `datasets` is not installed or cannot open the data set, or if the split or
-            the columns are not there or are not the only ones that they could be.
+            a column is missing or ambiguous.
     """
 
     def __init__(self, data: str) -> None:
@@ -49,20 +49,26 @@ class HubImages(Source):
         table = _opened(name, settings.get("config"), settings.get("split"))
         if len(table) == 0:
             raise UserError(f"{self.name} is empty: choose another split")
-        images = [key for key, kind in table.features.items() if isinstance(kind, datasets.Image)]
+        kinds = table.features.items()
+        images = [column for column, kind in kinds if isinstance(kind, datasets.Image)]
+        classes = [column for column, kind in kinds if isinstance(kind, datasets.ClassLabel)]
         self._column = self._one(table, settings.get("image"), images, "image")
         if self._column not in images:
             raise UserError(
                 f"the column {self._column} of {self.name} holds no images: "
                 f"{f'take {images[0]}' if images else 'it must be of the type Image of datasets'}"
             )
-        # Bytes as they are stored, for `read_image`.
+        # Bytes as they are stored, for `open_image`.
         self._table = table.select_columns([self._column]).cast_column(
             self._column, datasets.Image(decode=False)
         )
         label = settings.get("label")
-        if label != "" and (column := self._label_column(table, label)) is not None:
-            self.classes, self.labels = self._read_labels(table, column, required=label is not None)
+        lower = {column.lower(): column for column in reversed(table.column_names)}
+        usual = [lower[key] for key in LABEL_COLUMNS if key in lower and key != self._column]
+        found = [column for column in usual if column in classes][:1] or classes or usual[:1]
+        if label or (label is None and found):
+            column = self._one(table, label, found, "label")
+            self.classes, self.labels = self._labels(table, column, required=label is not None)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -85,38 +91,27 @@ class HubImages(Source):
         names = ((row.get("bytes"), os.path.basename(row.get("path") or "")) for row in rows)  # noqa: PTH119
         return sorted(content or name.encode("utf-8", "surrogatepass") for content, name in names)
 
-    # ------------------------------------------------------------------ columns
-    def _one(self, table: Any, wanted: str | None, found: Sequence[str], what: str) -> str:
-        if wanted is not None and wanted not in table.column_names:
+    def _one(self, table: Any, column: str | None, found: Sequence[str], what: str) -> str:
+        """The column if it exists; by default the only one of those found."""
+        if column is not None and column not in table.column_names:
             columns = ", ".join(table.column_names)
-            raise UserError(f"{self.name} has no column {wanted!r}: it has {columns}")
-        if wanted is None and len(found) != 1:
+            raise UserError(f"{self.name} has no column {column!r}: it has {columns}")
+        if column is None and len(found) != 1:
             raise UserError(
                 f"{self.name} has {len(found)} columns of {what}s among "
                 f"{', '.join(found or table.column_names)}: name one, as in {what}=COLUMN"
             )
-        return found[0] if wanted is None else wanted
+        return found[0] if column is None else column
 
-    def _label_column(self, table: Any, wanted: str | None) -> str | None:
-        import datasets
-
-        lower = {name.lower(): name for name in reversed(table.column_names)}
-        named = [lower[name] for name in LABEL_COLUMNS if name in lower and name != self._column]
-        kinds = table.features.items()
-        typed = [name for name, kind in kinds if isinstance(kind, datasets.ClassLabel)]
-        found = [name for name in named if name in typed][:1] or typed or named[:1]
-        return self._one(table, wanted, found, "label") if found or wanted else None
-
-    def _read_labels(
+    def _labels(
         self, table: Any, column: str, *, required: bool
     ) -> tuple[list[str], list[int]] | tuple[None, None]:
         values = table.select_columns([column])[:][column]
-        names = getattr(table.features[column], "names", None)
         if not all(isinstance(value, (int, str)) and value not in (-1, "") for value in values):
             if required:
                 raise UserError(f"some rows of {self.name} have no class in {column}")
-            return None, None  # -1 stands for unknown, as in test parts whose answers are secret
-        if names is not None:
+            return None, None  # -1 stands for unknown, as in test sets with secret labels
+        if (names := getattr(table.features[column], "names", None)) is not None:
             return list(names), values
         return number_classes([str(value) for value in values])
 
@@ -125,20 +120,18 @@ def _opened(name: str, config: str | None, split: str | None) -> Any:
     """The rows of one split."""
     import datasets
 
-    wanted = split or "train"
+    folder = Path(name)
     try:
-        folder = Path(name)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(name, config, split=split)
         if not isinstance(found, datasets.DatasetDict):
             return found
-        if split is None and len(found) == 1:
-            return next(iter(found.values()))
-        if wanted not in found:
-            raise ValueError(f"it has no split {wanted!r} but {', '.join(found)}")
-        return found[wanted]
+        split = split or ("train" if len(found) > 1 else next(iter(found)))
+        if split not in found:
+            raise ValueError(f"it has no split {split!r} but {', '.join(found)}")
+        return found[split]
     except Exception as error:  # of this package, the network, or a reader of files
         reason = " ".join(str(error).split())
         raise UserError(f"hf:{name} cannot be opened: {reason}; write {FORM}") from error
