@@ -55,7 +55,6 @@ class Arrays(Source):
         return {name: value for name, value in self.__dict__.items() if name != "_images"}
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._images)
 
     def content(self, index: int) -> np.ndarray:

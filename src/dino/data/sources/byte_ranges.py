@@ -41,10 +41,10 @@ def is_remote(url: str) -> bool:
 
 
 def examine(url: str) -> tuple[int, str]:
-    """Size of a file in bytes, and a mark of its version: "" where there is none.
+    """Size of a file in bytes, and its version; "" where the server tells none.
 
     Raises:
-        UserError: if it is missing or out of reach.
+        UserError: if it is missing or cannot be reached.
     """
     try:
         if not is_remote(url):
@@ -63,7 +63,7 @@ def examine(url: str) -> tuple[int, str]:
     if about.get("type") == "directory" or about.get("size") is None:
         raise UserError(f"{url} is no file of known size: shards must be files")
     version = {key: str(about[key]) for key in _VERSIONS if about.get(key)}
-    return int(about["size"]), str(version) if version else ""
+    return int(about["size"]), str({"size": about["size"], **version}) if version else ""
 
 
 def read_range(url: str, version: str, offset: int, size: int) -> bytes:

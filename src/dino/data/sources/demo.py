@@ -89,7 +89,6 @@ class DemoTiles(Source):
         self.labels = [label for label, _, _ in self._tiles]
 
     def __len__(self) -> int:
-        """Number of tiles."""
         return len(self._tiles)
 
     def content(self, index: int) -> Image.Image:

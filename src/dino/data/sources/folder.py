@@ -11,7 +11,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.base import Source, warn
 from dino.data.sources.packed_strings import PackedStrings
@@ -51,15 +50,11 @@ class ImageFiles(Source):
         self._names = PackedStrings(names)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._names)
 
     def content(self, index: int) -> str:
-        """The image's file; raises `ImageError` for a pipe or device, which might never end."""
-        path = self.path(index)
-        if not os.path.isfile(path) and os.path.exists(path):  # noqa: PTH110, PTH113, never raise
-            raise ImageError(path, "it is no regular file", "unreadable")
-        return path
+        """The image's file."""
+        return self.path(index)
 
     def path(self, index: int) -> str:
         """The image's file."""

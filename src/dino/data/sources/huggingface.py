@@ -71,7 +71,6 @@ class HubImages(Source):
             self.classes, self.labels = self._labels(table, column, required=label is not None)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._table)
 
     def content(self, index: int) -> str | BinaryIO:

@@ -1,6 +1,6 @@
 """Lists of image files: one path a line in a text file, or a column of a CSV or Parquet table.
 
-On the command line the settings of a list follow it like those of a web address:
+On the command line the settings of a list are written like those of a web address:
 
     --data plankton.csv
     --data "plankton.csv?path=filename&label=species&root=/data/plankton"
@@ -32,8 +32,8 @@ class FileList(ImageFiles):
             one; "" for none. Classes are numbered in the order of their names, integers by size.
 
     Raises:
-        UserError: if the list is missing, empty or not what its name says, lacks a column or, in
-            some row, a path or a label, may be misaligned, or if its first image does not exist.
+        UserError: if the list is missing, empty or of another format, lacks a column or, in some
+            row, a path or a label, may be misaligned, or if its first image does not exist.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class FileList(ImageFiles):
         if not os.path.isfile(file):  # noqa: PTH113, Path's may raise
             raise UserError(f"the list {self.file} does not exist: give --data a list or a folder")
         try:
-            paths, labels = self._read(path, label)
+            paths, *labels = self._read(path, label)
         except UserError:
             raise
         except (OSError, csv.Error, ValueError) as error:
@@ -56,7 +56,7 @@ class FileList(ImageFiles):
         if not paths:
             raise UserError(f"the list {self.file} is empty: it must name one image a line")
         folder = self.file.parent if root is None else Path(root)
-        # What all paths begin with may differ between machines, and the digest must not.
+        # The folder that all paths share may differ between machines, and the digest must not.
         if shared := shared_folder(paths):
             folder, paths = Path(shared), [name[len(shared) :].lstrip("/\\") for name in paths]
         super().__init__(folder, paths)
@@ -65,18 +65,18 @@ class FileList(ImageFiles):
                 f"{first}, the first image of {self.file}, does not exist: name the folder where "
                 f"the paths start, as in --data '{self.file}?root=FOLDER'"
             )
-        if labels is not None:
-            self.classes, self.labels = number_classes(labels)
+        if labels:
+            self.classes, self.labels = number_classes(*labels)
 
-    def _read(self, path: str | None, label: str | None) -> tuple[list[str], list[str] | None]:
+    def _read(self, path: str | None, label: str | None) -> list[list[str]]:
+        """The paths and, if there is a column of them, the labels."""
         if self.file.suffix.lower() not in TEXT:
-            cells = read_columns(self.file, path, label)
-            return cells[0], cells[1] if len(cells) == 2 else None
+            return read_columns(self.file, path, label)
         if path or label:
             raise UserError(f"{self.file} is a list of paths and has no columns")
         with open_text(self.file, "\n") as file:
             lines = [line.rstrip("\r\n") for line in file]
-        return [line for line in lines if line.strip()], None
+        return [[line for line in lines if line.strip()]]
 
 
 def list_settings(data: str) -> tuple[str, dict[str, str]] | None:

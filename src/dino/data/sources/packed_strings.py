@@ -42,7 +42,6 @@ class PackedStrings(Sequence[str]):
         return cls.of(np.concatenate([part.text for part in parts]), np.concatenate(ends))
 
     def __len__(self) -> int:
-        """Number of strings."""
         return len(self.ends)
 
     def __getitem__(self, index: Any) -> Any:

@@ -69,7 +69,6 @@ class ParquetImages(Source):
         return {**self.__dict__, "_groups": {}}
 
     def __len__(self) -> int:
-        """Number of images."""
         return int(self._ends[-1])
 
     def content(self, index: int) -> str | BinaryIO:

@@ -1,4 +1,4 @@
-"""Where images lie in tar shards: found once by reading the headers, then cached."""
+"""The places of images in tar shards: read once from the headers, then cached."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Index:
     Attributes:
         version: of the shard, for `read_range`.
         names: of all members that are images.
-        places: offset, size and the number of the sample of each of them: int64 [n, 3].
+        places: offset, size and number of the sample of each image, int64 [n, 3].
         labels: of each sample that has an image, by the kind of member; "" where it has none.
-        kinds: how often each kind of member occurs.
+        kinds: number of members of each kind.
         damage: what is wrong with the shard, "" for nothing.
     """
 
@@ -108,25 +108,21 @@ def index_shards(urls: Sequence[str]) -> list[Index]:
         bar("shards", len(urls), shown=len(urls) > 1 and ranks().main) as advance,
     ):
         indices = []
-        try:
-            for index in pool.map(_index, urls):
-                indices.append(index)
-                advance(1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # do not wait for the rest
-            raise
+        for index in pool.map(_index, urls):  # of an error, it cancels the rest
+            indices.append(index)
+            advance(1)
     return indices
 
 
 def _index(url: str) -> Index:
     """The index of a shard, from the cache if the shard has the same size and version."""
     size, version = examine(url)
-    key = f"1 {' '.join(EXTENSIONS)} {url if is_remote(url) else Path(url).absolute()}"
+    key = f"2 {' '.join(EXTENSIONS)} {url if is_remote(url) else Path(url).absolute()}"
     name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
     cached = cache_folder() / "shards" / f"{name}.safetensors"
     if version:
         with suppress(OSError, SafetensorError):  # missing or damaged: the headers are read again
-            if (index := _unpacked(load_file(cached), size, version)) is not None:
+            if (index := _unpacked(load_file(cached), version)) is not None:
                 return index
     file = RangeFile(url, version, size)
     if file.read(2) == b"\x1f\x8b":
@@ -134,13 +130,13 @@ def _index(url: str) -> Index:
     index = _read_index(file)
     if version:
         with suppress(OSError):  # a full disk, or a folder that may not be written
-            atomic_write(cached, save(_packed(index, size)))
+            atomic_write(cached, save(_packed(index)))
     return index
 
 
 # ---------------------------------------------------------------------------------- headers
 class DamagedArchive(Exception):
-    """What is wrong with an archive, in a few words, from which byte on."""
+    """An archive that is damaged from a byte on, and the reason in a few words."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(offset, reason)
@@ -148,20 +144,12 @@ class DamagedArchive(Exception):
 
 
 def members(file: RangeFile | io.BytesIO, size: int) -> Iterator[tarfile.TarInfo]:
-    """All members of an archive in order, up to its end mark; their contents are not read.
+    """All members of an archive of `size` bytes in order, also a last one that its end cuts off.
 
-    `tarfile` alone ends without a word at a damaged header or a missing end.
-
-    Args:
-        file: the archive.
-        size: of it in bytes.
-
-    Yields:
-        Each member, also a last one that the archive's end cuts off.
+    `tarfile` alone reports neither a damaged header nor a missing end.
 
     Raises:
-        DamagedArchive: after the last member that can be read, if the archive does not end as it
-            should.
+        DamagedArchive: after the last member, unless the archive ends in an end mark.
     """
     # All that `fromtarfile` needs: a `TarFile` keeps every member, and hides what ended it.
     archive: Any = SimpleNamespace(
@@ -261,23 +249,24 @@ def _label(kind: str, content: bytes) -> str:
     return text if len(text) <= LONGEST_NAME and "\n" not in text else CAPTION
 
 
-def _packed(index: Index, size: int) -> dict[str, np.ndarray]:
-    about = json.dumps([size, index.version, index.kinds, index.damage]).encode()
+def _packed(index: Index) -> dict[str, np.ndarray]:
+    about = json.dumps([index.version, index.kinds, index.damage]).encode()
     arrays = {"about": np.frombuffer(about, dtype=np.uint8), "places": index.places}
     for name, strings in {"names": index.names, **index.labels}.items():
         arrays |= {f"{name}.text": strings.text, f"{name}.ends": strings.ends}
     return arrays
 
 
-def _unpacked(arrays: dict[str, np.ndarray], size: int, version: str) -> Index | None:
+def _unpacked(arrays: dict[str, np.ndarray], version: str) -> Index | None:
+    """The index of this version of a shard, if there is one."""
     try:
-        cached_size, cached_version, kinds, damage = json.loads(arrays["about"].tobytes())
+        cached_version, kinds, damage = json.loads(arrays["about"].tobytes())
         names, *labels = (
             PackedStrings.of(arrays[f"{name}.text"], arrays[f"{name}.ends"])
             for name in ("names", *LABELS)
         )
         by_kind = dict(zip(LABELS, labels, strict=True))
         index = Index(version, names, arrays["places"], by_kind, Counter(kinds), damage)
-    except (KeyError, ValueError, TypeError):  # none, or not written here
+    except (KeyError, ValueError, TypeError):  # damaged, or written by another program
         return None
-    return index if (cached_size, cached_version) == (size, version) else None
+    return index if cached_version == version else None

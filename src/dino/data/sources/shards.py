@@ -1,10 +1,9 @@
 """Tar shards as webdataset writes them, each image by its index.
 
 A shard is an uncompressed tar. Consecutive members whose names agree up to the first dot of the
-base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. Where the images lie
-is found once (`dino.data.sources.shard_index`); from then on an image is one read of its bytes. So
-any order is possible, and what holds for folders holds for shards: the views of an image, resuming,
-ranks and workers.
+base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. With the places of all images
+(`dino.data.sources.shard_index`) an image is one read of its bytes, in any order, so that views,
+resuming, ranks and workers are those of folders.
 
     --data "shards/train-{000..127}.tar"
     --data "s3://bucket/train-{000..127}.tar?label=json"
@@ -32,7 +31,7 @@ from dino.files import UserError
 FORM = "SHARDS.tar?image=EXTENSION&label=EXTENSION"
 
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-_CACHES = ("simplecache", "filecache", "blockcache")  # of fsspec, in front of another protocol
+_CACHE = re.compile("(simplecache|filecache|blockcache)::")  # of fsspec, before another protocol
 
 
 class Shards(Source):
@@ -40,15 +39,10 @@ class Shards(Source):
 
     Args:
         urls: the shards; see `expand`.
-        image: which member of a sample is its image, such as "png" or "left.jpg"; by default the
-            only one with an extension of images (of several, the only one without another dot; a
-            .npy beside a picture is not taken for an image).
+        image: extension of the images, such as "png" or "left.jpg"; by default the only one of a
+            sample (of several, the only one without another dot; never a .npy beside a picture).
         label: "cls", "txt" or "json"; by default the first of them that samples have, where texts
             count only if they are short and repeat like names do; "" for none.
-
-    Attributes:
-        blocks: images in each shard, for the order of visits
-        (`dino.data.views.random_streams.epoch_order`).
 
     Raises:
         UserError: if a shard is missing or compressed, holds links or sparse files that are images,
@@ -82,7 +76,6 @@ class Shards(Source):
         _warn_of_damage(urls, indices)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._places)
 
     def content(self, index: int) -> io.BytesIO:
@@ -128,11 +121,10 @@ class Shards(Source):
 
 
 def _warn_of_damage(urls: Sequence[str], indices: Sequence[Index]) -> None:
-    """Say on stderr which shards are damaged."""
-    bad = [(url, index) for url, index in zip(urls, indices, strict=True) if index.damage]
-    if bad:
-        url, index = bad[0]
-        others = f" (and {len(bad) - 1:,} more shards are damaged)" if len(bad) > 1 else ""
+    damaged = [(url, index) for url, index in zip(urls, indices, strict=True) if index.damage]
+    if damaged:
+        url, index = damaged[0]
+        others = f" (and {len(damaged) - 1:,} more shards are damaged)" if damaged[1:] else ""
         warn(
             f"{url} is damaged: {index.damage}; the {len(index.places):,} images before are used, "
             f"the rest is lost{others}"
@@ -144,44 +136,34 @@ def expand(data: str) -> list[str]:
     """The shards that `data` names.
 
     As in webdataset, `{000..127}` and `{a,b}` stand for several, `::` stands between lists, and
-    `${NAME}` for the environment's `WDS_NAME`. A `::` behind one of fsspec's caches belongs to the
-    URL: `simplecache::s3://bucket/train-{000..127}.tar` caches entire shards on the local disk.
+    `${NAME}` for the environment's `WDS_NAME`. A `::` behind a cache of fsspec belongs to the URL:
+    `simplecache::s3://bucket/train-{000..127}.tar` caches entire shards on the local disk.
 
     Raises:
         UserError: for braces that do not fit, or a variable that is not there.
     """
-    urls: list[str] = []
-    chain = ""
-    for part in data.split("::"):
-        chain += part
-        if part in _CACHES:
-            chain += "::"
-        else:
-            urls += _expanded(chain)
-            chain = ""
-    return urls
-
-
-def _expanded(url: str) -> list[str]:
-    if not set("{$") & set(url) or os.path.exists(url):  # noqa: PTH110, Path's raises for long ones
-        return [url]
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError:
-        raise UserError(
-            f"{url} stands for several files, which needs webdataset: "
-            "pip install 'dino-ssl[shards]'"
-        ) from None
-    try:
-        # webdataset would split at the "::" of a cache.
-        *caches, last = url.split("::")
-        return ["::".join([*caches, expanded]) for expanded in expand_urls(last)]
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"{url} does not name shards: {error}") from None
+    if os.path.exists(data):  # noqa: PTH110, Path's raises for long ones
+        return [data]
+    hidden = _CACHE.sub("\\1\0", data)  # webdataset would split at the "::" of a cache
+    if not set("{$") & set(data):
+        urls = hidden.split("::")
+    else:
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError:
+            raise UserError(
+                f"{data} stands for several files, which needs webdataset: "
+                "pip install 'dino-ssl[shards]'"
+            ) from None
+        try:
+            urls = expand_urls(hidden)
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"{data} does not name shards: {error}") from None
+    return [url.replace("\0", "::") for url in urls]
 
 
 def shard_settings(data: str) -> tuple[str, dict[str, str]] | None:
-    """Shards and settings, or None if `data` is not called like shards.
+    """Shards and settings, or None if `data` is not named like shards.
 
     Raises:
         UserError: for a compressed archive, or unknown settings of a local one.

@@ -1,6 +1,6 @@
 """Tables of images: CSV, TSV and Parquet, and which of their columns are read.
 
-Blanks around the names of columns, paths and labels do not count. A table whose rows might be
+Blanks around the names of columns, paths and labels are removed. A table whose rows might be
 misaligned (columns of one name, rows of other lengths, stray quotes) is refused.
 """
 
@@ -32,12 +32,7 @@ def open_text(file: Path, newline: str = "") -> TextIO:
 
 
 def read_columns(file: Path, path: str | None, label: str | None) -> list[list[str]]:
-    """The cells of the column of paths and, if there is one, of that of labels.
-
-    Args:
-        file: .csv, .tsv or .parquet.
-        path: see `choose_columns`.
-        label: see `choose_columns`.
+    """The cells of the columns of a .csv, .tsv or .parquet file that `choose_columns` names.
 
     Raises:
         UserError: if a column is not there, a cell is empty, or rows may be misaligned.
@@ -61,29 +56,24 @@ def read_columns(file: Path, path: str | None, label: str | None) -> list[list[s
                 )
             if row == header:
                 raise UserError(f"{line} of {file} is its header again: remove it")
-            for name, found in zip(columns, cells, strict=True):
-                found.append(cell(file, name, row[header.index(name)], line))
+            for name, column in zip(columns, cells, strict=True):
+                column.append(cell(file, name, row[header.index(name)], line))
     return cells
 
 
 def choose_columns(
     file: Path, names: Sequence[str], path: str | None, label: str | None
 ) -> list[str]:
-    """The column of the paths and, if there is one, that of the labels.
+    """The column of the paths and, if there is one, that of the labels, among all names.
 
-    Args:
-        file: of the table.
-        names: of all its columns.
-        path: name of the first; by default one of `PATH_COLUMNS`.
-        label: name of the second; by default one of `LABEL_COLUMNS`; "" for none.
+    By default they are the first of `PATH_COLUMNS` and of `LABEL_COLUMNS`; label "" is for none.
 
     Raises:
         UserError: if a column is not there, or two have the same name.
     """
-    counts = Counter(name.strip() for name in names)
-    twice = [name for name, count in counts.items() if count > 1 and name]
-    if twice:
-        raise UserError(f"{file} has several columns called {twice[0]!r}: rename or remove one")
+    counts = Counter(name.strip() for name in names if name.strip())
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"{file} has several columns called {repeated[0]!r}: rename or remove one")
     column = _column(file, names, path, PATH_COLUMNS)
     if column is None:
         raise UserError(
@@ -95,13 +85,14 @@ def choose_columns(
 
 
 def _column(
-    file: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str]
+    file: Path, names: Sequence[str], column: str | None, usual: Sequence[str]
 ) -> str | None:
-    if wanted is not None:
+    """A column by its name; by default the first of the usual ones in any case, if there is one."""
+    if column is not None:
         for name in names:
-            if name.strip() == wanted.strip():
+            if name.strip() == column.strip():
                 return name
-        raise UserError(f"{file} has no column {wanted!r}: it has {', '.join(names)}")
+        raise UserError(f"{file} has no column {column!r}: it has {', '.join(names)}")
     for known in usual:
         found = [name for name in names if name.strip().lower() == known]
         if len(found) > 1:
@@ -112,10 +103,10 @@ def _column(
 
 
 def cell(file: Path, column: str, value: Any, place: str) -> str:
-    """A cell as text, without blanks around it.
+    """A cell as text, without blanks around it; `place` names it in errors, such as "line 3".
 
     Raises:
-        UserError: if it is empty, NaN or holds a line break, naming its place, such as "line 3".
+        UserError: if it is empty, NaN or holds a line break.
     """
     text = "" if value is None or value != value else str(value).strip()
     if not text:

@@ -58,7 +58,6 @@ class TorchDataset(Source):
             self.classes = [str(name) for name in (classes if named else range(count))]
 
     def __len__(self) -> int:
-        """Number of images."""
         return self._length
 
     def content(self, index: int) -> Any:
