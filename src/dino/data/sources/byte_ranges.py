@@ -190,16 +190,15 @@ def _version(status: os.stat_result) -> str:
 def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it; fsspec keeps one for each process and thread."""
     try:
-        import fsspec
+        from fsspec.core import url_to_fs
     except ImportError:
         raise UserError(
             f"{url} is a URL, which needs fsspec: pip install 'dino-ssl[shards]'"
         ) from None
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        return tuple(url_to_fs(url))
     except (ImportError, ValueError) as error:  # a protocol whose package is missing, or unknown
         raise UserError(f"{url} cannot be read: {_reason(error)}") from error
-    return system, path
 
 
 def _with_retries(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -79,10 +79,9 @@ class Folder(ImageFiles):
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         root = Path(root)
-        if not os.path.exists(root):  # noqa: PTH110, Path's raises for very long names
-            raise UserError(f"{root} does not exist: give --data {KINDS}")
-        if not os.path.isdir(root):  # noqa: PTH112
-            raise UserError(f"{root} is a file: give --data {KINDS}")
+        if not os.path.isdir(root):  # noqa: PTH112, Path's raises for very long names
+            reason = "is a file" if os.path.exists(root) else "does not exist"  # noqa: PTH110
+            raise UserError(f"{root} {reason}: give --data {KINDS}")
         if found := [str(path) for path in splits(root).values()]:
             raise UserError(
                 f"{root} is divided into splits, which are no classes: "

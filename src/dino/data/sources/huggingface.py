@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.base import Source, number_classes, split_settings
-from dino.data.sources.tables import LABEL_COLUMNS
+from dino.data.sources.lists import LABEL_COLUMNS
 from dino.files import UserError
 
 FORM = "hf:NAME?split=SPLIT&image=COLUMN&label=COLUMN&config=NAME"
@@ -28,7 +28,7 @@ class HubImages(Source):
     Args:
         data: NAME and settings, as in `FORM` without its beginning. The split is "train" by
             default, or the only one. The image's column is found by its type. Labels are the column
-            of classes, or the first of `dino.data.sources.tables.LABEL_COLUMNS`; "label=" for none.
+            of classes, or the first of `dino.data.sources.lists.LABEL_COLUMNS`; "label=" for none.
 
     Raises:
         UserError: if `datasets` is not installed or cannot open the data set, or if the split or

@@ -16,7 +16,7 @@ import numpy as np
 
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.base import Source, image_errors, number_classes
-from dino.data.sources.tables import choose_columns, parquet, read_column, schema, values_of
+from dino.data.sources.lists import choose_columns, parquet, read_column, schema, values_of
 from dino.files import UserError
 
 IMAGE_COLUMNS = ("bytes", "image", "image_bytes", "img", "jpg", "jpeg", "png", "webp")
@@ -32,7 +32,7 @@ class ParquetImages(Source):
     Args:
         file: the table.
         path: column of the images, see `image_column`.
-        label: column of the classes; by default the first of `tables.LABEL_COLUMNS`, if there is
+        label: column of the classes; by default the first of `lists.LABEL_COLUMNS`, if there is
             one; "" for none.
         root: folder that paths of structs without bytes start from; by default the table's.
 

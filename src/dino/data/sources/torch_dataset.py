@@ -53,9 +53,10 @@ class TorchDataset(Source):
             raise UserError(f"the {self._kind} given as data is empty")
         self.labels = _labels(data) if labels is None else _class_numbers(labels, self._length)
         if self.labels is not None:
-            count, classes = max(self.labels) + 1, getattr(_innermost(data, 0)[0], "classes", None)
-            named = isinstance(classes, (list, tuple)) and len(classes) >= count
-            self.classes = [str(name) for name in (classes if named else range(count))]
+            classes = getattr(_innermost(data, 0)[0], "classes", None)
+            if not isinstance(classes, (list, tuple)) or len(classes) <= max(self.labels):
+                classes = range(max(self.labels) + 1)
+            self.classes = [str(name) for name in classes]
 
     def __len__(self) -> int:
         return self._length
