@@ -116,7 +116,7 @@ def test_names_are_a_sequence_of_strings() -> None:
     strings = ["a", "", "ä/b.png", "c" * 300]
     names = PackedStrings(strings)
     assert list(names) == strings
-    assert (names[-1], names[1:3]) == (strings[-1], strings[1:3])
+    assert names[-1] == strings[-1]
     with pytest.raises(IndexError):
         names[4]
     assert list(PackedStrings([])) == []

@@ -108,15 +108,10 @@ def number_classes(labels: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def split_settings(data: str, form: str, what: str) -> tuple[str, dict[str, str]]:
-    """A name and its settings, written like those of a web address: `NAME?one=1&two=2`.
-
-    Args:
-        data: the name with its settings.
-        form: with all possible settings, as in `NAME?one=NUMBER&two=NUMBER`.
-        what: of the named thing in messages, such as "a list".
+    """The name and the settings of `NAME?one=1&two=2`; `what` is named in the error.
 
     Raises:
-        UserError: for a setting that `form` does not have.
+        UserError: for a setting that `form`, as in `NAME?one=NUMBER&two=NUMBER`, does not have.
     """
     name, mark, query = data.rpartition("?")
     if not mark:

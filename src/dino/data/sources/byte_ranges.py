@@ -67,19 +67,13 @@ def examine(url: str) -> tuple[int, str]:
 
 
 def read_range(url: str, version: str, offset: int, size: int) -> bytes:
-    """Some bytes; fewer where the file ends.
-
-    Args:
-        url: of the file.
-        version: of a local file, from `examine`.
-        offset: of the first byte.
-        size: number of bytes.
+    """`size` bytes from `offset` on; fewer where the file ends.
 
     Raises:
-        UserError: if a local file is not the version that it was, or a server supports no ranges.
+        UserError: if a local file has another version, or a server supports no ranges.
         OSError: if the file cannot be read.
     """
-    if size <= 0:
+    if size == 0:
         return b""
     if not is_remote(url):
         return _local_file(url, version).read_at(offset, size)
@@ -99,16 +93,11 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
 
 
 class RangeFile:
-    """A file that is read from front to back, by ranges larger than each read.
+    """A file that is read from front to back, by ranges larger than each read."""
 
-    Args:
-        url: of the file.
-        version: of the file, from `examine`.
-        size: of the file in bytes.
-    """
-
-    def __init__(self, url: str, version: str, size: int) -> None:
-        self.url, self.version, self.size = url, version, size
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.size, self.version = examine(url)
         self._ahead = READ_AHEAD if is_remote(url) else LOCAL_AHEAD
         self._position = self._start = 0
         self._buffer = b""
@@ -126,15 +115,15 @@ class RangeFile:
         """The next bytes; fewer where the file ends.
 
         Raises:
-            ValueError: for less than none or more than `LONGEST_READ`.
-            UserError: if the file is out of reach, or ends too early.
+            ValueError: for a negative number or more than `LONGEST_READ`.
+            UserError: if the file cannot be read, or ends too early.
         """
         if not 0 <= count <= LONGEST_READ:
             raise ValueError(f"{count} bytes at once")
-        count = max(0, min(count, self.size - self._position))
-        begin = self._position - self._start
+        left = max(0, self.size - self._position)
+        begin, count = self._position - self._start, min(count, left)
         if begin < 0 or begin + count > len(self._buffer):
-            self._fill(min(max(count, self._ahead), self.size - self._position))
+            self._fill(min(max(count, self._ahead), left))
             begin = 0
         self._position += count
         return self._buffer[begin : begin + count]

@@ -157,7 +157,7 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
     Raises:
         UserError: if a folder cannot be read, or there is no image.
     """
-    files, special = visible_files(root)
+    files, special = _visible_files(root)
     names: list[str] = []
     others = +Counter({SPECIAL: special})
     for name in files:
@@ -191,18 +191,9 @@ def count_kinds(kinds: Mapping[str, int]) -> str:
 
 
 # ---------------------------------------------------------------------------------- the walk
-def visible_files(root: Path) -> tuple[list[str], int]:
-    """Every file below `root` that is not hidden, relative to it, in no particular order.
-
-    Level by level: of two paths to one folder, the shorter one is taken, then the one that sorts
-    first.
-
-    Returns:
-        The files, and the number of named pipes, sockets and devices.
-
-    Raises:
-        UserError: for a folder that cannot be read, naming it.
-    """
+def _visible_files(root: Path) -> tuple[list[str], int]:
+    """The regular files below `root`, relative to it, and the number of special files."""
+    # Level by level: of two paths to one folder the shorter one counts, then the first by name.
     entered: set[tuple[int, int]] = set()
     names: list[str] = []
     special, level = 0, [""]

@@ -30,15 +30,13 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
         data: one of
 
             * a folder of images, nested or flat;
-            * a text, CSV, TSV or Parquet list of files, with settings (`dino.data.sources.lists`);
-            * a Parquet table of encoded images (`dino.data.sources.parquet`);
-            * tar shards of webdataset, `DIR/train-{000..127}.tar`, as paths or URLs
-              (`dino.data.sources.shards`);
-            * a `.npy` file or an array, [N, H, W], [N, H, W, C] or [N, C, H, W]
-              (`dino.data.sources.arrays`);
-            * `hf:NAME`, of the package `datasets` (`dino.data.sources.huggingface`);
-            * `torchvision:NAME` (`dino.data.sources.torchvision_datasets`);
-            * `demo` (or `demo:train`) and `demo:test`, the embedded photographs;
+            * a text, CSV, TSV or Parquet list of files, with settings (module `lists`);
+            * a Parquet table of encoded images (`parquet`);
+            * tar shards of webdataset, `DIR/train-{000..127}.tar`, as paths or URLs (`shards`);
+            * a `.npy` file or an array, [N, H, W], [N, H, W, C] or [N, C, H, W] (`arrays`);
+            * `hf:NAME`, of the package `datasets` (`huggingface`);
+            * `torchvision:NAME` (`torchvision_datasets`);
+            * `demo` (or `demo:train`) and `demo:test`, the photographs of scikit-image;
             * a `Source`;
             * any data set or sequence with a length whose items are PIL images, tensors
               [C, H, W], arrays [H, W] or [H, W, C] (`dino.data.images.decode.open_image`), or
@@ -62,7 +60,7 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
     else:
         source = data if isinstance(data, Source) else TorchDataset(data)
     if source.pixels != pixels:
-        source = copy(source)  # it may be the user's, who reads it as he did before
+        source = copy(source)  # the user's object must not change
         source.pixels = pixels
     return source
 

@@ -44,10 +44,7 @@ class PackedStrings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: Any) -> Any:
-        """String `index`, or a list of them for a slice."""
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
+    def __getitem__(self, index: Any) -> Any:  # slices are not supported
         position = range(len(self))[index]  # negative indices, and IndexError beyond the end
         start = int(self.ends[position - 1]) if position else 0
         return os.fsdecode(self.text[start : int(self.ends[position])].tobytes())

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dino.data.images.pixel_format import EXTENSIONS
-from dino.data.sources.byte_ranges import LONGEST_READ, RangeFile, examine, is_remote
+from dino.data.sources.byte_ranges import LONGEST_READ, RangeFile, is_remote
 from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError, atomic_write, cache_folder
 from dino.progress import bar
@@ -39,6 +39,7 @@ THREADS = 16
 TAIL = 2**20
 """Bytes behind the end mark that are checked."""
 
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -116,19 +117,21 @@ def index_shards(urls: Sequence[str]) -> list[Index]:
 
 def _index(url: str) -> Index:
     """The index of a shard, from the cache if the shard has the same size and version."""
-    size, version = examine(url)
+    file = RangeFile(url)
     key = f"2 {' '.join(EXTENSIONS)} {url if is_remote(url) else Path(url).absolute()}"
     name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
     cached = cache_folder() / "shards" / f"{name}.safetensors"
-    if version:
+    if file.version:
         with suppress(OSError, SafetensorError):  # missing or damaged: the headers are read again
-            if (index := _unpacked(load_file(cached), version)) is not None:
+            if (index := _unpacked(load_file(cached), file.version)) is not None:
                 return index
-    file = RangeFile(url, version, size)
-    if file.read(2) == b"\x1f\x8b":
-        raise UserError(f"{url} is compressed by gzip, whatever its name: unpack it first")
+    if file.read(6).startswith(_COMPRESSED):
+        raise UserError(
+            f"{url} is compressed, so that no single image can be read from it: unpack it to .tar "
+            "(images gain next to nothing from compression)"
+        )
     index = _read_index(file)
-    if version:
+    if file.version:
         with suppress(OSError):  # a full disk, or a folder that may not be written
             atomic_write(cached, save(_packed(index)))
     return index
@@ -241,10 +244,10 @@ def _label(kind: str, content: bytes) -> str:
     text = content.decode("utf-8", "replace").strip()
     if kind == "json":
         try:
-            about = json.loads(text)
-        except ValueError:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
             return ""
-        label = about.get("label") if isinstance(about, dict) else None
+        label = values.get("label") if isinstance(values, dict) else None
         text = str(label) if isinstance(label, (int, str)) else ""
     return text if len(text) <= LONGEST_NAME and "\n" not in text else CAPTION
 

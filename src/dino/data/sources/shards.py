@@ -30,7 +30,7 @@ from dino.files import UserError
 
 FORM = "SHARDS.tar?image=EXTENSION&label=EXTENSION"
 
-_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _CACHE = re.compile("(simplecache|filecache|blockcache)::")  # of fsspec, before another protocol
 
 
@@ -163,18 +163,12 @@ def expand(data: str) -> list[str]:
 
 
 def shard_settings(data: str) -> tuple[str, dict[str, str]] | None:
-    """Shards and settings, or None if `data` is not named like shards.
+    """Shards and settings, or None if `data` is not named like (compressed) shards.
 
     Raises:
-        UserError: for a compressed archive, or unknown settings of a local one.
+        UserError: for unknown settings of local shards.
     """
-    name = data.partition("?")[0]
-    if _COMPRESSED.search(name):
-        raise UserError(
-            f"{name} is compressed, so that no single image can be read from it: unpack it to .tar "
-            "(images gain next to nothing from compression)"
-        )
-    if not name.lower().endswith(".tar"):
+    if not _SHARD.search(data.partition("?")[0]):
         return None
     try:
         return split_settings(data, FORM, "shards")
