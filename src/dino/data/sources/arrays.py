@@ -31,12 +31,10 @@ class Arrays(Source):
         self._data = data
         self.name = "the array" if isinstance(data, np.ndarray) else str(data)
         shape = self._images.shape
-        if len(shape) not in (3, 4):
+        if len(shape) not in (3, 4) or 0 in shape:
             raise UserError(
-                f"{self.name} has shape {shape}: images need [N,H,W], [N,H,W,C] or [N,C,H,W]"
+                f"{self.name} has shape {shape}: images need [N,H,W], [N,H,W,C] or [N,C,H,W], not 0"
             )
-        if 0 in shape:
-            raise UserError(f"{self.name} is empty: its shape is {shape}")
 
     @cached_property
     def _images(self) -> np.ndarray:

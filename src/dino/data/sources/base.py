@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -134,6 +135,19 @@ def image_errors(name: str, defect: Defect) -> Iterator[None]:
         raise ImageError(name, "there is no such file", "missing") from error
     except (OSError, SyntaxError, ValueError, IndexError) as error:
         raise ImageError(name, str(error), defect) from error
+
+
+def optional_package(module: str, extra: str, purpose: str) -> Any:
+    """Import a module that an extra of this package installs.
+
+    Raises:
+        UserError: if it is not installed; `purpose` names what needs it.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise UserError(f"{purpose} needs {package}: pip install 'dino-ssl[{extra}]'") from None
 
 
 def warn(sentence: str) -> None:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+from dino.data.sources.base import optional_package
 from dino.files import UserError
 
 OPEN_FILES = 64
@@ -40,12 +41,8 @@ def is_remote(url: str) -> bool:
     return "://" in url
 
 
-def examine(url: str) -> tuple[int, str]:
-    """Size of a file in bytes, and its version; "" where the server tells none.
-
-    Raises:
-        UserError: if it is missing or cannot be reached.
-    """
+def _examine(url: str) -> tuple[int, str]:
+    """Size of a file in bytes, and its version; "" where the server tells none."""
     try:
         if not is_remote(url):
             status = os.stat(url)  # noqa: PTH116, `url` is a string of many
@@ -54,11 +51,9 @@ def examine(url: str) -> tuple[int, str]:
             return status.st_size, _version(status)
         system, path = _system(url)
         about = {key.lower(): value for key, value in _with_retries(system.info, path).items()}
-    except UserError:
-        raise
     except FileNotFoundError:
         raise UserError(f"{url} does not exist: name --data shards that are there") from None
-    except Exception as error:  # each file system raises different ones
+    except OSError as error:
         raise UserError(f"{url} cannot be read: {_reason(error)}") from error
     if about.get("type") == "directory" or about.get("size") is None:
         raise UserError(f"{url} is no file of known size: shards must be files")
@@ -78,12 +73,7 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
     if not is_remote(url):
         return _local_file(url, version).read_at(offset, size)
     system, path = _system(url)
-    try:
-        content: bytes = _with_retries(system.cat_file, path, start=offset, end=offset + size)
-    except OSError:
-        raise
-    except Exception as error:  # each file system raises different ones
-        raise OSError(_reason(error)) from error
+    content: bytes = _with_retries(system.cat_file, path, start=offset, end=offset + size)
     if len(content) > size:
         raise UserError(
             f"the server of {url} sends entire files where ranges are requested: fetch the shards, "
@@ -93,11 +83,19 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
 
 
 class RangeFile:
-    """A file that is read from front to back, by ranges larger than each read."""
+    """A file that is read from front to back, by ranges larger than each read.
+
+    Attributes:
+        size: in bytes.
+        version: for `read_range`; "" where the server tells none.
+
+    Raises:
+        UserError: if the file is missing or cannot be read.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.size, self.version = examine(url)
+        self.size, self.version = _examine(url)
         self._ahead = READ_AHEAD if is_remote(url) else LOCAL_AHEAD
         self._position = self._start = 0
         self._buffer = b""
@@ -178,28 +176,24 @@ def _version(status: os.stat_result) -> str:
 # ---------------------------------------------------------------------------------- fsspec
 def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it; fsspec keeps one for each process and thread."""
+    fsspec = optional_package("fsspec.core", "shards", url)
     try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise UserError(
-            f"{url} is a URL, which needs fsspec: pip install 'dino-ssl[shards]'"
-        ) from None
-    try:
-        return tuple(url_to_fs(url))
+        return tuple(fsspec.url_to_fs(url))
     except (ImportError, ValueError) as error:  # a protocol whose package is missing, or unknown
         raise UserError(f"{url} cannot be read: {_reason(error)}") from error
 
 
 def _with_retries(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call, and again after a pause where a server may only be busy."""
-    for attempt in range(TRIES - 1):
+    """Call, and again after a pause where a server may only be busy; raises OSError."""
+    for attempt in range(TRIES):
         try:
             return call(*arguments, **options)
         except (FileNotFoundError, PermissionError):
             raise
-        except Exception:
+        except Exception as error:  # each file system raises different ones
+            if attempt == TRIES - 1:
+                raise OSError(_reason(error)) from error
             time.sleep(PAUSE * 2**attempt)
-    return call(*arguments, **options)
 
 
 def _reason(error: BaseException) -> str:

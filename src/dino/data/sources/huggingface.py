@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dino.data.images.image_errors import ImageError
-from dino.data.sources.base import Source, number_classes, split_settings
+from dino.data.sources.base import Source, number_classes, optional_package, split_settings
 from dino.data.sources.lists import LABEL_COLUMNS
 from dino.files import UserError
 
@@ -39,25 +39,15 @@ class HubImages(Source):
         name, settings = split_settings(data, FORM, "data sets of the hub")
         if not name:
             raise UserError(f"hf: lacks the name of a data set: write {FORM}")
-        try:
-            import datasets
-        except ImportError:
-            raise UserError(
-                f"hf:{name} needs the package datasets: pip install 'dino-ssl[hf]'"
-            ) from None
         self.name = f"hf:{name}"
-        table = _opened(name, settings.get("config"), settings.get("split"))
+        datasets = optional_package("datasets", "hf", self.name)
+        table = _opened(datasets, name, settings.get("config"), settings.get("split"))
         if len(table) == 0:
             raise UserError(f"{self.name} is empty: choose another split")
         kinds = table.features.items()
         images = [column for column, kind in kinds if isinstance(kind, datasets.Image)]
         classes = [column for column, kind in kinds if isinstance(kind, datasets.ClassLabel)]
-        self._column = self._one(table, settings.get("image"), images, "image")
-        if self._column not in images:
-            raise UserError(
-                f"the column {self._column} of {self.name} holds no images: "
-                f"{f'take {images[0]}' if images else 'it must be of the type Image of datasets'}"
-            )
+        self._column = self._one(settings.get("image"), images, images, "image")
         # Bytes as they are stored, for `open_image`.
         self._table = table.select_columns([self._column]).cast_column(
             self._column, datasets.Image(decode=False)
@@ -67,7 +57,7 @@ class HubImages(Source):
         usual = [lower[key] for key in LABEL_COLUMNS if key in lower and key != self._column]
         found = [column for column in usual if column in classes][:1] or classes or usual[:1]
         if label or (label is None and found):
-            column = self._one(table, label, found, "label")
+            column = self._one(label, table.column_names, found, "label")
             self.classes, self.labels = self._labels(table, column, required=label is not None)
 
     def __len__(self) -> int:
@@ -90,17 +80,19 @@ class HubImages(Source):
         names = ((row.get("bytes"), os.path.basename(row.get("path") or "")) for row in rows)  # noqa: PTH119
         return sorted(content or name.encode("utf-8", "surrogatepass") for content, name in names)
 
-    def _one(self, table: Any, column: str | None, found: Sequence[str], what: str) -> str:
-        """The column if it exists; by default the only one of those found."""
-        if column is not None and column not in table.column_names:
-            columns = ", ".join(table.column_names)
-            raise UserError(f"{self.name} has no column {column!r}: it has {columns}")
+    def _one(
+        self, column: str | None, columns: Sequence[str], found: Sequence[str], what: str
+    ) -> str:
+        """The given column if it is one of `columns`; by default the only one of those found."""
+        if column is not None and column not in columns:
+            has = ", ".join(columns) or "none"
+            raise UserError(f"{self.name} has no column {column!r} of {what}s: it has {has}")
         if column is None and len(found) != 1:
             raise UserError(
-                f"{self.name} has {len(found)} columns of {what}s among "
-                f"{', '.join(found or table.column_names)}: name one, as in {what}=COLUMN"
+                f"{self.name} has {len(found)} columns of {what}s ({', '.join(found)}): "
+                f"name one, as in {what}=COLUMN"
             )
-        return found[0] if column is None else column
+        return column or found[0]
 
     def _labels(
         self, table: Any, column: str, *, required: bool
@@ -115,10 +107,8 @@ class HubImages(Source):
         return number_classes([str(value) for value in values])
 
 
-def _opened(name: str, config: str | None, split: str | None) -> Any:
+def _opened(datasets: Any, name: str, config: str | None, split: str | None) -> Any:
     """The rows of one split."""
-    import datasets
-
     folder = Path(name)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

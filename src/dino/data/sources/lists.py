@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from dino.data.sources.base import number_classes, shared_folder, split_settings
+from dino.data.sources.base import number_classes, optional_package, shared_folder, split_settings
 from dino.data.sources.folder import ImageFiles
 from dino.files import UserError
 
@@ -160,32 +160,30 @@ def choose_columns(
     counts = Counter(name.strip() for name in names if name.strip())
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise UserError(f"{file} has several columns called {repeated[0]!r}: rename or remove one")
-    column = _column(file, names, path, PATH_COLUMNS)
-    if column is None:
+    columns = _column(file, names, path, PATH_COLUMNS)
+    if not columns:
         raise UserError(
             f"no column of {file} is called path: it has {', '.join(names) or 'none'}; "
             f"name the one that holds the paths, as in --data '{file}?path=COLUMN'"
         )
-    classes = None if label == "" else _column(file, names, label, LABEL_COLUMNS)
-    return [column] if classes is None else [column, classes]
+    return columns if label == "" else columns + _column(file, names, label, LABEL_COLUMNS)
 
 
 def _column(
     file: Path, names: Sequence[str], column: str | None, usual: Sequence[str]
-) -> str | None:
-    """A column by its name; by default the first of the usual ones, if there is one."""
+) -> list[str]:
+    """A column by its name; by default the first of the usual ones, or none."""
     if column is not None:
-        for name in names:
-            if name.strip() == column.strip():
-                return name
+        if found := [name for name in names if name.strip() == column.strip()]:
+            return found
         raise UserError(f"{file} has no column {column!r}: it has {', '.join(names)}")
     for known in usual:
         found = [name for name in names if name.strip().lower() == known]
         if len(found) > 1:
             raise UserError(f"{file} has the columns {' and '.join(found)}: name one, as in {FORM}")
         if found:
-            return found[0]
-    return None
+            return found
+    return []
 
 
 # ---------------------------------------------------------------------------------- Parquet
@@ -220,11 +218,5 @@ def schema(file: Path) -> Any:
 
 
 def parquet() -> Any:
-    """The module `pyarrow.parquet`, which is optional."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            "a Parquet list needs pyarrow: pip install 'dino-ssl[parquet]', or give a CSV"
-        ) from None
-    return pyarrow.parquet
+    """The module `pyarrow.parquet`."""
+    return optional_package("pyarrow.parquet", "parquet", "a Parquet table")

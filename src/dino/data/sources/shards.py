@@ -21,7 +21,14 @@ import numpy as np
 
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import EXTENSIONS
-from dino.data.sources.base import Source, image_errors, number_classes, split_settings, warn
+from dino.data.sources.base import (
+    Source,
+    image_errors,
+    number_classes,
+    optional_package,
+    split_settings,
+    warn,
+)
 from dino.data.sources.byte_ranges import is_remote, read_range
 from dino.data.sources.folder import count_kinds
 from dino.data.sources.packed_strings import PackedStrings
@@ -148,15 +155,9 @@ def expand(data: str) -> list[str]:
     if not set("{$") & set(data):
         urls = hidden.split("::")
     else:
+        webdataset = optional_package("webdataset.shardlists", "shards", f"expanding {data}")
         try:
-            from webdataset.shardlists import expand_urls
-        except ImportError:
-            raise UserError(
-                f"{data} stands for several files, which needs webdataset: "
-                "pip install 'dino-ssl[shards]'"
-            ) from None
-        try:
-            urls = expand_urls(hidden)
+            urls = webdataset.expand_urls(hidden)
         except (ValueError, AssertionError) as error:
             raise UserError(f"{data} does not name shards: {error}") from None
     return [url.replace("\0", "::") for url in urls]
