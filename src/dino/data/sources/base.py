@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -18,9 +17,6 @@ from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.files import UserError
 from dino.progress import Console
 from dino.runtime import ranks
-
-SAMPLED = 4_096
-"""Values of an array that enter a digest."""
 
 
 class Source:
@@ -85,8 +81,8 @@ class Source:
 
 
 def sampled(values: np.ndarray) -> bytes:
-    """Shape, type and `SAMPLED` evenly spaced values of an array, for `Source.identity`."""
-    sample = values.flat[:: max(1, values.size // SAMPLED)]
+    """Shape, type and 4,096 evenly spaced values of an array, for `Source.identity`."""
+    sample = values.flat[:: max(1, values.size // 4_096)]
     return f"{values.shape} {values.dtype.str} ".encode() + sample.tobytes()
 
 
@@ -137,17 +133,17 @@ def image_errors(name: str, defect: Defect) -> Iterator[None]:
         raise ImageError(name, str(error), defect) from error
 
 
-def optional_package(module: str, extra: str, purpose: str) -> Any:
-    """Import a module that an extra of this package installs.
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Import a package within this context that an extra of ours installs.
 
     Raises:
         UserError: if it is not installed; `purpose` names what needs it.
     """
     try:
-        return import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
-        raise UserError(f"{purpose} needs {package}: pip install 'dino-ssl[{extra}]'") from None
+        yield
+    except ImportError as error:
+        raise UserError(f"{purpose} needs {error.name}: pip install 'dino-ssl[{extra}]'") from None
 
 
 def warn(sentence: str) -> None:

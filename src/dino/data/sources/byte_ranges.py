@@ -15,7 +15,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
-from dino.data.sources.base import optional_package
+from dino.data.sources.base import needs_extra
 from dino.files import UserError
 
 OPEN_FILES = 64
@@ -24,10 +24,8 @@ LOCAL_AHEAD, READ_AHEAD = 2**13, 2**22
 """Bytes that `RangeFile` reads at once, of local files and over a network."""
 LONGEST_READ = 2**26
 """Bytes that `RangeFile` reads at most: longer headers and labels are damage."""
-TRIES = 3
-"""Requests to a server before an error is final."""
-PAUSE = 0.5
-"""Seconds before the second request; twice as long before each further one."""
+TRIES, PAUSE = 3, 0.5
+"""Requests before an error is final, and seconds before the second one; then twice as long."""
 
 # Keys of a file's version in the file systems of fsspec, in lower case.
 _VERSIONS = (
@@ -83,11 +81,7 @@ def read_range(url: str, version: str, offset: int, size: int) -> bytes:
 
 
 class RangeFile:
-    """A file that is read from front to back, by ranges larger than each read.
-
-    Attributes:
-        size: in bytes.
-        version: for `read_range`; "" where the server tells none.
+    """A file of `size` bytes that is read from front to back, by ranges larger than each read.
 
     Raises:
         UserError: if the file is missing or cannot be read.
@@ -176,9 +170,10 @@ def _version(status: os.stat_result) -> str:
 # ---------------------------------------------------------------------------------- fsspec
 def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it; fsspec keeps one for each process and thread."""
-    fsspec = optional_package("fsspec.core", "shards", url)
+    with needs_extra("shards", url):
+        from fsspec.core import url_to_fs
     try:
-        return tuple(fsspec.url_to_fs(url))
+        return tuple(url_to_fs(url))
     except (ImportError, ValueError) as error:  # a protocol whose package is missing, or unknown
         raise UserError(f"{url} cannot be read: {_reason(error)}") from error
 

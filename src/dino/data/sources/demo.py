@@ -112,8 +112,8 @@ def _side(picture: Image.Image, split: str) -> Image.Image:
     first, last = columns(picture.width, split)
     scale = SHORT_SIDE / min(picture.size)
     size = (max(TILE, round((last - first) * scale)), round(picture.height * scale))
-    box = (first, 0, last, picture.height)
-    return picture.crop(box).resize(size, Image.Resampling.BICUBIC)
+    side = picture.crop((first, 0, last, picture.height))
+    return side.resize(size, Image.Resampling.BICUBIC)
 
 
 def _grid(side: Image.Image, count: int) -> list[tuple[int, int]]:

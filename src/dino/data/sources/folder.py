@@ -31,19 +31,12 @@ SPECIAL = "special"
 
 _EXTENSIONS = frozenset(EXTENSIONS)
 
-THREADS = 16
-"""They mostly wait, for a disk or a server."""
-CHUNK = 16
-"""Folders that a thread lists at a time."""
+THREADS, CHUNK = 16, 16
+"""Threads, which mostly wait for a disk or server, and folders that each lists at a time."""
 
 
 class ImageFiles(Source):
-    """Images that lie in files.
-
-    Args:
-        root: folder that relative names start from.
-        names: of the files, in the order of the source.
-    """
+    """Images in files, by their names in order; relative names start from `root`."""
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root, self._folder = root, os.fspath(root)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dino.data.images.image_errors import ImageError
-from dino.data.sources.base import Source, number_classes, optional_package, split_settings
+from dino.data.sources.base import Source, needs_extra, number_classes, split_settings
 from dino.data.sources.lists import LABEL_COLUMNS
 from dino.files import UserError
 
@@ -40,13 +40,17 @@ class HubImages(Source):
         if not name:
             raise UserError(f"hf: lacks the name of a data set: write {FORM}")
         self.name = f"hf:{name}"
-        datasets = optional_package("datasets", "hf", self.name)
+        with needs_extra("hf", self.name):
+            import datasets
         table = _opened(datasets, name, settings.get("config"), settings.get("split"))
         if len(table) == 0:
             raise UserError(f"{self.name} is empty: choose another split")
         kinds = table.features.items()
         images = [column for column, kind in kinds if isinstance(kind, datasets.Image)]
         classes = [column for column, kind in kinds if isinstance(kind, datasets.ClassLabel)]
+        if not images:
+            columns = ", ".join(table.column_names)
+            raise UserError(f"{self.name} has no column of the type Image: it has {columns}")
         self._column = self._one(settings.get("image"), images, images, "image")
         # Bytes as they are stored, for `open_image`.
         self._table = table.select_columns([self._column]).cast_column(
@@ -58,7 +62,7 @@ class HubImages(Source):
         found = [column for column in usual if column in classes][:1] or classes or usual[:1]
         if label or (label is None and found):
             column = self._one(label, table.column_names, found, "label")
-            self.classes, self.labels = self._labels(table, column, required=label is not None)
+            self._read_labels(table, column, required=label is not None)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -85,7 +89,7 @@ class HubImages(Source):
     ) -> str:
         """The given column if it is one of `columns`; by default the only one of those found."""
         if column is not None and column not in columns:
-            has = ", ".join(columns) or "none"
+            has = ", ".join(columns)
             raise UserError(f"{self.name} has no column {column!r} of {what}s: it has {has}")
         if column is None and len(found) != 1:
             raise UserError(
@@ -94,17 +98,16 @@ class HubImages(Source):
             )
         return column or found[0]
 
-    def _labels(
-        self, table: Any, column: str, *, required: bool
-    ) -> tuple[list[str], list[int]] | tuple[None, None]:
+    def _read_labels(self, table: Any, column: str, *, required: bool) -> None:
         values = table.select_columns([column])[:][column]
-        if not all(isinstance(value, (int, str)) and value not in (-1, "") for value in values):
-            if required:
-                raise UserError(f"some rows of {self.name} have no class in {column}")
-            return None, None  # -1 stands for unknown, as in test sets with secret labels
-        if (names := getattr(table.features[column], "names", None)) is not None:
-            return list(names), values
-        return number_classes([str(value) for value in values])
+        names = getattr(table.features[column], "names", None)
+        # -1 stands for unknown, as in test sets with secret labels.
+        if all(isinstance(value, (int, str)) and value not in (-1, "") for value in values):
+            if names is None:
+                names, values = number_classes([str(value) for value in values])
+            self.classes, self.labels = list(names), values
+        elif required:
+            raise UserError(f"some rows of {self.name} have no class in {column}")
 
 
 def _opened(datasets: Any, name: str, config: str | None, split: str | None) -> Any:

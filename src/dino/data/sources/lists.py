@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from dino.data.sources.base import number_classes, optional_package, shared_folder, split_settings
+from dino.data.sources.base import needs_extra, number_classes, shared_folder, split_settings
 from dino.data.sources.folder import ImageFiles
 from dino.files import UserError
 
@@ -47,33 +47,27 @@ class FileList(ImageFiles):
     """
 
     def __init__(
-        self,
-        file: str | os.PathLike[str],
-        *,
-        root: str | os.PathLike[str] | None = None,
-        path: str | None = None,
-        label: str | None = None,
+        self, file: Path, root: str | None = None, path: str | None = None, label: str | None = None
     ) -> None:
-        self.file = Path(file)
         if not os.path.isfile(file):  # noqa: PTH113, Path's may raise
-            raise UserError(f"the list {self.file} does not exist: give --data a list or a folder")
+            raise UserError(f"the list {file} does not exist: give --data a list or a folder")
         try:
-            paths, *labels = _read_columns(self.file, path, label)
+            paths, *labels = _read_columns(file, path, label)
         except UserError:
             raise
         except (OSError, csv.Error, ValueError) as error:
-            raise UserError(f"{self.file} cannot be read as a list: {error}") from error
+            raise UserError(f"{file} cannot be read as a list: {error}") from error
         if not paths:
-            raise UserError(f"the list {self.file} is empty: it must name one image a line")
-        folder = self.file.parent if root is None else Path(root)
+            raise UserError(f"the list {file} is empty: it must name one image a line")
+        folder = file.parent if root is None else Path(root)
         # The folder that all paths share may differ between machines, and the digest must not.
         if shared := shared_folder(paths):
             folder, paths = Path(shared), [name[len(shared) :].lstrip("/\\") for name in paths]
         super().__init__(folder, paths)
         if not os.path.exists(first := self.path(0)):  # noqa: PTH110
             raise UserError(
-                f"{first}, the first image of {self.file}, does not exist: name the folder where "
-                f"the paths start, as in --data '{self.file}?root=FOLDER'"
+                f"{first}, the first image of {file}, does not exist: name the folder where "
+                f"the paths start, as in --data '{file}?root=FOLDER'"
             )
         if labels:
             self.classes, self.labels = number_classes(*labels)
@@ -85,12 +79,11 @@ def list_settings(data: str) -> tuple[str, dict[str, str]] | None:
     Raises:
         UserError: for settings that are not `path`, `label` or `root`.
     """
-    if data.lower().endswith((*TEXT, *TABLES)):  # also a name with a question mark
+    endings = (*TEXT, *TABLES)
+    if data.lower().endswith(endings):  # also a name with a question mark
         return data, {}
-    file, mark, _ = data.rpartition("?")
-    if not (mark and file.lower().endswith((*TEXT, *TABLES))):
-        return None
-    return split_settings(data, FORM, "a list")
+    has_settings = data.rpartition("?")[0].lower().endswith(endings)
+    return split_settings(data, FORM, "a list") if has_settings else None
 
 
 def _read_columns(file: Path, path: str | None, label: str | None) -> list[list[str]]:
@@ -149,9 +142,7 @@ def _cell(file: Path, column: str, value: Any, place: str) -> str:
 
 
 # ---------------------------------------------------------------------------------- columns
-def choose_columns(
-    file: Path, names: Sequence[str], path: str | None, label: str | None
-) -> list[str]:
+def choose_columns(file: Path, names: list[str], path: str | None, label: str | None) -> list[str]:
     """The column of the paths and, if there is one, that of the labels; see `FileList`.
 
     Raises:
@@ -169,9 +160,7 @@ def choose_columns(
     return columns if label == "" else columns + _column(file, names, label, LABEL_COLUMNS)
 
 
-def _column(
-    file: Path, names: Sequence[str], column: str | None, usual: Sequence[str]
-) -> list[str]:
+def _column(file: Path, names: list[str], column: str | None, usual: Sequence[str]) -> list[str]:
     """A column by its name; by default the first of the usual ones, or none."""
     if column is not None:
         if found := [name for name in names if name.strip() == column.strip()]:
@@ -199,8 +188,7 @@ def read_column(file: Path, column: str) -> list[str]:
 
 def values_of(file: Path, column: str) -> list[Any]:
     """The values of a column of a Parquet table."""
-    values: list[Any] = parquet().read_table(file, columns=[column]).column(0).to_pylist()
-    return values
+    return parquet().read_table(file, columns=[column]).column(0).to_pylist()
 
 
 def schema(file: Path) -> Any:
@@ -219,4 +207,6 @@ def schema(file: Path) -> Any:
 
 def parquet() -> Any:
     """The module `pyarrow.parquet`."""
-    return optional_package("pyarrow.parquet", "parquet", "a Parquet table")
+    with needs_extra("parquet", "a Parquet table"):
+        import pyarrow.parquet
+    return pyarrow.parquet

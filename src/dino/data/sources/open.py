@@ -15,10 +15,14 @@ import numpy as np
 from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.arrays import Arrays
 from dino.data.sources.base import Source, warn
+from dino.data.sources.demo import DemoTiles
 from dino.data.sources.folder import Folder, count_kinds
+from dino.data.sources.huggingface import HubImages
 from dino.data.sources.lists import FileList, list_settings
+from dino.data.sources.parquet import ParquetImages, image_column
 from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.sources.torch_dataset import TorchDataset
+from dino.data.sources.torchvision_datasets import TorchvisionDataset
 
 __all__ = ["Folder", "Source", "open_source"]
 
@@ -70,24 +74,16 @@ def _named(data: str) -> Source:
         return Folder(data)
     kind, mark, name = data.partition(":")
     if kind == "demo":
-        from dino.data.sources.demo import DemoTiles
-
         return DemoTiles(name or "train")
     if mark and kind == "hf":
-        from dino.data.sources.huggingface import HubImages
-
         return HubImages(name)
     if mark and kind == "torchvision":
-        from dino.data.sources.torchvision_datasets import TorchvisionDataset
-
         return TorchvisionDataset(name)
     if (listed := list_settings(data)) is not None:
         file, settings = Path(listed[0]), listed[1]
-        if file.suffix.lower() == ".parquet":
-            from dino.data.sources.parquet import ParquetImages, image_column
-
-            if (column := image_column(file, settings.get("path"))) is not None:
-                return ParquetImages(file, **{**settings, "path": column})
+        is_parquet = file.suffix.lower() == ".parquet"
+        if is_parquet and (column := image_column(file, settings.get("path"))) is not None:
+            return ParquetImages(file, **{**settings, "path": column})
         return FileList(file, **settings)
     if data.lower().endswith(".npy"):
         return Arrays(Path(data))

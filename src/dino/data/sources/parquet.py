@@ -44,8 +44,8 @@ class ParquetImages(Source):
     def __init__(
         self, file: Path, path: str, *, label: str | None = None, root: str | None = None
     ) -> None:
-        self.file, self.column = str(file), path
-        self.root = os.path.dirname(self.file) if root is None else root  # noqa: PTH120
+        self.file, self.column = file, path
+        self.root = os.path.dirname(file) if root is None else root  # noqa: PTH120
         metadata = parquet().read_metadata(file)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self.blocks = self._rows = np.array([group.num_rows for group in groups], np.int64)
@@ -62,7 +62,7 @@ class ParquetImages(Source):
         self._groups: dict[int, Any] = {}
         _, *label_column = choose_columns(file, schema(file).names, path, label)
         if label_column:
-            self.classes, self.labels = _labels(file, *label_column, required=label is not None)
+            self._read_labels(*label_column, required=label is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the groups of rows: another process reads them again."""
@@ -85,6 +85,17 @@ class ParquetImages(Source):
         if value is None:
             raise ImageError(self.path(index), "there is none in this row", "missing")
         return io.BytesIO(value)
+
+    def _read_labels(self, column: str, *, required: bool) -> None:
+        """Read the labels, and the class names that the hub stores in the table's metadata."""
+        values = values_of(self.file, column)
+        stored = json.loads((schema(self.file).metadata or {}).get(b"huggingface", b"{}"))
+        names = stored.get("info", {}).get("features", {}).get(column, {}).get("names")
+        if names is not None and all(value in range(len(names)) for value in values):
+            self.classes, self.labels = names, values
+        # -1 stands for unknown, as in test sets with secret labels.
+        elif names is None or -1 not in values or required:
+            self.classes, self.labels = number_classes(read_column(self.file, column))
 
     def _group(self, number: int) -> Any:
         if number not in self._groups:
@@ -111,27 +122,11 @@ def _bytes_of(group: Any, column: str) -> int:
     return sum(leaf.total_uncompressed_size for leaf in chosen)
 
 
-def _labels(
-    file: Path, column: str, *, required: bool
-) -> tuple[list[str], list[int]] | tuple[None, None]:
-    """The classes; by the names that the hub stores beside their numbers, where it does."""
-    values = values_of(file, column)
-    stored = json.loads((schema(file).metadata or {}).get(b"huggingface", b"{}"))
-    names = stored.get("info", {}).get("features", {}).get(column, {}).get("names")
-    if names is not None and -1 in values and not required:
-        return None, None  # -1 stands for unknown, as in test sets with secret labels
-    if names is not None and all(value in range(len(names)) for value in values):
-        return names, values
-    return number_classes(read_column(file, column))
-
-
 def image_column(file: Path, column: str | None) -> str | None:
     """The column that holds encoded images; None for a table of paths.
 
-    Args:
-        file: the table.
-        column: if it holds bytes; by default the only one of structs with bytes, or of bytes with
-            a name in `IMAGE_COLUMNS`.
+    It is the given one if that holds bytes; by default the only one of structs with bytes, or of
+    bytes with a name in `IMAGE_COLUMNS`.
 
     Raises:
         UserError: if the file is no table, or there are several such columns.

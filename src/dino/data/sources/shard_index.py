@@ -104,10 +104,8 @@ def index_shards(urls: Sequence[str]) -> list[Index]:
     Raises:
         UserError: for a shard that is missing or compressed, or where an image is a link.
     """
-    with (
-        ThreadPoolExecutor(THREADS) as pool,
-        bar("shards", len(urls), shown=len(urls) > 1 and ranks().main) as advance,
-    ):
+    shown = len(urls) > 1 and ranks().main
+    with ThreadPoolExecutor(THREADS) as pool, bar("shards", len(urls), shown=shown) as advance:
         indices = []
         for index in pool.map(_index, urls):  # of an error, it cancels the rest
             indices.append(index)
@@ -233,11 +231,9 @@ def _read_index(file: RangeFile) -> Index:
             del names[-count:], places[-count:]
     table = np.array(places, dtype=np.int64).reshape(-1, 3)
     samples, table[:, 2] = np.unique(table[:, 2], return_inverse=True)
-    by_kind = {
-        kind: PackedStrings(of.get(number, "") for number in samples.tolist())
-        for kind, of in labels.items()
-    }
-    return Index(file.version, PackedStrings(names), table, by_kind, kinds, damage)
+    numbers = samples.tolist()
+    texts = {kind: PackedStrings(of.get(n, "") for n in numbers) for kind, of in labels.items()}
+    return Index(file.version, PackedStrings(names), table, texts, kinds, damage)
 
 
 def _label(kind: str, content: bytes) -> str:

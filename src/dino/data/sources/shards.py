@@ -24,8 +24,8 @@ from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.base import (
     Source,
     image_errors,
+    needs_extra,
     number_classes,
-    optional_package,
     split_settings,
     warn,
 )
@@ -80,7 +80,14 @@ class Shards(Source):
             )
         if (labels := self._labels(indices, label)) is not None:
             self.classes, self.labels = number_classes(labels)
-        _warn_of_damage(urls, indices)
+        damaged = [(url, index) for url, index in zip(urls, indices, strict=True) if index.damage]
+        if damaged:
+            url, index = damaged[0]
+            others = f" (and {len(damaged) - 1:,} more shards are damaged)" if damaged[1:] else ""
+            warn(
+                f"{url} is damaged: {index.damage}; the {len(index.places):,} images before are "
+                f"used, the rest is lost{others}"
+            )
 
     def __len__(self) -> int:
         return len(self._places)
@@ -127,17 +134,6 @@ class Shards(Source):
         return None
 
 
-def _warn_of_damage(urls: Sequence[str], indices: Sequence[Index]) -> None:
-    damaged = [(url, index) for url, index in zip(urls, indices, strict=True) if index.damage]
-    if damaged:
-        url, index = damaged[0]
-        others = f" (and {len(damaged) - 1:,} more shards are damaged)" if damaged[1:] else ""
-        warn(
-            f"{url} is damaged: {index.damage}; the {len(index.places):,} images before are used, "
-            f"the rest is lost{others}"
-        )
-
-
 # ---------------------------------------------------------------------------------- names
 def expand(data: str) -> list[str]:
     """The shards that `data` names.
@@ -155,9 +151,10 @@ def expand(data: str) -> list[str]:
     if not set("{$") & set(data):
         urls = hidden.split("::")
     else:
-        webdataset = optional_package("webdataset.shardlists", "shards", f"expanding {data}")
+        with needs_extra("shards", f"expanding {data}"):
+            from webdataset.shardlists import expand_urls
         try:
-            urls = webdataset.expand_urls(hidden)
+            urls = expand_urls(hidden)
         except (ValueError, AssertionError) as error:
             raise UserError(f"{data} does not name shards: {error}") from None
     return [url.replace("\0", "::") for url in urls]

@@ -41,10 +41,8 @@ class TorchDataset(Source):
             )
         indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__")
         if not indexed or isinstance(data, (IterableDataset, bytes, bytearray)):
-            raise UserError(
-                f"cannot take images from a {self._kind}: "
-                f"give {KINDS}, or a data set with len() and indexing"
-            )
+            sources = f"give {KINDS}, or a data set with len() and indexing"
+            raise UserError(f"cannot take images from a {self._kind}: {sources}")
         try:
             self._length = len(data)
         except (TypeError, NotImplementedError) as error:
@@ -118,11 +116,10 @@ def _labels(data: Any) -> list[int] | None:
     if isinstance(data, Subset):
         inner = _labels(data.dataset)
         return None if inner is None else [inner[index] for index in data.indices]
-    labels = getattr(data, "targets", None)
-    if isinstance(data, (list, tuple)):
-        pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 for item in data)
-        labels = [item[1] for item in data] if pairs else None
-    return _class_numbers(labels, len(data))
+    if not isinstance(data, (list, tuple)):
+        return _class_numbers(getattr(data, "targets", None), len(data))
+    pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 for item in data)
+    return _class_numbers([item[1] for item in data], len(data)) if pairs else None
 
 
 def _class_numbers(labels: Any, count: int) -> list[int] | None:

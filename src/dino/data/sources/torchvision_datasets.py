@@ -27,10 +27,9 @@ class TorchvisionDataset(TorchDataset):
     """A data set of torchvision's.
 
     Args:
-        data: NAME and settings, as in `FORM` without its beginning. The split is one of those of
-            the data set; where torchvision has a training and a test set only, "train" or "test".
-            By default it is torchvision's default. The root is the folder where torchvision
-            looks for the files, by default `torchvision` in the cache folder.
+        data: NAME and settings, as in `FORM` without its beginning. The split is one of the data
+            set, or "train" or "test" where it has only these; by default torchvision's default. The
+            root is the folder of the files, by default `torchvision` in the cache folder.
 
     Raises:
         UserError: for an unknown name, split or setting, or if the files are not there.
