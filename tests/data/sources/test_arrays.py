@@ -52,7 +52,7 @@ def test_what_is_mapped_is_read_only_where_it_is_needed(tmp_path: Path) -> None:
     sent = pickle.dumps(found)
     assert len(sent) < 1000
     image = as_pixels(pickle.loads(sent)[3])
-    image += 1  # memory of its own
+    image += 1  # in separate memory
     assert torch.equal(as_pixels(found[3]) + 1, image)
     assert found.path(3) == f"image 3 of {tmp_path / 'a.npy'}"
 

@@ -129,8 +129,8 @@ def test_unknown_classes_are_no_labels(root: Path, tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_are_named(root: Path, tmp_path: Path) -> None:
-    whole = samples(root)[0][1]
-    contents = [whole, b"", b"no image", None, whole[: len(whole) // 2]]
+    complete = samples(root)[0][1]
+    contents = [complete, b"", b"no image", None, complete[: len(complete) // 2]]
     rows = [
         content if content is None else {"bytes": content, "path": None} for content in contents
     ]
@@ -146,12 +146,12 @@ def test_rows_that_cannot_be_used_are_named(root: Path, tmp_path: Path) -> None:
 
 
 def test_objects_of_the_package_are_no_sequences_of_images(root: Path) -> None:
-    whole = table(root)
+    complete = table(root)
     with pytest.raises(UserError, match="from a DatasetDict of 'train', 'test': give one of its"):
-        open_source(datasets.DatasetDict({"train": whole, "test": whole}))
+        open_source(datasets.DatasetDict({"train": complete, "test": complete}))
     with pytest.raises(UserError, match="from a Dataset of 'picture', 'label', 'id': give one of"):
-        open_source(whole)
-    images = open_source(whole["picture"])
+        open_source(complete)
+    images = open_source(complete["picture"])
     assert torch.equal(as_pixels(images[3]), as_pixels(open_source(root)[3]))
 
 

@@ -194,8 +194,8 @@ def test_files_of_a_data_set_are_named(tmp_path: Path) -> None:
     assert open_source(ImageFolder(tmp_path / "moved")).digest() == digest
     (tmp_path / "moved" / "b" / "2.png").rename(tmp_path / "moved" / "b" / "3.png")
     assert open_source(ImageFolder(tmp_path / "moved")).digest() != digest
-    own = Pictures([GREY], path=lambda index: f"slide {index}")
-    assert open_source(own).path(0) == "slide 0"
+    named = Pictures([GREY], path=lambda index: f"slide {index}")
+    assert open_source(named).path(0) == "slide 0"
 
 
 def test_the_digest_of_data_sets() -> None:
@@ -214,7 +214,7 @@ def test_the_digest_of_data_sets() -> None:
     assert with_labels != open_source(Unread([GREY])).digest()
 
 
-def test_every_source_has_the_whole_protocol(tmp_path: Path) -> None:
+def test_every_source_has_the_entire_protocol(tmp_path: Path) -> None:
     for data in (make(tmp_path, "a.png"), [GREY], np.zeros((1, 4, 4), np.uint8), "demo:test"):
         source = open_source(data)
         assert isinstance(source, Source)

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, from tiny files in its own formats."""
+"""Data sets of torchvision, from tiny files in its formats."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def sampled(values: np.ndarray) -> bytes:
 
 
 def shared_folder(paths: Sequence[str]) -> str:
-    """The folder that all of some absolute paths lie in, as they spell it; "" for other paths."""
+    """The common folder of absolute paths, exactly as they are spelled; "" for other paths."""
     prefix = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071, for exactly its length
     return os.path.dirname(prefix) if os.path.isabs(prefix) else ""  # noqa: PTH117, PTH120
 
@@ -113,8 +113,8 @@ def split_settings(data: str, form: str, what: str) -> tuple[str, dict[str, str]
     name, mark, query = data.rpartition("?")
     if not mark:
         return data, {}
-    settings = dict(part.partition("=")[::2] for part in query.split("&") if part)
-    known = {part.partition("=")[0] for part in form.partition("?")[2].split("&")}
+    settings = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
+    known = {pair.partition("=")[0] for pair in form.partition("?")[2].split("&")}
     if unknown := sorted(settings.keys() - known):
         raise UserError(f"{unknown[0]!r} is no setting of {what}: write {form}")
     return name, settings

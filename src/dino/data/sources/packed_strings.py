@@ -35,11 +35,11 @@ class PackedStrings(Sequence[str]):
         return strings
 
     @classmethod
-    def joined(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
-        """The strings of all parts (at least one), in one list."""
-        shifts = np.cumsum([0, *(len(part.text) for part in parts[:-1])])
-        ends = [part.ends + shift for part, shift in zip(parts, shifts, strict=True)]
-        return cls.of(np.concatenate([part.text for part in parts]), np.concatenate(ends))
+    def joined(cls, lists: Sequence[PackedStrings]) -> PackedStrings:
+        """The strings of all lists (at least one), in one list."""
+        shifts = np.cumsum([0, *(len(one.text) for one in lists[:-1])])
+        ends = [one.ends + shift for one, shift in zip(lists, shifts, strict=True)]
+        return cls.of(np.concatenate([one.text for one in lists]), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.ends)
