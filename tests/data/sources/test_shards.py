@@ -186,6 +186,11 @@ def test_other_members_are_counted(
     )
 
 
+def test_a_deeply_nested_json_is_no_label(root: Path, tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", [("a.png", samples(root)[0][1]), ("a.json", b"[" * 200_000)])
+    assert open_source(tmp_path / "a.tar").labels is None
+
+
 # ---------------------------------------------------------------------------------- names
 def test_names_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WDS_WHERE", "/data")
