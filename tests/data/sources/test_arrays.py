@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_what_is_mapped_is_read_only_where_it_is_needed(tmp_path: Path) -> None:
     sent = pickle.dumps(found)
     assert len(sent) < 1000
     image = as_pixels(pickle.loads(sent)[3])
-    image += 1  # memory of its own
+    image += 1  # in separate memory
     assert torch.equal(as_pixels(found[3]) + 1, image)
     assert found.path(3) == f"image 3 of {tmp_path / 'a.npy'}"
 
@@ -60,7 +61,7 @@ def test_what_cannot_be_used_is_named(kind: str, tmp_path: Path) -> None:
     for shape in [(4,), (4, 4), (2, 2, 3, 4, 5)]:
         with pytest.raises(UserError, match=r"has shape \(.*images need \[N,H,W\]"):
             source(np.zeros(shape, dtype=np.uint8), kind, tmp_path)
-    with pytest.raises(UserError, match=r"is empty: its shape is \(0, 4, 4\)"):
+    with pytest.raises(UserError, match=r"has shape \(0, 4, 4\): images need"):
         source(np.zeros((0, 4, 4), dtype=np.uint8), kind, tmp_path)
     with pytest.raises(ImageError, match=r"image 1 of .* it is a Tensor|image 1 of .* a ndarray"):
         source(np.zeros((2, 4, 4), dtype=np.complex64), kind, tmp_path)[1]
@@ -84,7 +85,14 @@ def test_files_that_are_no_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", np.array([{}, None]), allow_pickle=True)
     with pytest.raises(UserError, match=r"b\.npy cannot be read as a \.npy array"):
         open_source(tmp_path / "b.npy")
-    np.savez(tmp_path / "c.npz", COLOUR)
-    (tmp_path / "c.npz").rename(tmp_path / "c.npy")
-    with pytest.raises(UserError, match=r"c\.npy holds several arrays"):
-        open_source(tmp_path / "c.npy")
+
+
+def test_a_zip_archive_is_refused_without_reading_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of a million records takes 17 seconds and 500 MB."""
+    np.savez(tmp_path / "a.npz", COLOUR)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda *_, **__: pytest.fail("it is read"))
+    with pytest.raises(UserError, match=r"a\.npy cannot be read as a \.npy array"):
+        open_source(tmp_path / "a.npy")

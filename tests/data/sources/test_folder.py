@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino.data.sources import folder as scan
-from dino.data.sources.folder import Folder, image_names, splits, visible_files
+from dino.data.sources.folder import Folder, _visible_files, image_names, splits
 from dino.data.sources.open import open_source
 from dino.files import UserError
 
@@ -179,7 +179,7 @@ def test_files_of_any_name_are_found(
         make(root, *(f"{folder}/{name}" for name in files))
     for name in (os.fsdecode(b"\xff\xfe.png"), "x" * 200):
         make(root, name)
-    assert sorted(visible_files(root)[0]) == sorted(
+    assert sorted(_visible_files(root)[0]) == sorted(
         str(path.relative_to(root))
         for path in root.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)

@@ -75,15 +75,16 @@ def test_a_cut_loses_nothing_without_a_word(
     files: list[tuple[str, bytes]], kind: str, data: st.DataObject
 ) -> None:
     archive = packed(files, kind)
-    whole, _ = walked(archive)
-    mark = max(member.offset + member.size for member in whole)
-    cut = data.draw(st.integers(0, mark + 512 - 1))  # before the end mark is whole
+    complete, _ = walked(archive)
+    mark = max(member.offset + member.size for member in complete)
+    cut = data.draw(st.integers(0, mark + 512 - 1))  # before the end mark is complete
     found, damage = walked(archive[:cut])
     assert damage is not None
-    assert found == whole[: len(found)]
+    assert found == complete[: len(found)]
     entire = [member for member in found if member.offset + member.size <= cut]
     assert (
-        entire == [member for member in whole if member.offset + member.size <= cut][: len(entire)]
+        entire
+        == [member for member in complete if member.offset + member.size <= cut][: len(entire)]
     )
     assert len(found) - len(entire) <= 1
     assert (len(found) > len(entire)) == (
@@ -112,7 +113,7 @@ def test_joined_archives_are_noticed() -> None:
     assert "more follows its end mark" in damage.reason
 
 
-def test_links_folders_and_sparse_files_are_told_apart() -> None:
+def test_links_folders_and_sparse_files_are_distinguished() -> None:
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
         for name, kind in [
@@ -122,7 +123,11 @@ def test_links_folders_and_sparse_files_are_told_apart() -> None:
             ("p", tarfile.FIFOTYPE),
         ]:
             about = tarfile.TarInfo(name)
-            about.type, about.linkname, about.size = kind, "t" * 150, 700  # which do not follow
+            about.type, about.linkname, about.size = (
+                kind,
+                "t" * 150,
+                700,
+            )  # without content behind them
             archive.addfile(about)
         sparse = tarfile.TarInfo("s")
         sparse.size, sparse.pax_headers = 3, {"GNU.sparse.major": "1"}

@@ -1,30 +1,28 @@
-"""What every source of images offers: a length, images by index, names, labels and a digest."""
+"""The protocol of sources: a length, images by index, names, labels and a digest."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from dino.data.images.decode import OpenedImage, Sample, open_image
+from dino.data.images.image_errors import Defect, ImageError
 from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.files import UserError
 from dino.progress import Console
 from dino.runtime import ranks
 
-SAMPLED = 4_096
-"""Values of an array that enter a digest."""
-
 
 class Source:
     """Images by index.
 
-    A kind of source defines `__len__`, `path` and either `content` (what `decode` can read) or
+    A kind of source defines `__len__`, `path` and either `content` (what `open_image` takes) or
     `__getitem__` (the decoded image). All else has defaults.
 
     Attributes:
@@ -51,7 +49,7 @@ class Source:
         raise NotImplementedError
 
     def content(self, index: int) -> Any:
-        """A path or an open binary file, or a sample, as `open_image` takes them."""
+        """A path, an open binary file or a sample, as `open_image` takes them."""
         return self[index]
 
     def __getitem__(self, index: int) -> Sample:
@@ -63,7 +61,6 @@ class Source:
         """Image `index`, its size known, its pixels not decoded yet; see `open_image`."""
         return open_image(self.content(index), self.path(index), self.pixels)
 
-    # ------------------------------------------------------------------ digest
     def digest(self) -> str:
         """A hash of what the source holds, 64 hexadecimal digits; equal on all machines and ranks.
 
@@ -72,11 +69,11 @@ class Source:
         """
         labels = b"" if self.labels is None else np.asarray(self.labels, np.int64).tobytes()
         classes = "\0".join(self.classes or ()).encode("utf-8", "surrogatepass")
-        found = hashlib.sha256(b"%d" % len(self))
-        for part in (labels, classes, *self.identity()):
-            found.update(b" %d " % len(part))
-            found.update(part)
-        return found.hexdigest()
+        digest = hashlib.sha256(b"%d" % len(self))
+        for content in (labels, classes, *self.identity()):
+            digest.update(b" %d " % len(content))
+            digest.update(content)
+        return digest.hexdigest()
 
     def identity(self) -> Iterable[bytes]:
         """What distinguishes these images from others; by default their names."""
@@ -84,13 +81,13 @@ class Source:
 
 
 def sampled(values: np.ndarray) -> bytes:
-    """Shape, type and `SAMPLED` evenly spaced values of an array, for `Source.identity`."""
-    some = values.flat[:: max(1, values.size // SAMPLED)]
-    return f"{values.shape} {values.dtype.str} ".encode() + some.tobytes()
+    """Shape, type and 4,096 evenly spaced values of an array, for `Source.identity`."""
+    sample = values.flat[:: max(1, values.size // 4_096)]
+    return f"{values.shape} {values.dtype.str} ".encode() + sample.tobytes()
 
 
 def shared_folder(paths: Sequence[str]) -> str:
-    """The folder that all of some absolute paths lie in, as they spell it; "" for other paths."""
+    """The common folder of absolute paths, exactly as they are spelled; "" for other paths."""
     prefix = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071, for exactly its length
     return os.path.dirname(prefix) if os.path.isabs(prefix) else ""  # noqa: PTH117, PTH120
 
@@ -108,28 +105,45 @@ def number_classes(labels: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def split_settings(data: str, form: str, what: str) -> tuple[str, dict[str, str]]:
-    """A name and the settings that follow it like those of a web address: `NAME?one=1&two=2`.
-
-    Args:
-        data: the name with its settings.
-        form: how all settings there are would be written, as in `NAME?one=NUMBER&two=NUMBER`.
-        what: is named, such as "a list".
+    """The name and the settings of `NAME?one=1&two=2`; `what` is named in the error.
 
     Raises:
-        UserError: for a setting that `form` does not have.
+        UserError: for a setting that `form`, as in `NAME?one=NUMBER&two=NUMBER`, does not have.
     """
     name, mark, query = data.rpartition("?")
     if not mark:
         return data, {}
-    settings = dict(part.partition("=")[::2] for part in query.split("&") if part)
-    if unknown := sorted(settings.keys() - setting_names(form)):
+    settings = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
+    known = {pair.partition("=")[0] for pair in form.partition("?")[2].split("&")}
+    if unknown := sorted(settings.keys() - known):
         raise UserError(f"{unknown[0]!r} is no setting of {what}: write {form}")
     return name, settings
 
 
-def setting_names(form: str) -> set[str]:
-    """The names of the settings in a form; see `split_settings`."""
-    return {part.partition("=")[0] for part in form.partition("?")[2].split("&")}
+@contextmanager
+def image_errors(name: str, defect: Defect) -> Iterator[None]:
+    """Turn the errors of readers of files into an `ImageError`, "missing" or of a given defect."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(name, "there is no such file", "missing") from error
+    except (OSError, SyntaxError, ValueError, IndexError) as error:
+        raise ImageError(name, str(error), defect) from error
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Import a package within this context that an extra of ours installs.
+
+    Raises:
+        UserError: if it is not installed; `purpose` names what needs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{purpose} needs {error.name}: pip install 'dino-ssl[{extra}]'") from None
 
 
 def warn(sentence: str) -> None:

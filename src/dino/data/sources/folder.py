@@ -1,18 +1,16 @@
-"""A folder of images: what it holds, and the splits that it may be divided into."""
+"""Folders of images: their files, classes and splits."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.base import Source, warn
 from dino.data.sources.packed_strings import PackedStrings
@@ -31,36 +29,25 @@ SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "te
 SPECIAL = "special"
 """Stands in `left_out` for named pipes, sockets and devices, whatever their ending."""
 
-_ENDINGS = frozenset(ending.removeprefix(".") for ending in EXTENSIONS)
+_EXTENSIONS = frozenset(EXTENSIONS)
 
-THREADS = 16
-"""They mostly wait, for a disk or a server."""
-SHARE = 16
-"""Folders that a thread lists at a time."""
+THREADS, CHUNK = 16, 16
+"""Threads, which mostly wait for a disk or server, and folders that each lists at a time."""
 
 
 class ImageFiles(Source):
-    """Images that lie in files.
-
-    Args:
-        root: folder that relative names start from.
-        names: of the files, in the order of the source.
-    """
+    """Images in files, by their names in order; relative names start from `root`."""
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root, self._folder = root, os.fspath(root)
         self._names = PackedStrings(names)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._names)
 
     def content(self, index: int) -> str:
-        """The image's file; raises `ImageError` for a pipe or device, which might never end."""
-        path = self.path(index)
-        if not os.path.isfile(path) and os.path.exists(path):  # noqa: PTH110, PTH113, never raise
-            raise ImageError(path, "it is no regular file", "unreadable")
-        return path
+        """The image's file."""
+        return self.path(index)
 
     def path(self, index: int) -> str:
         """The image's file."""
@@ -85,22 +72,21 @@ class Folder(ImageFiles):
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         root = Path(root)
-        if not os.path.exists(root):  # noqa: PTH110, Path's raises for very long names
-            raise UserError(f"{root} does not exist: give --data {KINDS}")
-        if not os.path.isdir(root):  # noqa: PTH112
-            raise UserError(f"{root} is a file: give --data {KINDS}")
-        if parts := [str(path) for path in splits(root).values()]:
+        if not os.path.isdir(root):  # noqa: PTH112, Path's raises for very long names
+            reason = "is a file" if os.path.exists(root) else "does not exist"  # noqa: PTH110
+            raise UserError(f"{root} {reason}: give --data {KINDS}")
+        if found := [str(path) for path in splits(root).values()]:
             raise UserError(
                 f"{root} is divided into splits, which are no classes: "
-                f"give one folder of images ({', '.join(parts)})"
+                f"give one folder of images ({', '.join(found)})"
             )
         names, self.left_out = image_names(root)
         super().__init__(root, names)
-        folders = [name.split("/", 1)[0] if "/" in name else None for name in names]
-        classes = sorted({folder for folder in folders if folder is not None})
-        if None not in folders and len(classes) > 1:
-            number = {folder: label for label, folder in enumerate(classes)}
-            self.classes, self.labels = classes, [number[folder] for folder in folders if folder]
+        folders = [name.partition("/")[0] for name in names if "/" in name]
+        classes = sorted(set(folders))
+        if len(folders) == len(names) and len(classes) > 1:
+            label = {folder: number for number, folder in enumerate(classes)}
+            self.classes, self.labels = classes, [label[folder] for folder in folders]
 
 
 def splits(root: str | os.PathLike[str]) -> dict[str, Path]:
@@ -110,11 +96,8 @@ def splits(root: str | os.PathLike[str]) -> dict[str, Path]:
     one split the first in the order of `SPLITS` counts. Empty for anything but a divided folder.
     """
     for folder in (os.fspath(root), _only_folder(root)):
-        named = {
-            split: [path for alias in aliases for path in _spelled(folder, alias)]
-            for split, aliases in SPLITS.items()
-        }
-        if found := {split: Path(paths[0]) for split, paths in named.items() if paths}:
+        subfolders = {split: _subfolder(folder, names) for split, names in SPLITS.items()}
+        if found := {split: Path(path) for split, path in subfolders.items() if path}:
             return found
     return {}
 
@@ -125,37 +108,35 @@ def use_splits(data: Any, val: Any) -> tuple[Any, Any]:
     Of a folder that is divided, `train` is taken, and `val` where `val` is None; one sentence on
     stderr says so. The split `test` is never taken. All else is returned as it is.
     """
-    parts = splits(data) if isinstance(data, (str, os.PathLike)) else {}
-    if "train" not in parts:
+    found = splits(data) if isinstance(data, (str, os.PathLike)) else {}
+    if "train" not in found:
         return data, val
-    if val is None and "val" in parts:
-        val = parts["val"]
+    also = ""
+    if val is None and (val := found.get("val")):
         also = f", and images to measure on from {val}"
-    else:
-        also = ""
     warn(
-        f"{data} is divided into splits: images to learn from are taken from {parts['train']}"
+        f"{data} is divided into splits: images to learn from are taken from {found['train']}"
         f"{also}; nothing else in it is used"
     )
-    return parts["train"], val
+    return found["train"], val
 
 
-def _spelled(folder: str, name: str) -> list[str]:
-    """The folders in `folder` that are called `name`, in lower case, capitals, or as a title."""
-    spellings = (os.path.join(folder, word) for word in (name, name.title(), name.upper()))  # noqa: PTH118
-    return [path for path in spellings if os.path.isdir(path)]  # noqa: PTH112, never raises
+def _subfolder(folder: str, names: Sequence[str]) -> str | None:
+    """The first that exists of the names, each in lower case, as a title or in capitals."""
+    spellings = [word for name in names for word in (name, name.title(), name.upper())]
+    paths = (os.path.join(folder, word) for word in spellings)  # noqa: PTH118
+    return next(filter(os.path.isdir, paths), None)
 
 
 def _only_folder(root: str | os.PathLike[str]) -> str:
-    """The one folder in `root`, where no image lies beside it; else `root` itself."""
-    found = []
+    """The only folder in `root`, where no image lies beside it; else `root` itself."""
     with suppress(OSError), os.scandir(root) as entries:
-        for entry in entries:  # up to the second one: `root` may hold a million images
-            if not entry.name.startswith(".") and (_is_image(entry.name) or entry.is_dir()):
-                found.append(entry)
-                if len(found) == 2:
-                    break
-    return found[0].path if len(found) == 1 and found[0].is_dir() else os.fspath(root)
+        visible = (entry for entry in entries if not entry.name.startswith("."))
+        relevant = (entry for entry in visible if _is_image(entry.name) or entry.is_dir())
+        first = list(islice(relevant, 2))  # `root` may hold a million images
+        if len(first) == 1 and first[0].is_dir():
+            return first[0].path
+    return os.fspath(root)
 
 
 def image_names(root: Path) -> tuple[list[str], Counter[str]]:
@@ -169,14 +150,14 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
     Raises:
         UserError: if a folder cannot be read, or there is no image.
     """
-    files, special = visible_files(root)
+    files, special = _visible_files(root)
     names: list[str] = []
     others = +Counter({SPECIAL: special})
     for name in files:
         if _is_image(name):
             names.append(name)
         else:
-            others[extension_of(name)] += 1
+            others[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122, pathlib is slow
     if names:
         return sorted(names), others
     if not others:
@@ -190,13 +171,8 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in _ENDINGS  # a million times
-
-
-def extension_of(name: str) -> str:
-    """The last ending of a path in lower case, with its dot; empty for none and for `.name`."""
-    stem, dot, extension = name.rpartition("/")[2].rpartition(".")
-    return dot + extension.lower() if stem else ""
+    _, dot, ending = name.rpartition(".")  # not by os.path: this runs a million times
+    return dot + ending.lower() in _EXTENSIONS
 
 
 def count_kinds(kinds: Mapping[str, int]) -> str:
@@ -208,68 +184,51 @@ def count_kinds(kinds: Mapping[str, int]) -> str:
 
 
 # ---------------------------------------------------------------------------------- the walk
-@dataclass
-class _Listing:
-    """What a folder holds: its device and inode, names of files and folders, number of specials."""
-
-    identity: tuple[int, int]
-    files: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    special: int = 0
-
-
-def visible_files(root: Path) -> tuple[list[str], int]:
-    """Every file below `root` that is not hidden, relative to it, in no particular order.
-
-    Level by level, so that of two ways to one folder always the same is taken: the shorter one,
-    then the one that sorts first.
-
-    Returns:
-        The files, and the number of named pipes, sockets and devices.
-
-    Raises:
-        UserError: for a folder that cannot be read, naming it.
-    """
+def _visible_files(root: Path) -> tuple[list[str], int]:
+    """The regular files below `root`, relative to it, and the number of special files."""
+    # Level by level: of two paths to one folder the shorter one counts, then the first by name.
     entered: set[tuple[int, int]] = set()
     names: list[str] = []
     special, level = 0, [""]
     with ThreadPoolExecutor(THREADS) as pool, bar("folders", None) as advance:
         while level:
             below: list[str] = []
-            shares = [level[start : start + SHARE] for start in range(0, len(level), SHARE)]
-            listed = pool.map(lambda share: [_list(root / folder) for folder in share], shares)
-            for folder, listing in zip(level, chain.from_iterable(listed), strict=True):
-                if listing.identity in entered:
+            chunks = [level[start : start + CHUNK] for start in range(0, len(level), CHUNK)]
+            lists = pool.map(lambda chunk: [_list(root / folder) for folder in chunk], chunks)
+            listed = zip(level, chain.from_iterable(lists), strict=True)
+            for folder, (identity, files, folders, count) in listed:
+                if identity in entered:
                     continue
-                entered.add(listing.identity)
+                entered.add(identity)
                 prefix = f"{folder}/" if folder else ""
-                names += [prefix + name for name in listing.files]
-                below += [prefix + name for name in listing.folders]
-                special += listing.special
+                names += [prefix + name for name in files]
+                below += [prefix + name for name in folders]
+                special += count
             advance(len(level))
             level = sorted(below)
     return names, special
 
 
-def _list(path: Path) -> _Listing:
+def _list(path: Path) -> tuple[tuple[int, int], list[str], list[str], int]:
+    """Device and inode of a folder, names of its files and folders, number of special files."""
+    files: list[str] = []
+    folders: list[str] = []
+    special = 0
     try:
         status = path.stat()
-        found = _Listing((status.st_dev, status.st_ino))
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                link = entry.is_symlink()
-                if os.path.isdir(entry) if link else entry.is_dir():  # noqa: PTH112, never raises
-                    found.folders.append(entry.name)
-                elif os.path.isfile(entry) if link else entry.is_file():  # noqa: PTH113
-                    found.files.append(entry.name)
-                elif link and not os.path.exists(entry):  # noqa: PTH110, broken or circular
-                    found.files.append(entry.name)  # a file that is missing
+                missing = entry.is_symlink() and not os.path.exists(entry)  # noqa: PTH110, broken or circular
+                if missing or entry.is_file():
+                    files.append(entry.name)
+                elif entry.is_dir():
+                    folders.append(entry.name)
                 else:
-                    found.special += 1
+                    special += 1
     except OSError as error:
         raise UserError(
             f"the folder {path} cannot be read ({error.strerror}): make it readable, or remove it"
         ) from None
-    return found
+    return (status.st_dev, status.st_ino), files, folders, special

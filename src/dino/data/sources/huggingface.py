@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dino.data.images.image_errors import ImageError
-from dino.data.sources.base import Source, number_classes, split_settings
-from dino.data.sources.tables import LABEL_COLUMNS
+from dino.data.sources.base import Source, needs_extra, number_classes, split_settings
+from dino.data.sources.lists import LABEL_COLUMNS
 from dino.files import UserError
 
 FORM = "hf:NAME?split=SPLIT&image=COLUMN&label=COLUMN&config=NAME"
@@ -28,44 +28,43 @@ class HubImages(Source):
     Args:
         data: NAME and settings, as in `FORM` without its beginning. The split is "train" by
             default, or the only one. The image's column is found by its type. Labels are the column
-            of classes, or the first of `dino.data.sources.tables.LABEL_COLUMNS`; "label=" for none.
+            of classes, or the first of `dino.data.sources.lists.LABEL_COLUMNS`; "label=" for none.
 
     Raises:
         UserError: if `datasets` is not installed or cannot open the data set, or if the split or
-            the columns are not there or are not the only ones that they could be.
+            a column is missing or ambiguous.
     """
 
     def __init__(self, data: str) -> None:
         name, settings = split_settings(data, FORM, "data sets of the hub")
         if not name:
             raise UserError(f"hf: lacks the name of a data set: write {FORM}")
-        try:
-            import datasets
-        except ImportError:
-            raise UserError(
-                f"hf:{name} needs the package datasets: pip install 'dino-ssl[hf]'"
-            ) from None
         self.name = f"hf:{name}"
-        table = _opened(name, settings.get("config"), settings.get("split"))
+        with needs_extra("hf", self.name):
+            import datasets
+        table = _opened(datasets, name, settings.get("config"), settings.get("split"))
         if len(table) == 0:
             raise UserError(f"{self.name} is empty: choose another split")
-        images = [key for key, kind in table.features.items() if isinstance(kind, datasets.Image)]
-        self._column = self._one(table, settings.get("image"), images, "image")
-        if self._column not in images:
-            raise UserError(
-                f"the column {self._column} of {self.name} holds no images: "
-                f"{f'take {images[0]}' if images else 'it must be of the type Image of datasets'}"
-            )
-        # Bytes as they are stored, for `read_image`.
+        kinds = table.features.items()
+        images = [column for column, kind in kinds if isinstance(kind, datasets.Image)]
+        classes = [column for column, kind in kinds if isinstance(kind, datasets.ClassLabel)]
+        if not images:
+            columns = ", ".join(table.column_names)
+            raise UserError(f"{self.name} has no column of the type Image: it has {columns}")
+        self._column = self._one(settings.get("image"), images, images, "image")
+        # Bytes as they are stored, for `open_image`.
         self._table = table.select_columns([self._column]).cast_column(
             self._column, datasets.Image(decode=False)
         )
         label = settings.get("label")
-        if label != "" and (column := self._label_column(table, label)) is not None:
-            self.classes, self.labels = self._read_labels(table, column, required=label is not None)
+        lower = {column.lower(): column for column in reversed(table.column_names)}
+        usual = [lower[key] for key in LABEL_COLUMNS if key in lower and key != self._column]
+        found = [column for column in usual if column in classes][:1] or classes or usual[:1]
+        if label or (label is None and found):
+            column = self._one(label, table.column_names, found, "label")
+            self._read_labels(table, column, required=label is not None)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._table)
 
     def content(self, index: int) -> str | BinaryIO:
@@ -85,60 +84,46 @@ class HubImages(Source):
         names = ((row.get("bytes"), os.path.basename(row.get("path") or "")) for row in rows)  # noqa: PTH119
         return sorted(content or name.encode("utf-8", "surrogatepass") for content, name in names)
 
-    # ------------------------------------------------------------------ columns
-    def _one(self, table: Any, wanted: str | None, found: Sequence[str], what: str) -> str:
-        if wanted is not None and wanted not in table.column_names:
-            columns = ", ".join(table.column_names)
-            raise UserError(f"{self.name} has no column {wanted!r}: it has {columns}")
-        if wanted is None and len(found) != 1:
+    def _one(
+        self, column: str | None, columns: Sequence[str], found: Sequence[str], what: str
+    ) -> str:
+        """The given column if it is one of `columns`; by default the only one of those found."""
+        if column is not None and column not in columns:
+            has = ", ".join(columns)
+            raise UserError(f"{self.name} has no column {column!r} of {what}s: it has {has}")
+        if column is None and len(found) != 1:
             raise UserError(
-                f"{self.name} has {len(found)} columns of {what}s among "
-                f"{', '.join(found or table.column_names)}: name one, as in {what}=COLUMN"
+                f"{self.name} has {len(found)} columns of {what}s ({', '.join(found)}): "
+                f"name one, as in {what}=COLUMN"
             )
-        return found[0] if wanted is None else wanted
+        return column or found[0]
 
-    def _label_column(self, table: Any, wanted: str | None) -> str | None:
-        import datasets
-
-        lower = {name.lower(): name for name in reversed(table.column_names)}
-        named = [lower[name] for name in LABEL_COLUMNS if name in lower and name != self._column]
-        kinds = table.features.items()
-        typed = [name for name, kind in kinds if isinstance(kind, datasets.ClassLabel)]
-        found = [name for name in named if name in typed][:1] or typed or named[:1]
-        return self._one(table, wanted, found, "label") if found or wanted else None
-
-    def _read_labels(
-        self, table: Any, column: str, *, required: bool
-    ) -> tuple[list[str], list[int]] | tuple[None, None]:
+    def _read_labels(self, table: Any, column: str, *, required: bool) -> None:
         values = table.select_columns([column])[:][column]
         names = getattr(table.features[column], "names", None)
-        if not all(isinstance(value, (int, str)) and value not in (-1, "") for value in values):
-            if required:
-                raise UserError(f"some rows of {self.name} have no class in {column}")
-            return None, None  # -1 stands for unknown, as in test parts whose answers are secret
-        if names is not None:
-            return list(names), values
-        return number_classes([str(value) for value in values])
+        # -1 stands for unknown, as in test sets with secret labels.
+        if all(isinstance(value, (int, str)) and value not in (-1, "") for value in values):
+            if names is None:
+                names, values = number_classes([str(value) for value in values])
+            self.classes, self.labels = list(names), values
+        elif required:
+            raise UserError(f"some rows of {self.name} have no class in {column}")
 
 
-def _opened(name: str, config: str | None, split: str | None) -> Any:
+def _opened(datasets: Any, name: str, config: str | None, split: str | None) -> Any:
     """The rows of one split."""
-    import datasets
-
-    wanted = split or "train"
+    folder = Path(name)
     try:
-        folder = Path(name)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(name, config, split=split)
         if not isinstance(found, datasets.DatasetDict):
             return found
-        if split is None and len(found) == 1:
-            return next(iter(found.values()))
-        if wanted not in found:
-            raise ValueError(f"it has no split {wanted!r} but {', '.join(found)}")
-        return found[wanted]
+        split = split or ("train" if len(found) > 1 else next(iter(found)))
+        if split not in found:
+            raise ValueError(f"it has no split {split!r} but {', '.join(found)}")
+        return found[split]
     except Exception as error:  # of this package, the network, or a reader of files
         reason = " ".join(str(error).split())
         raise UserError(f"hf:{name} cannot be opened: {reason}; write {FORM}") from error

@@ -15,10 +15,14 @@ import numpy as np
 from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.arrays import Arrays
 from dino.data.sources.base import Source, warn
+from dino.data.sources.demo import DemoTiles
 from dino.data.sources.folder import Folder, count_kinds
+from dino.data.sources.huggingface import HubImages
 from dino.data.sources.lists import FileList, list_settings
+from dino.data.sources.parquet import ParquetImages, image_column
 from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.sources.torch_dataset import TorchDataset
+from dino.data.sources.torchvision_datasets import TorchvisionDataset
 
 __all__ = ["Folder", "Source", "open_source"]
 
@@ -30,15 +34,13 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
         data: one of
 
             * a folder of images, nested or flat;
-            * a text, CSV, TSV or Parquet list of files, with settings (`dino.data.sources.lists`);
-            * a Parquet table of encoded images (`dino.data.sources.parquet`);
-            * tar shards of webdataset, `DIR/train-{000..127}.tar`, as paths or URLs
-              (`dino.data.sources.shards`);
-            * a `.npy` file or an array, [N, H, W], [N, H, W, C] or [N, C, H, W]
-              (`dino.data.sources.arrays`);
-            * `hf:NAME`, of the package `datasets` (`dino.data.sources.huggingface`);
-            * `torchvision:NAME` (`dino.data.sources.torchvision_datasets`);
-            * `demo` (or `demo:train`) and `demo:test`, the embedded photographs;
+            * a text, CSV, TSV or Parquet list of files, with settings (module `lists`);
+            * a Parquet table of encoded images (`parquet`);
+            * tar shards of webdataset, `DIR/train-{000..127}.tar`, as paths or URLs (`shards`);
+            * a `.npy` file or an array, [N, H, W], [N, H, W, C] or [N, C, H, W] (`arrays`);
+            * `hf:NAME`, of the package `datasets` (`huggingface`);
+            * `torchvision:NAME` (`torchvision_datasets`);
+            * `demo` (or `demo:train`) and `demo:test`, the photographs of scikit-image;
             * a `Source`;
             * any data set or sequence with a length whose items are PIL images, tensors
               [C, H, W], arrays [H, W] or [H, W, C] (`dino.data.images.decode.open_image`), or
@@ -62,7 +64,7 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
     else:
         source = data if isinstance(data, Source) else TorchDataset(data)
     if source.pixels != pixels:
-        source = copy(source)  # it may be the user's, who reads it as he did before
+        source = copy(source)  # the user's object must not change
         source.pixels = pixels
     return source
 
@@ -72,24 +74,16 @@ def _named(data: str) -> Source:
         return Folder(data)
     kind, mark, name = data.partition(":")
     if kind == "demo":
-        from dino.data.sources.demo import DemoTiles
-
         return DemoTiles(name or "train")
     if mark and kind == "hf":
-        from dino.data.sources.huggingface import HubImages
-
         return HubImages(name)
     if mark and kind == "torchvision":
-        from dino.data.sources.torchvision_datasets import TorchvisionDataset
-
         return TorchvisionDataset(name)
     if (listed := list_settings(data)) is not None:
         file, settings = Path(listed[0]), listed[1]
-        if file.suffix.lower() == ".parquet":
-            from dino.data.sources.parquet import ParquetImages, image_column
-
-            if (column := image_column(file, settings.get("path"))) is not None:
-                return ParquetImages(file, **{**settings, "path": column})
+        is_parquet = file.suffix.lower() == ".parquet"
+        if is_parquet and (column := image_column(file, settings.get("path"))) is not None:
+            return ParquetImages(file, **{**settings, "path": column})
         return FileList(file, **settings)
     if data.lower().endswith(".npy"):
         return Arrays(Path(data))

@@ -13,7 +13,7 @@ class PackedStrings(Sequence[str]):
     """An immutable list of strings in two arrays.
 
     A Python list of a million strings is copied into every worker page by page, since reading a
-    string writes its reference count; these arrays stay shared, and pickle in an instant.
+    string writes its reference count; these arrays stay shared, and are pickled in milliseconds.
 
     Attributes:
         text: the bytes of all strings.
@@ -35,22 +35,16 @@ class PackedStrings(Sequence[str]):
         return strings
 
     @classmethod
-    def joined(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
-        """The strings of all parts, in one list."""
-        if not parts:
-            return cls(())
-        shifts = np.cumsum([0, *(len(part.text) for part in parts[:-1])])
-        ends = [part.ends + shift for part, shift in zip(parts, shifts, strict=True)]
-        return cls.of(np.concatenate([part.text for part in parts]), np.concatenate(ends))
+    def joined(cls, lists: Sequence[PackedStrings]) -> PackedStrings:
+        """The strings of all lists (at least one), in one list."""
+        shifts = np.cumsum([0, *(len(one.text) for one in lists[:-1])])
+        ends = [one.ends + shift for one, shift in zip(lists, shifts, strict=True)]
+        return cls.of(np.concatenate([one.text for one in lists]), np.concatenate(ends))
 
     def __len__(self) -> int:
-        """Number of strings."""
         return len(self.ends)
 
-    def __getitem__(self, index: Any) -> Any:
-        """String `index`, or a list of them for a slice."""
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
+    def __getitem__(self, index: Any) -> Any:  # slices are not supported
         position = range(len(self))[index]  # negative indices, and IndexError beyond the end
         start = int(self.ends[position - 1]) if position else 0
         return os.fsdecode(self.text[start : int(self.ends[position])].tobytes())

@@ -1,10 +1,9 @@
 """Tar shards as webdataset writes them, each image by its index.
 
 A shard is an uncompressed tar. Consecutive members whose names agree up to the first dot of the
-base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. Where the images lie
-is found once (`dino.data.sources.shard_index`); from then on an image is one read of its bytes. So
-any order is possible, and what holds for folders holds for shards: the views of an image, resuming,
-ranks and workers.
+base name are one sample: `dog/0017.jpg`, `dog/0017.cls`. With the places of all images
+(`dino.data.sources.shard_index`) an image is one read of its bytes, in any order, so that views,
+resuming, ranks and workers are those of folders.
 
     --data "shards/train-{000..127}.tar"
     --data "s3://bucket/train-{000..127}.tar?label=json"
@@ -24,8 +23,9 @@ from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.base import (
     Source,
+    image_errors,
+    needs_extra,
     number_classes,
-    setting_names,
     split_settings,
     warn,
 )
@@ -37,8 +37,8 @@ from dino.files import UserError
 
 FORM = "SHARDS.tar?image=EXTENSION&label=EXTENSION"
 
-_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-_CACHES = ("simplecache", "filecache", "blockcache")  # of fsspec, in front of another protocol
+_SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_CACHE = re.compile("(simplecache|filecache|blockcache)::")  # of fsspec, before another protocol
 
 
 class Shards(Source):
@@ -46,15 +46,10 @@ class Shards(Source):
 
     Args:
         urls: the shards; see `expand`.
-        image: which member of a sample is its image, such as "png" or "left.jpg"; by default the
-            only one with an extension of images (of several, the only one without another dot; a
-            .npy beside a picture is not taken for an image).
+        image: extension of the images, such as "png" or "left.jpg"; by default the only one of a
+            sample (of several, the only one without another dot; never a .npy beside a picture).
         label: "cls", "txt" or "json"; by default the first of them that samples have, where texts
             count only if they are short and repeat like names do; "" for none.
-
-    Attributes:
-        blocks: images in each shard, for the order of visits
-        (`dino.data.views.random_streams.epoch_order`).
 
     Raises:
         UserError: if a shard is missing or compressed, holds links or sparse files that are images,
@@ -66,13 +61,13 @@ class Shards(Source):
     def __init__(self, urls: Sequence[str], *, image: str | None = None, label: str | None = None):
         if label not in (None, "", *LABELS):
             raise UserError(f"labels of shards are in {', '.join(LABELS)}, not in {label!r}")
-        indices = index_shards(urls)
-        chosen = [index.chosen(url, image) for url, index in zip(urls, indices, strict=True)]
+        shards = zip(urls, index_shards(urls), strict=True)
+        indices = [index.one_image_each(url, image) for url, index in shards]
         self.urls = PackedStrings(urls)
         self._versions = PackedStrings(index.version for index in indices)
-        self._names = PackedStrings.joined([names for names, _ in chosen])
-        self._places = np.concatenate([places for _, places in chosen])
-        self.blocks = np.array([len(places) for _, places in chosen], dtype=np.int64)
+        self._names = PackedStrings.joined([index.names for index in indices])
+        self._places = np.concatenate([index.places[:, :2] for index in indices])
+        self.blocks = np.array([len(index.places) for index in indices], dtype=np.int64)
         self._ends = np.cumsum(self.blocks)
         kinds = sum((index.kinds for index in indices), Counter[str]())
         used = (*EXTENSIONS, *(f".{kind}" for kind in LABELS))
@@ -85,31 +80,34 @@ class Shards(Source):
             )
         if (labels := self._labels(indices, label)) is not None:
             self.classes, self.labels = number_classes(labels)
-        _warn_of_damage(urls, indices)
+        damaged = [(url, index) for url, index in zip(urls, indices, strict=True) if index.damage]
+        if damaged:
+            url, index = damaged[0]
+            others = f" (and {len(damaged) - 1:,} more shards are damaged)" if damaged[1:] else ""
+            warn(
+                f"{url} is damaged: {index.damage}; the {len(index.places):,} images before are "
+                f"used, the rest is lost{others}"
+            )
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._places)
 
     def content(self, index: int) -> io.BytesIO:
         """The image's bytes; raises `ImageError` where they cannot be read."""
-        index, name = range(len(self))[index], self.path(index)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        offset, size = (int(number) for number in self._places[index])
-        try:
+        shard, name = self._shard(index), self.path(index)
+        offset, size = self._places[index].tolist()
+        with image_errors(name, "unreadable"):
             content = read_range(self.urls[shard], self._versions[shard], offset, size)
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            reason = "there is no such shard" if missing else str(error)
-            raise ImageError(name, reason, "missing" if missing else "unreadable") from error
         if len(content) < size:
             raise ImageError(name, f"the shard ends after {len(content)} of its {size} bytes")
         return io.BytesIO(content)
 
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, range(len(self))[index], side="right"))
+
     def path(self, index: int) -> str:
-        """The image's shard and name in it."""
-        shard = int(np.searchsorted(self._ends, range(len(self))[index], side="right"))
-        return f"{self.urls[shard]}/{self._names[index]}"
+        """The image's shard and its name in the shard."""
+        return f"{self.urls[self._shard(index)]}/{self._names[index]}"
 
     def identity(self) -> list[bytes]:
         """Names, places and sizes of all images in their shards; not the names of the shards."""
@@ -136,76 +134,43 @@ class Shards(Source):
         return None
 
 
-def _warn_of_damage(urls: Sequence[str], indices: Sequence[Index]) -> None:
-    """Say on stderr which shards are damaged."""
-    bad = [(url, index) for url, index in zip(urls, indices, strict=True) if index.damage]
-    if bad:
-        url, index = bad[0]
-        others = f" (and {len(bad) - 1:,} more shards are damaged)" if len(bad) > 1 else ""
-        warn(
-            f"{url} is damaged: {index.damage}; the {len(index.places):,} images before are used, "
-            f"the rest is lost{others}"
-        )
-
-
 # ---------------------------------------------------------------------------------- names
 def expand(data: str) -> list[str]:
     """The shards that `data` names.
 
     As in webdataset, `{000..127}` and `{a,b}` stand for several, `::` stands between lists, and
-    `${NAME}` for the environment's `WDS_NAME`. A `::` behind one of fsspec's caches belongs to the
-    URL: `simplecache::s3://bucket/train-{000..127}.tar` caches entire shards on the local disk.
+    `${NAME}` for the environment's `WDS_NAME`. A `::` behind a cache of fsspec belongs to the URL:
+    `simplecache::s3://bucket/train-{000..127}.tar` caches entire shards on the local disk.
 
     Raises:
         UserError: for braces that do not fit, or a variable that is not there.
     """
-    urls: list[str] = []
-    chain = ""
-    for part in data.split("::"):
-        chain += part
-        if part in _CACHES:
-            chain += "::"
-        else:
-            urls += _expanded(chain)
-            chain = ""
-    return urls
-
-
-def _expanded(url: str) -> list[str]:
-    if not set("{$") & set(url) or os.path.exists(url):  # noqa: PTH110, Path's raises for long ones
-        return [url]
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError:
-        raise UserError(
-            f"{url} stands for several files, which needs webdataset: "
-            "pip install 'dino-ssl[shards]'"
-        ) from None
-    try:
-        # webdataset would split at the "::" of a cache.
-        *caches, last = url.split("::")
-        return ["::".join([*caches, expanded]) for expanded in expand_urls(last)]
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"{url} does not name shards: {error}") from None
+    if os.path.exists(data):  # noqa: PTH110, Path's raises for long ones
+        return [data]
+    hidden = _CACHE.sub("\\1\0", data)  # webdataset would split at the "::" of a cache
+    if not set("{$") & set(data):
+        urls = hidden.split("::")
+    else:
+        with needs_extra("shards", f"expanding {data}"):
+            from webdataset.shardlists import expand_urls
+        try:
+            urls = expand_urls(hidden)
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"{data} does not name shards: {error}") from None
+    return [url.replace("\0", "::") for url in urls]
 
 
 def shard_settings(data: str) -> tuple[str, dict[str, str]] | None:
-    """Shards and settings, or None if `data` is not called like shards.
+    """Shards and settings, or None if `data` is not named like (compressed) shards.
 
     Raises:
-        UserError: for a compressed archive, or unknown settings of a local one.
+        UserError: for unknown settings of local shards.
     """
-    name, mark, query = data.rpartition("?")
-    settings = {part.partition("=")[0] for part in query.split("&")}
-    ours = mark and not (is_remote(data) and not settings <= setting_names(FORM))
-    if not ours:
-        name = data  # the query belongs to the URL, as a signature
-    bare = name.partition("?")[0] if is_remote(name) else name
-    if _COMPRESSED.search(bare):
-        raise UserError(
-            f"{bare} is compressed, so that no single image can be read from it: unpack it to .tar "
-            "(images gain next to nothing from compression)"
-        )
-    if not bare.lower().endswith(".tar"):
+    if not _SHARD.search(data.partition("?")[0]):
         return None
-    return split_settings(data, FORM, "shards") if ours else (name, {})
+    try:
+        return split_settings(data, FORM, "shards")
+    except UserError:
+        if is_remote(data):
+            return data, {}  # the query belongs to the URL, as a signature
+        raise

@@ -1,4 +1,4 @@
-"""Any data set or sequence of a user's as a source of images."""
+"""A user's data set or sequence as a source of images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from dino.files import UserError
 class TorchDataset(Source):
     """A user's data set or sequence; `open_source` lists the types of items.
 
-    Labels are taken from its `targets` (as torchvision's data sets have them), through a
+    Labels are taken from its `targets` (as in torchvision), also through a
     `torch.utils.data.Subset`, or from the items of a list or tuple of (image, label) pairs. Names
-    are taken from its method `path`, or from the paths in `samples` (as torchvision's folders have
-    them).
+    are taken from its method `path`, or from the paths in `samples` (as in torchvision's folders).
 
     Args:
         data: has a length, and items by index.
-        labels: of its items, where they are known from elsewhere.
+        labels: of its items, where it has no `targets`.
 
     Raises:
         UserError: if it has no length or no items by index, or is empty.
@@ -33,19 +32,17 @@ class TorchDataset(Source):
 
     def __init__(self, data: Any, labels: Any = None) -> None:
         self._data, self._kind = data, type(data).__name__
-        named = data.keys() if hasattr(data, "keys") else getattr(data, "column_names", None)
-        if named is not None:  # a dict, a DatasetDict, a table of columns
-            names = ", ".join(map(repr, list(named)[:4])) or "nothing"
+        keys = data.keys() if hasattr(data, "keys") else getattr(data, "column_names", None)
+        if keys is not None:  # a dict, a DatasetDict, a table of columns
+            names = ", ".join(map(repr, list(keys)[:4])) or "nothing"
             raise UserError(
                 f"cannot take images from a {self._kind} of {names}: give one of its values, with "
                 "len() and items by number"
             )
         indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__")
         if not indexed or isinstance(data, (IterableDataset, bytes, bytearray)):
-            raise UserError(
-                f"cannot take images from a {self._kind}: "
-                f"give {KINDS}, or a data set with len() and indexing"
-            )
+            sources = f"give {KINDS}, or a data set with len() and indexing"
+            raise UserError(f"cannot take images from a {self._kind}: {sources}")
         try:
             self._length = len(data)
         except (TypeError, NotImplementedError) as error:
@@ -55,14 +52,11 @@ class TorchDataset(Source):
         self.labels = _labels(data) if labels is None else _class_numbers(labels, self._length)
         if self.labels is not None:
             classes = getattr(_innermost(data, 0)[0], "classes", None)
-            self.classes = (
-                [str(name) for name in classes]
-                if isinstance(classes, (list, tuple)) and len(classes) > max(self.labels)
-                else [str(label) for label in range(max(self.labels) + 1)]
-            )
+            if not isinstance(classes, (list, tuple)) or len(classes) <= max(self.labels):
+                classes = range(max(self.labels) + 1)
+            self.classes = [str(name) for name in classes]
 
     def __len__(self) -> int:
-        """Number of images."""
         return self._length
 
     def content(self, index: int) -> Any:
@@ -70,7 +64,7 @@ class TorchDataset(Source):
         return self._data[index]
 
     def path(self, index: int) -> str:
-        """The item's file, if the data set names it; else its place."""
+        """The item's file, if the data set names it; else its index."""
         return self._file(index) or f"item {index} of the {self._kind}"
 
     def _file(self, index: int) -> str | None:
@@ -79,11 +73,11 @@ class TorchDataset(Source):
             return str(path(inner))
         samples = getattr(data, "samples", None)
         sample = samples[inner] if isinstance(samples, list) else None
-        first = sample[0] if isinstance(sample, (list, tuple)) and sample else None
-        return os.fspath(first) if isinstance(first, (str, os.PathLike)) else None
+        file = _first(sample) if isinstance(sample, (list, tuple)) else None
+        return os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
 
     def identity(self) -> list[bytes]:
-        """The names of its files without what all begin with, or a sample of what is in memory.
+        """Its files relative to their common folder, or sampled values of a list or tensor.
 
         Items of other data sets are not read, since they may be drawn at random, or read from files
         that must be opened in each worker: there only number and labels are covered.
@@ -94,18 +88,21 @@ class TorchDataset(Source):
             shared = len(shared_folder(names))
             return [name[shared:].encode("utf-8", "surrogatepass") for name in names]
         if isinstance(self._data, (list, tuple, Tensor, TensorDataset)):
-            some = sorted({0, self._length // 2, self._length - 1})
-            return [_values(self._data[index]) for index in some]
+            places = sorted({0, self._length // 2, self._length - 1})
+            return [_sampled_item(self._data[index]) for index in places]
         return []
 
 
-def _values(item: Any) -> bytes:
-    if isinstance(item, (list, tuple)) and item:
-        item = item[0]
-    if isinstance(item, Tensor):
-        item = item.numpy(force=True)
-    numbers = isinstance(item, np.ndarray) and item.dtype.kind in "buif"
-    return sampled(np.asarray(item)) if numbers or isinstance(item, Image.Image) else b""
+def _first(item: Any) -> Any:
+    return item[0] if isinstance(item, (list, tuple)) and item else item
+
+
+def _sampled_item(item: Any) -> bytes:
+    image = _first(item)
+    if isinstance(image, Tensor):
+        image = image.numpy(force=True)
+    numbers = isinstance(image, np.ndarray) and image.dtype.kind in "buif"
+    return sampled(np.asarray(image)) if numbers or isinstance(image, Image.Image) else b""
 
 
 def _innermost(data: Any, index: int) -> tuple[Any, int]:
@@ -119,11 +116,10 @@ def _labels(data: Any) -> list[int] | None:
     if isinstance(data, Subset):
         inner = _labels(data.dataset)
         return None if inner is None else [inner[index] for index in data.indices]
-    labels = getattr(data, "targets", None)
-    if isinstance(data, (list, tuple)):
-        pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 for item in data)
-        labels = [item[1] for item in data] if pairs else None
-    return _class_numbers(labels, len(data))
+    if not isinstance(data, (list, tuple)):
+        return _class_numbers(getattr(data, "targets", None), len(data))
+    pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 for item in data)
+    return _class_numbers([item[1] for item in data], len(data)) if pairs else None
 
 
 def _class_numbers(labels: Any, count: int) -> list[int] | None:
@@ -132,6 +128,5 @@ def _class_numbers(labels: Any, count: int) -> list[int] | None:
         return None
     if isinstance(labels, (Tensor, np.ndarray)):
         labels = labels.tolist()
-    if not all(isinstance(label, (int, np.integer)) and label >= 0 for label in labels):
-        return None
-    return [int(label) for label in labels]
+    valid = all(isinstance(label, (int, np.integer)) and label >= 0 for label in labels)
+    return [int(label) for label in labels] if valid else None
