@@ -37,8 +37,7 @@ class Network(nn.Module):
     def logits(self, features: Float[Tensor, "V B D"]) -> Float[Tensor, "V B K"]:
         """Logits of every prototype, never in reduced precision."""
         with full_precision(features.device):
-            logits: Tensor = self.head(features.flatten(0, 1))
-        return logits.unflatten(0, features.shape[:2])
+            return self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
     def forward(
         self, images: Float[Tensor, "V B C S S"]

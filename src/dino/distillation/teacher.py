@@ -15,8 +15,8 @@ from dino.distillation.network import Network
 class Teacher(Network):
     """The momentum teacher: a copy of the student at the start, then its moving average.
 
-    It stays in training mode like the published code's: that matters only for batch norm, whose
-    statistics are then the batch's, while the teacher keeps running statistics of its own.
+    As in the published code it stays in training mode: batch norm uses the statistics of the batch
+    and updates the teacher's running statistics.
 
     Args:
         student: copied; no storage is shared and no parameter gets a gradient.
@@ -36,7 +36,7 @@ class Teacher(Network):
         return super().forward(images)
 
     def update(self, student: Network, step: int, found_inf: Tensor | None = None) -> None:
-        """Move towards the student after its step; not at all where `found_inf` is true."""
+        """The moving average after a step of the student; none where `found_inf` is true."""
         ema_update(self, student, self.momentum(step), found_inf)
 
 
@@ -44,17 +44,17 @@ class Teacher(Network):
 def ema_update(
     teacher: nn.Module, student: nn.Module, momentum: float, found_inf: Tensor | None = None
 ) -> None:
-    """theta_t <- momentum * theta_t + (1 - momentum) * theta_s, parameters only, no buffers.
+    """theta_t <- momentum * theta_t + (1 - momentum) * theta_s, in place, parameters only.
 
     Args:
-        teacher: moved in place.
+        teacher: updated; its buffers are not.
         student: after its step.
         momentum: lambda, in [0, 1].
-        found_inf: 0-dim bool; where true the teacher does not move.
+        found_inf: 0-dim bool; where true the teacher does not change.
     """
-    ours: list[Tensor] = list(teacher.parameters())
-    theirs: list[Tensor] = list(student.parameters())
-    weight = torch.full((), 1 - momentum, dtype=ours[0].dtype, device=ours[0].device)
-    if found_inf is not None:  # decided on the device: no host synchronisation
+    targets: list[Tensor] = list(teacher.parameters())
+    sources: list[Tensor] = list(student.parameters())
+    weight = torch.full((), 1 - momentum, dtype=targets[0].dtype, device=targets[0].device)
+    if found_inf is not None:  # on the device: no host synchronisation
         weight = torch.where(found_inf, 0.0, weight)
-    torch._foreach_lerp_(ours, theirs, [weight] * len(ours))
+    torch._foreach_lerp_(targets, sources, [weight] * len(targets))

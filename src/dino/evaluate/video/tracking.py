@@ -24,13 +24,12 @@ from torch import Tensor
 from dino.data.images.decode import read_picture, to_tensor
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.views.photometric import normalize
-from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.masks import Ids, Mask, read_mask, resized_ids
 from dino.evaluate.video.davis import Clip
 from dino.evaluate.video.propagation import PAPER, Neighbourhood, Propagator, stretched
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.runtime import Precision, autocast
+from dino.runtime import Precision, autocast, memory_errors
 
 Normalization = Literal["reference", "weights"]
 
@@ -91,7 +90,7 @@ def track(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterato
     propagator = None
     for pixels in _read_ahead(clip.frames, how.size, backbone.patch_size or 1):
         images = normalize(pixels.to(device, non_blocking=True), mean, std)[None]
-        with memory_advice("--size"), autocast(device, how.precision):
+        with memory_errors("--size"), autocast(device, how.precision):
             features = backbone.features(images).patches[-1, 0]
         features = features.float()
         if propagator is None:
