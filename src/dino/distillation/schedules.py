@@ -53,7 +53,7 @@ class Schedules:
         temperature_start: tau_t of the first epoch, `temperature`: after the warm-up.
         temperature_epochs: epochs of its warm-up; it changes once an epoch.
         freeze_steps: steps in which the last layer is frozen.
-        backbone_freeze_steps: steps in which the student's backbone is frozen.
+        backbone_freeze_steps: steps in which only a new head is trained.
     """
 
     total: int
@@ -91,14 +91,6 @@ class Schedules:
         """Teacher temperature tau_t, constant within an epoch."""
         epoch = step // self.steps_per_epoch
         return ramp(epoch, self.temperature_start, self.temperature, self.temperature_epochs)
-
-    def frozen_at(self, step: int) -> bool:
-        """Whether the last layer is frozen."""
-        return step < self.freeze_steps
-
-    def backbone_frozen_at(self, step: int) -> bool:
-        """Whether the backbone is frozen while a new head is trained."""
-        return step < self.backbone_freeze_steps
 
 
 def in_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:

@@ -64,9 +64,9 @@ class StepReport:
 
 @dataclass
 class _Sums:
-    """Sums over the micro-batches of this rank; the terms and the entropy are means."""
+    """Sums over the micro-batches of this rank: logits [K]; the rest adds up to means."""
 
-    logits: Float[Tensor, " K"]
+    logits: Tensor
     teacher_entropy: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
     features: list[Float[Tensor, "b D"]]
@@ -150,7 +150,7 @@ class Distillation:
             self.optimizer, self.schedules.lr_at(step), self.schedules.weight_decay_at(step)
         )
         self.optimizer.zero_grad(set_to_none=True)
-        frozen = self.schedules.backbone_frozen_at(step)
+        frozen = step < self.schedules.backbone_freeze_steps
         sums = self._accumulate(groups, step, frozen)
         if frozen:
             all_mean(p.grad for p in self.student.head.parameters() if p.grad is not None)
@@ -160,7 +160,7 @@ class Distillation:
         found_inf = clip_per_tensor(gradients, self.clip)
         for term in sums.terms.values():
             found_inf = found_inf | ~torch.isfinite(term)
-        if self.schedules.frozen_at(step):
+        if step < self.schedules.freeze_steps:
             self.student.head.last_layer.zero_grad()  # no update, no weight decay, no moments
         step_unless(found_inf, self.optimizer)
         self.teacher.update(self.student, step, found_inf)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino.distillation.network import Network
 
@@ -35,26 +35,18 @@ class Teacher(Network):
         """Features and logits of the teacher's views."""
         return super().forward(images)
 
+    @torch.no_grad()
     def update(self, student: Network, step: int, found_inf: Tensor | None = None) -> None:
-        """The moving average after a step of the student; none where `found_inf` is true."""
-        ema_update(self, student, self.momentum(step), found_inf)
+        """theta_t <- lambda * theta_t + (1 - lambda) * theta_s, parameters only, no buffers.
 
-
-@torch.no_grad()
-def ema_update(
-    teacher: nn.Module, student: nn.Module, momentum: float, found_inf: Tensor | None = None
-) -> None:
-    """theta_t <- momentum * theta_t + (1 - momentum) * theta_s, in place, parameters only.
-
-    Args:
-        teacher: updated; its buffers are not.
-        student: after its step.
-        momentum: lambda, in [0, 1].
-        found_inf: 0-dim bool; where true the teacher does not change.
-    """
-    targets: list[Tensor] = list(teacher.parameters())
-    sources: list[Tensor] = list(student.parameters())
-    weight = torch.full((), 1 - momentum, dtype=targets[0].dtype, device=targets[0].device)
-    if found_inf is not None:  # on the device: no host synchronisation
-        weight = torch.where(found_inf, 0.0, weight)
-    torch._foreach_lerp_(targets, sources, [weight] * len(targets))
+        Args:
+            student: after its step.
+            step: 0-based, for the momentum.
+            found_inf: 0-dim bool; where true the teacher does not change.
+        """
+        ours: list[Tensor] = list(self.parameters())
+        theirs: list[Tensor] = list(student.parameters())
+        weight = ours[0].new_full((), 1 - self.momentum(step))
+        if found_inf is not None:  # on the device: no host synchronisation
+            weight = torch.where(found_inf, 0.0, weight)
+        torch._foreach_lerp_(ours, theirs, [weight] * len(ours))

@@ -11,6 +11,7 @@ Shapes: B batch, T tokens (CLS first), D embed_dim, h w the grid of patches.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -23,19 +24,6 @@ from dino.files import UserError
 from dino.models.backbone import Backbone, Features
 from dino.models.cpu_linear import Linear
 from dino.models.position_embedding import Position, resample, resample_with_cls
-
-
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches, each through one linear map (a convolution with stride p)."""
-
-    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
-        super().__init__()
-        # The published init leaves this layer at PyTorch's default, and so do we.
-        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
-
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
-        """Patch tokens on their grid, without the rows and columns of pixels that fill no patch."""
-        return self.proj(images).permute(0, 2, 3, 1)
 
 
 class Attention(nn.Module):
@@ -82,19 +70,6 @@ class Attention(nn.Module):
         return self.proj((attention @ v).transpose(1, 2).flatten(2)), attention
 
 
-class MLP(nn.Module):
-    """Linear, exact GELU, Linear."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, dim)
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The MLP of each token."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -103,16 +78,17 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        hidden = int(dim * mlp_ratio)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=Linear(dim, hidden), gelu=nn.GELU(), fc2=Linear(hidden, dim))
+        )
 
-    def forward(self, x: Tensor, scale: Float[Tensor, "2 B"] | None = None) -> Tensor:
-        """All tokens; `scale` holds the drop-path factors of both branches."""
-        x = _residual(x, self.attn(self.norm1(x)), scale, 0)
-        return _residual(x, self.mlp(self.norm2(x)), scale, 1)
-
-    def first(self, x: Tensor, scale: Float[Tensor, "2 B"] | None = None) -> Tensor:
-        """Token 0 of `forward`, [B, 1, D]."""
-        x = _residual(x[:, :1], self.attn.first(self.norm1(x)), scale, 0)
+    def forward(
+        self, x: Tensor, scale: Float[Tensor, "2 B"] | None = None, first: bool = False
+    ) -> Tensor:
+        """All tokens or the first; `scale` holds the drop-path factors of both branches."""
+        attention = self.attn.first if first else self.attn
+        x = _residual(x[:, :1] if first else x, attention(self.norm1(x)), scale, 0)
         return _residual(x, self.mlp(self.norm2(x)), scale, 1)
 
     def explicit(self, x: Tensor) -> tuple[Tensor, Float[Tensor, "B heads T T"]]:
@@ -177,7 +153,9 @@ class ViT(Backbone):
         self.heads, self.depth, self.mlp_ratio = heads, depth, mlp_ratio
         self.grid, self.channels = (side, side), channels
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
-        self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
+        # The published init leaves this layer at PyTorch's default, and so do we.
+        patches = nn.Conv2d(channels, embed_dim, patch_size, stride=patch_size)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=patches))
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, embed_dim))
         self.blocks = nn.ModuleList(
@@ -201,7 +179,7 @@ class ViT(Backbone):
         height, width = images.shape[-2:]
         if min(height, width) < self.patch_size:
             raise UserError(f"images of {height}x{width} px hold no patch of {self.patch_size} px")
-        patches = self.patch_embed(images)
+        patches = self.patch_embed(images).permute(0, 2, 3, 1)  # [B, h, w, D]
         grid = (patches.shape[1], patches.shape[2])
         positions = resample(self.pos_embed[:, 1:], self.grid, grid, self.position)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(images.shape[0], -1, -1)
@@ -218,7 +196,7 @@ class ViT(Backbone):
         *earlier, last = cast(list[Block], list(self.blocks))
         for block, scale in zip(earlier, scales[:-1], strict=True):
             x = block(x, scale)
-        return self.norm(last.first(x, scales[-1])).squeeze(1)
+        return self.norm(last(x, scales[-1], first=True)).squeeze(1)
 
     def features(
         self, images: Float[Tensor, "B C H W"], last: int = 1, attention: bool | int = False
