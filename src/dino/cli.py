@@ -69,7 +69,10 @@ EVALUATIONS = {
 }
 WEIGHTS = {
     "list": Command("published weights and their accuracies", "weights.commands:List:run_list"),
-    "inspect": Command("what a file holds, and if it fits", "weights.commands:Inspect:run_inspect"),
+    "inspect": Command(
+        "the content of a file, and whether it can be loaded",
+        "weights.commands:Inspect:run_inspect",
+    ),
     "convert": Command("write another format", "weights.commands:Convert:run_convert"),
     "fetch": Command("download published files", "weights.commands:Fetch:run_fetch"),
 }

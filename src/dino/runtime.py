@@ -227,7 +227,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
             raise
         raise UserError(
             f"another process of this job ended, or did not answer within {minutes:g} minutes: "
-            "read its own message, or set DINO_TIMEOUT to more minutes"
+            "read its message, or set DINO_TIMEOUT to more minutes"
         ) from error
 
 

@@ -49,7 +49,7 @@ def test_warm_up_includes_its_end_point() -> None:
     assert cosine(0, 1, 0.1, 20, 1) == 0
 
 
-def test_teacher_temperature_moves_once_an_epoch() -> None:
+def test_teacher_temperature_changes_once_an_epoch() -> None:
     """Recipe vit_s16: .04 -> .07 in 30 epochs."""
     expected = {0: 0.04, 1: 0.041034, 2: 0.042069, 15: 0.055517, 28: 0.068966, 29: 0.07, 30: 0.07}
     for epoch, value in expected.items():

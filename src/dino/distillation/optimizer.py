@@ -112,10 +112,10 @@ class LARS(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 buffer = state["momentum_buffer"]
-                moved = buffer.mul(group["momentum"]).add_(update)
+                momentum = buffer.mul(group["momentum"]).add_(update)
                 rate = group["lr"]
                 if self.found_inf is not None:
-                    moved = torch.where(self.found_inf.bool(), buffer, moved)
+                    momentum = torch.where(self.found_inf.bool(), buffer, momentum)
                     rate = rate * (1 - self.found_inf)
-                buffer.copy_(moved)
-                parameter.sub_(rate * moved)
+                buffer.copy_(momentum)
+                parameter.sub_(rate * momentum)

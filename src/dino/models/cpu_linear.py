@@ -47,7 +47,7 @@ def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() >= ENOUGH_ROWS * x.shape[-1]
-        and torch.get_num_threads() > 1  # with one, PyTorch convolves by its own slower code
+        and torch.get_num_threads() > 1  # with one, PyTorch uses slower code
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )

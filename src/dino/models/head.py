@@ -31,7 +31,7 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(count, dim))
         norms = nn.Parameter(torch.ones(count, 1), requires_grad=not fixed_norm)
         self.weight_g = norms if weight_norm else None
-        # Made after the MLP's own init pass in the published code, hence PyTorch's default.
+        # PyTorch's default, as in the published code, which creates them after its init of the MLP.
         nn.init.uniform_(self.weight_v, -(dim**-0.5), dim**-0.5)
 
     def forward(self, z: Float[Tensor, "B bottleneck"]) -> Float[Tensor, "B K"]:
