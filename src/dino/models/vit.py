@@ -153,7 +153,7 @@ class ViT(Backbone):
         self.heads, self.depth, self.mlp_ratio = heads, depth, mlp_ratio
         self.grid, self.channels = (side, side), channels
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
-        # The published init leaves this layer at PyTorch's default, and so do we.
+        # As in the published code, this layer has PyTorch's default init.
         patches = nn.Conv2d(channels, embed_dim, patch_size, stride=patch_size)
         self.patch_embed = nn.Sequential(OrderedDict(proj=patches))
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
