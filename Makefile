@@ -47,7 +47,8 @@ test: $(READY) ## every test
 	$(BIN)/python $(TEST)
 
 shapes: $(READY) ## every test, with all tensor signatures of dino checked at run time
-	$(BIN)/python $(TEST) --jaxtyping-packages=dino,helpers.checked.check
+	PYTHONPATH=tests $(BIN)/python $(TEST) -p helpers.checked \
+		--jaxtyping-packages=dino,helpers.checked.check
 
 lint: $(READY) ## format, lint, types, import floors
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ import dino
 from dino import cli, pretraining
 from dino.files import UserError
 from dino.models.create import create
+from dino.settings import Range
 from dino.train.recipes import RECIPES
 from dino.weights.load import save
 
@@ -145,6 +147,42 @@ def test_former_options_are_refused_and_the_new_one_named() -> None:
             cli.parse(Settings, "dino x", [word, "3"])
     with pytest.raises(UserError, match="--gone is called --here now"):
         cli.parse(Settings, "dino x", ["--gone"])
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A command."""
+
+    share: Annotated[float, Range(low=0, high=1)] = 0.5
+
+
+def test_settings_of_every_command_are_validated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dino.show.report.ReportSettings", Limited)
+    sentence = "share is 1.5: it must be a number from 0 to 1"
+    assert sentence in refused(capsys, "report", "--share", "1.5")
+    assert "share is nan" in refused(capsys, "report", "--share", "nan")
+    assert "temperature is (nan,)" in refused(
+        capsys, *["evaluate", "knn", "--weights", "w", "--data", "d", "--temperature", "nan"]
+    )
+
+
+def test_names_that_are_not_utf_8_are_printed() -> None:
+    name = os.fsdecode(b"pipe\xff")
+    code = (
+        "import dino.show.report as r; from dino.cli import main\n"
+        f"r.run = lambda settings: print(settings.run == {name!a}, settings.run)\n"
+        f"main(['report', '--run', {name!a}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        timeout=300,
+    )
+    assert done.stdout == b"True pipe\\udcff\n"
 
 
 def test_an_interruption_ends_in_status_130(

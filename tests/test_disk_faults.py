@@ -75,7 +75,7 @@ def small_files() -> Iterator[str]:
 
 FAULTS = {
     "probe": lambda: patched(tempfile, "TemporaryFile", errno.EACCES),
-    "open": lambda: patched(tempfile, "mkstemp", errno.EROFS),
+    "open": lambda: patched(Path, "touch", errno.EROFS),
     "write": small_files,
     "flush": lambda: patched(os, "fsync", errno.EIO),
     "rename": lambda: patched(os, "replace", errno.ENOSPC),

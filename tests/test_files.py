@@ -258,7 +258,7 @@ def test_what_is_no_json_is_named(tmp_path: Path) -> None:
         ("win32", {}, "/home/me/AppData/Local/dino"),
     ],
 )
-def test_where_caches_lie(
+def test_cache_folders(
     platform: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DINO_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):

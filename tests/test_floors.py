@@ -1,4 +1,4 @@
-"""The floors of the house: who may import whom, read from the imports with `ast`.
+"""The floors of the package: which modules may import which, read from the imports with `ast`.
 
 A module imports from lower floors or its own room, never up; sideways only where `SIDEWAYS` says
 so; never in a circle; a module of `CLOSED` only where it says so. Optional packages are imported
@@ -149,7 +149,7 @@ def build(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def test_a_sound_house_is_accepted(tmp_path: Path) -> None:
+def test_a_sound_package_is_accepted(tmp_path: Path) -> None:
     assert violations(build(tmp_path, SOUND)) == []
 
 

@@ -1,4 +1,4 @@
-"""Settings are held to their annotations: every kind of value, every kind of mistake."""
+"""Settings are validated against their annotations: every kind of value and of mistake."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Outer:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "held"),
+    ("name", "value", "converted"),
     [
         ("count", np.int64(3), 3),
         ("maybe", None, None),
@@ -53,13 +53,13 @@ class Outer:
         ("inner", Inner(rate=1), Inner(rate=1.0)),
     ],
 )
-def test_what_fits_is_converted(name: str, given: Any, held: Any) -> None:
-    found = getattr(validated(Outer(**{name: given})), name)
-    assert found == held
-    assert type(found) is type(held)
+def test_valid_values_are_converted(name: str, value: Any, converted: Any) -> None:
+    found = getattr(validated(Outer(**{name: value})), name)
+    assert found == converted
+    assert type(found) is type(converted)
 
 
-def test_what_fits_already_is_not_copied() -> None:
+def test_settings_that_need_no_conversion_are_not_copied() -> None:
     settings = Outer(many=(1, 2), inner=Inner(rate=0.25))
     assert validated(settings) is settings
 
@@ -71,17 +71,17 @@ def nested(**changes: Any) -> Outer:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Outer(count="8"), r"count is '8': it must be a whole number of at least 1"),  # type: ignore[arg-type]
-        (Outer(count=8.0), r"count is 8.0: it must be a whole number"),  # type: ignore[arg-type]
+        (Outer(count="8"), r"count is '8': it must be an integer of at least 1"),  # type: ignore[arg-type]
+        (Outer(count=8.0), r"count is 8.0: it must be an integer"),  # type: ignore[arg-type]
         (Outer(count=True), r"count is True"),
         (Outer(count=0), r"count is 0"),
-        (Outer(maybe=-1), r"maybe is -1: it must be a whole number of at least 1 or None"),
+        (Outer(maybe=-1), r"maybe is -1: it must be an integer of at least 1 or None"),
         (Outer(flag=1), r"flag is 1: it must be True or False"),  # type: ignore[arg-type]
         (Outer(pair=(0.1,)), r"pair is \(0.1,\): it must be 2 numbers above 0 and of at most 1"),  # type: ignore[arg-type]
         (Outer(pair=(0, 1)), r"pair is \(0, 1\)"),
         (Outer(pair="ab"), r"pair is 'ab'"),  # type: ignore[arg-type]
         (Outer(pair=(float("nan"), 1)), r"pair is \(nan, 1\)"),
-        (Outer(many=3), r"many is 3: it must be whole numbers or None"),  # type: ignore[arg-type]
+        (Outer(many=3), r"many is 3: it must be integers or None"),  # type: ignore[arg-type]
         (Outer(text="5 step\n"), r"text is '5 step\\n': it must be a number of steps"),
         (Outer(path=3), r"path is 3: it must be a path or None"),  # type: ignore[arg-type]
         (Outer(scores={"k": float("inf")}), r"scores is"),
@@ -96,13 +96,13 @@ def nested(**changes: Any) -> Outer:
         (nested(rate=np.array([0.5])), r"inner.rate is array"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_its_name(settings: Outer, words: str) -> None:
+def test_invalid_values_are_named(settings: Outer, words: str) -> None:
     with pytest.raises(UserError, match=words):
         validated(settings)
 
 
 @pytest.mark.parametrize("content", [[], None, {"rate": "x"}, {"other": 1}, {"name": None}])
-def test_a_file_with_other_content_is_named(content: Any) -> None:
+def test_an_invalid_file_is_named(content: Any) -> None:
     with pytest.raises(UserError, match=r"state.json is damaged \("):
         parsed(Inner, content, "state.json")
     assert parsed(Inner, {"rate": 1}, "state.json") == Inner(rate=1.0)

@@ -1,11 +1,11 @@
 """The command `dino`: a table of sub-commands, each typed by a dataclass of settings.
 
-Only the chosen sub-command is imported, so that `dino --help` loads no network library. A user's
-mistake ends in one sentence and exit status 2, Ctrl-C in status 130.
+Only the chosen sub-command is imported, so that `dino --help` loads no network library.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +17,19 @@ from typing import Any, NamedTuple, NoReturn
 
 from dino import __version__
 from dino.files import UserError, disk_errors
+from dino.settings import validated
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, and of a run that a signal stopped before its end."""
 
 
 class Command(NamedTuple):
-    """A sub-command.
+    """A sub-command, with its line in `--help`.
 
     Attributes:
-        summary: one line for `--help`.
-        target: "module:Settings:run" without "dino.": `run` is called with the `Settings` that the
-            arguments give; or "module:run", called with the arguments themselves.
-        failed: of what `run` returns, whether the exit status is 1.
+        target: "module:Settings:run" without "dino.", where `run` is called with the `Settings`
+            from the command line; or "module:run", called with the arguments.
+        failed: whether the exit status is 1, from the result of `run`.
     """
 
     summary: str
@@ -38,12 +38,7 @@ class Command(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Sub-commands of one kind.
-
-    Attributes:
-        summary: one line for `--help`.
-        commands: by name.
-    """
+    """Sub-commands by name, with the line of the group in `--help`."""
 
     summary: str
     commands: Mapping[str, Command]
@@ -74,24 +69,27 @@ EVALUATIONS = {
 }
 WEIGHTS = {
     "list": Command("published weights and their accuracies", "weights.commands:List:run_list"),
-    "inspect": Command("what a file holds, and if it fits", "weights.commands:Inspect:run_inspect"),
+    "inspect": Command(
+        "the content of a file, and whether it can be loaded",
+        "weights.commands:Inspect:run_inspect",
+    ),
     "convert": Command("write another format", "weights.commands:Convert:run_convert"),
     "fetch": Command("download published files", "weights.commands:Fetch:run_fetch"),
 }
 COMMANDS: dict[str, Command | Group] = {
     "pretrain": Command("pretrain on unlabelled images", "cli:pretrain"),
-    "data": Group(f"look at images before training: {', '.join(DATA)}", DATA),
-    "evaluate": Group(f"measure features: {', '.join(EVALUATIONS)}", EVALUATIONS),
+    "data": Group("look at images before training", DATA),
+    "evaluate": Group("measure features", EVALUATIONS),
     "features": Command("write features to a file", "evaluate.features.export:FeatureSettings:run"),
     "export": Command("write weights for other libraries", "weights.export.command:Export:run"),
-    "weights": Group(f"known and foreign weights: {', '.join(WEIGHTS)}", WEIGHTS),
+    "weights": Group("known and foreign weights", WEIGHTS),
     "report": Command("write the page of a run", "show.report:ReportSettings:run"),
 }
 
 
 # ------------------------------------------------------------------ commands with recipes
 def pretrain(arguments: Sequence[str]) -> None:
-    """`dino pretrain [RECIPE]`: the recipe gives the defaults of all settings."""
+    """`dino pretrain [RECIPE]`, where the recipe sets the defaults."""
     import tyro
 
     from dino.train.cli_arguments import Pretrain, given
@@ -133,7 +131,7 @@ def pretrain(arguments: Sequence[str]) -> None:
 
 
 def preview(arguments: Sequence[str]) -> None:
-    """`dino data preview DATA [RECIPE]`: the recipe gives the defaults of views and pixels."""
+    """`dino data preview DATA [RECIPE]`, where the recipe sets the defaults."""
     import tyro
 
     from dino.train.cli_arguments import Preview
@@ -145,7 +143,7 @@ def preview(arguments: Sequence[str]) -> None:
     config = recipe(name)
     settings = parse(
         Preview,
-        f"dino data preview {'DATA ' + named if named else 'DATA [RECIPE]'}",
+        f"dino data preview DATA {named or '[RECIPE]'}",
         words,
         description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default small_data.",
         default=Preview(data=tyro.MISSING, views=config.views, pixels=config.pixels),
@@ -154,37 +152,36 @@ def preview(arguments: Sequence[str]) -> None:
     from dino import pretraining
 
     config = replace(config, views=settings.views, pixels=settings.pixels)
-    print(pretraining.preview(settings, config, name))
+    print(pretraining.preview(validated(settings), config, name))
 
 
 # ------------------------------------------------------------------ parsing
 def parse(settings: Any, prog: str, arguments: Sequence[str], **options: Any) -> Any:
-    """The dataclass `settings` from a command line; wrong options are explained by tyro (exit 2).
+    """The dataclass `settings` from a command line; tyro explains wrong options (exit 2).
 
     Raises:
-        UserError: for an option that `settings.renamed` (former name: name) lists.
+        UserError: for a key of `settings.renamed`, the new names of former options.
     """
     import tyro
 
-    renamed = {_plain(old): _plain(new) for old, new in getattr(settings, "renamed", {}).items()}
+    def plain(option: str) -> str:
+        return option.lstrip("-").replace("_", "-")
+
+    renamed = {plain(old): plain(new) for old, new in getattr(settings, "renamed", {}).items()}
     for word in arguments:
-        option = _plain(word.split("=")[0])
+        option = plain(word.split("=")[0])
         if word.startswith("--") and option in renamed:
             raise UserError(f"{prog}: --{option} is called --{renamed[option]} now")
     return tyro.cli(settings, prog=prog, args=list(arguments), **options)
 
 
-def _plain(option: str) -> str:
-    return option.lstrip("-").replace("_", "-")
-
-
 # ------------------------------------------------------------------ running
 def run(prog: str, commands: Mapping[str, Command | Group], arguments: Sequence[str]) -> None:
-    """Run the command that the first words name, or print help.
+    """Run a command, or print help.
 
     Raises:
-        UserError: for an unknown command.
-        SystemExit: with 1 if the command `failed`, 2 if none is named.
+        UserError: for an unknown command, or invalid settings.
+        SystemExit: with 1 if the command `failed`, 2 if there is none.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help(prog, commands))
@@ -200,7 +197,7 @@ def run(prog: str, commands: Mapping[str, Command | Group], arguments: Sequence[
         return
     module, *names = command.target.split(":")
     found = [getattr(import_module(f"dino.{module}"), attribute) for attribute in names]
-    settings = parse(found[0], f"{prog} {name}", rest) if len(found) == 2 else rest
+    settings = validated(parse(found[0], f"{prog} {name}", rest)) if len(found) == 2 else rest
     if command.failed(found[-1](settings)):
         sys.exit(1)
 
@@ -218,7 +215,9 @@ def _help(prog: str, commands: Mapping[str, Command | Group]) -> str:
     lines = [f"usage: {prog} COMMAND ...", ""]
     if prog == "dino":
         lines[:0] = [f"dino {__version__}: self-distillation with no labels (arXiv 2104.14294)", ""]
-    lines += [f"  {name:13} {command.summary}" for name, command in commands.items()]
+    for name, command in commands.items():
+        names = f": {', '.join(command.commands)}" if isinstance(command, Group) else ""
+        lines.append(f"  {name:13} {command.summary}{names}")
     return "\n".join([*lines, "", f"'{prog} COMMAND --help' shows the options of a command."])
 
 
@@ -226,10 +225,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command line.
 
     Raises:
-        SystemExit: with 2 for a user's mistake, 130 after Ctrl-C, 141 if the reader of the output
-            has gone (`dino --help | head`).
+        SystemExit: with 2 and one sentence for a mistake of the user, 130 after Ctrl-C, 141 if the
+            reader of the output has ended (`dino --help | head`).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not be UTF-8
     try:
         with disk_errors():
             try:
@@ -249,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _end(status: int, message: str = "") -> NoReturn:
-    """Exit without another error from an output that can no longer be written."""
+    """Exit without another error from an output that cannot be written."""
     with suppress(OSError):
         if message:
             print(f"dino: {message}", file=sys.stderr, flush=True)

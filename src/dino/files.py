@@ -1,7 +1,7 @@
 """Atomic writes, safe reads, and the exception that means "the user can fix this".
 
-A reader of a file written here sees the old content or the new content, never a part of it: the
-bytes go to a temporary sibling, are flushed to the disk, and the sibling is renamed.
+A reader of a file gets its old or its new content, never a mixture: the bytes go to a temporary
+sibling, are flushed to the disk, and the sibling is renamed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one sentence that says what to do (the command exits with 2)."""
+    """A mistake by the user: one sentence that says what to do (the command exits with 2)."""
 
 
 # ------------------------------------------------------------------------------- errors of the disk
@@ -37,11 +38,8 @@ ADVICE = {
     errno.ENXIO: "let another program read it first",
     errno.EROFS: "choose another place",
 }
-NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
-"""Answers of network shares and FUSE to chmod and to fsync of a folder, which they may lack."""
-
+# Rust (safetensors) and C++ (Arrow) put the error of the system into their exceptions' texts.
 _NUMBER = re.compile(r"(?:code: |os error |errno )(\d+)", re.IGNORECASE)
-"""How Rust (safetensors) and C++ (Arrow) say the error of the system in their own exceptions."""
 
 
 def disk_error(error: BaseException) -> OSError | None:
@@ -60,11 +58,7 @@ def disk_error(error: BaseException) -> OSError | None:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Give the name `path` to an `OSError` that names no file, such as one of `write`.
-
-    Raises:
-        OSError: also in place of a library's exception that hides one.
-    """
+    """Add the name `path` to an `OSError` without one, also if a library's exception hides it."""
     try:
         yield
     except Exception as error:
@@ -80,11 +74,7 @@ def naming(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turn every error of the disk into a `UserError` that names the file and says what to do.
-
-    Raises:
-        UserError: in place of an `OSError`, and of a library's exception that hides one.
-    """
+    """Raise a `UserError` in place of an `OSError`, also where a library's exception hides one."""
     try:
         yield
     except BrokenPipeError:  # the reader of the output has gone, which is no mistake
@@ -116,16 +106,15 @@ def check_output(
     """Try an output before the work that leads to it; nothing is left on the disk.
 
     Args:
-        path: the file or folder that will be written; missing parents are made later.
-        endings: those that the file may have, such as (".json",); () for any.
-        siblings: endings of further files that will be written under the same name.
+        path: the file or folder to write; missing parents are made later.
+        endings: the allowed ones, such as (".json",); () for any.
+        siblings: endings of further files to write under the same name.
         folder: whether `path` is a folder.
-        option: what names it, for the message.
+        option: the name of `path` in the message.
 
     Raises:
-        UserError: for another ending, a file in place of a folder or the reverse, something that
-            is neither (a device or pipe is fine where `endings` is ()), or a place that cannot be
-            written.
+        UserError: for another ending, a file in place of a folder or the reverse, anything else
+            but a device or pipe, or a place that cannot be written.
     """
     if os.environ.get("RANK", "0") != "0":  # only the first process writes
         return
@@ -142,8 +131,9 @@ def check_output(
                 raise UserError(f"{option} {path} is a {what}: name a {wanted}")
             if not folder and not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "it is write-protected", f"{option} {path}")
-            if not folder and not stat.S_ISREG(mode):
-                _refuse_special(path, mode, option)
+            if not (folder or stat.S_ISREG(mode)):
+                if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+                    raise UserError(f"{option} {path} is neither file nor folder: change the name")
                 return
         place = path if folder else _target(path).parent
         while _mode(place) is None and place != place.parent:
@@ -159,19 +149,10 @@ def check_output(
 
 
 def as_path(value: Any, name: str) -> Path:
-    """A path that the user gave as `name`.
-
-    Raises:
-        UserError: if it is neither text nor a path.
-    """
+    """The argument `name` as a path; raises `UserError` if it is neither text nor a path."""
     if isinstance(value, (str, os.PathLike)):
         return Path(value)
     raise UserError(f"{name} must be a path, not {value!r}")
-
-
-def _refuse_special(path: Path, mode: int, option: str) -> None:
-    if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
-        raise UserError(f"{option} {path} is neither a file nor a folder: choose another name")
 
 
 def _mode(path: Path) -> int | None:
@@ -189,11 +170,10 @@ def _target(path: Path) -> Path:
 
 # ----------------------------------------------------------------------------------------- folders
 def cache_folder() -> Path:
-    """The folder of what can be made or fetched again; whoever writes there makes it.
+    """The folder of what can be made or fetched again: it may be missing, or not writable.
 
-    `DINO_CACHE` names it. Else it is `dino` in the platform's folder for caches: `XDG_CACHE_HOME`
-    (`~/.cache`) on Linux, `~/Library/Caches` on macOS, `LOCALAPPDATA` on Windows. It may not be
-    writable: what is only faster with a cache must work without.
+    `DINO_CACHE`, or else `dino` in the platform's folder for caches: `XDG_CACHE_HOME` (`~/.cache`)
+    on Linux, `~/Library/Caches` on macOS, `LOCALAPPDATA` on Windows.
     """
     if named := os.environ.get("DINO_CACHE"):
         return Path(named)
@@ -229,11 +209,12 @@ def sync_file(path: Path) -> None:
 
 @contextmanager
 def _where_supported() -> Iterator[None]:
-    """Go on where network shares and FUSE refuse chmod, fsync or the reading of a folder."""
+    """Continue where network shares and FUSE lack chmod, or fsync of a folder."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NOT_SUPPORTED:
+        lacking = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
+        if error.errno not in lacking:
             raise
 
 
@@ -243,10 +224,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling path; on success it replaces `path`, on an error it is removed.
 
     Of a symbolic link the target is replaced, and a file keeps its permissions. A device, a pipe
-    and the program's own output (`/dev/stdout`) are written to.
+    and the output of the program (`/dev/stdout`) are written to.
 
     Raises:
-        OSError: whatever the disk says (full, read-only), naming `path`, which is then as it was.
+        OSError: naming `path`, which is unchanged.
     """
     path = Path(path)
     mode = _mode(path)
@@ -256,15 +237,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield Path(folder) / "content"
             _write_through(Path(folder) / "content", path, stream)
         return
-    path, temporary = _target(path), None
-    permissions = 0o666 & ~_umask() if mode is None else stat.S_IMODE(mode)
+    path = _target(path)
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{path.name[:50]}."
-            handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
-            temporary = Path(name)
-            os.close(handle)
+            temporary.touch(0o666 if mode is None else 0o600, exist_ok=False)
+            permissions = stat.S_IMODE(temporary.stat().st_mode if mode is None else mode)
             yield temporary
             with _where_supported():
                 temporary.chmod(permissions)
@@ -272,16 +251,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
             sync_folder(path.parent)
     except BaseException as error:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename == str(temporary):
-                error.filename = str(path)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)
         raise
 
 
 def _stream(path: Path) -> int | None:
-    """1 or 2 if a path leads to the program's own output."""
+    """1 or 2 if a path leads to stdout or stderr of the program."""
     for descriptor in (1, 2):
         with suppress(OSError):  # closed, or gone
             if os.path.samestat(path.stat(), os.fstat(descriptor)):
@@ -308,19 +286,17 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 
 def atomic_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON to `path`; NaN and infinity as null."""
-    text = json.dumps(finite_json(content), indent=2, allow_nan=False)
-    atomic_write(path, text + "\n")
+    atomic_write(path, json.dumps(finite_json(content), indent=2, allow_nan=False) + "\n")
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_NUMBER_CELL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def atomic_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write rows as CSV; file names that are not UTF-8 keep their bytes.
 
     A text that spreadsheets would run as a formula (it begins with =, +, -, @, tab or carriage
-    return and is no number) gets a leading apostrophe; `csv_text` takes it away.
+    return and is no number) gets a leading apostrophe, which `csv_text` removes.
     """
     lines = _Lines()
     writer = csv.writer(lines, lineterminator="\r\n")  # so that both are quoted inside of cells
@@ -335,8 +311,8 @@ class _Lines(list[str]):
 
 
 def _csv_cell(text: str) -> str:
-    formula = _FORMULA.match(text) and not _NUMBER_CELL.fullmatch(text)
-    return f"'{text}" if formula else text
+    number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
+    return f"'{text}" if _FORMULA.match(text) and not number else text
 
 
 def csv_text(cell: str) -> str:
@@ -346,11 +322,7 @@ def csv_text(cell: str) -> str:
 
 # ----------------------------------------------------------------------------------------- reading
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: if the file does not exist, cannot be read or is not JSON, naming it.
-    """
+    """The content of a JSON file; raises `UserError` if it cannot be read or is not JSON."""
     path = Path(path)
     try:
         with disk_errors(), naming(path):
@@ -368,10 +340,3 @@ def finite_json(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [finite_json(value) for value in content]
     return content
-
-
-def _umask() -> int:
-    # mkstemp creates files that only the owner may read; results are meant to be shared.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""The terminal: a console that prints text as it is, and a bar for work longer than seconds."""
+"""The terminal: a console that prints text without markup, and a bar for work of some seconds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from rich.text import Text
 
 
 class Console(rich.console.Console):
-    """A console for which names, paths and messages are text: no markup, emoji or highlighting.
-
-    Rich's own takes `[out]` for a style and leaves it out, and fails for `[/out]`.
-    """
+    """A console without markup, emoji and highlighting: rich would remove `[out]` from names."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
@@ -28,12 +25,7 @@ class Console(rich.console.Console):
 
 
 class PlainTextColumn(TextColumn):
-    """A column of a progress bar: a field of its task, as it is.
-
-    Args:
-        field: such as "task.description".
-        style: of the text.
-    """
+    """A column of a progress bar with a field of its task, without markup."""
 
     def __init__(self, field: str = "task.description", style: str = "none") -> None:
         super().__init__(f"{{{field}}}", style=style, markup=False)
@@ -41,7 +33,7 @@ class PlainTextColumn(TextColumn):
 
 @contextmanager
 def bar(title: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr with an estimate of the time left; none unless it is a terminal.
+    """A progress bar on stderr with an estimate of the remaining time; none without a terminal.
 
     Args:
         title: the text before the bar.

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,10 +35,9 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         UserError: if `name` is unknown or this machine does not have it.
     """
+    mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu" and torch.backends.mps.is_available():
-            name = "mps"
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -48,12 +47,10 @@ def pick_device(name: str = "auto") -> torch.device:
             raise UserError("this machine has no CUDA device: use --device cpu")
         if device.index is None:
             device = torch.device("cuda", ranks().local_rank)
-        if device.index >= torch.cuda.device_count():
-            raise UserError(
-                f"there is no {device}: this machine has {torch.cuda.device_count()} GPU(s)"
-            )
+        if device.index >= (count := torch.cuda.device_count()):
+            raise UserError(f"there is no {device}: this machine has {count} GPU(s)")
         torch.cuda.set_device(device)
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if device.type == "mps" and not mps:
         raise UserError("this machine has no MPS device: use --device cpu")
     return device
 
@@ -81,50 +78,34 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def memory_errors(images: int, setting: str) -> Iterator[None]:
-    """Turn PyTorch's errors about memory, on any device, into one sentence.
+def memory_errors(option: str) -> Iterator[None]:
+    """Turn the errors of Python and PyTorch about memory, on any device, into one sentence.
 
-    Args:
-        images: how many are processed at a time.
-        setting: what the user changes for fewer, up to the number: "--batch " or "batch=".
+    Raises:
+        UserError: to lower `option`, such as "--batch".
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # a GPU's OutOfMemoryError is a RuntimeError
-        if not out_of_memory(error):
+        text = str(error).lower()
+        words = ("alloc_cpu", "can't allocate memory", "not enough memory", "out of memory")
+        if not (isinstance(error, MemoryError) or any(word in text for word in words)):
             raise
-        advice = (
-            f"take fewer, such as {setting}{images // 2}" if images > 1 else "take a smaller one"
-        )
-        raise UserError(f"memory is too small for {images} image(s) at a time: {advice}") from None
+        raise UserError(f"the memory does not suffice: set a smaller {option}") from error
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether Python or PyTorch, on any device, reports that memory is too small."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in text for words in _MEMORY_WORDS
-    )
-
-
-_MEMORY_WORDS = ("alloc_cpu", "can't allocate memory", "not enough memory", "out of memory")
-
-
-def keep_memory() -> bool:
-    """Let glibc keep freed memory instead of returning it to the kernel; False elsewhere.
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of returning it to the kernel; nothing elsewhere.
 
     On Linux CPUs large tensors are otherwise mapped anew at every allocation, and the page faults
     cost about a sixth of a plain training step (README, "Speed").
     """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # musl has no mallopt
-        return False
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-    kept = mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, -1)
-    return bool(kept and mallopt(m_top_pad, 64 * 2**20))
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # musl has no mallopt
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+            for parameter, value in ((m_mmap_max, 0), (m_trim_threshold, -1), (m_top_pad, 2**26)):
+                mallopt(parameter, value)
 
 
 def describe(device: torch.device) -> str:
@@ -141,9 +122,8 @@ A training step is then 1.10 times as fast for ViT-S/16 with 8 images and 1.13 t
 demo (AMD EPYC with AVX512, two threads, torch 2.14; median over pairs of alternating steps).
 """
 
-
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""The CPU time in microseconds, and the period that it is for (Linux, cgroup v2)."""
+"""The CPU time in microseconds, and its period (Linux, cgroup v2)."""
 
 
 def cores() -> int:
@@ -157,18 +137,17 @@ def cores() -> int:
 
 
 def default_workers() -> int:
-    """Processes that read images for this rank: at most 16, one core is left to the training."""
+    """Processes that read images for this rank: at most 16, with one core left for training."""
     return min(16, max(1, cores() // ranks().local_world - 1))
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of memory that the device has in all; None where the system does not say."""
+    """Bytes of memory of the device; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
+    with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return None
 
 
 # ---------------------------------------------------------------------------------- ranks
@@ -193,39 +172,37 @@ def ranks() -> Ranks:
     Raises:
         UserError: if variables are missing, are no integers or contradict each other.
     """
-    rank, world = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
-    found = Ranks(rank, world, _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1))
+
+    def variable(name: str, default: int) -> int:
+        try:
+            return int(os.environ.get(name, default))
+        except ValueError:
+            raise wrong(f"{name}={os.environ[name]} is no integer") from None
+
+    def wrong(problem: str) -> UserError:
+        advice = "start several processes with torchrun, or unset RANK and WORLD_SIZE to run one"
+        return UserError(f"{problem}: {advice}")
+
+    rank, world = variable("RANK", 0), variable("WORLD_SIZE", 1)
+    found = Ranks(rank, world, variable("LOCAL_RANK", 0), variable("LOCAL_WORLD_SIZE", 1))
     if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
-        _refuse("RANK is set without WORLD_SIZE")
+        raise wrong("RANK is set without WORLD_SIZE")
     if not 0 <= rank < world:
-        _refuse(f"RANK={rank} is not one of WORLD_SIZE={world} processes")
+        raise wrong(f"RANK={rank} is not one of WORLD_SIZE={world} processes")
     if min(found.local_rank, found.local_world - 1) < 0:
-        _refuse(f"LOCAL_RANK={found.local_rank} and LOCAL_WORLD_SIZE={found.local_world} conflict")
+        local = f"LOCAL_RANK={found.local_rank} and LOCAL_WORLD_SIZE={found.local_world}"
+        raise wrong(f"{local} conflict")
     if world > 1:
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             if not os.environ.get(name):
-                _refuse(f"WORLD_SIZE={world} needs {name} as well")
-        _variable("MASTER_PORT", 0)
+                raise wrong(f"WORLD_SIZE={world} needs {name} as well")
+        variable("MASTER_PORT", 0)
     return found
-
-
-def _variable(name: str, default: int) -> int:
-    value = os.environ.get(name)
-    try:
-        return default if value is None else int(value)
-    except ValueError:
-        _refuse(f"{name}={value} is no integer")
-
-
-def _refuse(problem: str) -> NoReturn:
-    raise UserError(
-        f"{problem}: start several processes with torchrun, or unset RANK and WORLD_SIZE to run one"
-    )
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
-    """The ranks for the body, as members of one process group; without a launcher there is none.
+    """The ranks, as members of one process group; without a launcher there is none.
 
     A process joins its group once and leaves it when it exits, so all ranks may run several
     programs one after the other. The device of the first decides: NCCL for CUDA, else gloo.
@@ -250,21 +227,17 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
             raise
         raise UserError(
             f"another process of this job ended, or did not answer within {minutes:g} minutes: "
-            "read its own message, or set DINO_TIMEOUT to more minutes"
+            "read its message, or set DINO_TIMEOUT to more minutes"
         ) from error
 
 
 def _join(current: Ranks, device: torch.device, minutes: float) -> None:
-    cuda = device.type == "cuda"
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            timeout=timedelta(minutes=minutes),
-            device_id=device if cuda else None,
-        )
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes), device_id=device_id)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = next(iter(str(error).splitlines()), "")
+        reason = str(error).partition("\n")[0]
         raise UserError(
             f"the {current.world} processes did not meet at {place} within {minutes:g} minutes "
             f"({reason}): check that all were started and that MASTER_ADDR and MASTER_PORT are "
@@ -274,7 +247,6 @@ def _join(current: Ranks, device: torch.device, minutes: float) -> None:
 
 
 def _timeout_minutes() -> float:
-    """The limit of every wait for other processes."""
     value = os.environ.get("DINO_TIMEOUT", "30")
     with suppress(ValueError):
         if 0 < float(value) <= 7 * 24 * 60:
@@ -316,22 +288,19 @@ def barrier() -> None:
         dist.barrier()
 
 
-def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Batch norm over all ranks' samples on GPUs (PyTorch's `SyncBatchNorm` has no CPU code)."""
-    if not _grouped() or device.type != "cuda":
-        return module
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return converted
+    if _grouped() and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """`module` whose gradients are averaged over the ranks; itself without a process group."""
     if not _grouped():
         return module
+    devices = [device] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(
-        module,
-        device_ids=[device] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
+        module, device_ids=devices, gradient_as_bucket_view=True
     )
 
 

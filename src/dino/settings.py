@@ -1,11 +1,11 @@
-"""Settings as dataclasses, whose values are held to their annotations before any work.
+"""Settings as dataclasses, whose values are validated against their annotations before any work.
 
     @dataclass(frozen=True)
     class Settings:
         optimizer: Literal["adamw", "sgd"] = "adamw"
         lr: Annotated[float, Range(above=0)] = 5e-4
 
-`validated(Settings(lr=-1))` is refused with "lr is -1: it must be a number above 0".
+`validated(Settings(lr=-1))` raises "lr is -1: it must be a number above 0".
 """
 
 from __future__ import annotations
@@ -30,12 +30,7 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, or of each number of a tuple (an annotation).
-
-    Attributes:
-        low: the smallest value; or `above`: all values lie above it.
-        high: the largest value; or `below`: all values lie below it.
-    """
+    """Bounds of a number, or of each number of a tuple: `low` and `high` belong to the range."""
 
     low: float | None = None
     high: float | None = None
@@ -52,7 +47,6 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """Such as "from 0 to 1" or "above 0"."""
         if self.low is not None and self.high is not None:
             return f"from {self.low:,} to {self.high:,}"
         ends = {"of at least": self.low, "above": self.above, "of at most": self.high}
@@ -62,12 +56,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Form:
-    """What a text must look like (an annotation).
-
-    Attributes:
-        pattern: regular expression of all of it.
-        words: the same for the user, such as "a number of steps".
-    """
+    """The regular expression of a text, and its description, such as "a number of steps"."""
 
     pattern: str
     words: str
@@ -77,45 +66,40 @@ class Form:
         return re.fullmatch(self.pattern, value) is not None
 
     def __str__(self) -> str:
-        """The form in words."""
         return self.words
 
 
-class _Misfit(Exception):
+class _Mismatch(Exception):
     """A value that its annotation does not allow."""
 
 
 def validated(settings: Settings, prefix: str = "") -> Settings:
-    """A dataclass whose values agree with their annotations: `settings`, or a changed copy.
+    """A dataclass whose values conform to their annotations: `settings`, or a converted copy.
 
-    Whole numbers stand for floats, lists for tuples, texts for paths, scalars of numpy and torch
-    for numbers; they are converted. A bool is no number, and NaN and infinity are never allowed.
+    Integers are converted to floats, lists to tuples, texts to paths, scalars of numpy and torch to
+    numbers. A bool is no number, and NaN and infinity are never allowed.
 
     Args:
         settings: nested dataclasses are validated as well.
-        prefix: what its fields' names begin with in messages, such as "optim.".
+        prefix: of the names of its fields in messages, such as "optim.".
 
     Raises:
-        UserError: naming the first value that does not fit, and what fits.
+        UserError: naming the first value that does not conform, and its annotation in words.
     """
     hints = get_type_hints(type(settings), include_extras=True)
     changed = {}
     for name in (f.name for f in dataclasses.fields(settings) if f.init):  # type: ignore[arg-type]
         value = getattr(settings, name)
-        if (held := conform(value, hints[name], prefix + name)) is not value:
-            changed[name] = held
+        if (converted := conform(value, hints[name], prefix + name)) is not value:
+            changed[name] = converted
     return dataclasses.replace(settings, **changed) if changed else settings  # type: ignore[type-var]
 
 
 def conform(value: Any, hint: Any, name: str) -> Any:
-    """`value` as its annotation `hint` has it; `name` is for the message.
-
-    Raises:
-        UserError: if it does not fit.
-    """
+    """`value` converted to the annotation `hint`; raises `UserError`, with `name`, if it cannot."""
     try:
         return _converted(value, hint, (), name)
-    except _Misfit:
+    except _Mismatch:
         shown = textwrap.shorten(repr(value), 80)
         raise UserError(f"{name} is {shown}: it must be {_words(hint, ())}") from None
 
@@ -124,7 +108,7 @@ def parsed(kind: type[Settings], content: Any, path: str | Path) -> Settings:
     """The dataclass `kind` from the content of a JSON file.
 
     Raises:
-        UserError: naming the file, if a key is missing or unknown or a value does not fit.
+        UserError: naming the file, for a missing or unknown key or a value that does not conform.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     try:
@@ -143,18 +127,33 @@ def _converted(value: Any, hint: Any, limits: tuple[Any, ...], name: str) -> Any
         value = value.item()  # a scalar of numpy or torch
     if origin in (Union, UnionType):
         for choice in arguments:
-            with suppress(_Misfit):
+            with suppress(_Mismatch):
                 return _converted(value, choice, limits, name)
-        raise _Misfit
+        raise _Mismatch
     if origin is tuple:
         return _tuple(value, arguments, limits, name)
     if origin is dict:
-        return _dict(value, arguments, limits, name)
+        found = {
+            _converted(key, arguments[0], (), name): _converted(item, arguments[1], limits, name)
+            for key, item in _checked(value, isinstance(value, Mapping)).items()
+        }
+        unchanged = isinstance(value, dict) and all(found.get(key) is value[key] for key in value)
+        return value if unchanged else found
     if origin is Literal:
-        return _held(value, any(type(value) is type(one) and value == one for one in arguments))
+        return _checked(value, any(type(value) is type(x) and value == x for x in arguments))
     if dataclasses.is_dataclass(hint):
-        return validated(_held(value, isinstance(value, hint)), f"{name}.")  # type: ignore[arg-type]
+        return validated(_checked(value, isinstance(value, hint)), f"{name}.")  # type: ignore[arg-type]
     return _plain(value, hint, limits)
+
+
+def _tuple(value: Any, hints: tuple[Any, ...], limits: tuple[Any, ...], name: str) -> Any:
+    _checked(value, isinstance(value, (list, tuple)))
+    if hints[-1] is ...:
+        hints = hints[:1] * len(value)
+    _checked(value, len(value) == len(hints))
+    items = tuple(_converted(*pair, limits, name) for pair in zip(value, hints, strict=True))
+    unchanged = isinstance(value, tuple) and all(map(operator.is_, items, value))
+    return value if unchanged else items
 
 
 def _plain(value: Any, hint: Any, limits: tuple[Any, ...]) -> Any:
@@ -162,45 +161,27 @@ def _plain(value: Any, hint: Any, limits: tuple[Any, ...]) -> Any:
     if hint is float and number:
         with suppress(OverflowError):
             value = float(value)
-        _held(value, isinstance(value, float) and math.isfinite(value))
+        _checked(value, isinstance(value, float) and math.isfinite(value))
     elif hint is int:
-        _held(value, number and isinstance(value, int))
+        _checked(value, number and isinstance(value, int))
     elif hint is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hint is Path and isinstance(value, str):
         value = Path(value)
     elif isinstance(hint, type) and hint is not Any:
-        _held(value, isinstance(value, hint))
-    return _held(value, all(one.allows(value) for one in limits if isinstance(one, (Range, Form))))
+        _checked(value, isinstance(value, hint))
+    ranges = [limit for limit in limits if isinstance(limit, (Range, Form))]
+    return _checked(value, all(limit.allows(value) for limit in ranges))
 
 
-def _tuple(value: Any, items: tuple[Any, ...], limits: tuple[Any, ...], name: str) -> Any:
-    _held(value, isinstance(value, (list, tuple)))
-    hints = items[:1] * len(value) if items[-1] is ... else items
-    _held(value, len(value) == len(hints))
-    items = tuple(_converted(*pair, limits, name) for pair in zip(value, hints, strict=True))
-    same = isinstance(value, tuple) and all(map(operator.is_, items, value))
-    return value if same else items
-
-
-def _dict(value: Any, items: tuple[Any, ...], limits: tuple[Any, ...], name: str) -> Any:
-    _held(value, isinstance(value, Mapping))
-    found = {
-        _converted(key, items[0], (), name): _converted(item, items[1], limits, name)
-        for key, item in value.items()
-    }
-    same = isinstance(value, dict) and all(found.get(key) is item for key, item in value.items())
-    return value if same else found
-
-
-def _held(value: Any, fits: bool) -> Any:
-    if not fits:
-        raise _Misfit
+def _checked(value: Any, allowed: bool) -> Any:
+    if not allowed:
+        raise _Mismatch
     return value
 
 
-ONE = {int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path"}
-MANY = {int: "whole numbers", float: "numbers", str: "texts", bool: "True or False", Path: "paths"}
+ONE = {int: "an integer", float: "a number", str: "text", bool: "True or False", Path: "a path"}
+MANY = {int: "integers", float: "numbers", str: "texts", bool: "True or False", Path: "paths"}
 
 
 def _words(hint: Any, limits: tuple[Any, ...], names: Mapping[Any, str] = ONE) -> str:
@@ -217,6 +198,5 @@ def _words(hint: Any, limits: tuple[Any, ...], names: Mapping[Any, str] = ONE) -
     if hint is NoneType:
         return "None"
     text = names.get(hint, getattr(hint, "__name__", str(hint)))
-    forms = [str(one) for one in limits if isinstance(one, Form)]
-    ranges = [str(one) for one in limits if isinstance(one, Range)]
-    return " ".join(forms or [text, *ranges])
+    forms = [str(limit) for limit in limits if isinstance(limit, Form)]
+    return " ".join(forms or [text, *(str(limit) for limit in limits if isinstance(limit, Range))])

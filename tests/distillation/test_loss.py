@@ -138,7 +138,7 @@ def test_targets_are_centered_sharpened_and_detached() -> None:
     assert teacher.grad is None
 
 
-def test_the_center_is_a_buffer_and_does_not_move_where_found_inf() -> None:
+def test_the_center_is_a_buffer_and_does_not_change_where_found_inf() -> None:
     centering = Centering(3)
     assert "center" in centering.state_dict()
     centering.update(torch.full((3,), float("nan")), 2, torch.tensor(True))

@@ -15,7 +15,7 @@ from torch import nn
 from dino.distillation.collapse import CollapseMonitor, effective_rank, feature_spread
 from dino.distillation.optimizer import LARS, clip_per_tensor, parameter_groups, step_unless
 from dino.distillation.schedules import cosine, in_steps, ramp
-from dino.distillation.teacher import ema_update
+from dino.distillation.teacher import Teacher
 from dino.files import UserError
 
 
@@ -49,7 +49,7 @@ def test_warm_up_includes_its_end_point() -> None:
     assert cosine(0, 1, 0.1, 20, 1) == 0
 
 
-def test_teacher_temperature_moves_once_an_epoch() -> None:
+def test_teacher_temperature_changes_once_an_epoch() -> None:
     """Recipe vit_s16: .04 -> .07 in 30 epochs."""
     expected = {0: 0.04, 1: 0.041034, 2: 0.042069, 15: 0.055517, 28: 0.068966, 29: 0.07, 30: 0.07}
     for epoch, value in expected.items():
@@ -135,15 +135,19 @@ def test_lars_against_its_formula() -> None:
 
 @given(momentum=st.floats(0, 1))
 def test_the_teacher_averages_parameters_not_buffers(momentum: float) -> None:
-    teacher, student = nn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double()
-    nn.init.constant_(student.weight, 3.0)
-    student.running_mean.fill_(7)  # type: ignore[union-attr]
-    ema_update(teacher, student, momentum)
-    assert teacher.weight.tolist() == pytest.approx([momentum + 3 * (1 - momentum)] * 3)
-    assert teacher.running_mean.tolist() == [0, 0, 0]  # type: ignore[union-attr]
-    before = teacher.weight.clone()
-    ema_update(teacher, student, momentum, torch.tensor(True))
-    assert torch.equal(teacher.weight, before)
+    student = network(batch_norm=True)
+    teacher = Teacher(student, lambda step: momentum if step == 7 else 0.5)
+    norms = [
+        next(m for m in n.modules() if isinstance(m, nn.BatchNorm1d)) for n in (teacher, student)
+    ]
+    nn.init.constant_(norms[1].weight, 3.0)
+    norms[1].running_mean.fill_(7)  # type: ignore[union-attr]
+    teacher.update(student, 7)
+    assert norms[0].weight.tolist() == pytest.approx([momentum + 3 * (1 - momentum)] * 32)
+    assert norms[0].running_mean.eq(0).all()  # type: ignore[union-attr]
+    before = norms[0].weight.clone()
+    teacher.update(student, 7, torch.tensor(True))
+    assert torch.equal(norms[0].weight, before)
 
 
 # ------------------------------------------------------------------------------- health

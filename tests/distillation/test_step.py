@@ -87,7 +87,7 @@ def test_drop_path_of_two_ranks_is_that_of_one() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_moves_nothing(optimizer: str, poison: float) -> None:
+def test_a_step_that_is_not_finite_changes_nothing(optimizer: str, poison: float) -> None:
     ours = distillation(optimizer=optimizer, clip=1.0)
     for step in range(3):
         assert not ours.step(groups(step), step).found_inf.item()
@@ -107,7 +107,7 @@ def test_a_step_that_is_not_finite_moves_nothing(optimizer: str, poison: float) 
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
-def test_frozen_last_layer_neither_moves_nor_decays_nor_keeps_moments(optimizer: str) -> None:
+def test_frozen_last_layer_has_no_update_no_decay_and_no_moments(optimizer: str) -> None:
     ours = distillation(
         planned=schedules(freeze_steps=3), head={"fixed_norm": False}, optimizer=optimizer
     )
@@ -189,7 +189,7 @@ def test_bf16_keeps_head_loss_and_center_in_full_precision() -> None:
     )
 
 
-def test_a_network_on_its_own_is_the_student_at_the_start() -> None:
+def test_the_initial_network_is_the_student() -> None:
     assert_same(network(0).state_dict(), distillation(0).teacher.state_dict())
 
 

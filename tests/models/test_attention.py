@@ -24,7 +24,7 @@ def test_maps_are_the_cls_row_of_the_last_block() -> None:
             assert torch.equal(maps[..., row, column], full[:, :, 0, 1 + 5 * row + column])
 
 
-def test_networks_without_attention_say_so() -> None:
+def test_networks_without_attention_raise() -> None:
     with pytest.raises(UserError, match="attention"):
         attention_maps(create("resnet50").eval(), torch.randn(1, 3, 32, 32))
 
@@ -35,7 +35,7 @@ def test_mask_of_the_notes() -> None:
     assert mass_mask(mass.flip(1)).tolist() == [[True, True, False, False, False]]
 
 
-def test_every_map_has_a_mask_of_its_own() -> None:
+def test_masks_are_computed_for_each_map() -> None:
     maps = torch.rand(2, 3, 4, 5)
     masks = mass_mask(maps, 0.4)
     assert masks.shape == maps.shape
@@ -44,7 +44,7 @@ def test_every_map_has_a_mask_of_its_own() -> None:
             assert torch.equal(masks[batch, head], mass_mask(maps[batch, head], 0.4))
 
 
-def test_whole_mass_keeps_every_patch() -> None:
+def test_full_mass_includes_every_patch() -> None:
     assert mass_mask(torch.rand(3, 4) + 0.01, 1.0).all()
 
 

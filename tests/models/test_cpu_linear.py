@@ -123,6 +123,7 @@ def test_elsewhere_it_is_linear_itself(
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.usefixtures("unchecked")  # the sizes of a traced image are tensors
 def test_exported_graphs_use_plain_linear_layers(
     two_threads: None, convolutions: list[Tensor]
 ) -> None:

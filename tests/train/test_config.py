@@ -110,7 +110,7 @@ def test_unknown_recipes_and_settings_are_refused() -> None:
         ({"head.activation": "silu"}, r"activation is 'silu'"),
         ({"head.layers": 10**9}, r"head.layers is 1000000000"),
         ({"model.patch_size": 0}, r"patch_size is 0"),
-        ({"model.patch_size": "8"}, r"patch_size is '8': it must be a whole number"),
+        ({"model.patch_size": "8"}, r"patch_size is '8': it must be an integer"),
         ({"model.patch_size": 8.0}, r"patch_size is 8.0"),
         ({"model.arch": 3}, r"model.arch is 3: it must be text"),
         ({"model.depth": 10**6}, r"model.depth is 1000000"),

@@ -1,15 +1,14 @@
 """Label-free measures of the features, and a monitor that detects and names a collapse.
 
-Equation 5 splits the loss: H(P_t, P_s) = h(P_t) + KL(P_t || P_s). Section 5.3: both collapses show
-as KL -> 0; h -> ln K is the uniform collapse (centering won), h -> 0 the one on a single prototype
-(sharpening won).
+Equation 5 splits the loss: H(P_t, P_s) = h(P_t) + KL(P_t || P_s). Section 5.3: KL -> 0 in both
+collapses; h -> ln K in the uniform one (centering dominates), h -> 0 in that on one prototype
+(sharpening dominates).
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -57,24 +56,22 @@ def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 class CollapseMonitor:
     """Detects a lasting collapse from the teacher's entropy and the KL divergence.
 
-    A flat target is normal for some steps after the start, so a collapse is reported only after
-    `patience` steps in a row, and once.
-
-    Args:
-        prototypes: K.
-        patience: steps in a row that must look collapsed.
+    Flat targets are normal in the first steps, so a collapse is reported once, after `patience`
+    consecutive steps.
 
     Attributes:
+        prototypes: K.
         collapse: the present collapse, "uniform" or "one prototype"; None for none.
     """
 
     prototypes: int
     patience: int = 200
     collapse: str | None = None
-    _kinds: deque[str | None] = field(default_factory=deque)
+    _kind: str | None = None
+    _steps: int = 0
 
     def update(self, teacher_entropy: float, kl: float) -> str | None:
-        """Add one step's measures in nats; returns advice for the user, once for each collapse."""
+        """Add the measures of a step in nats; returns advice for the user, once a collapse."""
         limit = math.log(self.prototypes)
         kind = None
         if kl < 0.01 * limit:
@@ -82,12 +79,11 @@ class CollapseMonitor:
                 kind = "uniform"
             elif teacher_entropy < 0.01 * limit:
                 kind = "one prototype"
-        self._kinds.append(kind)
-        if len(self._kinds) > self.patience:
-            self._kinds.popleft()
+        self._steps = self._steps + 1 if kind == self._kind else 1
+        self._kind = kind
         if kind is None:
             self.collapse = None
-        elif kind != self.collapse and self._kinds.count(kind) == self.patience:
+        elif kind != self.collapse and self._steps >= self.patience:
             self.collapse = kind
             return ADVICE[kind].format(limit=limit)
         return None

@@ -34,15 +34,11 @@ class Network(nn.Module):
             features = features.float()
         return features.unflatten(0, images.shape[:2])
 
-    def logits(self, features: Float[Tensor, "V B D"]) -> Float[Tensor, "V B K"]:
-        """Logits of every prototype, never in reduced precision."""
-        with full_precision(features.device):
-            logits: Tensor = self.head(features.flatten(0, 1))
-        return logits.unflatten(0, features.shape[:2])
-
     def forward(
         self, images: Float[Tensor, "V B C S S"]
     ) -> tuple[Float[Tensor, "V B D"], Float[Tensor, "V B K"]]:
-        """Features and logits of a group of equally large views."""
+        """Features and logits of a group of equally large views, in at least fp32."""
         features = self.features(images)
-        return features, self.logits(features)
+        with full_precision(features.device):
+            logits = self.head(features.flatten(0, 1))
+        return features, logits.unflatten(0, images.shape[:2])

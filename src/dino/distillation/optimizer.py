@@ -1,12 +1,12 @@
 """Parameter groups, optimizers, clipping and the last-layer freeze, as the published code has them.
 
-Every step here is conditional on the device: where `found_inf` is true nothing moves, neither a
-parameter nor a moment nor a step count, and the host does not wait for the answer.
+Every step is conditional on the device: where `found_inf` is true no parameter, moment or step
+count changes, without host synchronisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -16,11 +16,10 @@ OptimizerName = Literal["adamw", "sgd", "lars"]
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Two groups: decayed, and biases with all other 1-D tensors, which are not decayed.
+    """Two groups of the trained parameters: decayed; and biases with all other 1-D tensors.
 
     The CLS token, the position embedding and the prototypes' norms are not 1-D and hence decayed
-    (published code utils.py:632-643; DeiT and timm would exempt the first two). Each parameter
-    that is trained is in exactly one group.
+    (published code utils.py:632-643; DeiT and timm would exempt the first two).
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -61,17 +60,17 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_deca
 
 def step_unless(found_inf: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """`optimizer.step()` that changes nothing where `found_inf` (0-dim bool) is true."""
-    # The hook that gradient scalers use: PyTorch's fused kernels, and LARS below, obey it.
+    # Attributes of gradient scaling, which PyTorch's fused kernels and LARS read.
     cast(Any, optimizer).found_inf = found_inf.float()
     cast(Any, optimizer).grad_scale = None
     optimizer.step()
 
 
 def clip_per_tensor(gradients: Sequence[Tensor], limit: float) -> Tensor:
-    """Shrink each gradient to at most the l2 norm `limit`, by its own norm; 0 turns it off.
+    """Scale each gradient to at most the l2 norm `limit`; 0 for no clipping.
 
-    The published code clips every parameter tensor by itself, not by the global norm
-    (utils.py:132-141). Without host synchronisation.
+    The published code clips every parameter tensor separately, not by the global norm
+    (utils.py:132-141).
 
     Returns:
         0-dim bool tensor: whether any gradient holds NaN or infinity.
@@ -81,12 +80,6 @@ def clip_per_tensor(gradients: Sequence[Tensor], limit: float) -> Tensor:
         factors = (limit / (norms + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(list(gradients), list(factors.unbind()))
     return ~torch.isfinite(norms).all()
-
-
-def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Freeze: without a gradient the optimizer neither moves nor decays nor updates moments."""
-    for parameter in parameters:
-        parameter.grad = None
 
 
 class LARS(torch.optim.Optimizer):
@@ -119,10 +112,10 @@ class LARS(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 buffer = state["momentum_buffer"]
-                moved = buffer.mul(group["momentum"]).add_(update)
+                momentum = buffer.mul(group["momentum"]).add_(update)
                 rate = group["lr"]
                 if self.found_inf is not None:
-                    moved = torch.where(self.found_inf.bool(), buffer, moved)
+                    momentum = torch.where(self.found_inf.bool(), buffer, momentum)
                     rate = rate * (1 - self.found_inf)
-                buffer.copy_(moved)
-                parameter.sub_(rate * moved)
+                buffer.copy_(momentum)
+                parameter.sub_(rate * momentum)

@@ -16,15 +16,15 @@ from dino.settings import validated
 def cosine(step: int, base: float, final: float, total: int, warmup: int = 0) -> float:
     """Linear warm-up from 0 to `base`, then half a cosine towards `final`.
 
-    As in the published code the warm-up includes its end point (the first step has exactly 0, and
-    `base` occurs twice), and `final` itself is approached but not reached.
+    As in the published code the warm-up includes its end point (step 0 has exactly 0, and `base`
+    occurs twice), and `final` is not reached: step `total` would have it.
 
     Args:
         step: 0-based, below `total`.
         base: value after the warm-up.
-        final: value that step `total` would have.
-        total: steps of the whole schedule.
-        warmup: steps of the warm-up, part of `total`.
+        final: value at the end.
+        total: steps of the schedule, including the warm-up.
+        warmup: steps of the warm-up.
     """
     if step < warmup:
         return base * step / (warmup - 1) if warmup > 1 else 0.0
@@ -52,8 +52,8 @@ class Schedules:
         momentum: lambda of the teacher, from, and `momentum_end`: to, by a cosine.
         temperature_start: tau_t of the first epoch, `temperature`: after the warm-up.
         temperature_epochs: epochs of its warm-up; it changes once an epoch.
-        freeze_steps: steps in which the last layer does not move.
-        backbone_freeze_steps: steps in which the student's backbone does not move.
+        freeze_steps: steps in which the last layer is frozen.
+        backbone_freeze_steps: steps in which only a new head is trained.
     """
 
     total: int
@@ -72,7 +72,7 @@ class Schedules:
     backbone_freeze_steps: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse NaN and infinity, which no check of a step's loss and gradients would find."""
+        """Reject NaN and infinity, which no check of a step's loss and gradients would detect."""
         validated(self)
 
     def lr_at(self, step: int) -> float:
@@ -92,30 +92,16 @@ class Schedules:
         epoch = step // self.steps_per_epoch
         return ramp(epoch, self.temperature_start, self.temperature, self.temperature_epochs)
 
-    def frozen_at(self, step: int) -> bool:
-        """Whether the last layer does not move."""
-        return step < self.freeze_steps
-
-    def backbone_frozen_at(self, step: int) -> bool:
-        """Whether the backbone does not move, so that a new head is fitted to it first."""
-        return step < self.backbone_freeze_steps
-
-
-_DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(steps?|epochs?|%|percent)\s*")
-
 
 def in_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
     """A duration such as "100 epochs", "5000 steps" or "10%" in steps, rounded.
 
-    Args:
-        duration: a number and its unit.
-        steps_per_epoch: steps of one epoch.
-        total: steps of the run, of which "%" is a part; None where percent makes no sense.
+    "%" is relative to `total`, the steps of the run; None does not allow it.
 
     Raises:
         UserError: for anything else.
     """
-    found = _DURATION.fullmatch(duration)
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(steps?|epochs?|%|percent)\s*", duration)
     if not found or (found[2] in ("%", "percent") and total is None):
         units = "epochs or steps" if total is None else "epochs, steps or %"
         raise UserError(f"{duration!r} is not a duration: give a number of {units}")

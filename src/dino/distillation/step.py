@@ -18,7 +18,6 @@ from dino.distillation.loss import StudentLoss, StudentViews, num_pairs
 from dino.distillation.optimizer import (
     OptimizerName,
     clip_per_tensor,
-    drop_gradients,
     make_optimizer,
     set_hyperparameters,
     step_unless,
@@ -42,13 +41,13 @@ from dino.runtime import (
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step measured, over all ranks; tensors stay on the device until they are read.
+    """The measures of one step over all ranks, as tensors on the device.
 
     Attributes:
         terms: the terms of the loss by name, in nats: means over pairs of views and images.
         teacher_entropy: h(P_t), mean over the teacher's views and images; KL is the cross-entropy
             minus it.
-        found_inf: bool: loss or gradients were not finite and nothing was moved.
+        found_inf: bool: loss or gradients were not finite and nothing was updated.
         features: the teacher's features of this rank's first views.
     """
 
@@ -65,9 +64,9 @@ class StepReport:
 
 @dataclass
 class _Sums:
-    """What the micro-batches of this rank add up to; the terms and the entropy are means."""
+    """Sums over the micro-batches of this rank: logits [K]; the rest adds up to means."""
 
-    logits: Float[Tensor, " K"]
+    logits: Tensor
     teacher_entropy: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
     features: list[Float[Tensor, "b D"]]
@@ -82,22 +81,22 @@ class _Sums:
 
 
 class Distillation:
-    """Student, teacher, targets and optimizer, and how one step moves them.
+    """Student, teacher, targets and optimizer, and one step of their training.
 
     Args:
-        loss: the student, which is trained, and its loss; the teacher starts as its copy.
+        loss: the student and its loss; the teacher starts as a copy of the student.
         targets: the operation on the teacher's logits.
         schedules: learning rate, weight decay, momentum and teacher temperature of every step.
         optimizer: adamw, sgd or lars.
         clip: largest l2 norm of each gradient tensor; 0 for none.
         drop_path: rate of the student's last block; block 0 has none (linear in between).
-        micro_batch: images of this rank that go through the networks at a time; None for all.
-            Gradients, center and targets are the same (networks with batch norm must have all).
-        streamed: process the groups of views one after the other, which needs the memory of one
-            group only; networks whose head has batch norm are never streamed.
-        seed: of drop path's draws, which depend on the step and on an image's place in the
+        micro_batch: images of this rank at a time, with the same result; None for all, which batch
+            norm requires.
+        streamed: process the groups of views one after the other, with the memory of one group;
+            heads with batch norm are never streamed.
+        seed: of drop path, whose draws depend on the step and on an image's position in the
             effective batch, but not on ranks, micro-batches or streaming.
-        device, precision, ranks: where and how it runs.
+        device, precision, ranks: as in `dino.runtime`.
 
     Raises:
         UserError: for micro-batches or drop path with a network that cannot have them.
@@ -122,9 +121,7 @@ class Distillation:
         if micro_batch is not None and has_batch_norm(loss.student):
             raise UserError("micro-batches change batch norm's statistics: leave micro_batch out")
         if drop_path and not loss.student.backbone.has_drop_path:
-            raise UserError(
-                "drop path is offered for vit_tiny, vit_small and vit_base: set it to 0"
-            )
+            raise UserError("only vit_tiny, vit_small and vit_base have drop path: set it to 0")
         self.device = device or torch.device("cpu")
         self.loss, self.student = loss.to(self.device).train(), loss.student
         synchronize_batch_norm(self.student, self.device)
@@ -138,22 +135,22 @@ class Distillation:
         self._parallel = data_parallel(self.loss, self.device)
 
     def stored(self) -> dict[str, nn.Module]:
-        """What a checkpoint stores besides the optimizer, by the names of its files."""
+        """The modules in a checkpoint, by the names of their files."""
         return {"student": self.student, "teacher": self.teacher, "loss": self.targets}
 
     def step(self, groups: Sequence[Float[Tensor, "_ B C _ _"]], step: int) -> StepReport:
-        """Move student, teacher and center once.
+        """Update student, teacher and center once.
 
         Args:
             groups: this rank's normalised views, those of equal size together; the first group
                 holds the teacher's views.
-            step: 0-based; decides every scheduled value.
+            step: 0-based, for the schedules.
         """
         set_hyperparameters(
             self.optimizer, self.schedules.lr_at(step), self.schedules.weight_decay_at(step)
         )
         self.optimizer.zero_grad(set_to_none=True)
-        frozen = self.schedules.backbone_frozen_at(step)
+        frozen = step < self.schedules.backbone_freeze_steps
         sums = self._accumulate(groups, step, frozen)
         if frozen:
             all_mean(p.grad for p in self.student.head.parameters() if p.grad is not None)
@@ -163,8 +160,8 @@ class Distillation:
         found_inf = clip_per_tensor(gradients, self.clip)
         for term in sums.terms.values():
             found_inf = found_inf | ~torch.isfinite(term)
-        if self.schedules.frozen_at(step):
-            drop_gradients(self.student.head.last_layer.parameters())
+        if step < self.schedules.freeze_steps:
+            self.student.head.last_layer.zero_grad()  # no update, no weight decay, no moments
         step_unless(found_inf, self.optimizer)
         self.teacher.update(self.student, step, found_inf)
         rows = groups[0].shape[0] * groups[0].shape[1] * self.ranks.world
@@ -174,21 +171,21 @@ class Distillation:
     def _accumulate(self, groups: Sequence[Tensor], step: int, frozen: bool) -> _Sums:
         """Gradients of this rank's batch, micro-batch by micro-batch, group by group.
 
-        A frozen backbone has no gradients, for which DistributedDataParallel would wait: it is then
-        bypassed, and the caller averages the gradients of the head.
+        DistributedDataParallel would wait for the gradients of a frozen backbone: it is bypassed,
+        and the caller averages the gradients of the head.
         """
-        batch, views = groups[0].shape[1], [len(group) for group in groups]
-        self.loss.divisor = num_pairs(views[0], sum(views)) * batch
+        batch, views = groups[0].shape[1], sum(map(len, groups))
+        self.loss.divisor = num_pairs(len(groups[0]), views) * batch
         student = self.loss if frozen else self._parallel
-        scales = self._drop_path_scales(sum(views), batch, step)
+        scales = self._drop_path_scales(views, batch, step)
         temperature = self.schedules.temperature_at(step)
         mixed = partial(autocast, self.device, self.precision)
         zero = torch.zeros((), device=self.device)
         sums, size = _Sums(zero, zero, {}, []), self.micro_batch or batch
         for start in range(0, batch, size):
-            part = slice(start, start + size)
+            images = slice(start, start + size)
             with mixed():
-                features, logits = self.teacher(groups[0][:, part])
+                features, logits = self.teacher(groups[0][:, images])
             sums.features.append(features[0])
             sums.logits = sums.logits + logits.sum(dim=(0, 1))
             targets = self.targets.targets(logits, temperature)
@@ -196,7 +193,7 @@ class Distillation:
             share = targets.shape[1] / batch
             sums.teacher_entropy = sums.teacher_entropy + entropy(targets) * share
 
-            student_views = _student_views(groups, targets, scales, part)
+            student_views = _student_views(groups, targets, scales, images)
             passes = [[v] for v in student_views] if self.streamed else [student_views]
             for number, one_pass in enumerate(passes, 1):
                 last = number == len(passes) and start + size >= batch
@@ -218,19 +215,17 @@ class Distillation:
         generator = torch.Generator().manual_seed(seed)
         draws = torch.rand(branches, views, batch * self.ranks.world, generator=generator)
         factors = (draws >= rates) / (1 - rates)
-        ours = slice(self.ranks.rank * batch, (self.ranks.rank + 1) * batch)
-        dtype = next(self.student.parameters()).dtype
-        return factors[:, :, ours].to(self.device, dtype, non_blocking=True)
+        local = factors.unflatten(2, (-1, batch))[:, :, self.ranks.rank]
+        return local.to(self.device, next(self.student.parameters()).dtype, non_blocking=True)
 
 
 def _student_views(
-    groups: Sequence[Tensor], targets: Tensor, scales: Tensor | None, part: slice
+    groups: Sequence[Tensor], targets: Tensor, scales: Tensor | None, images: slice
 ) -> list[StudentViews]:
-    """The images `part` of each group, with their targets and drop-path factors."""
+    """Some images of each group, with their targets and drop-path factors."""
     found, first = [], 0
     for group in groups:
-        views = slice(first, first + len(group))
-        scale = None if scales is None else scales[:, views, part]
-        found.append(StudentViews(group[:, part], *targets_for_views(targets, first), scale))
+        scale = None if scales is None else scales[:, first : first + len(group), images]
+        found.append(StudentViews(group[:, images], *targets_for_views(targets, first), scale))
         first += len(group)
     return found

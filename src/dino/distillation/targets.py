@@ -18,8 +18,8 @@ class Centering(nn.Module):
         momentum: m of equation 4.
 
     Attributes:
-        center: [K], subtracted from the teacher's logits. (Section 3.1 prints g + c; Algorithm 1
-            and the code subtract.) A buffer: it is part of every checkpoint.
+        center: [K], a buffer, subtracted from the teacher's logits as in Algorithm 1 and the
+            published code (section 3.1 prints g + c).
     """
 
     center: Tensor
@@ -42,8 +42,8 @@ class Centering(nn.Module):
 
         Args:
             total: sum of the teacher's logits over its views and the effective batch.
-            rows: how many rows were summed.
-            found_inf: 0-dim bool; where true the center does not move.
+            rows: the number of rows in the sum.
+            found_inf: 0-dim bool; where true the center does not change.
         """
         center = self.center.lerp(total.to(self.center.dtype) / rows, 1 - self.momentum)
         if found_inf is not None:
@@ -57,9 +57,9 @@ def targets_for_views(
     """The targets of the student views from index `first` on.
 
     Returns:
-        t_v and n_v of `distillation.loss`. For the teacher's own views (`first` 0) one target a
-        view, the sum over the *other* teacher views; for all later views one common target, the
-        sum over all.
+        t_v and n_v of `distillation.loss`: for the views of the teacher (`first` 0) one target a
+        view, the sum over the *other* teacher views; for later views one common target, the sum
+        over all.
     """
     count = len(targets)
     if first > 0:

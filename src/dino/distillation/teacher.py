@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino.distillation.network import Network
 
@@ -15,8 +15,8 @@ from dino.distillation.network import Network
 class Teacher(Network):
     """The momentum teacher: a copy of the student at the start, then its moving average.
 
-    It stays in training mode like the published code's: that matters only for batch norm, whose
-    statistics are then the batch's, while the teacher keeps running statistics of its own.
+    As in the published code it stays in training mode: batch norm uses the statistics of the batch
+    and updates the teacher's running statistics.
 
     Args:
         student: copied; no storage is shared and no parameter gets a gradient.
@@ -35,26 +35,18 @@ class Teacher(Network):
         """Features and logits of the teacher's views."""
         return super().forward(images)
 
+    @torch.no_grad()
     def update(self, student: Network, step: int, found_inf: Tensor | None = None) -> None:
-        """Move towards the student after its step; not at all where `found_inf` is true."""
-        ema_update(self, student, self.momentum(step), found_inf)
+        """theta_t <- lambda * theta_t + (1 - lambda) * theta_s, parameters only, no buffers.
 
-
-@torch.no_grad()
-def ema_update(
-    teacher: nn.Module, student: nn.Module, momentum: float, found_inf: Tensor | None = None
-) -> None:
-    """theta_t <- momentum * theta_t + (1 - momentum) * theta_s, parameters only, no buffers.
-
-    Args:
-        teacher: moved in place.
-        student: after its step.
-        momentum: lambda, in [0, 1].
-        found_inf: 0-dim bool; where true the teacher does not move.
-    """
-    ours: list[Tensor] = list(teacher.parameters())
-    theirs: list[Tensor] = list(student.parameters())
-    weight = torch.full((), 1 - momentum, dtype=ours[0].dtype, device=ours[0].device)
-    if found_inf is not None:  # decided on the device: no host synchronisation
-        weight = torch.where(found_inf, 0.0, weight)
-    torch._foreach_lerp_(ours, theirs, [weight] * len(ours))
+        Args:
+            student: after its step.
+            step: 0-based, for the momentum.
+            found_inf: 0-dim bool; where true the teacher does not change.
+        """
+        ours: list[Tensor] = list(self.parameters())
+        theirs: list[Tensor] = list(student.parameters())
+        weight = ours[0].new_full((), 1 - self.momentum(step))
+        if found_inf is not None:  # on the device: no host synchronisation
+            weight = torch.where(found_inf, 0.0, weight)
+        torch._foreach_lerp_(ours, theirs, [weight] * len(ours))

@@ -25,28 +25,16 @@ def attention_maps(
     """
     features = backbone.features(images, attention=True)
     assert features.attention is not None
-    height, width = features.patches.shape[-2:]
-    return cls_attention(features.attention, (height, width))
-
-
-def cls_attention(
-    attention: Float[Tensor, "B heads T T"], grid: tuple[int, int]
-) -> Float[Tensor, "B heads h w"]:
-    """The CLS row of an attention matrix without CLS itself, on its grid (h, w)."""
-    return attention[:, :, 0, 1:].reshape(*attention.shape[:2], *grid)
+    return features.attention[:, :, 0, 1:].unflatten(2, features.patches.shape[-2:])
 
 
 def mass_mask(
     attention: Float[Tensor, "*batch h w"], mass: float = 0.6
 ) -> Bool[Tensor, "*batch h w"]:
-    """The smallest set of patches that holds a share of each map (section 4.2.2, Fig. 4).
+    """The smallest set of patches with a share `mass` (0 to 1) of each non-negative map.
 
     As in the published code: in ascending order, the patches where the running sum of the
-    normalised map exceeds `1 - mass`. Of equal patches the later in the grid are taken.
-
-    Args:
-        attention: non-negative maps.
-        mass: the share to hold, from 0 to 1.
+    normalised map exceeds `1 - mass`. Of equal patches the later in the grid are included.
     """
     flat = attention.flatten(-2)
     value, order = flat.sort(dim=-1, stable=True)

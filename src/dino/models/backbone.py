@@ -1,4 +1,4 @@
-"""What every network offers: one vector an image, named features, its transform, what it is.
+"""The interface of all networks: one vector an image, named features, transform, description.
 
 Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D embed_dim.
 """
@@ -41,7 +41,7 @@ class Features:
 class Backbone(nn.Module):
     """A network `f` without its projection head (paper section 3.1).
 
-    Other modules ask the network what they must know of it; none looks at its class or name.
+    Other packages depend on these attributes and methods, never on the class or name of a network.
 
     Attributes:
         has_drop_path: whether `forward` takes `drop_path_scale`.
@@ -50,13 +50,11 @@ class Backbone(nn.Module):
         patch_size: pixels a side of a patch; None for networks without patches.
         depth: transformer blocks whose features and attention can be read; 0 for none.
         heads: attention heads of each of these blocks.
-        position: how the learned position embedding is resampled to other sizes; None for
-            networks without one.
-        first_layer: name, in the state dict, of the weights that images enter through.
+        position: how the learned position embedding is resampled; None for networks without one.
+        first_layer: name, in the state dict, of the weights of the first layer.
         preprocessing: the transform that belongs to the weights.
-        spec: the arguments of `dino.create` that build this architecture again.
-        origin: the file that the weights were loaded from: its dialect, name and SHA-256; None for
-            an untrained network.
+        spec: the arguments of `dino.create` that build this architecture.
+        origin: dialect, name and SHA-256 of the file of weights; None for an untrained network.
     """
 
     has_drop_path: ClassVar[bool] = False
@@ -73,28 +71,21 @@ class Backbone(nn.Module):
 
     @property
     def residual_branches(self) -> int:
-        """How many residual branches drop path acts on; 0 for none."""
+        """The number of residual branches with drop path."""
         return 2 * self.depth if self.has_drop_path else 0
 
     @torch.no_grad()
     def feature_of_zeros(self, size: int) -> Float[Tensor, "1 D"]:
         """The feature of one image of zeros; mode, statistics and random state do not change."""
-        device, training = next(self.parameters()).device, self.training
+        training, device = self.training, next(self.parameters()).device
         try:
             with torch.random.fork_rng(devices=[]):
-                feature: Tensor = self.eval()(
-                    torch.zeros(1, self.channels, size, size, device=device)
-                )
+                return self.eval()(torch.zeros(1, self.channels, size, size, device=device))
         finally:
             self.train(training)
-        return feature
 
     def check_size(self, size: int) -> None:
-        """Try an image of `size` px.
-
-        Raises:
-            UserError: if the network takes no such images.
-        """
+        """Raise `UserError` if the network takes no images of `size` px."""
         try:
             self.feature_of_zeros(size)
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -106,37 +97,31 @@ class Backbone(nn.Module):
             ) from None
 
     def describe(self) -> dict[str, str]:
-        """What a feature is, and the sizes of the architecture, for tables and model cards."""
+        """The feature and the sizes of the architecture in words, for tables and model cards."""
         return {"feature": f"{self.embed_dim} numbers, pooled from the last layer"}
 
     def layer_index(self, name: str) -> int:
-        """Which layer a parameter belongs to, for a layer-wise decay of the learning rate.
+        """The layer of a parameter, for a layer-wise decay of the learning rate.
 
         Returns:
-            0 for what comes before the blocks, 1 to `depth` for a block, `depth` + 1 after them.
+            0 before the blocks, 1 to `depth` for a block, `depth` + 1 after them.
         """
         return self.depth + 1
 
     def resize_positions(self, tensors: dict[str, Tensor], position: Position) -> dict[str, Tensor]:
-        """A state dict of the same architecture with the position embedding of this one's size.
+        """A copy of a state dict whose position embedding has the size of this network's.
 
         Args:
-            tensors: the state dict; its other tensors stay as they are.
+            tensors: of the same architecture.
             position: how the network that the tensors come from resamples.
         """
         return tensors
 
     def fix_size(self, height: int, width: int) -> None:
-        """Resample the position embedding once and for all for images of this size.
-
-        Raises:
-            UserError: if such images hold no patch.
-        """
+        """Resample the position embedding permanently; `UserError` if such images hold no patch."""
 
     def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
-        """Name and arguments with which `timm.create_model` builds this network for `size` px.
-
-        The arguments say all that could differ from what the name stands for.
+        """Name and all arguments with which `timm.create_model` builds this network for `size` px.
 
         Raises:
             UserError: if timm has no such network.
@@ -161,9 +146,9 @@ class Backbone(nn.Module):
         """The feature of the paper: the CLS token after the final norm (convnets: pooled).
 
         Args:
-            images: normalised images of any height and width that holds at least one patch.
-            drop_path_scale: the factor, 0 or 1 / (1 - rate), by which drop path multiplies each
-                sample's residual branch; None for no drop path. Only if `has_drop_path`.
+            images: normalised images of any height and width of at least one patch.
+            drop_path_scale: the factor, 0 or 1 / (1 - rate), of each sample's residual branch; None
+                for no drop path. Only if `has_drop_path`.
         """
         raise NotImplementedError
 
@@ -174,14 +159,14 @@ class Backbone(nn.Module):
 
         Args:
             images: normalised images.
-            last: how many of the last blocks.
+            last: the number of blocks.
             attention: True for the attention matrix of the last block, or the index of a block
                 (negative from the end); False for none. Only that block materialises a matrix.
         """
         raise NotImplementedError
 
     def preprocess(self, image: Sample) -> Float[Tensor, "C S S"]:
-        """The tensor that this network's weights expect for a picture, or for its levels."""
+        """The input tensor for a picture, or for its levels."""
         return self.preprocessing(image)
 
     @torch.inference_mode()
@@ -192,7 +177,7 @@ class Backbone(nn.Module):
 
         Args:
             paths: one path, which gives one row, or several.
-            batch: images at a time; it does not change the result.
+            batch: images at a time.
 
         Raises:
             UserError: for a picture that cannot be read, or too little memory for `batch` images.
@@ -203,10 +188,10 @@ class Backbone(nn.Module):
         read = partial(read_image, pixels=self.preprocessing.pixels)
         self.eval()
         try:
-            with memory_errors(min(batch, len(paths)), "batch="):
+            with memory_errors("batch"):
                 rows = [
-                    self(torch.stack([self.preprocess(read(path)) for path in part]).to(device))
-                    for part in (paths[i : i + batch] for i in range(0, len(paths), batch))
+                    self(torch.stack([self.preprocess(read(path)) for path in some]).to(device))
+                    for some in (paths[i : i + batch] for i in range(0, len(paths), batch))
                 ]
         finally:
             self.train(training)
@@ -216,4 +201,4 @@ class Backbone(nn.Module):
 
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether outputs of `module` depend on the other samples of a batch."""
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())

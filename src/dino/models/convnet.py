@@ -40,8 +40,7 @@ class ResNet50(Backbone):
         self, images: Float[Tensor, "B C H W"], drop_path_scale: Tensor | None = None
     ) -> Float[Tensor, "B D"]:
         """The pooled feature; see `Backbone.forward`."""
-        pooled: Tensor = self.network(images)
-        return pooled
+        return self.network(images)
 
     def features(
         self, images: Float[Tensor, "B C H W"], last: int = 1, attention: bool | int = False
@@ -61,11 +60,11 @@ class ResNet50(Backbone):
 class Timm(Backbone):
     """A network of timm by its name, `timm:NAME`, without its classifier.
 
-    Most take images of any size. The remainder of an image that fills no patch is cropped, as our
-    ViT does. Some are made for one size only: they refuse others (`Backbone.check_size`).
+    Most take images of any size; pixels that fill no patch are cropped, as `ViT` does. Some take
+    one size only (`Backbone.check_size`).
 
     Args:
-        name: timm's name.
+        name: of timm.
         image_size: pixels a side of the images that a ViT's position embedding is learned for.
         channels: C.
         preprocessing: the transform of the weights; by default the paper's for `image_size`.
@@ -85,6 +84,7 @@ class Timm(Backbone):
         super().__init__()
         try:
             import timm
+            from timm.layers.patch_embed import PatchEmbed
         except ImportError:
             raise UserError(f"timm:{name} needs timm: pip install dino-ssl[timm]") from None
         if not timm.is_model(name):
@@ -92,10 +92,17 @@ class Timm(Backbone):
             raise UserError(f"timm has no model {name!r}; near it: {near}")
         self.name, self.channels = name, channels
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
-        self.network, self.sizes = _create(name, image_size, channels)
+        options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
+        self.sizes: dict[str, Any] = {"img_size": image_size, "dynamic_img_size": True}
+        try:
+            self.network: nn.Module = timm.create_model(name, **options, **self.sizes)
+        except TypeError:  # only transformers know these arguments
+            self.sizes = {}
+            self.network = timm.create_model(name, **options)
         settings = cast(dict[str, Any], self.network.pretrained_cfg)
         self.first_layer = f"network.{settings['first_conv']}.weight"
-        self.patch = _patch_of(self.network)
+        embed = getattr(self.network, "patch_embed", None)
+        self.patch = embed.patch_size if isinstance(embed, PatchEmbed) else (1, 1)
         try:
             self.embed_dim = self.feature_of_zeros(image_size).shape[1]
         except (AssertionError, RuntimeError):  # made for one other size
@@ -104,9 +111,8 @@ class Timm(Backbone):
     def forward(
         self, images: Float[Tensor, "B C H W"], drop_path_scale: Tensor | None = None
     ) -> Float[Tensor, "B D"]:
-        """Timm's own pooled feature, before any classifier; see `Backbone.forward`."""
-        pooled: Tensor = self.network(self._crop(images))
-        return pooled
+        """The pooled feature of timm, before any classifier; see `Backbone.forward`."""
+        return self.network(self._crop(images))
 
     def features(
         self, images: Float[Tensor, "B C H W"], last: int = 1, attention: bool | int = False
@@ -138,26 +144,6 @@ class Timm(Backbone):
         count = x.shape[1] - prefix
         columns = round((count * width / height) ** 0.5)
         return x[:, prefix:].transpose(1, 2).unflatten(2, (count // columns, columns))
-
-
-def _create(name: str, image_size: int, channels: int) -> tuple[nn.Module, dict[str, Any]]:
-    """A network of timm that takes images of any size if it can, and the arguments for that."""
-    import timm
-
-    options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
-    sizes: dict[str, Any] = {"img_size": image_size, "dynamic_img_size": True}
-    try:
-        return timm.create_model(name, **options, **sizes), sizes
-    except TypeError:  # only transformers know these arguments
-        return timm.create_model(name, **options), {}
-
-
-def _patch_of(network: nn.Module) -> tuple[int, int]:
-    """Height and width of timm's patches, which must divide the image's; (1, 1) for others."""
-    from timm.layers.patch_embed import PatchEmbed
-
-    embed = getattr(network, "patch_embed", None)
-    return embed.patch_size if isinstance(embed, PatchEmbed) else (1, 1)
 
 
 def _refuse(name: str, last: int, attention: bool | int) -> None:

@@ -1,10 +1,9 @@
 """Linear layers that are faster on a CPU: the product of many rows by oneDNN's convolution.
 
 On a CPU with several threads `F.linear` in fp32 copies the bias into the result, multiplies with
-MKL and adds. A convolution with a 1x1 kernel over channels-last rows is the same sum of products,
-uses oneDNN, adds the bias in the same pass, and balances the threads better. The gain and the
-switch are `dino.runtime.ONEDNN_LINEAR`; `benchmarks/linear.py` measures single layers. Elsewhere
-the layer is `nn.Linear`.
+MKL and adds. A 1x1 convolution over channels-last rows is the same sum of products, adds the bias
+in the same pass, and balances the threads better. `dino.runtime.ONEDNN_LINEAR` is the switch, with
+the gain; `benchmarks/linear.py` measures single layers. Elsewhere the layer is `nn.Linear`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from dino import runtime
 
 ENOUGH_ROWS = 512
-"""From this number on the convolution is as fast or faster (128 to 1536 columns, 2 threads)."""
+"""From here on the convolution is at least as fast (128 to 1536 columns, 2 threads)."""
 
 
 class Linear(nn.Linear):
@@ -36,20 +35,19 @@ def linear(
     """`F.linear`, by oneDNN's convolution where that is faster."""
     if not _convolution_is_faster(x, weight):
         return F.linear(x, weight, bias)
-    product: Tensor = _Product.apply(x.flatten(0, -2), weight, bias)
-    return product.unflatten(0, x.shape[:-1])
+    return _Product.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
 
 
 def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
-    # Before any other condition, so that a graph with a free batch size gets none on the rows.
+    # First, so that a compiled, exported or traced graph gets no condition on its number of rows.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return False  # compiled, exported and traced graphs stay plain
+        return False
     return (
         runtime.ONEDNN_LINEAR
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() >= ENOUGH_ROWS * x.shape[-1]
-        and torch.get_num_threads() > 1  # with one, PyTorch convolves by its own slower code
+        and torch.get_num_threads() > 1  # with one, PyTorch uses slower code
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -70,8 +68,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (grad,) = upstream
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         return (

@@ -16,9 +16,7 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
 
     Args:
         arch: vit_tiny, vit_small, vit_base, resnet50, or timm:NAME.
-        **options: `image_size`, `channels` and `preprocessing` for all; for ViTs also
-            `patch_size`, `position`, `embed_dim`, `depth`, `heads`, `mlp_ratio`, `norm_eps` (see
-            `ViT`).
+        **options: `image_size`, `channels` and `preprocessing`; for ViTs also those of `ViT`.
 
     Raises:
         UserError: for an unknown name or option, listing the known ones.
@@ -37,27 +35,19 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
 
 
 def architecture(arch: str) -> tuple[type[Backbone], dict[str, Any]]:
-    """The class of a network, and the arguments that its name stands for.
-
-    Raises:
-        UserError: for an unknown name.
-    """
+    """The class of a network, and the arguments in its name; `UserError` for an unknown name."""
     if arch in SIZES:
         return ViT, SIZES[arch]
     if arch == "resnet50":
         return ResNet50, {}
     if arch.startswith("timm:"):
         return Timm, {"name": arch.removeprefix("timm:")}
-    known = ", ".join([*SIZES, "resnet50"])
-    raise UserError(
-        f"unknown architecture {arch!r}: known are {known}, and timm's networks as timm:{arch}"
-    )
+    known = f"{', '.join(SIZES)}, resnet50, and timm's networks as timm:{arch}"
+    raise UserError(f"unknown architecture {arch!r}: known are {known}")
 
 
 def defaults(arch: str) -> dict[str, Any]:
     """Every option that `create` takes for an architecture, with its default."""
     network, named = architecture(arch)
-    options = inspect.signature(network).parameters
-    return {
-        name: named.get(name, option.default) for name, option in options.items() if name != "name"
-    }
+    options = {key: value.default for key, value in inspect.signature(network).parameters.items()}
+    return {key: named.get(key, value) for key, value in options.items() if key != "name"}

@@ -22,17 +22,16 @@ Activation = Literal["gelu", "relu"]
 class Prototypes(nn.Module):
     """K directions; the logit of each is a dot product, without bias.
 
-    With weight norm, row k is `weight_g[k] * weight_v[k] / |weight_v[k]|`. A fixed norm keeps
-    `weight_g` at 1, so that logits are cosines; a free one trains it (the paper's ViT-S recipes).
+    With weight norm, row k is `weight_g[k] * weight_v[k] / |weight_v[k]|`. With a fixed norm
+    `weight_g` is 1 and logits are cosines; else it is trained (the paper's ViT-S recipes).
     """
 
     def __init__(self, dim: int, count: int, *, weight_norm: bool, fixed_norm: bool) -> None:
         super().__init__()
         self.weight_v = nn.Parameter(torch.empty(count, dim))
-        self.weight_g = nn.Parameter(torch.ones(count, 1)) if weight_norm else None
-        if self.weight_g is not None:
-            self.weight_g.requires_grad_(not fixed_norm)
-        # Made after the MLP's own init pass in the published code, hence PyTorch's default.
+        norms = nn.Parameter(torch.ones(count, 1), requires_grad=not fixed_norm)
+        self.weight_g = norms if weight_norm else None
+        # PyTorch's default, as in the published code, which creates them after its init of the MLP.
         nn.init.uniform_(self.weight_v, -(dim**-0.5), dim**-0.5)
 
     def forward(self, z: Float[Tensor, "B bottleneck"]) -> Float[Tensor, "B K"]:
@@ -50,8 +49,8 @@ class Head(nn.Module):
         embed_dim: D of the backbone.
         prototypes: K.
         hidden: size of the MLP's hidden layers.
-        bottleneck: size of the l2-normalised layer before the prototypes. None removes it: `layers`
-            plain Linear layers in total, no l2 norm and no weight norm (appendix C).
+        bottleneck: size of the l2-normalised layer before the prototypes; None for `layers` plain
+            Linear layers in total, no l2 norm and no weight norm (appendix C).
         layers: Linear layers of the MLP; the paper's "4 linear layers" are 3 and the prototypes.
         batch_norm: batch norm after each hidden Linear (the paper's ResNet-50; no ViT).
         fixed_norm: keep the prototypes' norm at 1 (`norm_last_layer` of the published code).
@@ -77,11 +76,14 @@ class Head(nn.Module):
         if min(prototypes, hidden, layers, 1 if bottleneck is None else bottleneck) < 1:
             raise UserError("the head's prototypes, hidden, bottleneck and layers must be positive")
         self.bottleneck = bottleneck
-        sizes = [embed_dim, *[hidden] * (layers - 1), *([] if bottleneck is None else [bottleneck])]
+        sizes = [embed_dim, *[hidden] * (layers - 1)]
+        if bottleneck is not None:
+            sizes.append(bottleneck)
         stack: list[nn.Module] = []
         for index, (inputs, outputs) in enumerate(pairwise(sizes)):
-            stack.append(nn.Linear(inputs, outputs))
-            init_linear(stack[-1])  # type: ignore[arg-type]
+            linear = nn.Linear(inputs, outputs)
+            init_linear(linear)
+            stack.append(linear)
             if bottleneck is None or index < layers - 1:
                 stack += [nn.BatchNorm1d(outputs)] * batch_norm
                 stack.append(nn.GELU() if activation == "gelu" else nn.ReLU())
@@ -91,11 +93,10 @@ class Head(nn.Module):
         )
 
     def embed(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B bottleneck"]:
-        """What the prototypes are compared with: on the unit sphere, if there is a bottleneck."""
+        """The input of the prototypes: on the unit sphere, if there is a bottleneck."""
         z: Tensor = self.mlp(x)
         return z if self.bottleneck is None else F.normalize(z, dim=1)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         """Logits of every prototype."""
-        logits: Tensor = self.last_layer(self.embed(x))
-        return logits
+        return self.last_layer(self.embed(x))

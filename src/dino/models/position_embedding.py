@@ -1,14 +1,12 @@
-"""Learned position embeddings, resampled to any grid of patches (paper section 3.1; quirks below).
+"""Learned position embeddings, resampled to any grid of patches (paper section 3.1).
 
-The reference calls `interpolate` with a *scale factor* of (grid + 0.1) / training grid. The 0.1 was
-added so that rounding never yields one patch too few, but PyTorch samples with the scale it is
-given, so the sampled coordinates shift: output i of 14 -> 6 reads .6475, 2.9426, ... instead of
-.6667, 3, ... The released weights were trained with that shift, hence two flavours:
+The reference calls `interpolate` with a *scale factor* of (grid + 0.1) / training grid. The 0.1
+keeps rounding from yielding one patch too few, but also shifts the sampled coordinates: output i of
+14 -> 6 reads .6475, 2.9426, ... instead of .6667, 3, ... The released weights were trained with
+that shift, hence two flavours, both bicubic with a = -0.75 and no antialiasing:
 
-- ``reference``: keeps the offset, equal to the published code to the last digits;
-- ``exact``: requests the size itself; aligned, and the better choice for a new network.
-
-Both are bicubic with a = -0.75 and no antialiasing.
+- ``reference``: with the offset, equal to the published code to the last digits;
+- ``exact``: the size itself; aligned, and the better choice for a new network.
 """
 
 from __future__ import annotations
@@ -34,12 +32,12 @@ def resample(
     Args:
         patches: embeddings of the `trained` grid, row by row, without the CLS position.
         trained: (height, width) in patches for which `patches` was learned.
-        grid: (height, width) in patches that is wanted.
-        flavour: ``reference`` or ``exact``, see the module's text.
+        grid: (height, width) in patches of the result.
+        flavour: ``reference`` or ``exact``, see above.
 
     Returns:
-        Embeddings of `grid`, row by row; `patches` itself where nothing needs resampling. Like the
-        published code, ``reference`` resamples a non-square grid even if its count agrees.
+        Embeddings of `grid`, row by row; `patches` itself if `grid` is `trained`. As in the
+        published code, another grid of the same number of patches is resampled.
     """
     if grid == trained:
         return patches
@@ -50,10 +48,7 @@ def resample(
     else:
         scale = ((rows + 0.1) / height, (columns + 0.1) / width)
         image = F.interpolate(image, scale_factor=scale, mode="bicubic")
-    if image.shape[-2:] != grid:
-        raise RuntimeError(
-            f"resampling {trained} positions gave {tuple(image.shape[-2:])}, not {grid}"
-        )
+    assert image.shape[-2:] == grid
     return image.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -63,6 +58,6 @@ def resample_with_cls(
     grid: tuple[int, int],
     flavour: Position,
 ) -> Float[Tensor, "1 M D"]:
-    """`resample` for embeddings that begin with that of the CLS token, which stays as it is."""
+    """`resample` for embeddings that begin with that of the CLS token, which does not change."""
     patches = resample(positions[:, 1:], trained, grid, flavour)
     return torch.cat([positions[:, :1], patches], dim=1)

@@ -1,9 +1,9 @@
 """The Vision Transformer of the paper (section 3.1, Table 1): DeiT's, pre-norm, with a CLS token.
 
-State-dict keys are the published ones. Two things are computed differently, with equal results:
-only the CLS token of the last block is ever read, so that block computes one query, one projection
-and one MLP row an image, and neither keys nor values; and attention is PyTorch's fused kernel
-except in the one block whose matrix is requested.
+State-dict keys are the published ones. Two computations differ, with equal results: of the last
+block only the CLS token is read, so it needs one query, one projection and one MLP row an image,
+and neither keys nor values; and attention is PyTorch's fused kernel, except in the block whose
+matrix is requested.
 
 Shapes: B batch, T tokens (CLS first), D embed_dim, h w the grid of patches.
 """
@@ -11,6 +11,7 @@ Shapes: B batch, T tokens (CLS first), D embed_dim, h w the grid of patches.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -25,20 +26,6 @@ from dino.models.cpu_linear import Linear
 from dino.models.position_embedding import Position, resample, resample_with_cls
 
 
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches, each through one linear map (a convolution with stride p)."""
-
-    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        # The published init leaves this layer at PyTorch's default, and so do we.
-        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
-
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
-        """Patch tokens on their grid; rows and columns that fill no patch are left out."""
-        return self.proj(images).permute(0, 2, 3, 1)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention, scale (D / heads) ** -0.5."""
 
@@ -49,23 +36,23 @@ class Attention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
-        # [B, T, 3 D] -> queries, keys, values [B, heads, T, D / heads]. Chunks: their gradients are
-        # joined in one pass, those of an unbound permutation in two.
+        # [B, T, 3 D] -> queries, keys, values [B, heads, T, D / heads]. The gradients of chunks are
+        # concatenated in one pass, those of an unbound permutation in two.
         return tuple(
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in x.chunk(3, dim=2)
+            rows.unflatten(2, (self.heads, -1)).transpose(1, 2) for rows in x.chunk(3, dim=2)
         )
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Every token attends to all tokens."""
+        """Self-attention."""
         q, k, v = self._split(self.qkv(x))
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def first(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B 1 D"]:
-        """Row 0 of `forward`: one query, and keys and values of no token.
+        """Row 0 of `forward`, from one query and without keys or values.
 
-        q . (W x + b) = (W' q) . x + q . b, whose last part no softmax sees, and the mean of W x + b
-        is W of the mean of x, + b: so the single query and the `heads` mean tokens go through W.
+        q . (W x + b) = (W' q) . x + q . b, whose last term cancels in the softmax, and the mean of
+        W x + b is W mean(x) + b: only the query and the `heads` mean tokens are multiplied by W.
         """
         weights = self.qkv.weight.unflatten(0, (3, self.heads, -1))  # [3, heads, d, D]
         bias = self.qkv.bias.unflatten(0, (3, self.heads, 1, -1))  # [3, heads, 1, d]
@@ -83,19 +70,6 @@ class Attention(nn.Module):
         return self.proj((attention @ v).transpose(1, 2).flatten(2)), attention
 
 
-class MLP(nn.Module):
-    """Linear, exact GELU, Linear."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, dim)
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Each token alone."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -104,16 +78,17 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        hidden = int(dim * mlp_ratio)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=Linear(dim, hidden), gelu=nn.GELU(), fc2=Linear(hidden, dim))
+        )
 
-    def forward(self, x: Tensor, scale: Float[Tensor, "2 B"] | None = None) -> Tensor:
-        """All tokens; `scale` holds this block's two rows of drop-path factors."""
-        x = _residual(x, self.attn(self.norm1(x)), scale, 0)
-        return _residual(x, self.mlp(self.norm2(x)), scale, 1)
-
-    def first(self, x: Tensor, scale: Float[Tensor, "2 B"] | None = None) -> Tensor:
-        """Token 0 of `forward`, [B, 1, D]."""
-        x = _residual(x[:, :1], self.attn.first(self.norm1(x)), scale, 0)
+    def forward(
+        self, x: Tensor, scale: Float[Tensor, "2 B"] | None = None, first: bool = False
+    ) -> Tensor:
+        """All tokens or the first; `scale` holds the drop-path factors of both branches."""
+        attention = self.attn.first if first else self.attn
+        x = _residual(x[:, :1] if first else x, attention(self.norm1(x)), scale, 0)
         return _residual(x, self.mlp(self.norm2(x)), scale, 1)
 
     def explicit(self, x: Tensor) -> tuple[Tensor, Float[Tensor, "B heads T T"]]:
@@ -140,8 +115,7 @@ class ViT(Backbone):
         image_size: pixels a side of the images whose grid the position embedding is learned for.
         channels: C.
         position: how the position embedding is resampled to other grids, see `position_embedding`.
-        norm_eps: epsilon of every layer norm; the published 1e-6, unless weights come from a
-            library that says otherwise (transformers: 1e-12).
+        norm_eps: epsilon of every layer norm (published code: 1e-6, transformers: 1e-12).
         preprocessing: the transform of the weights; by default the paper's for `image_size`.
 
     Raises:
@@ -179,7 +153,9 @@ class ViT(Backbone):
         self.heads, self.depth, self.mlp_ratio = heads, depth, mlp_ratio
         self.grid, self.channels = (side, side), channels
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
-        self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
+        # As in the published code, this layer has PyTorch's default init.
+        patches = nn.Conv2d(channels, embed_dim, patch_size, stride=patch_size)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=patches))
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, embed_dim))
         self.blocks = nn.ModuleList(
@@ -200,10 +176,10 @@ class ViT(Backbone):
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [B, 1 + h*w, D] that enter the first block, and the grid (h, w)."""
-        if min(images.shape[-2:]) < self.patch_size:
-            size = f"{images.shape[-2]}x{images.shape[-1]}"
-            raise UserError(f"images of {size} px hold no patch of {self.patch_size} px")
-        patches = self.patch_embed(images)
+        height, width = images.shape[-2:]
+        if min(height, width) < self.patch_size:
+            raise UserError(f"images of {height}x{width} px hold no patch of {self.patch_size} px")
+        patches = self.patch_embed(images).permute(0, 2, 3, 1)  # [B, h, w, D]
         grid = (patches.shape[1], patches.shape[2])
         positions = resample(self.pos_embed[:, 1:], self.grid, grid, self.position)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(images.shape[0], -1, -1)
@@ -216,14 +192,11 @@ class ViT(Backbone):
     ) -> Float[Tensor, "B D"]:
         """The CLS token after the final norm; see `Backbone.forward`."""
         x, _ = self.tokens(images)
-        scales: list[Tensor | None] = [None] * self.depth
-        if drop_path_scale is not None:
-            scales = list(drop_path_scale.unflatten(0, (-1, 2)))
+        scales = [None] * self.depth if drop_path_scale is None else drop_path_scale.split(2)
         *earlier, last = cast(list[Block], list(self.blocks))
         for block, scale in zip(earlier, scales[:-1], strict=True):
             x = block(x, scale)
-        cls: Tensor = self.norm(last.first(x, scales[-1])).squeeze(1)
-        return cls
+        return self.norm(last(x, scales[-1], first=True)).squeeze(1)
 
     def features(
         self, images: Float[Tensor, "B C H W"], last: int = 1, attention: bool | int = False
@@ -231,11 +204,13 @@ class ViT(Backbone):
         """Tokens of the last blocks through the final norm; see `Backbone.features`."""
         if not 1 <= last <= self.depth:
             raise UserError(f"last must lie between 1 and the {self.depth} blocks, not {last}")
-        explicit = _block_index(attention, self.depth)
+        explicit = self.depth - 1 if attention is True else attention
+        if not -self.depth <= explicit < self.depth:
+            raise UserError(f"there is no block {explicit}: the network has {self.depth}")
         x, grid = self.tokens(images)
         matrix, outputs = None, []
         for index, block in enumerate(cast(list[Block], list(self.blocks))):
-            if index == explicit:
+            if attention is not False and index == explicit % self.depth:
                 x, matrix = block.explicit(x)
             else:
                 x = block(x)
@@ -256,10 +231,10 @@ class ViT(Backbone):
 
     def layer_index(self, name: str) -> int:
         """See `Backbone.layer_index`."""
-        first, _, rest = name.partition(".")
-        if first == "blocks":
-            return 1 + int(rest.partition(".")[0])
-        return self.depth + 1 if first == "norm" else 0
+        module, *rest = name.split(".")
+        if module == "blocks":
+            return 1 + int(rest[0])
+        return self.depth + 1 if module == "norm" else 0
 
     def resize_positions(self, tensors: dict[str, Tensor], position: Position) -> dict[str, Tensor]:
         """See `Backbone.resize_positions`; embeddings of no square grid stay as they are."""
@@ -276,10 +251,8 @@ class ViT(Backbone):
         """See `Backbone.fix_size`."""
         grid = (height // self.patch_size, width // self.patch_size)
         if min(grid) == 0:
-            raise UserError(
-                f"images of {height}x{width} px hold no patch of {self.patch_size} px: give a "
-                "larger --size"
-            )
+            size = f"images of {height}x{width} px"
+            raise UserError(f"{size} hold no patch of {self.patch_size} px: give a larger --size")
         positions = resample_with_cls(self.pos_embed, self.grid, grid, self.position)
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
         self.grid = grid
@@ -288,9 +261,9 @@ class ViT(Backbone):
 
     def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
         """See `Backbone.timm_arguments`; the norms must have timm's epsilon."""
-        if self.norm.eps != TIMM_EPS:
+        if self.norm.eps != 1e-6:
             raise UserError(
-                f"timm's ViTs have the norm epsilon {TIMM_EPS}, this one has {self.norm.eps}: use "
+                f"timm's ViTs have the norm epsilon 1e-06, this one has {self.norm.eps}: use "
                 "--format transformers or onnx"
             )
         arch = self.spec["arch"]
@@ -328,20 +301,10 @@ class ViT(Backbone):
         }
 
 
-def _block_index(attention: bool | int, depth: int) -> int | None:
-    if attention is False:
-        return None
-    index = depth - 1 if attention is True else attention
-    if not -depth <= index < depth:
-        raise UserError(f"there is no block {index}: the network has {depth}")
-    return index % depth
-
-
 def init_linear(layer: nn.Linear) -> None:
     """The published init of every Linear: normal of std .02 (cut at absolute +-2), bias 0."""
     nn.init.trunc_normal_(layer.weight, std=0.02)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)
 
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -349,7 +312,4 @@ SIZES: dict[str, dict[str, Any]] = {
     "vit_small": {"embed_dim": 384, "depth": 12, "heads": 6},
     "vit_base": {"embed_dim": 768, "depth": 12, "heads": 12},
 }
-"""Table 1, and the code's own ViT-Ti."""
-
-TIMM_EPS = 1e-6
-"""Epsilon of every layer norm in timm's ViTs."""
+"""Table 1, and ViT-Ti of the published code."""

@@ -162,10 +162,8 @@ class _Loop:
         self.tracker = EvaluationTracker(evaluations, self.state)
         self.monitor = CollapseMonitor(config.head.prototypes)
         self.refused_in_row, self.stopping = 0, False
-        size = batch // ranks.world
-        self.at_a_time = min(size, execution.micro_batch or size), "--execution.micro-batch "
-        if has_batch_norm(self.distillation.student):  # takes no micro-batches
-            self.at_a_time = batch, "--run.batch "
+        batch_norm = has_batch_norm(self.distillation.student)  # takes no micro-batches
+        self.memory_option = "--run.batch" if batch_norm else "--execution.micro-batch"
 
     def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:
         """Read the last checkpoint if there is one, and write `config.json`; under the lock."""
@@ -203,7 +201,7 @@ class _Loop:
             while step < self.total and not self.stopping:
                 with self.metrics.waiting():
                     batch = next(batches)
-                with memory_errors(*self.at_a_time):
+                with memory_errors(self.memory_option):
                     report = self.distillation.step(self._views(batch), step)
                 signalled = torch.full((), float(signal.is_set()), device=self.device)
                 launched.append(LaunchedStep(step, batch.index, report, all_sum(signalled)))

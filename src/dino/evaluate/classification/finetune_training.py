@@ -21,12 +21,20 @@ from dino.evaluate.classification.deit_augmentation import AugmentedBatches, Rec
 from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import hits
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
-from dino.evaluate.features.extractor import FeatureExtractor, memory_advice
+from dino.evaluate.features.extractor import FeatureExtractor
 from dino.evaluate.features.table import my_share
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import bar
-from dino.runtime import Precision, all_sum, autocast, data_parallel, gather_objects, ranks
+from dino.runtime import (
+    Precision,
+    all_sum,
+    autocast,
+    data_parallel,
+    gather_objects,
+    memory_errors,
+    ranks,
+)
 
 
 class FineTunedNetwork(nn.Module):
@@ -139,7 +147,7 @@ def tune(
         with bar(title, len(batches), shown=ranks().main) as advance:
             for step, (images, targets) in enumerate(batches.epoch(epoch)):
                 scales = drop_path_scales(model.backbone, recipe, batches.seed, epoch, step)
-                with memory_advice("--batch"):
+                with memory_errors("--batch"):
                     with autocast(device, precision):
                         logits = trained(images, scales)
                     loss = F.cross_entropy(logits.float(), targets)

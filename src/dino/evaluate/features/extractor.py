@@ -6,7 +6,6 @@ Shapes: n images, B batch, C channels, H W pixels, N numbers an image.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,10 +30,9 @@ from dino.evaluate.features.table import (
     my_share,
     table_of,
 )
-from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import bar
-from dino.runtime import Precision, autocast, gather_objects, out_of_memory, ranks
+from dino.runtime import Precision, autocast, gather_objects, memory_errors, ranks
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class FeatureExtractor:
                 usable = batch.index.tolist()
                 requested = range(start, start + len(usable) + len(batch.skipped))
                 unusable = sorted({*requested} - {*usable})
-                with memory_advice(self.memory_option):
+                with memory_errors(self.memory_option):
                     rows = self.compute(batch.images).float().cpu() if usable else NO_ROWS
                 yield FeatureBatch(
                     [indices[position] for position in usable],
@@ -164,18 +162,3 @@ def extract(
         return extractor.table(source)
     finally:
         backbone.train(training)
-
-
-@contextmanager
-def memory_advice(option: str) -> Iterator[None]:
-    """Turn running out of memory, on any device, into a sentence that names an option to lower.
-
-    Raises:
-        UserError: instead of the error of Python or PyTorch.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(f"the memory does not suffice: set a smaller {option}") from error

@@ -24,7 +24,6 @@ from torch import Tensor
 from dino.data.images.decode import to_tensor
 from dino.data.images.preprocessing import LONGEST
 from dino.data.views.photometric import normalize
-from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import VOID, Ids
@@ -33,7 +32,7 @@ from dino.files import UserError
 from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone
 from dino.progress import bar
-from dino.runtime import Precision, autocast, gather_objects, ranks
+from dino.runtime import Precision, autocast, gather_objects, memory_errors, ranks
 
 Scorer = Callable[[Float[Tensor, "q D"]], Float[Tensor, "q K"]]
 """From the features of patches to a score for each class."""
@@ -78,13 +77,13 @@ class PatchExtractor:
     def features(self, image: Image.Image) -> Float[Tensor, "D h w"]:
         """Patch tokens of an image after the final norm."""
         images = self.prepare(image)
-        with memory_advice("--size"), autocast(images.device, self.precision):
+        with memory_errors("--size"), autocast(images.device, self.precision):
             return self.backbone.features(images).patches[-1, 0].float()
 
     def attention(self, image: Image.Image) -> Float[Tensor, "heads h w"]:
         """Attention of the last block's CLS token to the patches."""
         images = self.prepare(image)
-        with memory_advice("--size"), autocast(images.device, self.precision):
+        with memory_errors("--size"), autocast(images.device, self.precision):
             return attention_maps(self.backbone, images)[0].float()
 
 

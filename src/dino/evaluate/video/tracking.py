@@ -25,13 +25,12 @@ from dino.data.images.decode import read_picture, to_tensor
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import LONGEST
 from dino.data.views.photometric import normalize
-from dino.evaluate.features.extractor import memory_advice
 from dino.evaluate.masks import Ids, Mask, read_mask, resized_ids
 from dino.evaluate.video.davis import Clip
 from dino.evaluate.video.propagation import Neighbourhood, Propagator, stretched
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.runtime import Precision, autocast
+from dino.runtime import Precision, autocast, memory_errors
 from dino.settings import Range
 
 Normalization = Literal["reference", "weights"]
@@ -74,7 +73,7 @@ def track(backbone: Backbone, clip: Clip, how: Tracking = Tracking()) -> Iterato
     propagator = None
     for pixels in _read_ahead(clip.frames, how.size, backbone.patch_size or 1):
         images = normalize(pixels.to(device, non_blocking=True), mean, std)[None]
-        with memory_advice("--size"), autocast(device, how.precision):
+        with memory_errors("--size"), autocast(device, how.precision):
             features = backbone.features(images).patches[-1, 0]
         features = features.float()
         if propagator is None:
