@@ -319,7 +319,7 @@ def test_a_single_image_has_no_neighbours(weights: str, tmp_path: Path) -> None:
         ({"benchmark": "nowhere"}, "nowhere is no folder"),
         ({"data": "b", "baseline": True}, "--baseline.* need --benchmark"),
         ({"data": "b", "query": "box"}, "--query box need --benchmark"),
-        ({"data": "b", "k": 0}, "k is 0: it must be a whole number of at least 1"),
+        ({"data": "b", "k": 0}, "k is 0: it must be an integer of at least 1"),
         ({"data": "b"}, "b does not exist"),
         ({"data": "..", "k": 3}, "give it as --benchmark"),
         ({"data": ".", "size": 0}, "size is 0"),
