@@ -107,7 +107,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         arguments[1:] if named else arguments,
         description=f"{Pretrain.__doc__}\n\nRecipes (settings shown are those of {name}):\n{known}",
         default=Pretrain(out=tyro.MISSING, config=recipe(name)),
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+        config=(tyro.conf.AvoidSubcommands,),
     )
     from dino import pretraining
     from dino.runtime import ranks
@@ -123,7 +123,10 @@ def pretrain(arguments: Sequence[str]) -> None:
         init_from=settings.init_from,
         init_head=settings.init_head,
         recipe_name=name,
+        dry_run=settings.dry_run,
     )
+    if settings.dry_run:
+        return
     if ranks().main:
         pretraining.print_result(result)
     if not result.finished:

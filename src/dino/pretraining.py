@@ -65,6 +65,7 @@ def pretrain(
     init_from: str | Path | None = None,
     init_head: HeadChoice = "auto",
     recipe_name: str = "own",
+    dry_run: bool = False,
 ) -> Result:
     """Pretrain on images; a run folder that holds a checkpoint is resumed.
 
@@ -88,6 +89,7 @@ def pretrain(
         init_head: "auto" trains the head of `init_from` on if there is one; "new" trains a new one,
             during whose warm-up the backbone is frozen (`optim.freeze_backbone`).
         recipe_name: name of a configuration in `config.json`.
+        dry_run: print the expected time and memory, and write and train nothing.
 
     Returns:
         How the run ended; its folder then holds `teacher.safetensors`, `metrics.jsonl` and
@@ -146,7 +148,11 @@ def pretrain(
             about=about,
             evaluations=evaluations,
             initial=initial,
+            evaluated_after=_compared(source, queries),
+            dry_run=dry_run,
         )
+        if dry_run:
+            return result
         if result.finished and source.labels is not None:
             with _after_training("the comparison with the untrained network", "evaluate knn"):
                 _compare(result.run, source, queries, chosen, config.execution.workers)
@@ -216,6 +222,14 @@ def _comparison(run: Path) -> Comparison | None:
         return parsed(Comparison, {"checkpoint": content["checkpoint"], **content["knn"]}, path)
     except (UserError, KeyError, TypeError):
         return None
+
+
+def _compared(source: Source, queries: Source | None) -> int:
+    """Images that the comparison passes through the trained and the untrained network."""
+    if source.labels is None:
+        return 0
+    sources = [source] if queries is None else [source, queries]
+    return 2 * sum(min(len(images), FINAL_IMAGES) for images in sources)
 
 
 def _compare(

@@ -10,6 +10,7 @@ import rich.console
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
+from rich.table import Column
 from rich.text import Text
 
 
@@ -27,8 +28,13 @@ class Console(rich.console.Console):
 class PlainTextColumn(TextColumn):
     """A column of a progress bar with a field of its task, without markup."""
 
-    def __init__(self, field: str = "task.description", style: str = "none") -> None:
-        super().__init__(f"{{{field}}}", style=style, markup=False)
+    def __init__(
+        self,
+        field: str = "task.description",
+        style: str = "none",
+        table_column: Column | None = None,
+    ) -> None:
+        super().__init__(f"{{{field}}}", style=style, markup=False, table_column=table_column)
 
 
 @contextmanager

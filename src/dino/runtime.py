@@ -150,6 +150,77 @@ def total_memory(device: torch.device) -> int | None:
     return None
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still take; None where the system does not say.
+
+    On a CPU the least of what the machine has available, the container's limit (cgroup v2) and the
+    limit of the address space (`ulimit -v`) leave.
+    """
+    if device.type == "cuda":
+        reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved - used
+    available = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    if available is None:
+        return None
+    free = [available]
+    with suppress(OSError, ValueError):  # without cgroup v2 no such file, without a limit "max"
+        free.append(int((CGROUP / "memory.max").read_text()) - _cgroup_memory())
+    with suppress(ImportError):
+        import resource
+
+        limit, size = resource.getrlimit(resource.RLIMIT_AS)[0], _kilobytes(STATUS, "VmSize")
+        if limit != resource.RLIM_INFINITY and size is not None:
+            free.append(limit - size)
+    return max(0, min(free))
+
+
+def _cgroup_memory() -> int:
+    """Bytes that the container holds and cannot give back."""
+    used = int((CGROUP / "memory.current").read_text())
+    for line in (CGROUP / "memory.stat").read_text().splitlines():
+        if line.startswith("inactive_file "):
+            used -= int(line.split()[1])
+    return used
+
+
+CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    """The bytes that a line such as `name:  123 kB` of a file of Linux states."""
+    with suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes that this process holds now, on its device; 0 if unknown. Resets `peak_memory`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError):  # not every container lets a process reset its mark
+        Path("/proc/self/clear_refs").write_text("5")
+    return _kilobytes(STATUS, "VmRSS") or 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process held at most since `memory_in_use`; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _kilobytes(STATUS, "VmHWM") or 0
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 # ---------------------------------------------------------------------------------- ranks
 @dataclass(frozen=True)
 class Ranks:

@@ -15,7 +15,7 @@ from dino.distillation.network import Network
 from dino.distillation.step import Distillation
 from dino.distillation.targets import Centering
 from dino.files import UserError
-from dino.models.convnet import ResNet50
+from dino.models.convnet import ResNet
 from dino.models.head import Head
 from dino.runtime import Ranks
 
@@ -149,7 +149,7 @@ def test_center_is_the_mean_over_rows_on_one_process() -> None:
 def batch_norm_distillation(streamed: bool) -> Distillation:
     torch.manual_seed(0)
     student = Network(
-        ResNet50(image_size=32), Head(2048, 16, hidden=8, bottleneck=4, batch_norm=True)
+        ResNet("resnet50", image_size=32), Head(2048, 16, hidden=8, bottleneck=4, batch_norm=True)
     )
     return Distillation(
         StudentLoss(student), Centering(16), schedules(), optimizer="lars", streamed=streamed
@@ -172,7 +172,7 @@ def test_a_head_with_batch_norm_processes_all_views_in_one_batch() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    student = Network(ResNet50(), Head(2048, 16, hidden=8, bottleneck=4))
+    student = Network(ResNet("resnet50"), Head(2048, 16, hidden=8, bottleneck=4))
     with pytest.raises(UserError, match="micro-batches"):
         Distillation(StudentLoss(student), Centering(16), schedules(), micro_batch=1)
     with pytest.raises(UserError, match="drop path"):

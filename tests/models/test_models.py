@@ -242,12 +242,13 @@ def test_published_key_names() -> None:
     }
 
 
-def test_resnet_features() -> None:
-    net, images = create("resnet50").eval(), torch.randn(1, 3, 64, 96)
+@pytest.mark.parametrize(("arch", "embed_dim"), [("resnet18", 512), ("resnet50", 2048)])
+def test_resnet_features(arch: str, embed_dim: int) -> None:
+    net, images = create(arch).eval(), torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         features = net.features(images)
         torch.testing.assert_close(net(images), features.cls[0])
-    assert features.patches.shape == (1, 1, 2048, 2, 3)
+    assert features.patches.shape == (1, 1, embed_dim, 2, 3)
     with pytest.raises(UserError, match="no CLS attention"):
         net.features(images, attention=True)
     with pytest.raises(UserError, match="last block only"):

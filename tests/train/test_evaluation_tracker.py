@@ -13,7 +13,8 @@ class Fixed:
     name = "knn"
 
     def __init__(self, queries: int, **measures: float) -> None:
-        self.num_queries, self.measures = queries, measures
+        self.num_queries = self.num_images = queries
+        self.measures = measures
 
     def run(self, backbone: Backbone) -> dict[str, float]:
         return self.measures

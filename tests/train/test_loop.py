@@ -55,7 +55,7 @@ class Rising(Evaluation):
     """An evaluation that only counts."""
 
     name = "knn"
-    num_queries = 100
+    num_queries = num_images = 100
 
     def __init__(self) -> None:
         self.count = 0

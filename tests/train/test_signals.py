@@ -43,10 +43,10 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -> None
     """Send signals to this process in the middle of a training step."""
     original = Distillation.step
 
-    def interrupted(self: Distillation, groups: Any, number: int) -> Any:
+    def interrupted(self: Distillation, groups: Any, number: int, *progress: Any) -> Any:
         if number == step:
             send(*numbers)
-        return original(self, groups, number)
+        return original(self, groups, number, *progress)
 
     monkeypatch.setattr(Distillation, "step", interrupted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from helpers.packing import pictures, shards
 from helpers.small import TINY_RUN
 from safetensors.torch import load_file
 
+from dino.data.loader import Batch, PretrainLoader
 from dino.data.sources.open import open_source
 from dino.data.views.random_streams import WINDOW, epoch_order
 from dino.train import loop
@@ -38,13 +40,14 @@ def test_an_interrupted_run_on_shards_ends_with_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, order_read = demo().changed(SETTINGS), []
-    views = loop._Loop._views
 
-    def note(self: loop._Loop, batch: loop.Batch) -> list[torch.Tensor]:
-        order_read.extend(batch.index.tolist())
-        return views(self, batch)
+    def batches(self: PretrainLoader) -> Iterator[Batch]:
+        for batch in iterate(self):
+            order_read.extend(batch.index.tolist())
+            yield batch
 
-    monkeypatch.setattr(loop._Loop, "_views", note)
+    iterate = PretrainLoader.__iter__
+    monkeypatch.setattr(PretrainLoader, "__iter__", batches)
     train(config, open_source(name), tmp_path / "straight", device=CPU)
     blocks = [1] * COUNT
     assert len(blocks) > WINDOW

@@ -269,7 +269,7 @@ class Scripted:
     """An evaluation with given results."""
 
     name = "knn"
-    num_queries = 10_000
+    num_queries = num_images = 10_000
 
     def __init__(self, *values: float) -> None:
         self.values = list(values)

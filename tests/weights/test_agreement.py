@@ -88,7 +88,7 @@ def test_timm(name: str, arguments: dict[str, Any], tmp_path: Path, photo: Path)
     theirs, folder = timm_folder(tmp_path / "model", name, **arguments)
     ours = dino.load(folder)
     assert ours.origin["dialect"] == "timm"
-    assert ours.spec["arch"].startswith("timm:") != (name in ("resnet50", *PLAIN_VITS))
+    assert ours.spec["arch"].startswith("timm:") != (name in ("resnet18", "resnet50", *PLAIN_VITS))
     size = arguments.get("img_size", theirs.pretrained_cfg["input_size"][1])
     images = torch.randn(2, 3, size, size)
     assert_close(ours(images), theirs(images))
@@ -101,7 +101,7 @@ def test_timm(name: str, arguments: dict[str, Any], tmp_path: Path, photo: Path)
     assert_close(torch.from_numpy(ours.embed([photo])), theirs(picture[None]))
 
 
-@pytest.mark.parametrize("name", ["resnetaa50", "resnet18"])
+@pytest.mark.parametrize("name", ["resnetaa50", "resnet34"])
 @torch.inference_mode()
 def test_a_training_checkpoint_that_names_timms_architecture(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
@@ -120,9 +120,9 @@ def test_a_training_checkpoint_that_names_timms_architecture(name: str, tmp_path
         dino.load(path)
     del content["arch"]
     torch.save(content, path)
-    if name == "resnet18":
+    if name == "resnet34":
         with pytest.raises(
-            UserError, match=r'another ResNet: name it in a config.json .*"resnet18"'
+            UserError, match=r'another ResNet: name it in a config.json .*"resnet34"'
         ):
             dino.load(path)
     else:  # nothing in the file tells it from ResNet-50

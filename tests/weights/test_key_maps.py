@@ -95,9 +95,10 @@ def test_a_table_covers_an_entire_network(dialect: str) -> None:
         assert not set(theirs) & set(ours)
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("dialect", ["official", "timm", "torchvision"])
-def test_resnet50(dialect: str) -> None:
-    original = scrambled(dino.create("resnet50"))
+def test_resnets(dialect: str, arch: str) -> None:
+    original = scrambled(dino.create(arch))
     theirs = from_dino(original.state_dict(), dialect, original.spec)
     assert "conv1.weight" in theirs
     theirs["fc.weight"], theirs["fc.bias"] = torch.zeros(5, 2048), torch.zeros(5)
@@ -155,8 +156,8 @@ def test_layouts_are_distinguished() -> None:
     for layout in LAYOUTS:
         if layout.anchors:
             assert detect(layout.anchors) == layout
-    with pytest.raises(UserError, match="transformers has no layout for resnet50: choose official"):
-        layout_of("transformers", "resnet50")
+    with pytest.raises(UserError, match="transformers has no layout for resnet: choose official"):
+        layout_of("transformers", "resnet")
     assert family_of({"arch": "timm:xcit_small_12_p8_224"}) == "xcit"
     assert family_of({"arch": "timm:xcit_small_12_p8_224"}, "timm") == "timm"
     assert family_of({"arch": "vit_tiny"}) == "vit"

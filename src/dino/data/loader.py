@@ -9,6 +9,7 @@ Shapes: V views, B images (this rank's share of a batch), C channels, S side, P 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -131,8 +132,8 @@ class PretrainLoader:
         pin: bool = False,
     ) -> None:
         self.sampler = sampler
-        views = ViewDataset(source, specs, seed, channels)
-        self._loader = _data_loader(views, workers, batch_sampler=sampler, pin_memory=pin)
+        self._views = ViewDataset(source, specs, seed, channels)
+        self._loader = _data_loader(self._views, workers, batch_sampler=sampler, pin_memory=pin)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the sampler's steps."""
@@ -141,6 +142,33 @@ class PretrainLoader:
                 raise batch
             batch.step = step
             yield batch
+
+    def sample(self, images: int, seconds: float) -> tuple[Batch, float]:
+        """Views of the first images of the next step, made by this process; seconds for each.
+
+        Args:
+            images: at most as many; at least one is made.
+            seconds: no further one is begun after this time.
+
+        Raises:
+            UserError: as while iterating.
+        """
+        keys = next(iter(self.sampler))[:images]
+        batches: list[Batch] = []
+        started = time.perf_counter()
+        for key in keys:
+            batches.append(self._views.batch([key]))
+            if time.perf_counter() - started > seconds:
+                break
+        took = (time.perf_counter() - started) / len(batches)
+        groups = [
+            ViewGroup(
+                torch.cat([group.images for group in parts], dim=1),
+                torch.cat([group.params for group in parts], dim=1),
+            )
+            for parts in zip(*(batch.groups for batch in batches), strict=True)
+        ]
+        return Batch(groups, torch.cat([b.index for b in batches]), batches[0].epoch), took
 
 
 def evaluation_loader(

@@ -5,7 +5,7 @@ Shapes: A teacher views, V views of a group, B images of this rank, K prototypes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -138,20 +138,26 @@ class Distillation:
         """The modules in a checkpoint, by the names of their files."""
         return {"student": self.student, "teacher": self.teacher, "loss": self.targets}
 
-    def step(self, groups: Sequence[Float[Tensor, "_ B C _ _"]], step: int) -> StepReport:
+    def step(
+        self,
+        groups: Sequence[Float[Tensor, "_ B C _ _"]],
+        step: int,
+        progress: Callable[[float], object] | None = None,
+    ) -> StepReport:
         """Update student, teacher and center once.
 
         Args:
             groups: this rank's normalised views, those of equal size together; the first group
                 holds the teacher's views.
-            step: 0-based, for the schedules.
+            step: 0-based; for the schedules.
+            progress: called during the step with the share of it that is done, in 0..1.
         """
         set_hyperparameters(
             self.optimizer, self.schedules.lr_at(step), self.schedules.weight_decay_at(step)
         )
         self.optimizer.zero_grad(set_to_none=True)
         frozen = step < self.schedules.backbone_freeze_steps
-        sums = self._accumulate(groups, step, frozen)
+        sums = self._accumulate(groups, step, frozen, progress)
         if frozen:
             all_mean(p.grad for p in self.student.head.parameters() if p.grad is not None)
         sums.reduce(self.ranks.world)
@@ -168,7 +174,23 @@ class Distillation:
         self.targets.update(sums.logits, rows, found_inf)
         return StepReport(sums.terms, sums.teacher_entropy, found_inf, torch.cat(sums.features))
 
-    def _accumulate(self, groups: Sequence[Tensor], step: int, frozen: bool) -> _Sums:
+    def rehearse(self, groups: Sequence[Float[Tensor, "_ B C _ _"]], step: int) -> None:
+        """Forward and backward of `step` as a measurement: nothing that is trained changes."""
+        buffers = [*self.student.buffers(), *self.teacher.buffers()]
+        before = [buffer.clone() for buffer in buffers]
+        self._accumulate(groups, step, frozen=step < self.schedules.backbone_freeze_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+    def _accumulate(
+        self,
+        groups: Sequence[Tensor],
+        step: int,
+        frozen: bool,
+        progress: Callable[[float], object] | None = None,
+    ) -> _Sums:
         """Gradients of this rank's batch, micro-batch by micro-batch, group by group.
 
         DistributedDataParallel would wait for the gradients of a frozen backbone: it is bypassed,
@@ -203,6 +225,8 @@ class Distillation:
                     sum(terms.values()).backward()
                 for name, term in terms.items():
                     sums.terms[name] = sums.terms.get(name, zero) + term.detach()
+                if progress is not None:
+                    progress(min(1.0, (start + size * number / len(passes)) / batch))
         return sums
 
     def _drop_path_scales(self, views: int, batch: int, step: int) -> Tensor | None:

@@ -26,6 +26,11 @@ class Evaluation(Protocol):
         """The number of images that a result is a share of, which determines its noise."""
         ...
 
+    @property
+    def num_images(self) -> int:
+        """The number of images that one run of it passes through the network."""
+        ...
+
     def run(self, backbone: Backbone) -> dict[str, float]:
         """Evaluate `backbone`; the same keys at every call."""
         ...

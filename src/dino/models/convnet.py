@@ -11,26 +11,37 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.backbone import Backbone, Features
 
+RESNETS = {"resnet18": 512, "resnet50": 2048}
+"""The feature's length of each."""
 
-class ResNet50(Backbone):
-    """torchvision's ResNet-50; the feature is the pooled 2048-vector (paper section 3.1)."""
 
-    embed_dim = 2048
+class ResNet(Backbone):
+    """A ResNet of torchvision; the feature is the pooled vector (paper section 3.1).
+
+    Args:
+        name: of `RESNETS`.
+        image_size: pixels a side of the images of its default transform.
+        channels: C.
+        preprocessing: the transform of the weights; by default the paper's for `image_size`.
+    """
+
     first_layer = "network.conv1.weight"
 
     def __init__(
         self,
+        name: str,
         *,
         image_size: int = 224,
         channels: int = 3,
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
-        from torchvision.models import resnet50
+        from torchvision import models
 
+        self.name, self.embed_dim = name, RESNETS[name]
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
         self.channels = channels
-        self.network = resnet50()
+        self.network: Any = getattr(models, name)()
         self.network.fc = nn.Identity()
         if channels != 3:
             self.network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
@@ -46,7 +57,7 @@ class ResNet50(Backbone):
         self, images: Float[Tensor, "B C H W"], last: int = 1, attention: bool | int = False
     ) -> Features:
         """The pooled feature and the last stage's map; see `Backbone.features`."""
-        _refuse("resnet50", last, attention)
+        _refuse(self.name, last, attention)
         net = self.network
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
         x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
@@ -54,7 +65,7 @@ class ResNet50(Backbone):
 
     def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
         """See `Backbone.timm_arguments`."""
-        return "resnet50", {"in_chans": self.channels}
+        return self.name, {"in_chans": self.channels}
 
 
 class Timm(Backbone):

@@ -7,7 +7,7 @@ from typing import Any
 
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.models.convnet import ResNet50, Timm
+from dino.models.convnet import RESNETS, ResNet, Timm
 from dino.models.vit import SIZES, ViT
 
 
@@ -15,7 +15,7 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
     """An untrained network.
 
     Args:
-        arch: vit_tiny, vit_small, vit_base, resnet50, or timm:NAME.
+        arch: vit_tiny, vit_small, vit_base, resnet18, resnet50, or timm:NAME.
         **options: `image_size`, `channels` and `preprocessing`; for ViTs also those of `ViT`.
 
     Raises:
@@ -38,11 +38,11 @@ def architecture(arch: str) -> tuple[type[Backbone], dict[str, Any]]:
     """The class of a network, and the arguments in its name; `UserError` for an unknown name."""
     if arch in SIZES:
         return ViT, SIZES[arch]
-    if arch == "resnet50":
-        return ResNet50, {}
+    if arch in RESNETS:
+        return ResNet, {"name": arch}
     if arch.startswith("timm:"):
         return Timm, {"name": arch.removeprefix("timm:")}
-    known = f"{', '.join(SIZES)}, resnet50, and timm's networks as timm:{arch}"
+    known = f"{', '.join((*SIZES, *RESNETS))}, and timm's networks as timm:{arch}"
     raise UserError(f"unknown architecture {arch!r}: known are {known}")
 
 

@@ -42,7 +42,9 @@ class Pretrain:
     """auto trains the head of --init-from on if there is one; new trains a new one."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the expected time and memory, and write and train nothing."""
+    config: Annotated[PretrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(
         default_factory=PretrainConfig
     )
     """Every setting of the recipe, to be changed one by one."""

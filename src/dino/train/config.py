@@ -41,7 +41,7 @@ class ModelSettings:
     """The backbone."""
 
     arch: str = "vit_small"
-    """vit_tiny, vit_small, vit_base, resnet50 or timm:NAME."""
+    """vit_tiny, vit_small, vit_base, resnet18, resnet50 or timm:NAME."""
     patch_size: Size | None = 16
     """Pixels a side of a patch (ViTs only)."""
     position: Literal["reference", "exact"] | None = "reference"

@@ -6,7 +6,7 @@ Everything is put together and checked before the run folder (`train.run_folder`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +24,15 @@ from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
 from dino.models.backbone import has_batch_norm
+from dino.progress import Console
 from dino.runtime import all_sum, barrier, default_workers, memory_errors, process_group
 from dino.settings import validated
 from dino.train.build import build, check_memory
 from dino.train.checkpoint import Checkpoints, RunState
 from dino.train.config import PretrainConfig
+from dino.train.estimate import estimate
 from dino.train.evaluation_tracker import EvaluationTracker
+from dino.train.introduction import introduction
 from dino.train.run_folder import RunFolder, describe_images
 from dino.train.run_log import RunLog
 from dino.train.signals import stop_on_signals
@@ -74,6 +77,8 @@ def train(
     about: dict[str, Any] | None = None,
     evaluations: Sequence[Evaluation] = (),
     initial: Initial | None = None,
+    evaluated_after: int = 0,
+    dry_run: bool = False,
 ) -> Result:
     """Train until the end of the run, from its last checkpoint if it holds one.
 
@@ -86,6 +91,8 @@ def train(
         evaluations: measured on the teacher every `execution.knn_every`, by all ranks.
         initial: weights to start from instead of random numbers (`train.warm_start.begin`); they
             are measured before the first step, and a fall below that is reported.
+        evaluated_after: images that the caller evaluates after the training, for the estimate.
+        dry_run: print the expected time and memory, and write and train nothing.
 
     Raises:
         UserError: for settings that cannot work, a folder that holds another run or in which
@@ -96,9 +103,11 @@ def train(
     with process_group(device) as ranks:
         warnings = config.check()
         loop = _Loop(config, source, RunFolder(run, ranks), device, evaluations, initial)
+        if dry_run:
+            return loop.dry_run(about or {}, evaluated_after)
         with loop.folder.locked() as unlocked:
             loop.open_folder(about or {}, [*warnings, *unlocked])
-            return loop.run()
+            return loop.run(evaluated_after)
 
 
 class LaunchedStep(NamedTuple):
@@ -146,13 +155,15 @@ class _Loop:
         folder.compare(self.defining, self.images)
         check_memory(config, device, ranks, initial)
         self.distillation = build(config, self.schedules, device, ranks, initial)
+        workers = execution.workers
+        self.workers = default_workers() if workers is None else workers
         self.loader = PretrainLoader(
             source,
             config.views.specs(),
             self.sampler,
             seed=seed,
             channels=config.pixels.channels,
-            workers=default_workers() if execution.workers is None else execution.workers,
+            workers=self.workers,
             pin=device.type == "cuda",
         )
         self.checkpoints = Checkpoints(folder.checkpoints, execution.keep)
@@ -173,6 +184,9 @@ class _Loop:
         if (last := self.checkpoints.last()) is not None:
             self.state = self.checkpoints.restore(self.distillation, last)
             self.tracker.state, self.sampler.start_step = self.state, self.state.step
+        self.micro_batch = self.folder.micro_batch()
+        if self.state.step < self.total:
+            self.estimate_cost()
         barrier()  # every rank has compared and read before the main rank writes
         content = {
             "about": about,
@@ -181,11 +195,49 @@ class _Loop:
             "execution": asdict(self.execution),
             "steps_per_epoch": self.sampler.steps_per_epoch,
             "total_steps": self.total,
+            "micro_batch": self.micro_batch,
             **({"init": self.initial.record()} if self.initial else {}),
         }
         self.folder.write_config(content)
 
-    def run(self) -> Result:
+    def dry_run(self, about: dict[str, Any], evaluated_after: int) -> Result:
+        """Print what `run` would begin with."""
+        if (last := self.checkpoints.last()) is not None:
+            self.state = self.checkpoints.restore(self.distillation, last)
+            self.sampler.start_step = self.state.step
+        if self.state.step >= self.total:
+            raise UserError(f"{self.folder.path} holds a finished run: choose another --out")
+        self.estimate_cost()
+        console, recipe = Console(stderr=True, quiet=not self.ranks.main), about.get("recipe", "")
+        for line in introduction(
+            self.config,
+            self.distillation,
+            len(self.source),
+            str(recipe),
+            str(self.folder.path),
+            self.ranks,
+            self.state.step,
+            self.estimate,
+            self._evaluated(evaluated_after),
+            str(about.get("data", "DATA")),
+        ):
+            console.print(line, soft_wrap=True)
+        return Result(self.folder.path, self.state.step, self.total, self.state.refused)
+
+    def estimate_cost(self) -> None:
+        """Measure time and memory, and take the micro-batch that fits."""
+        self.estimate = estimate(
+            self.distillation,
+            self.loader,
+            self._views,
+            batch=self.config.run.batch // self.ranks.world,
+            micro_batch=self.folder.micro_batch(),
+            step=min(self.state.step, self.total - 1),
+            workers=self.workers,
+        )
+        self.distillation.micro_batch = self.micro_batch = self.estimate.micro_batch
+
+    def run(self, evaluated_after: int = 0) -> Result:
         """Algorithm 1, from the first step that is not done."""
         step = self.state.step
         if step >= self.total:
@@ -195,14 +247,14 @@ class _Loop:
         self.log = RunLog(self.folder.path, self.ranks, self.total, step, tensorboard=board)
         with self.log, stop_on_signals(self.ranks) as signal:
             self.metrics = StepMetrics(self.schedules, self.config.run.batch)
-            self._begin()
+            self._begin(evaluated_after)
             batches = iter(self.loader)
             launched: deque[LaunchedStep] = deque()
             while step < self.total and not self.stopping:
                 with self.metrics.waiting():
                     batch = next(batches)
                 with memory_errors(self.memory_option):
-                    report = self.distillation.step(self._views(batch), step)
+                    report = self.distillation.step(self._views(batch), step, self._within(step))
                 signalled = torch.full((), float(signal.is_set()), device=self.device)
                 launched.append(LaunchedStep(step, batch.index, report, all_sum(signalled)))
                 self.skipped.add(batch.skipped)
@@ -227,14 +279,29 @@ class _Loop:
             self.log.skipped(self.skipped, last=True)
         return self._result(step)
 
-    def _begin(self) -> None:
-        self.log.begin(self.config, self.distillation, len(self.source), self.device)
+    def _begin(self, evaluated_after: int) -> None:
+        recipe = str(self.about.get("recipe", "own"))
+        evaluated = self._evaluated(evaluated_after)
+        cost = self.estimate, evaluated, str(self.about.get("data", "DATA"))
+        self.log.begin(self.config, self.distillation, len(self.source), recipe, *cost)
         notes = [f"warning: {warning}" for warning in self.warnings]
         notes += self.initial.notes if self.initial else ()
         for note in notes:
             self.log.say(note, "yellow" if note.startswith("warning") else "")
         if self.initial and self.state.step == 0 and self._due(0, self.execution.knn_every):
             self._evaluate(0)
+
+    def _evaluated(self, after: int) -> int:
+        """The number of images of all evaluations that are left, and of `after`."""
+        left = range(self.state.step + 1, self.total + 1)
+        times = sum(self._due(step, self.execution.knn_every) for step in left)
+        return after + times * sum(each.num_images for each in self.tracker.evaluations)
+
+    def _within(self, step: int) -> Callable[[float], object] | None:
+        """Shows the progress of a step; on a GPU a launched step is not yet done."""
+        if self.device.type == "cuda":
+            return None
+        return lambda share: self.log.advance(step + share)
 
     def _due(self, step: int, duration: str) -> bool:
         every = in_steps(duration, self.sampler.steps_per_epoch, self.total)

@@ -72,6 +72,13 @@ class RunFolder:
                 "choose another --out, or the same settings to resume"
             )
 
+    def micro_batch(self) -> int | None:
+        """The micro-batch that the run chose when it began; None for none."""
+        if not self.config.exists():
+            return None
+        chosen = read_config(self.config).get("micro_batch")
+        return chosen if isinstance(chosen, int) else None
+
     def write_config(self, content: dict[str, Any]) -> None:
         """Write `config.json` (main rank)."""
         if self.ranks.main:

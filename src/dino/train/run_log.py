@@ -9,15 +9,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, Progress
+from rich.table import Column
 
-from dino.data.views.view_spec import COLOUR_ONLY
 from dino.distillation.step import Distillation
 from dino.files import UserError, atomic_write, finite_json
 from dino.progress import Console, PlainTextColumn
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
+from dino.train.estimate import Estimate
+from dino.train.introduction import introduction
 from dino.train.skipped_images import SkippedImages
 
 LINE_SECONDS = 30.0
@@ -61,17 +62,21 @@ class RunLog:
             if unreadable := _drop_lines_from(run / "metrics.jsonl", start if start else -1):
                 self.say(f"{run / 'metrics.jsonl'}: left out {unreadable} unreadable lines")
             self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
-        self._skipped, self._printed = 0, 0.0
+        self._skipped, self._lines, self._printed, self._expected = 0, 0, 0.0, 0.0
         self._progress = Progress(
-            PlainTextColumn(),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            PlainTextColumn("task.fields[measures]", style="dim"),
+            PlainTextColumn("task.fields[step]"),
+            BarColumn(bar_width=16),
+            PlainTextColumn("task.fields[left]"),
+            PlainTextColumn(
+                "task.fields[measures]",
+                style="dim",
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=self.console,
+            expand=True,
             disable=not (ranks.main and self.console.is_terminal),
         )
-        self._task = self._progress.add_task("training", total=total, completed=start, measures="")
+        self._task = self._progress.add_task("", total=total, step="", left="", measures="")
         self._started = time.monotonic()
 
     def __enter__(self) -> RunLog:
@@ -88,26 +93,43 @@ class RunLog:
         """Print a sentence above the progress bar."""
         self.console.print(text, style=style, soft_wrap=True)
 
-    def advance(self, step: int) -> None:
-        """Move the bar to `step` steps done."""
-        self._progress.update(self._task, completed=step)
+    def advance(self, step: float) -> None:
+        """Show that `step` steps are done, of which the last may be done in part."""
+        left = self._left(step)
+        text = f"step {int(step)}/{self.total}"
+        self._progress.update(self._task, completed=step, step=text, left=left)
+        if not self.console.is_terminal and time.monotonic() - self._printed >= LINE_SECONDS:
+            share = f" and {step % 1:.0%} of the next" if step % 1 else ""
+            self.say(f"{text}{share}  {left}")
+            self._printed = time.monotonic()
+
+    def _left(self, step: float) -> str:
+        """The time to the end, at first as it was estimated."""
+        elapsed, done = time.monotonic() - self._started, step - self.start
+        seconds = self._expected
+        if done > 0 and (elapsed > LINE_SECONDS or not seconds):
+            seconds = elapsed / done
+        return f"left {timedelta(seconds=round(seconds * (self.total - step)))}"
 
     def begin(
-        self, config: PretrainConfig, distillation: Distillation, images: int, device: torch.device
+        self,
+        config: PretrainConfig,
+        distillation: Distillation,
+        images: int,
+        recipe: str,
+        estimate: Estimate,
+        evaluated: int,
+        data: str,
     ) -> None:
-        """Print sizes of the data, the run and the network."""
-        backbone, head = (
-            sum(parameter.numel() for parameter in module.parameters()) / 1e6
-            for module in (distillation.student.backbone, distillation.student.head)
-        )
-        how = f"resuming at step {self.start}" if self.start else "starting"
-        self.say(
-            f"{how}: {images:,} images, {self.total:,} steps of {config.run.batch} images, "
-            f"{backbone:.1f} M + {head:.1f} M parameters (backbone + head), "
-            f"{device} x {self.ranks.world}, {self.run}"
-        )
-        if (channels := config.pixels.channels) != 3:
-            self.say(f"{channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB")
+        """Print sizes of the data, the run and the network, and the expected time and memory."""
+        start = self.start
+        where = str(self.run), self.ranks, start
+        cost = estimate, evaluated, data
+        for line in introduction(config, distillation, images, recipe, *where, *cost):
+            self.say(line, "yellow" if line.startswith("warning") else "")
+        self._expected = estimate.step_seconds
+        self._started = self._printed = time.monotonic()
+        self.advance(start)
 
     def skipped(self, skipped: SkippedImages, *, last: bool = False) -> None:
         """Images that could not be used: at the first of them, and at last if there are more."""
@@ -160,14 +182,13 @@ class RunLog:
             f"  KL {line['kl']:.2f}  spread {line['feature_std']:.2f}"
             f"  rank {line['effective_rank']:.0f}"
         )
-        self._progress.update(self._task, measures=measures, completed=line["step"])
-        now, last = time.monotonic(), line["step"] >= self.total
-        if not self.console.is_terminal and (last or now - self._printed >= LINE_SECONDS):
-            done = line["step"] - self.start
-            seconds = (now - self._started) / max(done, 1) * (self.total - line["step"])
-            left = timedelta(seconds=round(seconds))
-            self.say(f"step {line['step']}/{self.total}  {measures}  left {left}")
-            self._printed = now
+        self._progress.update(self._task, measures=measures)
+        now, step = time.monotonic(), line["step"]
+        if not self.console.is_terminal and (
+            step >= self.total or not self._lines or now - self._printed >= LINE_SECONDS
+        ):
+            self.say(f"step {step}/{self.total}  {self._left(step)}  {measures}")
+            self._printed, self._lines = now, self._lines + 1
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:

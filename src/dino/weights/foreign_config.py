@@ -134,7 +134,7 @@ def timm_config(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
 
 def _timm_layout(tensors: Tensors, container: Container, found: Layout | None) -> Layout:
     """The layout of dino's ViT or ResNet-50 if timm's network computes the same, else timm's."""
-    if found is not None and found.family in ("vit", "resnet50"):
+    if found is not None and found.family in ("vit", "resnet"):
         layout = layout_of("timm", found.family)
         if _computes_like_dino(tensors, container, layout):
             return layout

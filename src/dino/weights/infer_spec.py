@@ -33,7 +33,7 @@ def spec_of(family: str, tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Sp
     """The arguments of `dino.create` for tensors under dino's names, and what was assumed.
 
     Args:
-        family: vit, resnet50, xcit or timm, as `key_maps.detect` found.
+        family: vit, resnet, xcit or timm, as `key_maps.detect` found.
         tensors: a backbone's state dict.
         hints: what tensors do not show: `heads`, `norm_eps`, `position` of a ViT; `name`,
             `image_size` and `channels` of a network of timm.
@@ -41,8 +41,8 @@ def spec_of(family: str, tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Sp
     Raises:
         UserError: if they belong to no network that can be built, or to one of several.
     """
-    if family == "resnet50":
-        return _resnet50(tensors, "name" in hints)
+    if family == "resnet":
+        return _resnet(tensors, "name" in hints)
     if family == "timm":
         usual = {"image_size": 224, "channels": 3}
         known = {key: hints[key] for key in usual if hints.get(key, usual[key]) != usual[key]}
@@ -50,19 +50,25 @@ def spec_of(family: str, tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Sp
     return (_xcit(tensors), []) if family == "xcit" else _vit(tensors, hints)
 
 
-def _resnet50(tensors: Tensors, named: bool) -> tuple[Spec, list[str]]:
+def _resnet(tensors: Tensors, named: bool) -> tuple[Spec, list[str]]:
     blocks = tuple(_count(tensors, rf"network\.layer{n}\.(\d+)\.") for n in range(1, 5))
     first = _shape(tensors, "network.layer1.0.conv1.weight", 4)
-    if blocks != (3, 4, 6, 3) or first[0] != 64 or "network.layer1.0.conv3.weight" not in tensors:
+    bottlenecks = "network.layer1.0.conv3.weight" in tensors
+    known: dict[tuple[Any, ...], str] = {
+        ((2, 2, 2, 2), False): "resnet18",
+        ((3, 4, 6, 3), True): "resnet50",
+    }
+    arch = known.get((blocks, bottlenecks))
+    if arch is None or first[0] != 64:
         raise UserError(
             "its blocks are those of another ResNet: name it in a config.json beside the file "
-            '(model.safetensors or pytorch_model.bin), such as {"architecture": "resnet18"}'
+            '(model.safetensors or pytorch_model.bin), such as {"architecture": "resnet34"}'
         )
     assumed = (
-        "read as the ResNet-50 of DINO and torchvision: the file names no architecture, and "
+        f"read as the {arch} of DINO and torchvision: the file names no architecture, and "
         "variants such as timm's resnetaa50 have the same keys and other features"
     )
-    spec = {"arch": "resnet50", **_channels(tensors, "network.conv1.weight")}
+    spec = {"arch": arch, **_channels(tensors, "network.conv1.weight")}
     return spec, [] if named else [assumed]
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dino.files import UserError
+from dino.models.convnet import RESNETS
 
 Keys = str | tuple[str, ...]
 Tensors = Mapping[str, Tensor]
@@ -84,7 +85,7 @@ class Layout:
 
     Attributes:
         dialect: its name.
-        family: vit, resnet50, xcit or timm: which of dino's networks the tensors belong to.
+        family: vit, resnet, xcit or timm: which of dino's networks the tensors belong to.
         table: their key patterns and dino's.
         ignored: patterns of their keys that no feature depends on: poolers and classifiers.
         anchors: keys that only this layout has; by them it is recognised.
@@ -104,9 +105,9 @@ LAYOUTS = (
     ),
     Layout("transformers5", "vit", TRANSFORMERS5, _POOLER, ("layers.0.layernorm_before.bias",)),
     Layout("official", "xcit", XCIT, ("head.{}",), ("pos_embeder.token_projection.bias",)),
-    Layout("torchvision", "resnet50", NETWORK, ("fc.{}",), ("layer1.0.conv1.weight", "fc.weight")),
-    Layout("official", "resnet50", NETWORK, (), ("layer1.0.conv1.weight",)),
-    Layout("timm", "resnet50", NETWORK, ("fc.{}",)),
+    Layout("torchvision", "resnet", NETWORK, ("fc.{}",), ("layer1.0.conv1.weight", "fc.weight")),
+    Layout("official", "resnet", NETWORK, (), ("layer1.0.conv1.weight",)),
+    Layout("timm", "resnet", NETWORK, ("fc.{}",)),
     Layout("official", "vit", PUBLISHED, ("head.{}",), ("pos_embed", "blocks.0.attn.qkv.weight")),
     Layout("timm", "vit", PUBLISHED, ("head.{}",)),
     Layout("timm", "timm", NETWORK),
@@ -142,7 +143,7 @@ def family_of(spec: Mapping[str, Any], dialect: str = "official") -> str:
     arch = str(spec["arch"])
     if arch.startswith("timm:"):
         return "xcit" if dialect == "official" and arch.startswith("timm:xcit") else "timm"
-    return "resnet50" if arch == "resnet50" else "vit"
+    return "resnet" if arch in RESNETS else "vit"
 
 
 def to_dino(tensors: Tensors, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:

@@ -123,6 +123,11 @@ class KNNEvaluation:
         """Number of images that are classified."""
         return len(self.bank if self.queries is None else self.queries)
 
+    @property
+    def num_images(self) -> int:
+        """Number of images of bank and queries."""
+        return len(self.bank) + (0 if self.queries is None else len(self.queries))
+
     def run(self, backbone: Backbone) -> dict[str, float]:
         """Top-1 accuracy in percent, for example `{"k10": 61.2, "k20": 62.0}`."""
         queries = None if self.queries is None else extract(backbone, self.queries, title=TASK)

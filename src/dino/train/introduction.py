@@ -1,0 +1,144 @@
+"""The first lines of a run: what is trained on what, what it costs, and advice."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import datetime, timedelta
+
+from dino.data.views.view_spec import COLOUR_ONLY
+from dino.distillation.step import Distillation
+from dino.runtime import Ranks
+from dino.train.config import PretrainConfig
+from dino.train.estimate import Estimate
+
+DAY = 24 * 3600
+FEW_IMAGES = 5_000
+"""With fewer, features trained from random weights stay far behind published ones."""
+NIGHT = 10 * 3600
+"""Seconds that the advice for a run of more than a day plans for."""
+
+
+def introduction(
+    config: PretrainConfig,
+    distillation: Distillation,
+    images: int,
+    recipe: str,
+    run: str,
+    ranks: Ranks,
+    start: int,
+    estimate: Estimate,
+    evaluated: int,
+    data: str = "DATA",
+) -> list[str]:
+    """What is trained on what, where it is written, what it is expected to cost, and advice.
+
+    Args:
+        config: of the run.
+        distillation: of the run.
+        images: of the source.
+        recipe: its name.
+        run: the run folder.
+        ranks: of this process.
+        start: steps done already.
+        estimate: of this rank.
+        evaluated: images of all evaluations that are left.
+        data: the name of the images, for the commands of the advice.
+    """
+    backbone, head = (
+        sum(parameter.numel() for parameter in module.parameters()) / 1e6
+        for module in (distillation.student.backbone, distillation.student.head)
+    )
+    total, batch, pixels = distillation.schedules.total, config.run.batch, config.pixels
+    patch = f"/{config.model.patch_size}" if config.model.patch_size else ""
+    lines = [
+        f"{f'resuming at step {start}' if start else 'starting'}: {images:,} images, "
+        f"{total:,} steps of {batch}, recipe {recipe}, {run}",
+        f"network {config.model.arch}{patch} at {config.views.global_size} px: {backbone:.1f} M + "
+        f"{head:.1f} M parameters (backbone + head), {distillation.device} x {ranks.world}, "
+        f"{distillation.precision}",
+        describe(estimate, batch, ranks.world, total - start, evaluated),
+    ]
+    if pixels.channels != 3:
+        lines.append(
+            f"{pixels.channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB"
+        )
+    seconds = time_left(estimate, total - start, evaluated, ranks.world)
+    return lines if start else lines + advice(config, images, recipe, run, data, seconds)
+
+
+def advice(
+    config: PretrainConfig,
+    images: int,
+    recipe: str,
+    run: str,
+    data: str,
+    seconds: float,
+) -> list[str]:
+    """Warnings, each with a command that suits better; none for `demo` and the recipe `laptop`.
+
+    Args:
+        config: of the run.
+        images: of the source.
+        recipe: its name.
+        run: the run folder.
+        data: the name of the images.
+        seconds: that the run is expected to take.
+    """
+    if recipe in ("demo", "laptop"):
+        return []
+    lines = []
+    where = f"--data {shlex.quote(data)} --out {shlex.quote(run)}"
+    if images < FEW_IMAGES and config.model.arch.startswith("vit") and recipe != "own":
+        lines.append(
+            f"warning: {images:,} images are few to train from random weights; published weights "
+            f"are a better start: dino pretrain {recipe} {where} --init-from dino_vits16"
+        )
+    if seconds > DAY:
+        epochs = config.run.duration.strip().split()[0] if "epoch" in config.run.duration else None
+        shorter = ""
+        if epochs is not None and (fit := int(float(epochs) * NIGHT / seconds)) >= 1:
+            shorter = f", or {fit} epochs in a night: --run.duration '{fit} epochs'"
+        lines.append(
+            f"warning: this takes {duration(seconds)} on this machine; a small network takes "
+            f"hours: dino pretrain laptop {where}{shorter}"
+        )
+    return lines
+
+
+def time_left(estimate: Estimate, steps: int, evaluated: int, world: int) -> float:
+    """Seconds of `steps` steps and of `evaluated` images, which the ranks share."""
+    return estimate.step_seconds * steps + estimate.image_seconds * evaluated / world
+
+
+def describe(estimate: Estimate, batch: int, world: int, steps: int, evaluated: int = 0) -> str:
+    """The estimate in one line: speed, time to the end, memory, micro-batch.
+
+    Args:
+        estimate: of one rank.
+        batch: images of a step, over all ranks.
+        world: number of ranks.
+        steps: that are left.
+        evaluated: images of all evaluations that are left.
+    """
+    speed, left = batch / estimate.step_seconds, time_left(estimate, steps, evaluated, world)
+    end = datetime.now() + timedelta(seconds=left)
+    line = f"about {speed:,.{0 if speed >= 10 else 2}f} images/s: {duration(left)} to the end"
+    line += f" ({end:%a %d %b %H:%M})" if left < 300 * DAY else ""
+    if estimate.free is not None:
+        per = " for each process" if world > 1 else ""
+        line += f"; memory {estimate.peak / 2**30:.1f} of {estimate.free / 2**30:.1f} GiB free{per}"
+    if estimate.micro_batch is not None:
+        line += f"; micro-batches of {estimate.micro_batch}"
+    return line
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest units that it has, such as "2 h 05 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{seconds / DAY:,.1f} days"

@@ -1,0 +1,202 @@
+"""Time and memory before the first step: nothing of the run changes, and what is chosen fits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.small import TINY_RUN, images, state
+from PIL import Image
+
+from dino import cli
+from dino.files import UserError
+from dino.runtime import Ranks
+from dino.train import estimate as module
+from dino.train.config import PretrainConfig
+from dino.train.estimate import Estimate, Trial
+from dino.train.introduction import describe, duration
+from dino.train.loop import _Loop, train
+from dino.train.recipes import demo
+from dino.train.run_folder import RunFolder, read_config
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+def config(**changes: Any) -> PretrainConfig:
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return demo().changed({**TINY_RUN, **named})
+
+
+def loop(run: Path, **changes: Any) -> _Loop:
+    return _Loop(config(**changes), images(), RunFolder(run, Ranks()), CPU, [], None)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Memory as the test says: `free` bytes, of which an image takes `image` and a step `fixed`."""
+    told: dict[str, float] = {"free": 100.0, "image": 1.0, "fixed": 0.0}
+    measured = Trial(0, 0.0, 0)
+
+    def rehearse(images: int) -> Trial:
+        return measured._replace(images=images, seconds=0.01, bytes=int(told["image"] * images))
+
+    def trials(measure: Any, first: int, largest: int, available: float) -> list[Trial]:
+        return original(rehearse, first, largest, available)
+
+    original = module._trials
+    monkeypatch.setattr(module, "_trials", trials)
+    monkeypatch.setattr(module, "free_memory", lambda device: int(told["free"]))
+    monkeypatch.setattr(module, "_fixed_bytes", lambda *_: int(told["fixed"]))
+    return told
+
+
+# ------------------------------------------------------------------------------------ the run
+@pytest.mark.parametrize("changes", [{}, {"head__batch_norm": True}, {"execution__micro_batch": 2}])
+def test_nothing_of_the_run_changes(tmp_path: Path, changes: dict[str, Any]) -> None:
+    ours = loop(tmp_path, **changes)
+    before, torch_state = state(ours.distillation), torch.get_rng_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()[1].copy()
+    ours.estimate_cost()
+    after = state(ours.distillation)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in ours.distillation.student.parameters())
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert python_state == random.getstate()
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
+
+
+def test_a_data_set_that_draws_random_numbers_does_not_change_the_run(tmp_path: Path) -> None:
+    ours = loop(tmp_path)
+    drawn = torch.get_rng_state()
+    read = ours.source.open
+
+    def draws(index: int) -> Any:
+        torch.rand(3), random.random(), np.random.rand()
+        return read(index)
+
+    ours.source.open = draws  # type: ignore[method-assign]
+    python_state = random.getstate()
+    ours.estimate_cost()
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert python_state == random.getstate()
+
+
+def test_the_estimate_is_of_a_step(tmp_path: Path) -> None:
+    ours = loop(tmp_path)
+    ours.estimate_cost()
+    found = ours.estimate
+    assert 0 < found.image_seconds < found.step_seconds
+    assert found.micro_batch is None
+    assert found.peak > 0
+
+
+# ------------------------------------------------------------------------------------ memory
+@pytest.mark.parametrize(
+    ("free", "micro_batch"),
+    [(100, None), (4 / 0.85 + 1e-9, None), (4 / 0.86, 2), (3.0, 2), (1.2, 1)],
+)
+def test_the_micro_batch_fits_the_free_memory(
+    tmp_path: Path, memory: dict[str, float], free: float, micro_batch: int | None
+) -> None:
+    memory.update(free=free * GIB, image=GIB)
+    ours = loop(tmp_path)
+    ours.estimate_cost()
+    assert ours.distillation.micro_batch == micro_batch
+    assert ours.estimate.peak <= 0.85 * free * GIB + 1
+
+
+def test_what_never_fits_is_refused(tmp_path: Path, memory: dict[str, float]) -> None:
+    memory.update(free=GIB, image=2 * GIB)
+    with pytest.raises(UserError, match=r"one image at a time needs about .*lower --views"):
+        loop(tmp_path).estimate_cost()
+
+
+def test_batch_norm_gets_the_batch_that_fits(tmp_path: Path, memory: dict[str, float]) -> None:
+    memory.update(free=3 * GIB, image=GIB)
+    with pytest.raises(UserError, match=r"4.0 GiB, and 3.0 GiB are free.*take --run.batch 2 "):
+        loop(tmp_path, head__batch_norm=True).estimate_cost()
+
+
+def test_a_chosen_micro_batch_is_taken_or_refused(tmp_path: Path, memory: dict[str, float]) -> None:
+    memory.update(free=4.2 * GIB, image=GIB)  # more than is planned for, but it fits
+    ours = loop(tmp_path, execution__micro_batch=4)
+    ours.estimate_cost()
+    assert ours.distillation.micro_batch == 4
+    memory.update(free=3.9 * GIB)
+    with pytest.raises(UserError, match=r"take --execution.micro-batch 2"):
+        loop(tmp_path, execution__micro_batch=4).estimate_cost()
+
+
+def test_an_interrupted_run_takes_its_micro_batch_again(
+    tmp_path: Path, memory: dict[str, float]
+) -> None:
+    memory.update(free=3 * GIB, image=GIB)
+    train(config(run__duration="3 steps"), images(), tmp_path, device=CPU)
+    assert read_config(tmp_path / "config.json")["micro_batch"] == 2
+    memory.update(free=100 * GIB)
+    again = loop(tmp_path, run__duration="3 steps")
+    again.estimate_cost()
+    assert again.distillation.micro_batch == 2
+
+
+def test_a_slow_step_is_split_so_that_progress_is_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STEP_SECONDS", 1e-9)
+    ours = loop(tmp_path)
+    ours.estimate_cost()
+    assert ours.distillation.micro_batch == 1
+    done: list[float] = []
+    ours.state.step = 0
+    batch = next(iter(ours.loader))
+    ours.distillation.step(ours._views(batch), 0, done.append)
+    assert done == [1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1.0]
+
+
+# ------------------------------------------------------------------------------------ words
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (7, "7 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (59.4 * 60, "59 min"),
+        (125 * 60, "2 h 05 min"),
+        (27 * 86400, "27.0 days"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_the_line_adds_up() -> None:
+    found = Estimate(8, 2.0, 0.5, 3 * GIB, 12 * GIB)
+    line = describe(found, batch=64, world=2, steps=100, evaluated=400)
+    assert line.startswith("about 32 images/s: 5 min to the end (")
+    assert line.endswith("memory 3.0 of 12.0 GiB free for each process; micro-batches of 8")
+    assert "memory" not in describe(Estimate(None, 1.0, 0.1, 0, None), 1, 1, 1)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (number * 40, 0, 0)).save(tmp_path / f"photos/{number}.png")
+    tiny = [
+        word
+        for name, value in TINY_RUN.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    out = tmp_path / "run"
+    words = ["pretrain", "demo", "--data", str(tmp_path / "photos"), "--out", str(out), "--dry-run"]
+    cli.main([*words, *tiny])
+    printed = capfd.readouterr().err
+    assert "starting: 6 images, 8 steps of 4, recipe demo" in printed
+    assert "images/s" in printed
+    assert "to the end" in printed
+    assert not out.exists()
