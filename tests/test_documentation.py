@@ -1,7 +1,8 @@
 """The documentation is run: every block of code, in order, in one folder of small stand-ins.
 
-The blocks stay as a user reads them; one of the language `text` shows an output and is left out. What is changed so that they take seconds stands in the tables
-below; an entry that no block needs any more fails. `helpers/stand_ins.py` writes the images.
+The blocks stay as a user reads them; one of the language `text` shows an output and is left out.
+What is changed so that they take seconds stands in the tables below; an entry that no block needs
+any more fails. `helpers/stand_ins.py` writes the images.
 """
 
 from __future__ import annotations
@@ -171,10 +172,11 @@ def test_no_exception_is_stale() -> None:
     lines = [line.strip() for block in BLOCKS for line in block.text.splitlines()]
     python = "".join(block.text for block in BLOCKS if block not in shell)
     replaced = [small(command) for command in commands]
-    assert [entry for entry in NOT_RUN if entry not in commands + lines] == []
-    assert [old for old in REPLACED if not any(old in command for command in commands)] == []
-    assert [s for s in APPENDED if not any(_begins(command, s) for command in replaced)] == []
-    assert [name for name in NAMES if not re.search(rf"\b{name}\b", python)] == []
+    stale = [entry for entry in NOT_RUN if entry not in commands + lines]
+    stale += [old for old in REPLACED if not any(old in command for command in commands)]
+    stale += [words for words in APPENDED if not any(_begins(one, words) for one in replaced)]
+    stale += [name for name in NAMES if not re.search(rf"\b{name}\b", python)]
+    assert stale == []
 
 
 # ---------------------------------------------------------------- commands within sentences
@@ -221,8 +223,8 @@ def unknown_options(code: Code) -> list[str]:
 @pytest.mark.parametrize("file", FILES)
 def test_options_in_sentences_exist(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    found = {code.place: unknown_options(code) for code in INLINE if code.file == file}
-    assert {place: wrong for place, wrong in found.items() if wrong} == {}
+    codes = [code for code in INLINE if code.file == file]
+    assert [(code.place, wrong) for code in codes if (wrong := unknown_options(code))] == []
 
 
 # ------------------------------------------------------------------------- scripts and names

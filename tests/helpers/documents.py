@@ -42,10 +42,9 @@ class Code(NamedTuple):
 def blocks(file: str) -> list[Code]:
     """The blocks of code of a file; each begins in the line behind its fence."""
     text = (ROOT / file).read_text(encoding="utf-8")
-    return [
-        Code(file, _line(text, found.start(2)), found[2], found[1])
-        for found in _BLOCK.finditer(text)
-    ]
+    found = [*_BLOCK.finditer(text)]
+    assert text.count("```") == 2 * len(found), f"{file} has a fence that is not understood"
+    return [Code(file, _line(text, one.start(2)), one[2], one[1]) for one in found]
 
 
 def inline(file: str) -> list[Code]:

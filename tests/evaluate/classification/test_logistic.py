@@ -195,7 +195,9 @@ def test_a_subset_without_images_to_hold_out_is_refused_before_the_features(
         raise AssertionError("features were computed")
 
     monkeypatch.setattr("dino.evaluate.classification.logistic.extract", extracted)
-    with pytest.raises(UserError, match=r"the subset 1 shot has one image of each class.*--holdout"):
+    with pytest.raises(
+        UserError, match=r"the subset 1 shot has one image of each class.*--holdout"
+    ):
         run(replace(settings, shots=(3, 1), holdout=0.2))
 
 
