@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from small import TINY_RUN
-from spoiled import KINDS, spoil
+from helpers.small import TINY_RUN
+from helpers.spoiled import KINDS, spoil
 
 import dino
 

@@ -177,10 +177,8 @@ def test_two_ranks_give_the_numbers_of_one(settings: Logistic, tmp_path: Path) -
         ({"fractions": (1.5,)}, "fractions is"),
         ({"shots": (0,)}, "shots is"),
         ({"batch": 0}, "batch is 0"),
-        ({"fractions": (), "shots": ()}, "--fractions"),
         ({"shots": (7,)}, "less than 7"),
         ({"lists": (Path("nowhere.txt"),)}, "nowhere.txt"),
-        ({"fractions": (), "shots": (1,), "holdout": 0.5}, "--holdout"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(
@@ -188,6 +186,27 @@ def test_wrong_options_are_refused_in_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         run(replace(settings, **change))
+
+
+def test_a_subset_without_images_to_hold_out_is_refused_before_the_features(
+    settings: Logistic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extracted(*_: Any, **__: Any) -> None:
+        raise AssertionError("features were computed")
+
+    monkeypatch.setattr("dino.evaluate.classification.logistic.extract", extracted)
+    with pytest.raises(
+        UserError, match=r"the subset 1 shot has one image of each class.*--holdout"
+    ):
+        run(replace(settings, shots=(3, 1), holdout=0.2))
+
+
+def test_the_paper_s_fractions_are_only_a_default(settings: Logistic) -> None:
+    def subsets(**change: Any) -> list[str]:
+        return list(run(replace(settings, **change))["logistic"]["trained"])
+
+    assert subsets(fractions=(), shots=()) == ["1 %", "10 %"]
+    assert subsets(fractions=(), shots=(2, 5), holdout=0.2) == ["2 shots", "5 shots"]
 
 
 def test_unlabelled_images_are_refused(

@@ -57,6 +57,9 @@ from dino.settings import Range, validated
 
 TASK = "logistic regression"
 
+FRACTIONS = (0.01, 0.1)
+"""Subsets of Tables 10 and 12, used where no others are requested."""
+
 
 class Fit(NamedTuple):
     """A classifier, and whether the solver converged."""
@@ -143,8 +146,9 @@ class Logistic(command.FeatureEvaluationSettings):
     a list with labels."""
     val: str
     """Images to test on, laid out like those of --data."""
-    fractions: Annotated[tuple[float, ...], Range(above=0, high=1)] = (0.01, 0.1)
-    """Shares of each class to train on; 1 means all images."""
+    fractions: Annotated[tuple[float, ...], Range(above=0, high=1)] = ()
+    """Shares of each class to train on; 1 means all images. Without --shots and --lists by default
+    .01 and .1."""
     shots: Annotated[tuple[int, ...], Range(low=1)] = ()
     """Numbers of images of each class to train on."""
     lists: tuple[Path, ...] = ()
@@ -174,12 +178,14 @@ def run(settings: Logistic) -> dict[str, Any]:
     settings = validated(settings)
     if not settings.penalties:
         raise UserError("--penalties must be one or more numbers")
-    if not (settings.fractions or settings.shots or settings.lists):
-        raise UserError("name a subset: --fractions, --shots or --lists")
     with command.evaluation_run("logistic", settings) as started:
         source, val, counts = open_labelled(settings.data, settings.val, started.pixels, TASK)
-        kinds = (settings.fractions, settings.shots, settings.lists)
-        drawn = subsets(source, labels_of(source, TASK), *kinds, seeds=settings.seeds)
+        labels = labels_of(source, TASK)
+        named = settings.shots or settings.lists
+        fractions = settings.fractions or (() if named else FRACTIONS)
+        drawn = subsets(source, labels, fractions, settings.shots, settings.lists, settings.seeds)
+        if settings.holdout:
+            _check_holdout(drawn, labels)
         found = {
             name: _of_network(network, source, val, drawn, settings)
             for name, network in started.networks.items()
@@ -188,6 +194,16 @@ def run(settings: Logistic) -> dict[str, Any]:
         content = {"logistic": found, "images": images}
         started.report(content, _table(found, settings))
     return content
+
+
+def _check_holdout(drawn: Sequence[LabelSubset], labels: Int[Tensor, " n"]) -> None:
+    """Refuse subsets of which no image can be held out, before features are computed."""
+    for subset in drawn:
+        if torch.bincount(labels[subset.indices]).max() < 2:
+            raise UserError(
+                f"the subset {subset.name} has one image of each class, and none to hold out: "
+                "choose larger subsets, or omit --holdout"
+            )
 
 
 def _of_network(
