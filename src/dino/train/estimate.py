@@ -117,11 +117,10 @@ def estimate(
         first = min(2 if has_batch_norm(distillation.student) else 1, largest)
         trials = _trials(measure, first, largest, available)
         forward = _forward_seconds(distillation, views(_tiled(sample, trials[-1].images)))
-    needed = _bytes(trials, largest)
-    fits = largest
-    if any(gather_objects(needed > available)):
+    fits, fixed = largest, _fixed_bytes(distillation, sample, batch, workers)
+    if any(gather_objects(_bytes(trials, largest) > available)):
         fits = min(gather_objects(_fitting(trials, largest, available)))
-        _check_fits(distillation, batch, fits, needed, free or 0)
+        _check_fits(distillation, batch, fits, trials, fixed, free or 0)
         fits = distillation.micro_batch or fits
     if distillation.micro_batch is None and micro_batch is None:
         fits = min(gather_objects(_quick(distillation, trials[-1], fits)))
@@ -133,7 +132,7 @@ def estimate(
         seconds = max(computing + reading / cores_here, reading / workers)
     else:
         seconds = max(computing, reading / min(workers, cores_here))
-    peak = _fixed_bytes(distillation, sample, batch, workers) + round(_bytes(trials, fits))
+    peak = fixed + round(_bytes(trials, fits))
     micro = distillation.micro_batch or (None if fits == batch else fits)
     return Estimate(micro, seconds, forward + read_seconds, peak, free)
 
@@ -195,23 +194,33 @@ def _quick(distillation: Distillation, trial: Trial, images: int) -> int:
 
 
 def _check_fits(
-    distillation: Distillation, batch: int, fits: int, needed: float, free: int
+    distillation: Distillation,
+    batch: int,
+    fits: int,
+    trials: Sequence[Trial],
+    fixed: int,
+    free: int,
 ) -> None:
     """Refuse what cannot be split into micro-batches that fit."""
-    gib = f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+
+    def gib(images: int) -> str:
+        needed = (fixed + _bytes(trials, images)) / 2**30
+        return f"about {needed:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+
+    chosen = distillation.micro_batch
     if not fits:
         raise UserError(
-            f"one image at a time needs about {gib}: lower --views.global-size, "
-            "--views.local-count, --head.prototypes or take a smaller --model.arch"
+            f"a step of {batch} images needs {gib(1)}, even with one image at a time: lower "
+            "--run.batch or the views' sizes and number, or take a smaller --model.arch"
         )
     if has_batch_norm(distillation.student):
         raise UserError(
-            f"a step of {batch} images for each process needs about {gib}; batch norm needs all "
+            f"a step of {batch} images for each process needs {gib(batch)}; batch norm needs all "
             f"images of a step at once: take --run.batch {fits} for each process, or smaller views"
         )
-    if distillation.micro_batch is not None and needed > free:
+    if chosen is not None and fixed + _bytes(trials, chosen) > free:
         raise UserError(
-            f"micro-batches of {distillation.micro_batch} images need about {gib}: "
+            f"micro-batches of {chosen} images need {gib(chosen)}: "
             f"take --execution.micro-batch {fits}"
         )
 
