@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.fakes import COLORS, MeanColor
+from helpers.results import result, result_file
 from PIL import Image
 
 from dino.data.sources.open import open_source
@@ -61,7 +62,7 @@ def test_no_class_in_common_is_refused_before_any_features(
     settings = KNN(weights=str(weights), data=str(bank), queries=str(other), device="cpu")
     with pytest.raises(UserError, match="none of their classes, such as white"):
         run(settings)
-    assert not (weights / "knn.json").exists()
+    assert not (weights / "results").exists()
     with pytest.raises(UserError, match="none of their classes"):
         KNNEvaluation(open_source(bank), open_source(other))
 
@@ -135,7 +136,8 @@ def test_command_prints_one_table_and_writes_json(
     for word in ("trained", "untrained", "pixels", "k = 1", "k = 12", "0.07", "6 queries"):
         assert word in printed
     assert "clipped to 12" in printed
-    written = json.loads((weights / "knn.json").read_text())
+    assert "100.0 ± 0.0" in printed
+    written = result(weights, "knn")
     assert written["knn"]["pixels"]["k1"] == {"top1": 100.0, "top5": 100.0}
     assert (written["bank"], written["queries"]) == (12, 6)
     assert not written["leave_one_out"]
@@ -154,7 +156,7 @@ def test_more_networks_stand_in_the_same_table(
     assert found.keys() == {"trained", str(other)}
     alone = run(replace(settings, weights=str(other), out=weights / "alone.json"))
     assert found[str(other)] == alone["trained"]
-    written = json.loads((weights / "knn.json").read_text())
+    written = result(weights, "knn")
     assert written["networks"][str(other)]["architecture"]["embed_dim"] == 24
 
 
@@ -211,7 +213,7 @@ def test_confusions_are_written_and_printed(
     )
     score = run(settings)["trained"][1].top1
     assert "blue as red" in capsys.readouterr().out
-    with (weights / "knn.confusion.csv").open(newline="") as file:
+    with result_file(weights, "knn", ".confusion.csv").open(newline="") as file:
         rows = {row["class"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["blue", "green", "red"]
     assert rows["blue"]["images"] == "3"
@@ -219,7 +221,7 @@ def test_confusions_are_written_and_printed(
     assert rows["blue"]["top1"] == "66.67"
     right = sum(int(row[f"taken for {name}"]) for name, row in rows.items())
     assert score == 100 * right / 6
-    content = json.loads((weights / "knn.json").read_text())
+    content = result(weights, "knn")
     assert content["by_class"]["top1"]["green"] == 100
     assert content["left_out"] == 1  # white
 
@@ -256,7 +258,7 @@ def test_the_result_is_written_before_the_table_is_printed(
     settings = KNN(weights=str(weights), data=str(color_folder("t", 2)), workers=0, device="cpu")
     with pytest.raises(BrokenPipeError):
         run(replace(settings, confusion=True))
-    assert json.loads((weights / "knn.json").read_text())["by_class"]
+    assert result(weights, "knn")["by_class"]
 
 
 def test_files_that_are_no_images_are_counted(
@@ -268,10 +270,11 @@ def test_files_that_are_no_images_are_counted(
     (queries / "red" / "notes.txt").touch()
     settings = KNN(weights=str(weights), data=str(bank), workers=0, device="cpu")
     run(replace(settings, queries=str(queries)))
-    written = json.loads((weights / "knn.json").read_text())
+    written = result(weights, "knn")
     assert written["ignored_files"] == {".mp4": 2, ".txt": 1}
-    run(settings)
-    assert json.loads((weights / "knn.json").read_text())["ignored_files"] == {".mp4": 1}
+    run(replace(settings, out=weights / "alone.json"))
+    alone = json.loads((weights / "alone.json").read_text())
+    assert alone["ignored_files"] == {".mp4": 1}
 
 
 def test_a_file_of_weights_has_its_result_beside_it(
@@ -279,7 +282,7 @@ def test_a_file_of_weights_has_its_result_beside_it(
 ) -> None:
     file = weights / "teacher.safetensors"
     run(KNN(weights=str(file), data=str(color_folder("t", 2)), k=(1,), workers=0, device="cpu"))
-    assert (weights / "teacher.safetensors.knn.json").exists()
+    assert (weights / "teacher.safetensors.knn-t.json").exists()
 
 
 def test_command_refuses_in_one_sentence(weights: Path, color_folder: Callable[..., Path]) -> None:

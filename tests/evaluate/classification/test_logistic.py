@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import ranks
 from helpers.fakes import COLORS
+from helpers.results import result
 from oracle import logistic as oracle
 from PIL import Image
 from torch import Tensor
@@ -119,7 +120,7 @@ def test_command_measures_every_subset(
     printed = capsys.readouterr().out
     for word in ("trained, 50 %", "untrained, 1 shot", "some.txt", "λ 0.1", "k-NN", "chosen"):
         assert word in printed
-    written = json.loads((tmp_path / "run" / "logistic.json").read_text())
+    written = result(tmp_path / "run", "logistic")
     assert written["logistic"] == json.loads(json.dumps(found["logistic"]))
     trained = written["logistic"]["trained"]
     assert {name: entry["images"] for name, entry in trained.items()} == {
