@@ -20,6 +20,7 @@ from dino.evaluate.classification.knn import KNN, KNNEvaluation, measure, run, s
 from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy
 from dino.evaluate.features.table import FeatureTable, Subset
 from dino.evaluate.protocol import Evaluation
+from dino.evaluate.results import collected
 from dino.files import UserError
 from dino.models.create import create
 from dino.weights.load import save
@@ -275,6 +276,46 @@ def test_files_that_are_no_images_are_counted(
     run(replace(settings, out=weights / "alone.json"))
     alone = json.loads((weights / "alone.json").read_text())
     assert alone["ignored_files"] == {".mp4": 1}
+
+
+def test_shared_images_are_reported(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank, queries = color_folder("train", 2), color_folder("val", 3)  # 0.png and 1.png are equal
+    settings = KNN(weights=str(weights), data=str(bank), k=(1,), workers=0, device="cpu")
+    run(settings)
+    assert "test images" not in capsys.readouterr().out
+    assert result(weights, "knn")["shared_images"]["count"] == 0
+    run(replace(settings, queries=str(queries), out=weights / "both.json"))
+    assert "6 of 9 test images are also training images" in capsys.readouterr().out
+    shared = json.loads((weights / "both.json").read_text())["shared_images"]
+    assert (shared["count"], shared["images"], shared["leave_one_out"]) == (6, 9, False)
+    assert [str(queries / "red" / "0.png"), str(bank / "red" / "0.png")] in shared["examples"]
+
+
+def test_results_of_other_images_are_not_replaced(
+    weights: Path, color_folder: Callable[..., Path]
+) -> None:
+    first, second = color_folder("a/photos", 2), color_folder("b/photos", 3)
+    settings = KNN(weights=str(weights), data=str(first), k=(1,), workers=0, device="cpu")
+    for data in (first, second, first):
+        run(replace(settings, data=str(data)))
+    found = {Path(entry["path"]).name: entry["bank"] for entry in collected(weights)}
+    assert found == {"knn-photos.json": 6, "knn-photos-2.json": 9}
+
+
+def test_scores_state_their_standard_error(
+    weights: Path, color_folder: Callable[..., Path]
+) -> None:
+    settings = KNN(weights=str(weights), data=str(color_folder("t", 4)), workers=0, device="cpu")
+    trained = run(replace(settings, k=(11,), baseline=True))["trained"][11]
+    (entry,) = collected(weights)
+    assert entry["measured_images"] == trained.images == 12
+    score = entry["scores"]["top-1, k = 11"]["trained"]
+    assert score["percent"] == trained.top1
+    share = trained.top1 / 100
+    assert score["standard_error"] == pytest.approx(100 * (share * (1 - share) / 12) ** 0.5)
+    assert entry["scores"]["top-1, k = 11"].keys() == {"trained", "untrained", "pixels"}
 
 
 def test_a_file_of_weights_has_its_result_beside_it(

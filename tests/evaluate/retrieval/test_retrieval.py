@@ -256,7 +256,9 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_neighbours_of_a_folder(weights: str, benchmark: Path, tmp_path: Path) -> None:
+def test_neighbours_of_a_folder(
+    weights: str, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "found" / "mine.json"
     settings = Retrieval(
         weights=weights,
@@ -268,6 +270,7 @@ def test_neighbours_of_a_folder(weights: str, benchmark: Path, tmp_path: Path) -
         out=out,
     )
     files = run(settings)
+    assert "5 neighbours of 4 queries among 12 images" in capsys.readouterr().out
     assert files == {"csv": out.with_suffix(".csv"), "sheet": out.with_suffix(".png")}
     rows = read(files["csv"])
     assert len(rows) == 4 * 5

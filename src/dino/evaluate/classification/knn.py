@@ -299,7 +299,7 @@ def _table(
     queries = f"{sizes['queries']} queries" if settings.queries else "leave-one-out"
     temperatures = ", ".join(f"{t:g}" for t in settings.temperature)
     return command.table(
-        f"k-NN accuracy in %, ± standard error\n{queries}, {sizes['bank']} images in the bank, "
+        f"k-NN accuracy in %, ± standard error\n{queries}, bank of {sizes['bank']}, "
         f"T = {temperatures}",
         ["features", "top-1", "top-5"],
         {

@@ -283,5 +283,7 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
                 rows.append([query_images.cell(tested.paths[row], "query", marked=True), *cells])
             save_sheet(files["sheet"], rows)
         content = {"queries": len(tested), "database": len(bank), "k": k}
-        started.report({"neighbours": content}, images=len(tested), files=[*files.values()])
+        sentence = f"{k} neighbours of {len(tested):,} queries among {len(bank):,} images"
+        written = [*files.values()]
+        started.report({"neighbours": content}, sentence, images=len(tested), files=written)
     return files
