@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from dino.data.sources.open import Source
 from dino.progress import bar
-from dino.runtime import ranks
 
-THREADS = 16
-"""Which mostly wait for a disk or server."""
+THREADS, CHUNK = 16, 256
+"""Threads, which mostly wait for a disk or server, and files that each takes at a time."""
 TAIL = 2**12
 """Bytes at the end of a file that are compared before all are read."""
 EXAMPLES = 10
@@ -39,27 +38,32 @@ def equal_files(
         wanted: which groups of files that may be equal are of interest.
     """
     groups: list[Group] = [list(range(len(paths)))]
-    with ThreadPoolExecutor(THREADS) as pool:
-        for key in (_size, _tail, _digest):
-            groups = [group for group in groups if wanted(group)]
-            rows = list(chain.from_iterable(groups))
-            by_key: dict[Hashable, Group] = defaultdict(list)
-            group_of = {row: number for number, group in enumerate(groups) for row in group}
-            with bar("comparing files", len(rows), shown=ranks().main) as advance:
-                for row, value in zip(
-                    rows, pool.map(key, (paths[row] for row in rows)), strict=True
-                ):
-                    if value is not None:
-                        by_key[group_of[row], value].append(row)
-                    advance(1)
-            groups = list(by_key.values())
+    for key in (_size, _tail, _digest):
+        groups = _split(filter(wanted, groups), paths, key)
     return [group for group in groups if wanted(group)]
+
+
+def _split(
+    groups: Iterable[Group], paths: Sequence[str], key: Callable[[str], Hashable | None]
+) -> list[Group]:
+    """The parts of each group whose files have the same key; files without one are left out."""
+    rows = [(number, row) for number, group in enumerate(groups) for row in group]
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    parts: dict[Hashable, Group] = defaultdict(list)
+    with ThreadPoolExecutor(THREADS) as pool, bar("comparing files", len(rows)) as advance:
+        keys = pool.map(lambda chunk: [key(paths[row]) for _, row in chunk], chunks)
+        for chunk, values in zip(chunks, keys, strict=True):
+            for (number, row), value in zip(chunk, values, strict=True):
+                if value is not None:
+                    parts[number, value].append(row)
+            advance(len(chunk))
+    return list(parts.values())
 
 
 def _size(path: str) -> int | None:
     with suppress(OSError, ValueError):
-        if os.path.isfile(path):  # noqa: PTH113 - a million times
-            return os.path.getsize(path)  # noqa: PTH202
+        status = os.stat(path)  # noqa: PTH116 - a million times
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
     return None
 
 
