@@ -264,6 +264,8 @@ def test_command_tunes_saves_and_is_measured_again(
     assert len(rows) == 12
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
     assert rows[-1]["top1"] > 60
+    assert written["scores"]["top-1, last epoch"]["trained"]["percent"] == rows[-1]["top1"]
+    assert written["measured_images"] == 9
     assert not list(folder.rglob("*unfinished*"))
 
     network, classifier = (result_file(folder, "finetune", ending) for ending in ENDINGS)

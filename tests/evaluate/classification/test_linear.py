@@ -24,6 +24,7 @@ from dino.data.views.random_streams import draw_views, generator
 from dino.evaluate.classification import linear
 from dino.evaluate.classification import linear_training as probe
 from dino.evaluate.classification.feature_batches import CropBatches, RandomCrops, TableBatches
+from dino.evaluate.classification.knn_classifier import standard_error
 from dino.evaluate.classification.linear import Linear, run
 from dino.evaluate.classification.linear_classifier import Sweep
 from dino.evaluate.classification.linear_training import Accuracy, Layers, layers_of
@@ -266,6 +267,10 @@ def test_command_trains_saves_and_measures_again(
     assert [row["rate"] for row in rows] == [0.1, 10.0, 1e3]
     chosen = next(row for row in rows if row["rate"] == written["chosen"]["trained"])
     assert chosen["last"]["top1"] == max(row["last"]["top1"] for row in rows) > 50
+    scores = written["scores"]["top-1, last epoch"]
+    assert scores["trained"]["percent"] == chosen["last"]["top1"]
+    assert scores["trained"]["standard_error"] == standard_error(chosen["last"]["top1"], 9)
+    assert scores.keys() == {"trained", "untrained"}
     for row in rows:
         assert row["best"]["top1"] == max(row["top1_by_epoch"])
         assert row["top1_by_epoch"][row["best"]["epoch"] - 1] == row["best"]["top1"]

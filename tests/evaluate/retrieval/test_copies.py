@@ -192,6 +192,8 @@ def test_the_command_equals_a_count_by_hand(
         assert word in printed
     written = result(weights, "copies")
     assert written["copies"] == found
+    strong = written["scores"]["mAP, strong"]
+    assert strong == {name: {"percent": of["strong"]} for name, of in found.items()}
     assert written["settings"]["batch"] == 7
 
 

@@ -196,6 +196,9 @@ def test_the_command_equals_the_oracle(
         assert word in printed
     written = result(weights, "retrieval")
     assert written["retrieval"] == found
+    for name, by_protocol in found.items():
+        assert written["scores"]["mAP, hard"][name] == {"percent": by_protocol["hard"]["map"]}
+    assert written["measured_images"] == 4
     assert written["scales"] == [1.0]
     assert written["settings"]["query"] == query
     assert written["weights"]["architecture"]["arch"] == "vit_tiny"

@@ -209,6 +209,7 @@ def test_a_card_states_known_facts(tmp_path: Path) -> None:
     ):
         assert fact in text, fact
     assert "99.75" not in text  # of other weights
+    assert text.count("* step: ") == 1
     assert "/home/someone" not in text
     assert b"/home/someone" not in (tmp_path / "net" / "model.safetensors").read_bytes()
     assert run(settings)[1].read_text() == text
