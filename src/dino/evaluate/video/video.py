@@ -126,7 +126,8 @@ def _table(content: Mapping[str, Mapping[str, Any]], frames: int, settings: Vide
         means = [one.get(name, {}).get("mean") for one in content.values()]
         rows[f"  {name} alone"] = ["", *map(_cell, means)]
     how = f"{settings.last_frames} last frames, radius {settings.radius}"
-    what = f"{len(found[0])} sequences, {frames} frames"
+    count = len(found[0])
+    what = f"{count} sequence{'s' * (count != 1)}, {frames} frames"
     title = f"video object segmentation, J&F in %\n{what}, {settings.size} px, {how}"
     return command.table(title, ["sequence", "objects", *content], rows)
 
