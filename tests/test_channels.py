@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from helpers.results import result as written
 
 import dino
 from dino import cli
@@ -105,7 +106,7 @@ def test_from_measuring_to_features(
     cli.main(["features", *common, "--out", str(out)])
     assert np.allclose(np.load(out), rows, atol=1e-6)
     cli.main(["evaluate", "knn", *common, "--k", "3", "--baseline"])
-    result = json.loads((run / "knn.json").read_text())
+    result = written(run, "knn")
     assert result["bank"] == 12
     assert result["preprocessing"]["pixels"]["low"] == list(found.low or ())
     assert set(result["knn"]) == {"trained", "untrained", "pixels"}

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
+from helpers.results import result
 from PIL import Image
 
 import dino
@@ -271,7 +272,7 @@ def test_from_images_to_numbers_and_features(
 
     run("evaluate knn --k 1 3 --workers 0", "--weights", out, "--data", data)
     assert "k = 3" in capsys.readouterr().out
-    assert json.loads((out / "knn.json").read_text())["leave_one_out"] is True
+    assert result(out, "knn")["leave_one_out"] is True
 
     table = tmp_path / "f.npy"
     run("features --workers 0", "--weights", out, "--data", data, "--out", table)

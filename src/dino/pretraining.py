@@ -16,6 +16,7 @@ from dino.data.commands.stats import read_stats
 from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
+from dino.evaluate.classification.knn_classifier import standard_error
 from dino.evaluate.command import table
 from dino.files import (
     UserError,
@@ -292,10 +293,14 @@ def print_result(result: Result) -> None:
     if (found := _comparison(result.run)) is not None:
         images = "leave-one-out" if found.leave_one_out else f"{found.queries:,} images"
         title = f"k-NN accuracy, k = {found.k}, {images}, bank of {found.bank:,}"
-        rows = {"trained, without labels": (f"{found.trained:.1f}", "")}
+
+        def percent(top1: float) -> str:
+            return f"{top1:.1f} ± {standard_error(top1, found.queries):.1f}"
+
+        rows = {"trained, without labels": (percent(found.trained), "")}
         others = {"same network, untrained": found.untrained, "raw pixels": found.pixels}
         for name, top1 in others.items():
-            rows[name] = f"{top1:.1f}", f"{found.trained - top1:+.1f} points"
+            rows[name] = percent(top1), f"{found.trained - top1:+.1f} points"
         console.print(table(title, ["features", "top-1 %", "lead of the trained network"], rows))
     if result.refused:
         console.print(f"{result.refused} steps were refused: {result.run / 'refused.jsonl'}")

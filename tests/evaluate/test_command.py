@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.images.preprocessing import Preprocessing
 from dino.evaluate.classification import finetune, knn, linear, logistic
-from dino.evaluate.command import FeatureEvaluationSettings, beside, table, write
+from dino.evaluate.command import FeatureEvaluationSettings, evaluation_run, table
 from dino.evaluate.features import export
+from dino.evaluate.results import collected
 from dino.evaluate.retrieval import copies, retrieval
 from dino.evaluate.segmentation import segmentation
 from dino.evaluate.video import video
@@ -24,14 +24,6 @@ from dino.progress import Console
 from dino.weights.load import fingerprint, save
 
 CPU = torch.device("cpu")
-
-
-def test_results_lie_beside_the_weights(tmp_path: Path) -> None:
-    file = tmp_path / "weights.safetensors"
-    file.touch()
-    assert beside(str(tmp_path), "knn") == tmp_path / "knn.json"
-    assert beside(str(file), "knn") == tmp_path / "weights.safetensors.knn.json"
-    assert beside("dino_vits16", "knn") == Path("knn.json")
 
 
 def test_the_untrained_twin_is_measured_only_on_request(tmp_path: Path) -> None:
@@ -62,17 +54,36 @@ def test_a_table_shows_names_and_numbers() -> None:
         assert word in text.getvalue()
 
 
-def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_a_result_says_where_it_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     vit = create("vit_tiny", embed_dim=12, depth=1, heads=2, patch_size=4, image_size=8)
-    settings = FeatureEvaluationSettings(weights=str(tmp_path))
-    path = write("retrieval", {"map": 1.0}, vit, settings)
-    assert path == tmp_path / "retrieval.json"
-    content = json.loads(path.read_text())
+    training = {"recipe": "small_data", "step": 8, "steps": 500}
+    save(vit, tmp_path / "run" / "teacher.safetensors", training)
+    save(vit, tmp_path / "other.safetensors")
+    (tmp_path / "photos").mkdir()
+    settings = FeatureEvaluationSettings(
+        weights="run", device="cpu", baseline=True, compare=("other.safetensors",)
+    )
+    scores = {"mAP": {"trained": {"percent": 1.0}}}
+    with evaluation_run("retrieval", settings, "photos", None) as started:
+        started.report({"map": 1.0}, "a sentence", images=3, scores=scores)
+    assert capsys.readouterr().out.splitlines() == [
+        "a sentence",
+        "trained: teacher.safetensors, recipe small_data, step 8 of 500",
+        "other.safetensors: other.safetensors",
+        str(Path("run", "results", "retrieval-photos.json")),
+    ]
+    (content,) = collected("run")
     assert content["map"] == 1.0
     assert content["weights"]["architecture"]["arch"] == "vit_tiny"
-    other = FeatureEvaluationSettings(weights="w", out=tmp_path / "x.csv")
-    with pytest.raises(UserError, match=r"x\.csv"):
-        write("retrieval", {}, vit, other)
+    stated = {"evaluation": "retrieval", "data": "photos", "measured_images": 3, "scores": scores}
+    assert stated.items() <= content.items()
+    assert content["sources"] == [str(tmp_path / "photos")]
+    assert {"file": "teacher.safetensors", **training}.items() <= content["weights"].items()
+    assert training.items() <= content["networks"]["trained"].items()
+    assert "recipe" not in content["networks"]["untrained"]
 
 
 def test_more_networks_are_named_by_their_weights(tmp_path: Path) -> None:

@@ -341,6 +341,17 @@ def test_our_own_run(run: Path) -> None:
     assert student.origin["file"] == "student.safetensors"
 
 
+def test_a_checkpoint_states_its_step(run: Path) -> None:
+    """Also an earlier one, beside whose run the newest teacher lies."""
+    newest = load(run).origin
+    assert newest is not None
+    assert (newest["recipe"], newest["step"], newest["steps"]) == ("test", 4, 4)
+    for step in (run / "checkpoints").glob("step_*"):
+        origin = load(step).origin
+        assert origin is not None
+        assert (origin["recipe"], origin["step"]) == ("test", int(step.name.removeprefix("step_")))
+
+
 def test_an_incomplete_checkpoint_of_a_run(run: Path, tmp_path: Path) -> None:
     step = tmp_path / "run" / "checkpoints" / "step_1"
     step.mkdir(parents=True)

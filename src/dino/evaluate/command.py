@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -15,7 +15,9 @@ import torch
 from rich.table import Table
 
 from dino.data.images.pixel_format import PixelFormat
+from dino.evaluate import results
 from dino.evaluate.features.cache import versions
+from dino.evaluate.shared_images import shared_images
 from dino.files import UserError, atomic_json, cache_folder, check_output
 from dino.models.backbone import Backbone
 from dino.progress import Console
@@ -71,7 +73,7 @@ class EvaluationSettings(NetworkSettings):
     baseline: bool = False
     """Also measure the same network untrained."""
     out: Path | None = None
-    """The result as JSON; by default beside the weights."""
+    """The result as JSON; by default RUN/results/NAME-DATA.json, or beside a file of weights."""
 
     def networks(self, device: torch.device, *, rgb: bool = False) -> dict[str, Backbone]:
         """All networks on the device: "trained", "untrained" and the others by their weights.
@@ -108,6 +110,10 @@ class FeatureEvaluationSettings(EvaluationSettings, ExtractionSettings):
     """Settings of every evaluation of extracted features."""
 
 
+Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+"""By measure and network: "percent" and, where it is known, its "standard_error"."""
+
+
 @dataclass(frozen=True)
 class EvaluationRun:
     """A running evaluation command.
@@ -116,57 +122,116 @@ class EvaluationRun:
         networks: by name, on the device.
         path: the JSON file of the result.
         origin: where the result comes from, as JSON takes it.
+        notes: sentences to print below the table.
     """
 
     networks: dict[str, Backbone]
     path: Path
     origin: dict[str, Any]
+    notes: list[str]
 
     @property
     def pixels(self) -> PixelFormat:
         """The pixels that all networks take."""
         return self.networks[TRAINED].preprocessing.pixels
 
-    def report(self, content: Mapping[str, Any], *printed: Table | str) -> None:
-        """Write `content` with its origin, then print tables and sentences (main process only)."""
+    def compare_images(self, training: Sequence[str], test: Sequence[str] | None) -> None:
+        """Report test images that are also training images, by their paths; see `shared_images`.
+
+        Only the main process compares, and only files.
+        """
         if ranks().main:
-            atomic_json(self.path, {**content, **self.origin})
-            for item in printed:
-                Console().print(item)
+            found = shared_images(training, test)
+            self.origin["shared_images"] = found and dataclasses.asdict(found)
+            if found and found.count:
+                self.notes.append(found.sentence())
+
+    def report(
+        self,
+        content: Mapping[str, Any],
+        *printed: Table | str,
+        images: int,
+        scores: Scores | None = None,
+        files: Sequence[Path] = (),
+    ) -> None:
+        """Write the result, then print tables and sentences (main process only).
+
+        Args:
+            content: the result as JSON takes it; its origin is added.
+            printed: tables and sentences.
+            images: how many the scores are of.
+            scores: the principal numbers of the result, for the page of the run.
+            files: written beside the result, whose paths are printed too.
+        """
+        if not ranks().main:
+            return
+        written = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        about = {"measured_images": images, "scores": scores or {}, "written": written}
+        atomic_json(self.path, {**content, **about, **self.origin})
+        for item in printed:
+            Console().print(item)
+        weights = (weights_line(name, of.origin) for name, of in self.networks.items() if of.origin)
+        for sentence in (*self.notes, *weights):
+            Console().print(sentence, soft_wrap=True)
+        for path in (self.path, *files):
+            print_path(path)
 
 
 @contextmanager
 def evaluation_run(
-    name: str, settings: EvaluationSettings, *, rgb: bool = False
+    name: str, settings: EvaluationSettings, *data: str | Path | None, rgb: bool = False
 ) -> Iterator[EvaluationRun]:
     """Check where the result `name` goes, join the process group and load all networks.
+
+    Args:
+        name: of the evaluation.
+        settings: of the command.
+        data: all images that it measures on, by which the result is named; None is left out.
+        rgb: whether it reads RGB images only.
 
     Raises:
         UserError: see `destination`, `pick_device` and `EvaluationSettings.networks`.
     """
-    path, device = destination(name, settings), pick_device(settings.device)
+    used = [one for one in data if one is not None]
+    sources = [results.located(one) for one in used]
+    label = "-".join(dict.fromkeys(map(results.data_name, sources)))
+    path, device = destination(f"{name}-{label}", settings, sources), pick_device(settings.device)
     with process_group(device):
         networks = settings.networks(device, rgb=rgb)
-        origin = {"networks": identities(networks), **provenance(networks[TRAINED], settings)}
-        yield EvaluationRun(networks, path, origin)
+        origin = {
+            "evaluation": name,
+            "data": label,
+            "sources": sources,
+            "networks": identities(networks),
+            **provenance(networks[TRAINED], settings),
+        }
+        yield EvaluationRun(networks, path, origin, [])
+
+
+def weights_line(name: str, origin: Mapping[str, Any]) -> str:
+    """Such as "trained: teacher.safetensors, recipe small_data, step 8 of 500"."""
+    facts = [origin["file"]]
+    if "recipe" in origin:
+        facts.append(f"recipe {origin['recipe']}")
+    if {"step", "steps"} <= origin.keys():
+        facts.append(f"step {origin['step']} of {origin['steps']}")
+    return f"{name}: {', '.join(facts)}"
 
 
 def identities(networks: Mapping[str, Backbone]) -> dict[str, Any]:
     """Which weights each network has, for a result's JSON."""
-    return {
-        name: {"sha256": fingerprint(network), "architecture": network.spec}
-        for name, network in networks.items()
-    }
+    return {name: _identity(network) for name, network in networks.items()}
+
+
+def _identity(network: Backbone) -> dict[str, Any]:
+    origin = network.origin or {}
+    return {"sha256": fingerprint(network), "architecture": network.spec, **origin}
 
 
 def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
     """Where a result comes from: weights by hash, preprocessing, settings, versions, device."""
     return {
-        "weights": {
-            "sha256": fingerprint(backbone),
-            "architecture": backbone.spec,
-            **(backbone.origin or {}),
-        },
+        "weights": _identity(backbone),
         "preprocessing": backbone.preprocessing.to_dict(),
         "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "device": describe(next(backbone.parameters()).device),
@@ -187,39 +252,20 @@ def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]])
     return result
 
 
-def file_name(network: str) -> str:
-    """A network's name, which may be a path, without the characters that file names lack."""
-    return re.sub(r"[^\w.-]+", "_", network).strip("_")
-
-
 def print_path(path: Path) -> None:
     """Print where something was written, in one line that can be copied."""
     Console().print(str(path), soft_wrap=True)
 
 
-def beside(weights: str, name: str) -> Path:
-    """Where the result `name` goes: RUN/name.json, FILE.name.json, or ./name.json."""
-    path = Path(weights)
-    if path.is_dir():
-        return path / f"{name}.json"
-    return path.with_name(f"{path.name}.{name}.json") if path.is_file() else Path(f"{name}.json")
+def destination(name: str, settings: EvaluationSettings, sources: Sequence[str]) -> Path:
+    """The JSON file of the result `name` of the images `sources`, which is tried.
 
-
-def destination(name: str, settings: EvaluationSettings) -> Path:
-    """The JSON file of the result `name`, which is tried: `settings.out`, or beside the weights.
+    It is `settings.out`, or lies in the run folder or beside the weights (`evaluate.results`).
 
     Raises:
         UserError: for another ending than .json, or a place that cannot be written.
     """
-    path = settings.out or beside(settings.weights, name)
+    default = results.numbered(results.default_path(settings.weights, name), sources)
+    path = settings.out or default
     check_output(path, (".json",))
-    return path
-
-
-def write(
-    name: str, content: Mapping[str, Any], backbone: Backbone, settings: EvaluationSettings
-) -> Path:
-    """Write `content` and where it comes from to `destination`, which is returned."""
-    path = destination(name, settings)
-    atomic_json(path, {**content, **provenance(backbone, settings)})
     return path

@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         first_layer: name, in the state dict, of the weights of the first layer.
         preprocessing: the transform that belongs to the weights.
         spec: the arguments of `dino.create` that build this architecture.
-        origin: dialect, name and SHA-256 of the file of weights; None for an untrained network.
+        origin: of the weights, `dino.weights.checkpoint.Checkpoint.origin`; None if untrained.
     """
 
     has_drop_path: ClassVar[bool] = False
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
     first_layer: str
     preprocessing: Preprocessing
     spec: dict[str, Any]
-    origin: dict[str, str] | None = None
+    origin: dict[str, Any] | None = None
 
     @property
     def residual_branches(self) -> int:

@@ -7,6 +7,7 @@ refused.jsonl      steps that were refused, with their images
 skipped.csv        images that could not be used
 teacher.safetensors, best.safetensors    the newest teacher, and the best by k-NN
 results.json, report.html                written at the end of the run
+results/           what `dino evaluate` measured (`evaluate.results`)
 .lock              locked by the process that trains
 """
 

@@ -32,6 +32,8 @@ from dino.weights.safe_pickle import attributes
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which trainers write a network's tensors, the first choice first."""
 CHOOSE = "`dino weights convert --network NAME` writes another one (in Python: network=)"
+TRAINING = ("recipe", "step", "steps")
+"""Entries of `Checkpoint.about` for the provenance of results."""
 PREFIXES = ("module.", "_orig_mod.")
 """Of every key, from DistributedDataParallel and `torch.compile`."""
 
@@ -94,13 +96,17 @@ class Checkpoint:
             raise UserError(f"{self.path} holds no {name}, but a {other} (network={other})")
         return found
 
-    def origin(self, name: str) -> dict[str, str]:
-        """Dialect, file and its SHA-256, and which network, for the provenance of results."""
+    def origin(self, name: str) -> dict[str, Any]:
+        """For the provenance of results: dialect, which network, file and its SHA-256.
+
+        Where the file states them also recipe, step and number of steps of the training.
+        """
         path = self.path
         if name == "student" and (path.parent / "state.json").exists():
             path = path.with_name("student.safetensors")
         source = {"dialect": self.dialect, "network": name}
-        return {**source, "file": path.name, "file_sha256": file_hash(path)}
+        training = {key: self.about[key] for key in TRAINING if key in self.about}
+        return {**source, "file": path.name, "file_sha256": file_hash(path), **training}
 
 
 def read(path: Path, heads: int | None = None, network: str = "teacher") -> Checkpoint:
@@ -170,6 +176,9 @@ def _run_checkpoint(step: Path, teacher: Path, network: str) -> Checkpoint:
     if metadata is None or absent:
         missing = ", ".join(absent) or f"the architecture in {teacher}"
         raise UserError(f"{step} is no complete checkpoint of a run: {missing} is missing")
+    state = read_json(step / "state.json")
+    if isinstance(state, dict):  # the teacher beside the checkpoints may be of another step
+        metadata["about"] |= {key: state[key] for key in ("step", "measured") if key in state}
     tensors = {name: read_safetensors(path)[0] for name, path in files.items()}
     config = teacher.parent / "config.json"
     settings = read_json(config).get("defining", {}) if config.exists() else {}

@@ -150,7 +150,8 @@ def dino_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | N
         return None
     try:
         found = json.loads(metadata["dino"])
-        known: dict[str, Any] = {key: found[key] for key in ("spec", "preprocessing", "about")}
+        known: dict[str, Any] = {key: found[key] for key in ("spec", "preprocessing")}
+        known["about"] = dict(found["about"])
         version = found["format"]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} has damaged metadata ({error!r}): copy it again") from None
@@ -168,7 +169,8 @@ def export_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         UserError: if it is damaged.
     """
     try:
-        return dict(json.loads(metadata.get("dino_export", "{}")))
+        found = dict(json.loads(metadata.get("dino_export", "{}")))
+        return found | ({"about": dict(found["about"])} if "about" in found else {})
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} has damaged metadata ({error!r}): copy it again") from None
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import ranks
 from helpers.fakes import COLORS
+from helpers.results import result, result_file
 from PIL import Image
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from dino.evaluate.classification.deit_augmentation import (
     posterize,
     seeded,
 )
-from dino.evaluate.classification.finetune import PRESETS, FineTune, run
+from dino.evaluate.classification.finetune import CLASSIFIER, NETWORK, PRESETS, FineTune, run
 from dino.evaluate.classification.finetune_training import (
     FineTunedNetwork,
     drop_path_scales,
@@ -225,6 +226,9 @@ def test_an_unusable_image_is_replaced(capsys: pytest.CaptureFixture[str]) -> No
 
 
 # ---------------------------------------------------------------------------------- command
+ENDINGS = (NETWORK, CLASSIFIER)
+
+
 @pytest.fixture
 def settings(tmp_path: Path, color_folder: Callable[..., Path]) -> FineTune:
     save(small(), tmp_path / "run" / "teacher.safetensors")
@@ -252,7 +256,7 @@ def test_command_tunes_saves_and_is_measured_again(
     for word in ("trained", "untrained", "12 epochs", "9 images", "last loss"):
         assert word in printed
     folder = Path(settings.weights)
-    written = json.loads((folder / "finetune.json").read_text())
+    written = result(folder, "finetune")
     assert written["finetune"] == json.loads(json.dumps(content["finetune"]))
     assert written["recipe"]["lr"] == 1.0
     assert written["recipe"]["weight_decay"] == 0.05
@@ -260,17 +264,20 @@ def test_command_tunes_saves_and_is_measured_again(
     assert len(rows) == 12
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
     assert rows[-1]["top1"] > 60
-    assert not list(folder.glob("*unfinished*"))
+    assert written["scores"]["top-1, last epoch"]["trained"]["percent"] == rows[-1]["top1"]
+    assert written["measured_images"] == 9
+    assert not list(folder.rglob("*unfinished*"))
 
-    tuned = dino.load(folder / "finetune.safetensors")
+    network, classifier = (result_file(folder, "finetune", ending) for ending in ENDINGS)
+    tuned = dino.load(network)
     before = dino.load(folder)
     assert all(
         not torch.equal(a, b) for a, b in zip(tuned.parameters(), before.parameters(), strict=True)
     )
     again = linear.run(
         Linear(
-            weights=str(folder / "finetune.safetensors"),
-            classifier=folder / "finetune.classifier.safetensors",
+            weights=str(network),
+            classifier=classifier,
             val=settings.val,
             workers=0,
             device="cpu",
@@ -282,10 +289,9 @@ def test_command_tunes_saves_and_is_measured_again(
 def test_a_stopped_and_continued_training_equals_an_unstopped_one(
     settings: FineTune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(settings.weights)
-    names = ("finetune.safetensors", "finetune.classifier.safetensors")
     uninterrupted = run(settings)
-    expected = [(folder / name).read_bytes() for name in names]
+    files = [result_file(settings.weights, "finetune", ending) for ending in ENDINGS]
+    expected = [path.read_bytes() for path in files]
     epoch_of, trained = AugmentedBatches.epoch, list[int]()
 
     def watched(self: AugmentedBatches, epoch: int) -> Any:
@@ -300,13 +306,13 @@ def test_a_stopped_and_continued_training_equals_an_unstopped_one(
         run(settings)
     assert run(settings)["finetune"] == uninterrupted["finetune"]
     assert trained == [0, 1, -1, 2, 3]
-    assert [(folder / name).read_bytes() for name in names] == expected
+    assert [path.read_bytes() for path in files] == expected
 
 
 def test_a_layer_decay_slows_the_first_layers(settings: FineTune) -> None:
     run(replace(settings, layer_decay=1e-4, epochs=2))
     before = dino.load(settings.weights).state_dict()
-    after = dino.load(Path(settings.weights) / "finetune.safetensors").state_dict()
+    after = dino.load(result_file(settings.weights, "finetune", NETWORK)).state_dict()
     moved = {name: (after[name] - before[name]).abs().max().item() for name in after}
     assert moved["norm.bias"] > 1e-4
     assert moved["blocks.1.mlp.fc2.weight"] < 1e-2 * moved["norm.bias"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,12 @@ from hypothesis import strategies as st
 from oracle import knn as oracle
 from torch import Tensor
 
-from dino.evaluate.classification.knn_classifier import TEMPERATURE, knn, vote
+from dino.evaluate.classification.knn_classifier import (
+    TEMPERATURE,
+    knn,
+    standard_error,
+    vote,
+)
 from dino.files import UserError
 
 
@@ -118,6 +124,15 @@ def test_many_temperatures_at_once_are_each_alone(leave_one_out: bool) -> None:
             counts = votes.confusion(k, t)
             assert counts.sum(dim=1).tolist() == torch.bincount(queries[1], minlength=6).tolist()
             assert 100 * counts.diagonal().sum().item() / len(queries[0]) == score.top1
+
+
+def test_the_standard_error_is_that_of_a_binomial_share() -> None:
+    """Beside the spread of many draws, and at the ends, where it is 0."""
+    generator = np.random.default_rng(0)
+    draws = 100 * generator.binomial(200, 0.3, 20_000) / 200
+    assert standard_error(30.0, 200) == pytest.approx(draws.std(), rel=0.02)
+    assert standard_error(50.0, 100) == 5.0
+    assert standard_error(0.0, 9) == standard_error(100.0, 9) == 0.0
 
 
 def test_equal_votes_go_to_the_lower_label() -> None:

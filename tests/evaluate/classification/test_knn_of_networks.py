@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.fakes import COLORS, MeanColor
+from helpers.results import result, result_file
 from PIL import Image
 
 from dino.data.sources.open import open_source
@@ -19,6 +20,7 @@ from dino.evaluate.classification.knn import KNN, KNNEvaluation, measure, run, s
 from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy
 from dino.evaluate.features.table import FeatureTable, Subset
 from dino.evaluate.protocol import Evaluation
+from dino.evaluate.results import collected
 from dino.files import UserError
 from dino.models.create import create
 from dino.weights.load import save
@@ -61,7 +63,7 @@ def test_no_class_in_common_is_refused_before_any_features(
     settings = KNN(weights=str(weights), data=str(bank), queries=str(other), device="cpu")
     with pytest.raises(UserError, match="none of their classes, such as white"):
         run(settings)
-    assert not (weights / "knn.json").exists()
+    assert not (weights / "results").exists()
     with pytest.raises(UserError, match="none of their classes"):
         KNNEvaluation(open_source(bank), open_source(other))
 
@@ -135,7 +137,8 @@ def test_command_prints_one_table_and_writes_json(
     for word in ("trained", "untrained", "pixels", "k = 1", "k = 12", "0.07", "6 queries"):
         assert word in printed
     assert "clipped to 12" in printed
-    written = json.loads((weights / "knn.json").read_text())
+    assert "100.0 ± 0.0" in printed
+    written = result(weights, "knn")
     assert written["knn"]["pixels"]["k1"] == {"top1": 100.0, "top5": 100.0}
     assert (written["bank"], written["queries"]) == (12, 6)
     assert not written["leave_one_out"]
@@ -154,7 +157,7 @@ def test_more_networks_stand_in_the_same_table(
     assert found.keys() == {"trained", str(other)}
     alone = run(replace(settings, weights=str(other), out=weights / "alone.json"))
     assert found[str(other)] == alone["trained"]
-    written = json.loads((weights / "knn.json").read_text())
+    written = result(weights, "knn")
     assert written["networks"][str(other)]["architecture"]["embed_dim"] == 24
 
 
@@ -211,7 +214,7 @@ def test_confusions_are_written_and_printed(
     )
     score = run(settings)["trained"][1].top1
     assert "blue as red" in capsys.readouterr().out
-    with (weights / "knn.confusion.csv").open(newline="") as file:
+    with result_file(weights, "knn", ".confusion.csv").open(newline="") as file:
         rows = {row["class"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["blue", "green", "red"]
     assert rows["blue"]["images"] == "3"
@@ -219,7 +222,7 @@ def test_confusions_are_written_and_printed(
     assert rows["blue"]["top1"] == "66.67"
     right = sum(int(row[f"taken for {name}"]) for name, row in rows.items())
     assert score == 100 * right / 6
-    content = json.loads((weights / "knn.json").read_text())
+    content = result(weights, "knn")
     assert content["by_class"]["top1"]["green"] == 100
     assert content["left_out"] == 1  # white
 
@@ -256,7 +259,7 @@ def test_the_result_is_written_before_the_table_is_printed(
     settings = KNN(weights=str(weights), data=str(color_folder("t", 2)), workers=0, device="cpu")
     with pytest.raises(BrokenPipeError):
         run(replace(settings, confusion=True))
-    assert json.loads((weights / "knn.json").read_text())["by_class"]
+    assert result(weights, "knn")["by_class"]
 
 
 def test_files_that_are_no_images_are_counted(
@@ -268,10 +271,51 @@ def test_files_that_are_no_images_are_counted(
     (queries / "red" / "notes.txt").touch()
     settings = KNN(weights=str(weights), data=str(bank), workers=0, device="cpu")
     run(replace(settings, queries=str(queries)))
-    written = json.loads((weights / "knn.json").read_text())
+    written = result(weights, "knn")
     assert written["ignored_files"] == {".mp4": 2, ".txt": 1}
+    run(replace(settings, out=weights / "alone.json"))
+    alone = json.loads((weights / "alone.json").read_text())
+    assert alone["ignored_files"] == {".mp4": 1}
+
+
+def test_shared_images_are_reported(
+    weights: Path, color_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank, queries = color_folder("train", 2), color_folder("val", 3)  # 0.png and 1.png are equal
+    settings = KNN(weights=str(weights), data=str(bank), k=(1,), workers=0, device="cpu")
     run(settings)
-    assert json.loads((weights / "knn.json").read_text())["ignored_files"] == {".mp4": 1}
+    assert "test images" not in capsys.readouterr().out
+    assert result(weights, "knn")["shared_images"]["count"] == 0
+    run(replace(settings, queries=str(queries), out=weights / "both.json"))
+    assert "6 of 9 test images are also training images" in capsys.readouterr().out
+    shared = json.loads((weights / "both.json").read_text())["shared_images"]
+    assert (shared["count"], shared["images"], shared["leave_one_out"]) == (6, 9, False)
+    assert [str(queries / "red" / "0.png"), str(bank / "red" / "0.png")] in shared["examples"]
+
+
+def test_results_of_other_images_are_not_replaced(
+    weights: Path, color_folder: Callable[..., Path]
+) -> None:
+    first, second = color_folder("a/photos", 2), color_folder("b/photos", 3)
+    settings = KNN(weights=str(weights), data=str(first), k=(1,), workers=0, device="cpu")
+    for data in (first, second, first):
+        run(replace(settings, data=str(data)))
+    found = {Path(entry["path"]).name: entry["bank"] for entry in collected(weights)}
+    assert found == {"knn-photos.json": 6, "knn-photos-2.json": 9}
+
+
+def test_scores_state_their_standard_error(
+    weights: Path, color_folder: Callable[..., Path]
+) -> None:
+    settings = KNN(weights=str(weights), data=str(color_folder("t", 4)), workers=0, device="cpu")
+    trained = run(replace(settings, k=(11,), baseline=True))["trained"][11]
+    (entry,) = collected(weights)
+    assert entry["measured_images"] == trained.images == 12
+    score = entry["scores"]["top-1, k = 11"]["trained"]
+    assert score["percent"] == trained.top1
+    share = trained.top1 / 100
+    assert score["standard_error"] == pytest.approx(100 * (share * (1 - share) / 12) ** 0.5)
+    assert entry["scores"]["top-1, k = 11"].keys() == {"trained", "untrained", "pixels"}
 
 
 def test_a_file_of_weights_has_its_result_beside_it(
@@ -279,7 +323,7 @@ def test_a_file_of_weights_has_its_result_beside_it(
 ) -> None:
     file = weights / "teacher.safetensors"
     run(KNN(weights=str(file), data=str(color_folder("t", 2)), k=(1,), workers=0, device="cpu"))
-    assert (weights / "teacher.safetensors.knn.json").exists()
+    assert (weights / "teacher.safetensors.knn-t.json").exists()
 
 
 def test_command_refuses_in_one_sentence(weights: Path, color_folder: Callable[..., Path]) -> None:

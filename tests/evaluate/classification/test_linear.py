@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import ranks
 from helpers.fakes import COLORS
+from helpers.results import result, result_file
 from oracle import linear as oracle
 from PIL import Image
 from torchvision.transforms import functional as F
@@ -23,6 +24,7 @@ from dino.data.views.random_streams import draw_views, generator
 from dino.evaluate.classification import linear
 from dino.evaluate.classification import linear_training as probe
 from dino.evaluate.classification.feature_batches import CropBatches, RandomCrops, TableBatches
+from dino.evaluate.classification.knn_classifier import standard_error
 from dino.evaluate.classification.linear import Linear, run
 from dino.evaluate.classification.linear_classifier import Sweep
 from dino.evaluate.classification.linear_training import Accuracy, Layers, layers_of
@@ -168,10 +170,10 @@ def test_two_ranks_give_the_numbers_of_one(settings: Linear, tmp_path: Path) -> 
     settings = replace(settings, mode="augmented", forward_batch=3, batch=5)
     results = ranks.run(on_a_rank, 2, settings, joined=False)
     alone = on_a_rank(Ranks(), replace(settings, out=tmp_path / "alone.json"))
-    for result in results:
-        for ours, theirs in zip(result[0]["trained"], alone[0]["trained"], strict=True):
+    for of_rank in results:
+        for ours, theirs in zip(of_rank[0]["trained"], alone[0]["trained"], strict=True):
             assert ours["top1_by_epoch"] == pytest.approx(theirs["top1_by_epoch"])
-    assert (tmp_path / "run" / "linear.json").exists()
+    assert result(tmp_path / "run", "linear")
 
 
 # ---------------------------------------------------------------------------------- training
@@ -201,8 +203,8 @@ def test_the_loop_is_the_published_one() -> None:
 def test_a_stopped_and_continued_training_equals_an_unstopped_one(
     settings: Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = Path(settings.weights) / "linear.safetensors"
     uninterrupted = run(settings)
+    path = result_file(settings.weights, "linear", ".safetensors")
     expected = path.read_bytes()
     path.unlink()
     trained: list[int] = []
@@ -222,7 +224,7 @@ def test_a_stopped_and_continued_training_equals_an_unstopped_one(
     assert trained == [0, 1, -1, 2, 3]
     assert again["linear"] == uninterrupted["linear"]
     assert path.read_bytes() == expected
-    assert not list(Path(settings.weights).glob("*unfinished*"))
+    assert not list(Path(settings.weights).rglob("*unfinished*"))
 
 
 def test_another_training_does_not_continue_it(
@@ -256,7 +258,7 @@ def test_command_trains_saves_and_measures_again(
     for word in ("trained, 0.1", "untrained", "last epoch", "best epoch", "9 images", "2 block(s)"):
         assert word in printed
     folder = Path(settings.weights)
-    written = json.loads((folder / "linear.json").read_text())
+    written = result(folder, "linear")
     assert written["linear"] == json.loads(json.dumps(content["linear"]))
     assert written["images"] == {"train": 15, "val": 9, "left_out": 0, "ignored_files": {}}
     assert written["features"] == {"blocks": 2, "average": False}
@@ -265,12 +267,16 @@ def test_command_trains_saves_and_measures_again(
     assert [row["rate"] for row in rows] == [0.1, 10.0, 1e3]
     chosen = next(row for row in rows if row["rate"] == written["chosen"]["trained"])
     assert chosen["last"]["top1"] == max(row["last"]["top1"] for row in rows) > 50
+    scores = written["scores"]["top-1, last epoch"]
+    assert scores["trained"]["percent"] == chosen["last"]["top1"]
+    assert scores["trained"]["standard_error"] == standard_error(chosen["last"]["top1"], 9)
+    assert scores.keys() == {"trained", "untrained"}
     for row in rows:
         assert row["best"]["top1"] == max(row["top1_by_epoch"])
         assert row["top1_by_epoch"][row["best"]["epoch"] - 1] == row["best"]["top1"]
         assert row["top1_by_epoch"][-1] == row["last"]["top1"]
 
-    classifier = folder / "linear.safetensors"
+    classifier = result_file(folder, "linear", ".safetensors")
     again = run(replace(settings, data=None, classifier=classifier, out=folder / "again.json"))
     assert again["classifier"] == chosen["last"]
     other = folder / "other" / "teacher.safetensors"
@@ -283,7 +289,7 @@ def test_classes_are_matched_by_name(settings: Linear, color_folder: Callable[..
     run(replace(settings, epochs=60))
     some = color_folder("some", 2, {"green": COLORS["green"], "red": COLORS["red"]})
     unknown = color_folder("odd", 2, {"red": COLORS["red"], "white": (255, 255, 255)})
-    classifier = Path(settings.weights) / "linear.safetensors"
+    classifier = result_file(settings.weights, "linear", ".safetensors")
     measured = replace(settings, data=None, classifier=classifier)
     assert run(replace(measured, val=str(some)))["classifier"]["top1"] == 100
     partly = run(replace(measured, val=str(unknown)))

@@ -13,10 +13,12 @@ import pytest
 import torch
 from helpers import ranks
 from helpers.fakes import COLORS
+from helpers.results import result
 from oracle import logistic as oracle
 from PIL import Image
 from torch import Tensor
 
+from dino.evaluate.classification.knn_classifier import standard_error
 from dino.evaluate.classification.linear_training import scores
 from dino.evaluate.classification.logistic import Logistic, fit, held_out, held_out_scores, run
 from dino.files import UserError
@@ -119,7 +121,7 @@ def test_command_measures_every_subset(
     printed = capsys.readouterr().out
     for word in ("trained, 50 %", "untrained, 1 shot", "some.txt", "λ 0.1", "k-NN", "chosen"):
         assert word in printed
-    written = json.loads((tmp_path / "run" / "logistic.json").read_text())
+    written = result(tmp_path / "run", "logistic")
     assert written["logistic"] == json.loads(json.dumps(found["logistic"]))
     trained = written["logistic"]["trained"]
     assert {name: entry["images"] for name, entry in trained.items()} == {
@@ -135,6 +137,11 @@ def test_command_measures_every_subset(
         assert entry["top1"]["mean"] == statistics.fmean(runs)
         assert entry["top1"]["deviation"] == statistics.stdev(runs)
     assert full["chosen"]["top1"]["deviation"] is None
+    assert written["scores"]["top-1, 50 %"]["trained"] == {
+        "percent": half["chosen"]["top1"]["mean"],
+        "standard_error": standard_error(half["chosen"]["top1"]["mean"], 9),
+    }
+    assert written["measured_images"] == 9
     assert full["chosen"]["top1"]["mean"] == max(
         entry["top1"]["mean"] for entry in full["penalties"].values()
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.results import result, result_file
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from dino.cli import main
@@ -190,8 +190,10 @@ def test_the_command_equals_a_count_by_hand(
     hiding = "8 distractors" if hidden else "0 distractors"
     for word in ("10 originals", hiding, "not whitened", "jpegqual/20", "untrained"):
         assert word in printed
-    written = json.loads((Path(weights) / "copies.json").read_text())
+    written = result(weights, "copies")
     assert written["copies"] == found
+    strong = written["scores"]["mAP, strong"]
+    assert strong == {name: {"percent": of["strong"]} for name, of in found.items()}
     assert written["settings"]["batch"] == 7
 
 
@@ -261,12 +263,12 @@ def test_duplicates_among_photographs_are_found(
     assert content["images"] == 21
     assert content["skipped"] == [str(folder / "broken.png")]
     assert "2 groups of near duplicates, 5 of 21 images" in capsys.readouterr().out
-    rows = read(Path(weights) / "duplicates.csv")
+    rows = read(result_file(weights, "duplicates", ".csv"))
     assert [row["group"] for row in rows] == ["1", "1", "1", "2", "2"]
     assert [row["path"] for row in rows] == [path for group in content["groups"] for path in group]
     assert rows[0]["similarity"] == rows[3]["similarity"] == rows[4]["similarity"] == "1.000000"
     assert all(0.9 <= float(row["similarity"]) <= 1 for row in rows)
-    with Image.open(Path(weights) / "duplicates.png") as sheet:
+    with Image.open(result_file(weights, "duplicates", ".png")) as sheet:
         assert 3 * 144 < sheet.width < 4 * 144
         assert 2 * 144 < sheet.height < 3 * 144
 
@@ -278,7 +280,7 @@ def test_a_folder_of_one_and_the_same_image(weights: str, photos: Path, tmp_path
         shutil.copy(photos / "1005.png", tmp_path / "same" / f"{number}.png")
     content = run(settings(weights, data=str(tmp_path / "same"), batch=5))
     assert [len(group) for group in content["groups"]] == [16]
-    rows = read(Path(weights) / "duplicates.csv")
+    rows = read(result_file(weights, "duplicates", ".csv"))
     assert {row["similarity"] for row in rows} == {"1.000000"}
 
 
@@ -319,12 +321,14 @@ def test_a_few_images_need_others_to_be_whitened_by(
         ({"benchmark": "a"}, "a has no folder original/"),
     ],
 )
-def test_wrong_options_are_refused_in_one_sentence(options: dict[str, Any], words: str) -> None:
+def test_wrong_options_are_refused_in_one_sentence(
+    options: dict[str, Any], words: str, weights: str
+) -> None:
     with pytest.raises(UserError, match=words):
-        run(settings("nowhere", **options))
+        run(settings(weights, **options))
 
 
 def test_the_command_line(weights: str, copydays: Path) -> None:
     how = ["--weights", weights, "--workers", "0", "--device", "cpu", "--size", "32"]
     main(["evaluate", "copies", *how, "--benchmark", str(copydays)])
-    assert (Path(weights) / "copies.json").exists()
+    assert result(weights, "copies")

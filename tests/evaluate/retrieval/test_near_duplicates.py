@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dino.evaluate.retrieval.near_duplicates import Group, equal_files, groups, similar_pairs
+from dino.evaluate.retrieval.near_duplicates import Group, groups, similar_pairs
 
 
 def angles(*degrees: float) -> Tensor:
@@ -90,11 +88,3 @@ def test_many_equal_images() -> None:
     (group,) = groups(torch.ones(300, 2), 0.9, tile=64)
     assert members(group) == list(range(300))
     assert all(similarity == pytest.approx(1) for _, similarity in group)
-
-
-def test_equal_files(tmp_path: Path) -> None:
-    contents = {"a": b"one", "b": b"two", "c": b"one", "d": b"three", "e": b"one"}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    paths = [str(tmp_path / name) for name in contents]
-    assert equal_files([*paths, "item 3 of the list"]) == [(0, 2), (0, 4)]

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.fakes import MeanColor
+from helpers.results import result
 from oracle.ranking import walked
 from PIL import Image
 from torch import Tensor
@@ -193,8 +194,11 @@ def test_the_command_equals_the_oracle(
     printed = capsys.readouterr().out
     for word in ("colors", f"4 queries ({query})", "12 images", "32 px", "medium, untrained"):
         assert word in printed
-    written = json.loads((Path(weights) / "retrieval.json").read_text())
+    written = result(weights, "retrieval")
     assert written["retrieval"] == found
+    for name, by_protocol in found.items():
+        assert written["scores"]["mAP, hard"][name] == {"percent": by_protocol["hard"]["map"]}
+    assert written["measured_images"] == 4
     assert written["scales"] == [1.0]
     assert written["settings"]["query"] == query
     assert written["weights"]["architecture"]["arch"] == "vit_tiny"
@@ -229,7 +233,7 @@ def test_one_image_and_one_query_are_enough(weights: str, tmp_path: Path) -> Non
     found = run(Retrieval(weights=weights, benchmark=str(tmp_path), workers=0, device="cpu"))
     assert found["trained"]["easy"]["map"] == found["trained"]["medium"]["map"] == 100.0
     assert found["trained"]["hard"]["queries"] == 0
-    written = json.loads((Path(weights) / "retrieval.json").read_text())
+    written = result(weights, "retrieval")
     assert written["retrieval"]["trained"]["hard"]["map"] is None
 
 
@@ -255,7 +259,9 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_neighbours_of_a_folder(weights: str, benchmark: Path, tmp_path: Path) -> None:
+def test_neighbours_of_a_folder(
+    weights: str, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "found" / "mine.json"
     settings = Retrieval(
         weights=weights,
@@ -267,6 +273,7 @@ def test_neighbours_of_a_folder(weights: str, benchmark: Path, tmp_path: Path) -
         out=out,
     )
     files = run(settings)
+    assert "5 neighbours of 4 queries among 12 images" in capsys.readouterr().out
     assert files == {"csv": out.with_suffix(".csv"), "sheet": out.with_suffix(".png")}
     rows = read(files["csv"])
     assert len(rows) == 4 * 5
@@ -298,7 +305,7 @@ def test_without_queries_each_image_is_looked_up_in_the_others(
     (folder / "broken.png").write_bytes(b"damaged")
     files = run(Retrieval(weights=weights, data=str(folder), workers=0, device="cpu"))
     rows = read(files["csv"])
-    assert files["csv"] == Path(weights) / "neighbours.csv"
+    assert files["csv"] == Path(weights) / "results" / "neighbours-photos.csv"
     assert len(rows) == 6 * 5  # fewer than the default of ten: there are no more
     assert all(row["query"] != row["path"] for row in rows)
 
@@ -326,17 +333,21 @@ def test_a_single_image_has_no_neighbours(weights: str, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(
-    options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch, benchmark: Path
+    options: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    benchmark: Path,
+    weights: str,
 ) -> None:
     monkeypatch.chdir(benchmark / "queries")
     with pytest.raises(UserError, match=words):
-        run(Retrieval(weights="nowhere", **options))
+        run(Retrieval(weights=weights, device="cpu", **options))
 
 
 def test_the_command_line(weights: str, benchmark: Path) -> None:
     how = ["--weights", weights, "--benchmark", str(benchmark), "--workers", "0", "--device", "cpu"]
     main(["evaluate", "retrieval", *how, "--scales", "multi", "--size", "32"])
-    written = json.loads((Path(weights) / "retrieval.json").read_text())
+    written = result(weights, "retrieval")
     assert written["scales"] == pytest.approx([1, 0.5**0.5, 0.5])
 
 

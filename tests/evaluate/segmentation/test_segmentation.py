@@ -244,6 +244,10 @@ def test_the_command_on_voc(
     content = json.loads((tmp_path / "s.json").read_text())
     assert content["segmentation"] == found
     assert (content["images"], content["training_images"]) == (2, 3)
+    assert content["shared_images"]["count"] == 0
+    for name, results in found.items():
+        score = content["scores"]["patches, linear, mIoU"][name]
+        assert score == {"percent": results["linear"]["miou"]}
     assert content["networks"]["trained"]["sha256"] == content["weights"]["sha256"]
     printed = capsys.readouterr().out
     assert f"{found['untrained']['knn']['miou']:.1f}" in printed

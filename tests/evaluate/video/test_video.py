@@ -158,6 +158,8 @@ def test_the_command(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture
     content = json.loads((tmp_path / "result.json").read_text())
     assert content["video"] == found
     assert content["settings"]["radius"] == 12
+    assert content["scores"]["J&F"]["trained"] == {"percent": found["trained"]["J&F"]}
+    assert content["images"] == {"sequences": 2, "frames": 8}
     assert content["networks"]["trained"]["sha256"] == content["weights"]["sha256"]
     assert content["networks"]["untrained"]["sha256"] != content["weights"]["sha256"]
     rows = list(csv.DictReader((tmp_path / "result.csv").read_text().splitlines()))
@@ -174,6 +176,7 @@ def test_the_command(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture
                 assert animation.size == (40, 32)
     printed = capsys.readouterr().out
     assert "all objects" in printed
+    assert "2 sequences, 8 frames" in printed
     assert f"{found['trained']['J&F']:.1f}" in printed
 
 

@@ -175,6 +175,8 @@ def run_folder(folder: Path) -> Backbone:
     (folder / "results.json").write_text(json.dumps(results))
     measured(folder / "knn.json", fingerprint(made), 63.125)
     measured(folder / "other.json", "0" * 64, 99.75)
+    (folder / "results").mkdir()
+    measured(folder / "results" / "knn-cats.json", fingerprint(made), 51.5)
     return made
 
 
@@ -199,6 +201,7 @@ def test_a_card_states_known_facts(tmp_path: Path) -> None:
         "| `results.json` | `knn trained` | `62.25` |",
         "| `knn.json` | `knn trained k20 top1` | `63.12` |",
         "| `knn.json` | `measured on` | `scans/labelled` |",
+        "| `knn-cats.json` | `knn trained k20 top1` | `51.5` |",
         "resize the shorter side to 36 px (bicubic, antialiased)",
         "(0.1, 0.2, 0.3)",
         "CC-BY-4.0.",
@@ -206,6 +209,7 @@ def test_a_card_states_known_facts(tmp_path: Path) -> None:
     ):
         assert fact in text, fact
     assert "99.75" not in text  # of other weights
+    assert text.count("* step: ") == 1
     assert "/home/someone" not in text
     assert b"/home/someone" not in (tmp_path / "net" / "model.safetensors").read_bytes()
     assert run(settings)[1].read_text() == text

@@ -22,6 +22,8 @@ from dino.evaluate.classification.linear_classifier import Classifier
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
 from dino.evaluate.features.cache import files_digest
 from dino.evaluate.features.table import count_classes, labels_in, labels_of, open_labelled
+from dino.evaluate.results import file_name
+from dino.evaluate.shared_images import paths_of
 from dino.files import UserError
 from dino.runtime import ranks
 from dino.settings import validated
@@ -40,6 +42,9 @@ on each GPU; the number of GPUs is not published. DeiT's final rate of 1e-5 exce
 CIFAR, so the last two presets end at the start of the warm-up. The published factor of the
 classifier's initial weights is "small"; .01 is a guess.
 """
+
+NETWORK, CLASSIFIER = ".safetensors", ".classifier.safetensors"
+"""Endings of the tuned network and its classifier, beside the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +99,30 @@ def run(settings: FineTune) -> dict[str, Any]:
     """
     settings = validated(settings)
     recipe = settings.recipe()
-    with command.evaluation_run("finetune", settings, rgb=True) as started:
-        source, val, counts = open_labelled(settings.data, settings.val, started.pixels, TASK)
+    images = (settings.data, settings.val)
+    with command.evaluation_run("finetune", settings, *images, rgb=True) as started:
+        source, val, counts = open_labelled(*images, started.pixels, TASK)
+        started.compare_images(paths_of(source), paths_of(val))
         _check(recipe, source)
         found = {
             name: _tuned(name, started, source, val, recipe, settings) for name in started.networks
         }
         content = {
             "finetune": {
-                name: [{"loss": one.loss, **one.accuracy._asdict()} for one in history]
+                name: [{"loss": one.loss, **one.accuracy.percentages()} for one in history]
                 for name, history in found.items()
             },
             "recipe": asdict(recipe),
             "images": {"train": len(source), "val": len(val), **counts},
         }
-        started.report(content, _table(found, recipe, len(val)))
+        last = {name: history[-1].accuracy for name, history in found.items()}
+        started.report(
+            content,
+            _table(found, recipe, last[command.TRAINED].images),
+            images=last[command.TRAINED].images,
+            scores={"top-1, last epoch": {name: one.score() for name, one in last.items()}},
+            files=[started.path.with_suffix(ending) for ending in (NETWORK, CLASSIFIER)],
+        )
     return content
 
 
@@ -136,7 +150,7 @@ def _tuned(
     truth = labels_in(source.classes, val, TASK)
     key = [fingerprint(network), files_digest(source), files_digest(val), labels.tolist()]
     checkpoint = EpochCheckpoint(
-        path.with_suffix(f".{command.file_name(name)}.unfinished.safetensors"),
+        path.with_suffix(f".{file_name(name)}.unfinished.safetensors"),
         [*key, settings.seed, asdict(recipe)],
     )
     model = FineTunedNetwork(network, classes, recipe.head_scale, settings.seed)
@@ -155,11 +169,11 @@ def _save(
     model: FineTunedNetwork, source: Source, history: list[Epoch], settings: FineTune, path: Path
 ) -> None:
     origin = {"finetuned_from": settings.weights, "preset": settings.preset}
-    weights.save(model.backbone, path.with_suffix(".safetensors"), origin)
+    weights.save(model.backbone, path.with_suffix(NETWORK), origin)
     about = {"blocks": 1, "average": False, "sha256": fingerprint(model.backbone)}
     about |= {"top1": history[-1].accuracy.top1, **origin}
     head = Classifier(model.head.weight, model.head.bias, source.classes, about)
-    classifiers.save(head, path.with_suffix(".classifier.safetensors"))
+    classifiers.save(head, path.with_suffix(CLASSIFIER))
 
 
 def _table(found: dict[str, list[Epoch]], recipe: Recipe, images: int) -> Table:
@@ -171,7 +185,7 @@ def _table(found: dict[str, list[Epoch]], recipe: Recipe, images: int) -> Table:
         rows[name] = [*cells, str(history.index(best) + 1), f"{last.loss:.3f}"]
     epochs = f"{recipe.epochs} epoch" + "s" * (recipe.epochs > 1)
     return command.table(
-        f"Fine-tuned for {epochs}, top-1 / top-5 in % on {images} images",
+        f"Fine-tuned for {epochs}, top-1 ± standard error / top-5 in %\n{images} images",
         ("from", "last epoch", "best epoch", "which", "last loss"),
         rows,
     )

@@ -209,4 +209,5 @@ def measure(
     transform = model.backbone.preprocessing
     logits = FeatureExtractor(transform, compute, batch, workers, **options).table(val)
     (correct,) = hits(logits.features[:, None], labels[logits.indices]).tolist()
-    return Accuracy(*(100 * count / len(logits) for count in correct))
+    top1, top5 = (100 * count / len(logits) for count in correct)
+    return Accuracy(top1, top5, len(logits))

@@ -34,6 +34,7 @@ from dino.evaluate.features.table import (
     labels_of,
     of_known_classes,
 )
+from dino.evaluate.shared_images import paths_of
 from dino.files import atomic_csv
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
@@ -183,18 +184,23 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
     data, queries_name = use_splits(settings.data, settings.queries)
     settings = validated(replace(settings, data=data, queries=queries_name))
     usable_k(settings.k, max(settings.k, default=0))  # before the work
-    with command.evaluation_run("knn", settings) as started:
-        banks = [open_source(name, started.pixels) for name in (settings.data, *settings.banks)]
+    names = (settings.data, *settings.banks)
+    with command.evaluation_run("knn", settings, *names, settings.queries) as started:
+        banks = [open_source(name, started.pixels) for name in names]
         queries = (
             None if settings.queries is None else open_source(settings.queries, started.pixels)
         )
         pairs = [(bank, of_bank_classes(queries, bank)) for bank in banks]
+        if queries is None:
+            started.compare_images(paths_of(banks[0]), None)
+        else:
+            started.compare_images(paths_of(*banks), paths_of(queries))
         store = settings.extraction()["store"]
         measured = _measure_all(started.networks, pairs, settings, store)
         first, scores = measured[command.TRAINED][0], _by_row(measured, settings)
         content: dict[str, Any] = {
             "knn": {
-                name: {f"k{n}": score._asdict() for n, score in by_k.items()}
+                name: {f"k{n}": score.percentages() for n, score in by_k.items()}
                 for name, by_k in scores.items()
             },
             **first.sizes,
@@ -203,15 +209,25 @@ def run(settings: KNN) -> dict[str, dict[int, Accuracy]]:
         }
         if queries is not None:
             content["left_out"] = len(queries) - len(pairs[0][1] or ())
-        printed: list[Table | str] = [_table(scores, first.sizes, settings)]
+        rows = _by_k(scores)
+        printed: list[Table | str] = [_table(rows, first.sizes, settings)]
+        files = []
         if settings.confusion and ranks().main:
-            content["by_class"], confused = _confusion(
-                first, started.path.with_suffix(".confusion.csv")
-            )
+            files = [started.path.with_suffix(".confusion.csv")]
+            content["by_class"], confused = _confusion(first, files[0])
             printed.append(confused)
         if max(settings.k) > max(first.votes.k):
             printed.append(f"k beyond the bank was clipped to {max(first.votes.k)}")
-        started.report(content, *printed)
+        started.report(
+            content,
+            *printed,
+            images=first.sizes["queries"],
+            scores={
+                f"top-1, k = {k}": {name: score.score() for name, score in of.items()}
+                for k, of in rows.items()
+            },
+            files=files,
+        )
     return scores
 
 
@@ -276,16 +292,26 @@ def _by_row(
     return rows
 
 
+def _by_k(scores: Mapping[str, Mapping[int, Accuracy]]) -> dict[int, dict[str, Accuracy]]:
+    """Accuracies by k, ascending, then by the name of their row; small banks lack a large k."""
+    ks = sorted({k for by_k in scores.values() for k in by_k})
+    return {k: {name: by_k[k] for name, by_k in scores.items() if k in by_k} for k in ks}
+
+
 def _table(
-    scores: Mapping[str, Mapping[int, Accuracy]], sizes: Mapping[str, int], settings: KNN
+    rows: Mapping[int, Mapping[str, Accuracy]], sizes: Mapping[str, int], settings: KNN
 ) -> Table:
     queries = f"{sizes['queries']} queries" if settings.queries else "leave-one-out"
     temperatures = ", ".join(f"{t:g}" for t in settings.temperature)
     return command.table(
-        f"k-NN accuracy, top-1 / top-5 in %\n{queries}, {sizes['bank']} images in the bank, "
+        f"k-NN accuracy in %, ± standard error\n{queries}, bank of {sizes['bank']}, "
         f"T = {temperatures}",
-        ["features", *(f"k = {n}" for n in next(iter(scores.values())))],
-        {name: [str(score) for score in by_k.values()] for name, by_k in scores.items()},
+        ["features", "top-1", "top-5"],
+        {
+            f"k = {k}, {name}": str(score).split(" / ")
+            for k, by_name in rows.items()
+            for name, score in by_name.items()
+        },
     )
 
 

@@ -7,6 +7,7 @@ Shapes: n images of the bank, q queries, D width, C classes, ks values of k, T t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,13 +33,33 @@ entire bank to the device once, and holds k similarities and indices for each qu
 
 
 class Accuracy(NamedTuple):
-    """Shares of correctly classified images, in percent."""
+    """Shares of correctly classified images, in percent, and how many images there are."""
 
     top1: float
     top5: float
+    images: int
 
     def __str__(self) -> str:
-        return f"{self.top1:.1f} / {self.top5:.1f}"
+        return f"{self.top1:.1f} ± {self.standard_error:.1f} / {self.top5:.1f}"
+
+    @property
+    def standard_error(self) -> float:
+        """Of top-1, in points, see `standard_error`."""
+        return standard_error(self.top1, self.images)
+
+    def percentages(self) -> dict[str, float]:
+        """Both shares, for JSON."""
+        return {"top1": self.top1, "top5": self.top5}
+
+    def score(self) -> dict[str, float]:
+        """Top-1 as an entry of `dino.evaluate.command.Scores`."""
+        return {"percent": self.top1, "standard_error": self.standard_error}
+
+
+def standard_error(percent: float, images: int) -> float:
+    """The binomial standard error of a share of n images, in points: 100 sqrt(p (1 - p) / n)."""
+    share = percent / 100
+    return 100 * math.sqrt(max(share * (1 - share), 0.0) / images)
 
 
 @dataclass(frozen=True)
@@ -64,8 +85,11 @@ class Votes:
     def accuracies(self, temperature: float) -> dict[int, Accuracy]:
         """By k."""
         hits = self.hits[self.temperatures.index(temperature)]
-        percent = (100 * hits.double() / len(self.truth)).tolist()
-        return {k: Accuracy(*row) for k, row in zip(self.k, percent, strict=True)}
+        images = len(self.truth)
+        percent = (100 * hits.double() / images).tolist()
+        return {
+            k: Accuracy(top1, top5, images) for k, (top1, top5) in zip(self.k, percent, strict=True)
+        }
 
     def confusion(self, k: int, temperature: float) -> Int[Tensor, "C C"]:
         """How many queries of each class (row) are predicted as each class (column)."""

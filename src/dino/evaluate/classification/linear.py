@@ -28,6 +28,8 @@ from dino.evaluate.features.table import (
     of_known_classes,
     open_labelled,
 )
+from dino.evaluate.results import file_name
+from dino.evaluate.shared_images import paths_of
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
@@ -93,15 +95,11 @@ def run(settings: Linear) -> dict[str, Any]:
         raise UserError("a classifier belongs to one network: omit --baseline and --compare")
     if not settings.rates:
         raise UserError("--rates must be one or more numbers")
-    with command.evaluation_run("linear", settings) as started:
+    with command.evaluation_run("linear", settings, settings.data, settings.val) as started:
         if settings.data is not None:
-            content, printed = _train(started, settings.data, settings)
-        else:
-            assert settings.classifier is not None
-            network = started.networks[command.TRAINED]
-            content, printed = _measure(network, settings, settings.classifier)
-        started.report(content, printed)
-    return content
+            return _train(started, settings.data, settings)
+        assert settings.classifier is not None
+        return _measure(started, settings, settings.classifier)
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,8 @@ class Probe:
         return [
             {
                 "rate": rate,
-                "last": curve[-1]._asdict(),
-                "best": {"epoch": best_epoch(curve) + 1, **curve[best_epoch(curve)]._asdict()},
+                "last": curve[-1].percentages(),
+                "best": {"epoch": best_epoch(curve) + 1, **curve[best_epoch(curve)].percentages()},
                 "top1_by_epoch": [accuracy.top1 for accuracy in curve],
             }
             for rate, curve in self.curves.items()
@@ -141,18 +139,17 @@ def best_epoch(curve: Sequence[Accuracy]) -> int:
     return max(range(len(curve)), key=lambda epoch: curve[epoch].top1)
 
 
-def _train(
-    started: command.EvaluationRun, data: str, settings: Linear
-) -> tuple[dict[str, Any], Table]:
+def _train(started: command.EvaluationRun, data: str, settings: Linear) -> dict[str, Any]:
     source, val, counts = open_labelled(data, settings.val, started.pixels, TASK)
+    started.compare_images(paths_of(source), paths_of(val))
     probes, tested = {}, 0
     for name, network in started.networks.items():
-        unfinished = f".{command.file_name(name)}.unfinished.safetensors"
+        unfinished = f".{file_name(name)}.unfinished.safetensors"
         checkpoint = started.path.with_suffix(unfinished)
         probes[name], tested = _probe(network, source, val, settings, checkpoint)
     trained = probes[command.TRAINED]
+    file = started.path.with_suffix(".safetensors")
     if ranks().main:
-        file = started.path.with_suffix(".safetensors")
         _save(trained, source, started.networks[command.TRAINED], settings, file)
     content = {
         "linear": {name: probe.summary() for name, probe in probes.items()},
@@ -160,7 +157,10 @@ def _train(
         "features": asdict(trained.layers),
         "images": {"train": len(source), "val": tested, **counts},
     }
-    return content, _table(probes, tested)
+    last = {name: probe.curves[probe.chosen][-1].score() for name, probe in probes.items()}
+    principal = {"top-1, last epoch": last}
+    started.report(content, _table(probes, tested), images=tested, scores=principal, files=[file])
+    return content
 
 
 def _probe(
@@ -213,8 +213,9 @@ def _save(probe: Probe, source: Source, backbone: Backbone, settings: Linear, pa
     classifiers.save(Classifier(weight, bias, source.classes, about), path)
 
 
-def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str, Any], Table]:
+def _measure(started: command.EvaluationRun, settings: Linear, path: Path) -> dict[str, Any]:
     """Score a classifier from a file."""
+    backbone = started.networks[command.TRAINED]
     layers = layers_of(backbone, settings.blocks, settings.average)
     classifier = classifiers.load(path, average=layers.average)
     if classifier.about:
@@ -241,13 +242,16 @@ def _measure(backbone: Backbone, settings: Linear, path: Path) -> tuple[dict[str
     truth = labels_in(classifier.classes, test, TASK)
     (score,) = scores(classifier, test.features, truth, next(backbone.parameters()).device)
     rows = command.table(
-        f"Linear accuracy of {path} in %, {len(test)} images",
+        f"Linear accuracy of {path} in %, ± standard error, {len(test)} images",
         ("features", "top-1", "top-5"),
         {command.TRAINED: str(score).split(" / ")},
     )
     counts = {"left_out": len(images) - len(val), "ignored_files": ignored_files(images)}
-    content = {"classifier": score._asdict(), "features": asdict(layers)}
-    return {**content, "images": {"val": len(test), **counts}}, rows
+    content: dict[str, Any] = {"classifier": score.percentages(), "features": asdict(layers)}
+    content |= {"images": {"val": len(test), **counts}}
+    principal = {"top-1": {command.TRAINED: score.score()}}
+    started.report(content, rows, images=len(test), scores=principal)
+    return content
 
 
 def _table(probes: dict[str, Probe], tested: int) -> Table:
@@ -264,8 +268,8 @@ def _table(probes: dict[str, Probe], tested: int) -> Table:
     layers = probes[command.TRAINED].layers
     what = f"CLS of {layers.blocks} block(s)" + " and average patch" * layers.average
     return command.table(
-        f"Linear accuracy, top-1 / top-5 in %\n{what}, {tested} images; best epochs and the "
-        "rate with * were chosen by these images",
+        f"Linear accuracy, top-1 ± standard error / top-5 in %\n{what}, {tested} images; "
+        "best epochs and the rate with * were chosen by these images",
         ("features, rate per 256", "last epoch", "best epoch", "which"),
         rows,
     )

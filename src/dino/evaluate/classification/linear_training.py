@@ -81,7 +81,7 @@ def scores(
         for rows, truth in zip(features.split(chunk), labels.split(chunk), strict=True)
     ]
     percent = 100 * torch.stack(counts).sum(dim=0).cpu().double() / len(labels)
-    return [Accuracy(*row) for row in percent.tolist()]
+    return [Accuracy(top1, top5, len(labels)) for top1, top5 in percent.tolist()]
 
 
 @torch.inference_mode()

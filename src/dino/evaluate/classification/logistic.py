@@ -36,7 +36,7 @@ from torch import Tensor
 
 from dino.data.sources.open import Source
 from dino.evaluate import command
-from dino.evaluate.classification.knn_classifier import Accuracy, K, knn
+from dino.evaluate.classification.knn_classifier import Accuracy, K, knn, standard_error
 from dino.evaluate.classification.label_subsets import LabelSubset, fraction, subsets
 from dino.evaluate.classification.linear_classifier import Classifier
 from dino.evaluate.classification.linear_training import scores
@@ -49,6 +49,7 @@ from dino.evaluate.features.table import (
     my_share,
     open_labelled,
 )
+from dino.evaluate.shared_images import paths_of
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import bar
@@ -178,8 +179,10 @@ def run(settings: Logistic) -> dict[str, Any]:
     settings = validated(settings)
     if not settings.penalties:
         raise UserError("--penalties must be one or more numbers")
-    with command.evaluation_run("logistic", settings) as started:
-        source, val, counts = open_labelled(settings.data, settings.val, started.pixels, TASK)
+    names = (settings.data, settings.val)
+    with command.evaluation_run("logistic", settings, *names) as started:
+        source, val, counts = open_labelled(*names, started.pixels, TASK)
+        started.compare_images(paths_of(source), paths_of(val))
         labels = labels_of(source, TASK)
         named = settings.shots or settings.lists
         fractions = settings.fractions or (() if named else FRACTIONS)
@@ -192,7 +195,15 @@ def run(settings: Logistic) -> dict[str, Any]:
         }
         images = {"data": len(source), "val": len(val), **counts}
         content = {"logistic": found, "images": images}
-        started.report(content, _table(found, settings))
+        chosen = {
+            f"top-1, {subset}": {
+                name: {"percent": top1["mean"], "standard_error": top1["standard_error"]}
+                for name, by_subset in found.items()
+                for top1 in [by_subset[subset]["chosen"]["top1"]]
+            }
+            for subset in found[command.TRAINED]
+        }
+        started.report(content, _table(found, settings, len(val)), images=len(val), scores=chosen)
     return content
 
 
@@ -278,21 +289,28 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(runs: Sequence[Accuracy]) -> dict[str, Any]:
-    """Mean, standard deviation of the draws (None for a single one), and their values."""
+    """Of top-1 and top-5 the mean, its two errors, and the values of all draws.
+
+    The deviation is that of the draws (None for a single one), the standard error the one that the
+    number of test images leaves.
+    """
+    draws = {"top1": [run.top1 for run in runs], "top5": [run.top5 for run in runs]}
     return {
         name: {
             "mean": statistics.fmean(values),
             "deviation": statistics.stdev(values) if len(values) > 1 else None,
-            "runs": list(values),
+            "standard_error": standard_error(statistics.fmean(values), runs[0].images),
+            "runs": values,
         }
-        for name, values in zip(Accuracy._fields, zip(*runs, strict=True), strict=True)
+        for name, values in draws.items()
     }
 
 
-def _table(found: dict[str, dict[str, Any]], settings: Logistic) -> Table:
+def _table(found: dict[str, dict[str, Any]], settings: Logistic, images: int) -> Table:
     def cell(score: dict[str, Any]) -> str:
-        mean, deviation = score["top1"]["mean"], score["top1"]["deviation"]
-        return f"{mean:.1f}" + (f"±{deviation:.1f}" if deviation is not None else "")
+        top1 = score["top1"]
+        error = top1["standard_error"] if top1["deviation"] is None else top1["deviation"]
+        return f"{top1['mean']:.1f}±{error:.1f}"
 
     rows: dict[str, list[str]] = {}
     for name, by_subset in found.items():
@@ -307,7 +325,8 @@ def _table(found: dict[str, dict[str, Any]], settings: Logistic) -> Table:
     chosen_by = "held-out images" if settings.holdout else "the test images"
     penalties = (f"λ {penalty:g}" for penalty in settings.penalties)
     return command.table(
-        f"Logistic regression, top-1 in %, mean±deviation of {settings.seeds} draws\n"
+        f"Logistic regression, top-1 in %, {images} test images\n"
+        f"mean±deviation of {settings.seeds} draws (of a single one: ±standard error)\n"
         f"lambda chosen on {chosen_by}, best k of k-NN on the test images",
         ["subset", "images", *penalties, "chosen", "k-NN"],
         rows,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -24,13 +25,13 @@ from dino.evaluate.features.raw_pixels import SquareResize
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import FeatureTable
 from dino.evaluate.retrieval.copydays import Block, open_copydays
-from dino.evaluate.retrieval.near_duplicates import equal_files, groups
+from dino.evaluate.retrieval.near_duplicates import groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
 from dino.evaluate.retrieval.whitening import Covariance, Whitening
+from dino.evaluate.shared_images import equal_files
 from dino.files import UserError, atomic_csv
 from dino.models.backbone import Backbone
-from dino.progress import Console
-from dino.runtime import pick_device, process_group
+from dino.runtime import ranks
 from dino.settings import Range, validated
 
 POWER = 4.0
@@ -154,34 +155,39 @@ def run(settings: Copies) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------- the benchmark
 def _benchmark(settings: Copies, root: str) -> dict[str, Any]:
-    command.destination("copies", settings)
-    blocks, device = open_copydays(root), pick_device(settings.device)
-    distractors = None if settings.distractors is None else open_source(settings.distractors)
-    training = None if settings.whiten_with is None else open_source(settings.whiten_with)
-    with process_group(device) as here:
-        networks = settings.networks(device, rgb=True)
+    names = (root, settings.distractors)
+    with command.evaluation_run("copies", settings, *names, rgb=True) as started:
+        blocks = open_copydays(root)
+        distractors = None if settings.distractors is None else open_source(settings.distractors)
+        training = None if settings.whiten_with is None else open_source(settings.whiten_with)
         found = {
             name: _scores(network, blocks, distractors, training, settings)
-            for name, network in networks.items()
+            for name, network in started.networks.items()
         }
-        if here.main:
-            about = {
-                "originals": len(blocks[-1].copies),
-                "distractors": 0 if distractors is None else len(distractors),
-                "whitened": None if training is None else settings.whitening,
-            }
-            whitened = f"{about['whitened']} whitening" if about["whitened"] else "not whitened"
-            title = (
-                f"copy detection, mAP in %\n{about['originals']} originals, "
-                f"{about['distractors']} distractors, {whitened}"
-            )
-            rows = {}
-            for block in blocks:
-                cells = [f"{scores[block.name]:.1f}" for scores in found.values()]
-                rows[block.name] = [*cells, f"{len(block.copies)}"]
-            Console().print(command.table(title, ["block", *found, "copies"], rows))
-            content = {"copies": found, **about, "networks": command.identities(networks)}
-            command.write("copies", content, networks[command.TRAINED], settings)
+        about = {
+            "originals": len(blocks[-1].copies),
+            "distractors": 0 if distractors is None else len(distractors),
+            "whitened": None if training is None else settings.whitening,
+        }
+        whitened = f"{about['whitened']} whitening" if about["whitened"] else "not whitened"
+        title = (
+            f"copy detection, mAP in %\n{about['originals']} originals, "
+            f"{about['distractors']} distractors, {whitened}"
+        )
+        rows = {}
+        for block in blocks:
+            cells = [f"{scores[block.name]:.1f}" for scores in found.values()]
+            rows[block.name] = [*cells, f"{len(block.copies)}"]
+        principal = {
+            f"mAP, {block.name}": {name: {"percent": of[block.name]} for name, of in found.items()}
+            for block in blocks
+        }
+        started.report(
+            {"copies": found, **about},
+            command.table(title, ["block", *found, "copies"], rows),
+            images=sum(len(block.copies) for block in blocks),
+            scores=principal,
+        )
     return found
 
 
@@ -226,51 +232,55 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
     for option in ("baseline", "compare", "distractors"):
         if getattr(settings, option):
             raise UserError(f"--{option} needs --benchmark")
-    command.destination("duplicates", settings)
-    source = open_source(data)
-    training = None if settings.whiten_with is None else open_source(settings.whiten_with)
-    device = pick_device(settings.device)
-    with process_group(device) as here:
-        backbone = settings.networks(device, rgb=True)[command.TRAINED]
+    with command.evaluation_run("duplicates", settings, data, rgb=True) as started:
+        source = open_source(data)
+        training = None if settings.whiten_with is None else open_source(settings.whiten_with)
+        backbone = started.networks[command.TRAINED]
         images = settings.extract(backbone, source, "images")
         features = examples = images.finite()
         if training is not None:
             examples = settings.extract(backbone, training, "whitening").finite()
         features = _learned(examples, "centred", RIDGE)(features)
-        content: dict[str, Any] = {}
-        if here.main:
-            known = equal_files(images.paths)
-            found = [
-                [(images.paths[index], similarity) for index, similarity in group]
-                for group in groups(features, settings.threshold, known, device=device)
-            ]
-            content = {
-                "images": len(images),
-                "skipped": [error.path for error in images.skipped],
-                "groups": [[path for path, _ in group] for group in found],
-            }
-            path = command.write("duplicates", {"duplicates": content}, backbone, settings)
-            count = sum(map(len, found))
-            Console().print(
-                f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
-            )
-            listing, sheet = path.with_suffix(".csv"), path.with_suffix(".png")
-            lines = (
-                (number, path, f"{similarity:.6f}")
-                for number, group in enumerate(found, start=1)
-                for path, similarity in group
-            )
-            atomic_csv(listing, ("group", "path", "similarity"), lines)
-            command.print_path(listing)
-            if found:
-                searched = ImagesByPath(source)
-                rows = [
-                    [
-                        searched.cell(path, f"{similarity:.3f}", marked=place == 0)
-                        for place, (path, similarity) in enumerate(group[: SHEET[1]])
-                    ]
-                    for group in found[: SHEET[0]]
-                ]
-                save_sheet(sheet, rows)
-                command.print_path(sheet)
+        if not ranks().main:
+            return {}
+        known = [(first, i) for first, *others in equal_files(images.paths) for i in others]
+        device = next(backbone.parameters()).device
+        found = [
+            [(images.paths[index], similarity) for index, similarity in group]
+            for group in groups(features, settings.threshold, known, device=device)
+        ]
+        content = {
+            "images": len(images),
+            "skipped": [error.path for error in images.skipped],
+            "groups": [[path for path, _ in group] for group in found],
+        }
+        count = sum(map(len, found))
+        sentence = f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
+        files = _save_groups(found, source, started.path)
+        started.report({"duplicates": content}, sentence, images=len(images), files=files)
     return content
+
+
+def _save_groups(
+    found: Sequence[Sequence[tuple[str, float]]], source: Source, path: Path
+) -> list[Path]:
+    """Write all groups as CSV, and the largest as a contact sheet, beside the result at `path`."""
+    listing, sheet = path.with_suffix(".csv"), path.with_suffix(".png")
+    lines = (
+        (number, path, f"{similarity:.6f}")
+        for number, group in enumerate(found, start=1)
+        for path, similarity in group
+    )
+    atomic_csv(listing, ("group", "path", "similarity"), lines)
+    if not found:
+        return [listing]
+    searched = ImagesByPath(source)
+    rows = [
+        [
+            searched.cell(path, f"{similarity:.3f}", marked=place == 0)
+            for place, (path, similarity) in enumerate(group[: SHEET[1]])
+        ]
+        for group in found[: SHEET[0]]
+    ]
+    save_sheet(sheet, rows)
+    return [listing, sheet]

@@ -7,10 +7,8 @@ Shapes: n images, D width.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -104,17 +102,3 @@ def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     similarity[(rows == rows[first]).all(dim=1)] = 1.0  # also of zeros, which have no direction
     order = similarity.argsort(descending=True, stable=True).tolist()
     return [(members[i], s) for i, s in zip(order, similarity[order].tolist(), strict=True)]
-
-
-def equal_files(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of files with the same bytes, each with the first such file."""
-    sizes = [Path(path).stat().st_size if Path(path).is_file() else -1 for path in paths]
-    counts = Counter(sizes)
-    first: dict[bytes, int] = {}
-    pairs = []
-    for index, size in enumerate(sizes):
-        if size >= 0 and counts[size] > 1:  # only these are read
-            digest = hashlib.sha256(Path(paths[index]).read_bytes()).digest()
-            if (other := first.setdefault(digest, index)) != index:
-                pairs.append((other, index))
-    return pairs

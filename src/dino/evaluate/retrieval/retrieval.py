@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
+from rich.table import Table
 from torch import Tensor
 
 from dino.data.images.decode import to_rgb, to_tensor
@@ -33,8 +34,7 @@ from dino.evaluate.retrieval.ranking_metrics import KAPPAS, positions, rankings,
 from dino.evaluate.retrieval.revisited import Benchmark, GroundTruth, ground_truths, open_benchmark
 from dino.files import UserError, atomic_csv
 from dino.models.backbone import Backbone
-from dino.progress import Console
-from dino.runtime import pick_device, process_group
+from dino.runtime import ranks
 from dino.settings import Range, validated
 
 Scales = Literal["single", "multi"]
@@ -180,28 +180,32 @@ def run(settings: Retrieval) -> dict[str, Any]:
 def _benchmark(settings: Retrieval, root: str) -> dict[str, Any]:
     if settings.queries is not None:
         raise UserError("a benchmark contains its queries: omit --queries")
-    command.destination("retrieval", settings)
-    benchmark = open_benchmark(root, boxed=settings.query == "box")
-    size, scales = settings.input_size(benchmark.name)
-    device = pick_device(settings.device)
-    with process_group(device) as here:
-        networks = settings.networks(device, rgb=True)
+    with command.evaluation_run("retrieval", settings, root, rgb=True) as started:
+        benchmark = open_benchmark(root, boxed=settings.query == "box")
+        size, scales = settings.input_size(benchmark.name)
         found = {
             name: _scores(settings, benchmark, network, f"{name}, images")
-            for name, network in networks.items()
+            for name, network in started.networks.items()
         }
-        if here.main:
-            about = {
-                "data": benchmark.name,
-                "images": len(benchmark.database),
-                "queries": len(benchmark.queries),
-                "query": settings.query,
-                "size": size,
-                "scales": SCALES[scales],
+        about = {
+            "images": len(benchmark.database),
+            "queries": len(benchmark.queries),
+            "query": settings.query,
+            "size": size,
+            "scales": SCALES[scales],
+        }
+        principal = {
+            f"mAP, {protocol}": {
+                name: {"percent": of[protocol]["map"]} for name, of in found.items()
             }
-            _print(found, about)
-            content = {"retrieval": found, **about, "networks": command.identities(networks)}
-            command.write("retrieval", content, networks[command.TRAINED], settings)
+            for protocol in PROTOCOLS
+        }
+        started.report(
+            {"retrieval": found, **about},
+            _table(found, benchmark.name, about),
+            images=len(benchmark.queries),
+            scores=principal,
+        )
     return found
 
 
@@ -220,10 +224,10 @@ def _scores(
     return scores_by_protocol(rankings(queries, database, device=device), benchmark.truth)
 
 
-def _print(found: dict[str, dict[str, dict[str, Any]]], about: dict[str, Any]) -> None:
+def _table(found: dict[str, dict[str, dict[str, Any]]], data: str, about: dict[str, Any]) -> Table:
     scales = ", ".join(f"{scale:.2g}" for scale in about["scales"])
     title = (
-        f"retrieval on {about['data']}, in %\n{about['queries']} queries ({about['query']}), "
+        f"retrieval on {data}, in %\n{about['queries']} queries ({about['query']}), "
         f"{about['images']} images, {about['size']} px, scales {scales}"
     )
     rows = {}
@@ -233,7 +237,7 @@ def _print(found: dict[str, dict[str, dict[str, Any]]], about: dict[str, Any]) -
             values = [f"{value:.1f}" for value in (one["map"], *one["mp"].values())]
             rows[f"{protocol}, {name}"] = [*values, f"{one['queries']}"]
     columns = ["protocol", "mAP", *(f"mP@{k}" for k in KAPPAS), "queries"]
-    Console().print(command.table(title, columns, rows))
+    return command.table(title, columns, rows)
 
 
 # ------------------------------------------------------------------------- without ground truth
@@ -242,12 +246,11 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
         raise UserError("--baseline, --compare and --query box need --benchmark")
     if ground_truths(Path(data)):
         raise UserError(f"{data} is a benchmark with ground truth: give it as --benchmark")
-    command.destination("neighbours", settings)
-    database = open_source(data)
-    queries = None if settings.queries is None else open_source(settings.queries)
-    device = pick_device(settings.device)
-    with process_group(device) as here:
-        backbone = settings.networks(device, rgb=True)[command.TRAINED]
+    names = (data, settings.queries)
+    with command.evaluation_run("neighbours", settings, *names, rgb=True) as started:
+        database = open_source(data)
+        queries = None if settings.queries is None else open_source(settings.queries)
+        backbone = started.networks[command.TRAINED]
         feature = descriptor(backbone, *settings.input_size(""))
         bank = tested = settings.extract(backbone, database, feature, "images")
         if queries is not None:
@@ -256,12 +259,10 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
         if k < 1:
             raise UserError(f"{data} holds a single image: there is nothing to find")
         skip = 0 if queries is None else None
+        device = next(backbone.parameters()).device
         similarity, index = nearest(tested.finite(), bank.finite(), k, skip=skip, device=device)
-        files: dict[str, Any] = {}
-        if here.main:
-            content = {"queries": len(tested), "database": len(bank), "k": k}
-            path = command.write("neighbours", {"neighbours": content}, backbone, settings)
-            files = {"csv": path.with_suffix(".csv"), "sheet": path.with_suffix(".png")}
+        files = {"csv": started.path.with_suffix(".csv"), "sheet": started.path.with_suffix(".png")}
+        if ranks().main:
             neighbours = [
                 [(bank.paths[i], value) for i, value in zip(*row, strict=True)]
                 for row in zip(index.tolist(), similarity.tolist(), strict=True)
@@ -281,6 +282,8 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
                 cells = [searched.cell(path, f"{value:.3f}") for path, value in found]
                 rows.append([query_images.cell(tested.paths[row], "query", marked=True), *cells])
             save_sheet(files["sheet"], rows)
-            for file in files.values():
-                command.print_path(file)
+        content = {"queries": len(tested), "database": len(bank), "k": k}
+        sentence = f"{k} neighbours of {len(tested):,} queries among {len(bank):,} images"
+        written = [*files.values()]
+        started.report({"neighbours": content}, sentence, images=len(tested), files=written)
     return files

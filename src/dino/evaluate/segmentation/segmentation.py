@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from rich.table import Table
 
 from dino.evaluate import command
 from dino.evaluate.segmentation import patch_classifiers as patches
@@ -21,8 +20,6 @@ from dino.evaluate.segmentation.attention_jaccard import attention_jaccard
 from dino.evaluate.segmentation.datasets import Objects, Scene, is_voc, list_file, open_scenes
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.progress import Console
-from dino.runtime import pick_device, process_group
 from dino.settings import Range, validated
 
 Count = Annotated[int, Range(low=1, high=10**9)]
@@ -80,24 +77,30 @@ def run(settings: Segmentation) -> dict[str, Any]:
     settings = validated(settings)
     if not settings.methods or not settings.mass:
         raise UserError("--methods must name attention, linear or knn, --mass one share or more")
-    command.destination("segmentation", settings)
-    training, scored = divided(settings)
-    device = pick_device(settings.device)
-    with process_group(device) as here:
-        networks = settings.networks(device, rgb=True)
+    with command.evaluation_run("segmentation", settings, settings.data, rgb=True) as started:
+        training, scored = divided(settings)
+        if training:
+            images = ([str(scene.image) for scene in scenes] for scenes in (training, scored))
+            started.compare_images(*images)
         found = {
             name: _measure(network, name, settings, training, scored)
-            for name, network in networks.items()
+            for name, network in started.networks.items()
         }
-        if here.main:
-            content = {
-                "segmentation": found,
-                "images": len(scored),
-                "training_images": len(training),
-                "networks": command.identities(networks),
-            }
-            command.write("segmentation", content, networks[command.TRAINED], settings)
-            Console().print(_table(found, settings, len(scored), len(training)))
+        rows = _rows(found, settings)
+        learned = f", {len(training)} for training" if training else ""
+        title = f"{len(scored)} images{learned}, {settings.size} px"
+        cells = {
+            name: [f"{score:.1f}" for score in by_network] for name, by_network in rows.items()
+        }
+        started.report(
+            {"segmentation": found, "images": len(scored), "training_images": len(training)},
+            command.table(f"segmentation, Jaccard index in %\n{title}", ["masks", *found], cells),
+            images=len(scored),
+            scores={
+                name: {of: {"percent": score} for of, score in zip(found, by_network, strict=True)}
+                for name, by_network in rows.items()
+            },
+        )
     return found
 
 
@@ -156,22 +159,17 @@ CHOICES = {
 }
 
 
-def _table(
-    found: Mapping[str, Mapping[str, Any]], settings: Segmentation, images: int, training: int
-) -> Table:
-    """One row a measure, one column a network."""
-    rows: dict[str, list[str]] = {}
+def _rows(found: Mapping[str, Mapping[str, Any]], settings: Segmentation) -> dict[str, list[float]]:
+    """One row a measure, one column a network, in percent."""
+    rows: dict[str, list[float]] = {}
     if "attention" in settings.methods:
         results = [one["attention"] for one in found.values()]
         for mass in results[0]["masses"]:
             for choice, label in CHOICES.items():
-                scores = (one["masses"][mass][choice] for one in results)
-                rows[f"{float(mass):.0%} of attention, {label}"] = [f"{x:.1f}" for x in scores]
-        rows["the entire image"] = [f"{one['whole_image']:.1f}" for one in results]
+                name = f"{float(mass):.0%} of attention, {label}"
+                rows[name] = [one["masses"][mass][choice] for one in results]
+        rows["the entire image"] = [one["whole_image"] for one in results]
     for method, label in (("linear", "linear"), ("knn", f"{settings.k} neighbours")):
         if method in settings.methods:
-            scores = (one[method]["miou"] for one in found.values())
-            rows[f"patches, {label}, mIoU"] = [f"{score:.1f}" for score in scores]
-    learned = f", {training} for training" if training else ""
-    title = f"segmentation, Jaccard index in %\n{images} images{learned}, {settings.size} px"
-    return command.table(title, ["masks", *found], rows)
+            rows[f"patches, {label}, mIoU"] = [one[method]["miou"] for one in found.values()]
+    return rows

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from dino.evaluate import command
 from dino.evaluate.features.table import my_share
+from dino.evaluate.results import file_name
 from dino.evaluate.video.davis import Clip, open_davis
 from dino.evaluate.video.davis_metrics import STATISTICS
 from dino.evaluate.video.overlay import write_overlay
@@ -23,8 +24,8 @@ from dino.evaluate.video.scoring import MEASURES, Scores, measure, summary
 from dino.evaluate.video.tracking import Tracking
 from dino.files import atomic_csv
 from dino.models.backbone import Backbone
-from dino.progress import Console, bar
-from dino.runtime import gather_objects, pick_device, process_group, ranks
+from dino.progress import bar
+from dino.runtime import gather_objects, ranks
 from dino.settings import validated
 from dino.weights.load import fingerprint
 
@@ -61,26 +62,27 @@ def run(settings: Video) -> dict[str, Any]:
         UserError: for weights, videos or masks that are missing or inconsistent.
     """
     settings = validated(settings)
-    path = command.destination("video", settings)
-    clips = open_davis(
-        settings.data, settings.split, settings.year, settings.resolution, settings.sequences
-    )
-    folder = settings.masks or path.with_suffix("")
-    device = pick_device(settings.device)
-    with process_group(device) as here:
-        networks = settings.networks(device, rgb=True)
-        content = {}
-        for name, network in networks.items():
-            found = _of_network(clips, name, network, folder / command.file_name(name), settings)
+    with command.evaluation_run("video", settings, settings.data, rgb=True) as started:
+        clips = open_davis(
+            settings.data, settings.split, settings.year, settings.resolution, settings.sequences
+        )
+        folder = settings.masks or started.path.with_suffix("")
+        content: dict[str, dict[str, Any]] = {}
+        for name, network in started.networks.items():
+            found = _of_network(clips, name, network, folder / file_name(name), settings)
             content[name] = {**summary(found), "sequences": found}
-        if here.main:
-            about = {"data": str(settings.data), "networks": command.identities(networks)}
-            trained = networks[command.TRAINED]
-            command.write("video", {"video": content, **about}, trained, settings)
+        listing = started.path.with_suffix(".csv")
+        if ranks().main:
             header = ["network", "sequence", "object", *(f"{m} {s}" for m, s in COLUMNS)]
-            atomic_csv(path.with_suffix(".csv"), header, _lines(content))
-            Console().print(_table(content, settings))
-            command.print_path(folder)
+            atomic_csv(listing, header, _lines(content))
+        frames = sum(len(clip.frames) for clip in clips)
+        started.report(
+            {"video": content, "images": {"sequences": len(clips), "frames": frames}},
+            _table(content, frames, settings),
+            images=frames,
+            scores={"J&F": {name: {"percent": of.get("J&F")} for name, of in content.items()}},
+            files=[listing, folder],
+        )
     return content
 
 
@@ -111,7 +113,7 @@ def _lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any, ...]
                 yield (network, sequence, number, *values)
 
 
-def _table(content: Mapping[str, Mapping[str, Any]], settings: Video) -> Table:
+def _table(content: Mapping[str, Mapping[str, Any]], frames: int, settings: Video) -> Table:
     """J&F of each sequence, and all three measures over all objects, for every network."""
     rows: dict[str, list[str]] = {}
     found = [one["sequences"] for one in content.values()]
@@ -124,7 +126,9 @@ def _table(content: Mapping[str, Mapping[str, Any]], settings: Video) -> Table:
         means = [one.get(name, {}).get("mean") for one in content.values()]
         rows[f"  {name} alone"] = ["", *map(_cell, means)]
     how = f"{settings.last_frames} last frames, radius {settings.radius}"
-    title = f"video object segmentation, J&F in %\n{settings.size} px, {how}"
+    count = len(found[0])
+    what = f"{count} sequence{'s' * (count != 1)}, {frames} frames"
+    title = f"video object segmentation, J&F in %\n{what}, {settings.size} px, {how}"
     return command.table(title, ["sequence", "objects", *content], rows)
 
 

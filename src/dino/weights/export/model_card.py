@@ -20,6 +20,7 @@ import torch
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
 from dino.models.backbone import Backbone
+from dino.weights.checkpoint import TRAINING
 from dino.weights.files import (
     CONFIG_LIMIT,
     dino_metadata,
@@ -31,8 +32,10 @@ from dino.weights.files import (
 from dino.weights.load import fingerprint
 from dino.weights.published import CATALOGUE, LICENCE
 
-NOT_MEASURED = frozenset({"weights", "preprocessing", "settings", "device", "versions", "skipped"})
-"""Entries of an evaluation's JSON that are no results."""
+NOT_MEASURED = frozenset(
+    {"weights", "networks", "preprocessing", "settings", "device", "versions", "skipped", "scores"}
+)
+"""Entries of an evaluation's JSON that are no results, or results that other entries hold too."""
 ROWS = 30
 """Largest number of results of one evaluation in a card."""
 
@@ -96,7 +99,7 @@ def provenance(weights: str | Path, backbone: Backbone) -> Provenance:
     rows = [("during training", *row) for row in _numbers("k-NN top-1 %,", scores)]
     config = _json(folder / "config.json")
     of_run = "defining" in config and _dict(config.get("about")).items() <= about.items()
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted([*folder.glob("*.json"), *folder.glob("results/*.json")]):
         content = _json(file)
         same = _dict(content.get("weights")).get("sha256") == sha256
         last = content.get("checkpoint") == f"step_{about.get('step', -1):08d}"
@@ -176,7 +179,7 @@ def card(
     version = next((found.version for found in distributions(name="dino-ssl")), "(from source)")
     origin = {
         "weights": source.name,
-        **(backbone.origin or {}),
+        **{key: fact for key, fact in (backbone.origin or {}).items() if key not in TRAINING},
         "SHA-256 of all tensors by name and value": source.sha256,
         "architecture": json.dumps(backbone.spec),
         "written by": f"dino-ssl {version}, PyTorch {torch.__version__}",
