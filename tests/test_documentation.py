@@ -15,7 +15,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from io import StringIO
 from itertools import pairwise
@@ -32,6 +32,7 @@ from helpers.small import TINY_RUN
 
 from dino import cli
 from dino.train import recipes
+from dino.train.config import PretrainConfig
 
 # tyro hands over its MISSING in place of a string.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -65,6 +66,12 @@ SMALL_DATA = {
     "run.duration": "2 epochs",
 }
 """Settings of the recipe `small_data` here."""
+LAPTOP = {
+    name: value
+    for name, value in SMALL_DATA.items()
+    if not name.startswith("model.") and name != "execution.knn_every"
+}
+"""Settings of the recipe `laptop` here."""
 
 NAMES: dict[str, Callable[[], Any]] = {"images": lambda: torch.rand(2, 3, 32, 32)}
 """What Python blocks use and leave to the reader."""
@@ -104,7 +111,7 @@ def run_shell(block: Code) -> None:
                 cli.main(words)
             except SystemExit as end:
                 raise AssertionError(f"{block.place}: {command}: exit status {end.code}") from end
-            for option, value in pairwise(words):
+            for option, value in () if "--dry-run" in words else pairwise(words):
                 assert option != "--out" or Path(value).exists(), f"{command}: no {value}"
 
 
@@ -148,15 +155,18 @@ def shared() -> Place:
     return Place()
 
 
+def smaller(recipe: Callable[[], PretrainConfig], changes: dict[str, Any]) -> Any:
+    @wraps(recipe)  # the help shows its docstring
+    def small_recipe() -> PretrainConfig:
+        return recipe().changed(changes)
+
+    return small_recipe
+
+
 @pytest.fixture
 def place(folder: Path, shared: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    original = recipes.small_data
-
-    def small_data() -> Any:
-        """Small here."""
-        return original().changed(SMALL_DATA)
-
-    monkeypatch.setitem(recipes.RECIPES, "small_data", small_data)
+    for name, changes in (("small_data", SMALL_DATA), ("laptop", LAPTOP)):
+        monkeypatch.setitem(recipes.RECIPES, name, smaller(getattr(recipes, name), changes))
     monkeypatch.chdir(folder)
     return shared
 
