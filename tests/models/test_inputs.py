@@ -129,7 +129,7 @@ def test_values_of_a_pixel_format_with_a_range_are_not_scaled_twice() -> None:
         (LEVELS.astype(np.float32), r"image 0 .* from 0 to 255: give floats from 0 to 1 or uint8"),
         ([LEVELS[0], LEVELS[1] / 127 - 1], r"image 1 .* from -1 to .*images to backbone\(images\)"),
         (np.full((4, 4, 3), np.nan), r"from nan to nan"),
-        (LEVELS[0].astype(np.int64), r"from 0 to 255 image.astype\(np.uint8\)"),
+        (LEVELS[0].astype(np.int64), r"image.astype\(np.uint8\) if these go from 0 to 255"),
         (np.zeros((5, 8, 8), np.uint8), r"\(5, 8, 8\) is neither \[H, W, 3\] nor .* four axes"),
         (np.zeros((2, 2, 8, 8, 3), np.uint8), r"shape \(2, 2, 8, 8, 3\) is no image"),
         ({"image": PICTURES}, "cannot take images from a dict: give a file, a folder"),

@@ -77,9 +77,18 @@ def test_unknown_recipes_and_settings_are_refused() -> None:
     for wrong in ("optim.lrr", "lr", "nothing.lr"):
         with pytest.raises(UserError, match=f"no setting '{wrong}'"):
             demo().changed({wrong: 1})
-    for wrong, right in {"optim.lrr": "optim.lr", "run.bacth": "run.batch"}.items():
+    for wrong, right in {
+        "optim.lrr": "optim.lr",
+        "bacth": "run.batch",
+        "no.warmup": "optim.warmup",
+        "patchsize": "model.patch_size",
+    }.items():
         with pytest.raises(UserError, match=f"'{wrong}': did you mean {right}"):
             demo().changed({wrong: 1})
+    with pytest.raises(UserError, match=r"'optim.wd': see dino pretrain --help"):
+        demo().changed({"optim.wd": 1})
+    with pytest.raises(UserError, match=r"it is a group .* such as optim.optimizer"):
+        demo().changed({"optim": {"lr": 1}})
 
 
 def test_settings_may_have_dashes() -> None:

@@ -223,11 +223,7 @@ class PretrainConfig:
         config, known = self, self.flat()
         for name, value in settings.items():
             if name not in known:
-                new, near = RENAMED.get(name), get_close_matches(name, known, n=2)
-                advice = f"it is called {new} now" if new else "see dino pretrain --help"
-                if near and not new:
-                    advice = f"did you mean {' or '.join(near)}?"
-                raise UserError(f"there is no setting {name!r}: {advice}")
+                raise UserError(f"there is no setting {name!r}: {_advice(name, list(known))}")
             section, _, key = name.partition(".")
             group = replace(getattr(config, section), **{key: value})
             config = replace(config, **{section: group})
@@ -353,6 +349,20 @@ class PretrainConfig:
             freeze_steps=steps(optim.freeze_last_layer),
             backbone_freeze_steps=steps(optim.freeze_backbone),
         )
+
+
+def _advice(name: str, known: list[str]) -> str:
+    """What to write in place of a name that is no setting."""
+    if name in RENAMED:
+        return f"it is called {RENAMED[name]} now"
+    if inside := [one for one in known if one.startswith(f"{name}.")]:
+        return f"it is a group of settings: name one of them, such as {inside[0]}"
+    section, _, key = name.rpartition(".")
+    keys = {one: one.partition(".")[2] for one in known if one.startswith(f"{section}.")}
+    keys = keys or {one: one.partition(".")[2] for one in known}
+    near = get_close_matches(key, keys.values(), n=1)
+    similar = [one for one, its_key in keys.items() if its_key in near]
+    return f"did you mean {' or '.join(similar)}?" if similar else "see dino pretrain --help"
 
 
 def setting_names(settings: dict[str, Any]) -> dict[str, Any]:

@@ -190,10 +190,16 @@ def test_other_samples_are_refused_by_name(sample: object) -> None:
 @pytest.mark.parametrize(
     ("sample", "words"),
     [
-        (torch.rand(3, 4, 4), r"from 0 to 1 \(255 \* image\).round\(\).to\(torch.uint8\)"),
-        (np.zeros((4, 4)), r"from 0 to 1 \(255 \* image\).round\(\).astype\(np.uint8\)"),
-        (np.zeros((4, 4, 3), np.int64), r"from 0 to 255 image.astype\(np.uint8\)"),
-        (np.zeros((4, 4), bool), r"from 0 to 1 \(255 \* image\)"),
+        (
+            torch.rand(3, 4, 4),
+            r"\(255 \* image\).round\(\).to\(torch.uint8\) if these go from 0 to 1",
+        ),
+        (
+            np.zeros((4, 4)),
+            r"\(255 \* image\).round\(\).astype\(np.uint8\) if these go from 0 to 1",
+        ),
+        (np.zeros((4, 4, 3), np.int64), r"image.astype\(np.uint8\) if these go from 0 to 255"),
+        (np.zeros((4, 4), bool), r"\(255 \* image\).*from 0 to 1"),
         ({"label": 1, "image": 2}, r"a dict of 'label', 'image'; .* item\['image'\]"),
         ({"x": 1}, r"item\['x'\]"),
     ],

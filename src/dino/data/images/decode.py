@@ -212,17 +212,19 @@ def _unusable(sample: Any, pixels: PixelFormat, convertible: bool = False) -> st
         return f"{found} of {names or 'nothing'}; return the image alone, as in item{item}"
     if isinstance(sample, (Tensor, np.ndarray)):
         found += f" of {sample.dtype} and shape {tuple(sample.shape)}"
-    counts = f"1 or {pixels.channels}" if pixels.channels == 3 else f"{pixels.channels}"
-    wanted = "a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C]"
     if not convertible:
-        return f"{found}; return {wanted} with {counts} channels"
+        counts = f"1 or {pixels.channels}" if pixels.channels == 3 else f"{pixels.channels}"
+        return (
+            f"{found}; return a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C] with "
+            f"{counts} channels"
+        )
     integers = "int" in str(sample.dtype)
     convert = ".to(torch.uint8)" if isinstance(sample, Tensor) else ".astype(np.uint8)"
     convert = f"image{convert}" if integers else f"(255 * image).round(){convert}"
     return (
-        f"{found}; return {wanted}, for values from 0 to {255 if integers else 1} {convert} "
-        "(no ToTensor or Normalize: dino does that; other ranges need pixels.low and pixels.high, "
-        "see dino data stats)"
+        f"{found}; return a PIL image or uint8 values, which are {convert} if these go from 0 to "
+        f"{255 if integers else 1} (no ToTensor or Normalize: dino does that; other ranges need "
+        "pixels.low and pixels.high, see dino data stats)"
     )
 
 
