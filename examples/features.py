@@ -46,6 +46,8 @@ def main() -> None:
     backbone = dino.load(given.weights)
     print(backbone)
     folder = Folder(given.images)
+    if folder.labels is None:
+        parser.error(f"{given.images} has no classes: give a folder with a sub-folder a class")
     paths = [folder.path(index) for index in range(len(folder))]
     features = backbone.embed(paths)
 
