@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
@@ -18,9 +19,10 @@ from torch.utils.data import Dataset
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.sources.open import open_source
 from dino.files import UserError
+from dino.models import backbone
 from dino.models.backbone import Backbone
 from dino.models.create import create
-from dino.models.inputs import read_sample
+from dino.models.inputs import read_images, read_sample
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (3, 40, 36, 3), dtype=np.uint8)
 PICTURES = [Image.fromarray(levels) for levels in LEVELS]
@@ -121,6 +123,10 @@ def test_values_of_a_pixel_format_with_a_range_are_not_scaled_twice() -> None:
     sample = read_sample(values, pixels)
     assert isinstance(sample, Tensor)
     assert sample.tolist() == [[[0, 64], [255, 255]]]
+    for data in (values[None, :, :, None], open_source(values[None])):
+        (only,) = read_images(data, pixels)
+        assert isinstance(only, Tensor)
+        assert torch.equal(only, sample)
 
 
 @pytest.mark.parametrize(
@@ -195,17 +201,20 @@ def test_types_that_autocast_converts_are_accepted(vit: Backbone) -> None:
         vit(GOOD.bfloat16())
 
 
-def test_graphs_hold_no_check(vit: Backbone) -> None:
-    """Neither a condition on the shape nor a warning (which fails a test) about one."""
+def test_graphs_hold_no_check(vit: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = vit(images)
+    monkeypatch.setattr(backbone, "check_images", lambda *_: pytest.fail("it is checked"))
     batch = ({0: torch.export.Dim("batch", min=1)},)
     exported = torch.export.export(vit, (images,), dynamic_shapes=batch).module()
-    traced = torch.compile(vit, backend="eager", fullgraph=True)
-    with torch.no_grad():
+    compiled = torch.compile(vit, backend="eager", fullgraph=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's, which gives tracing up
+        traced = torch.jit.trace(vit, (images,), check_trace=False)
         torch.testing.assert_close(exported(images[:1]), expected[:1])
-        torch.testing.assert_close(traced(images), expected)
+        for network in (compiled, traced):
+            torch.testing.assert_close(network(images), expected)
 
 
 # ---------------------------------------------------------------------------- repr
