@@ -99,6 +99,7 @@ ONE: dict[str, Callable[[Path], Any]] = {
     "array, channels first": lambda _: LEVELS[2].transpose(2, 0, 1),
     "floats": lambda _: (LEVELS[2] / 255).astype(np.float32),
     "tensor": lambda _: torch.from_numpy(LEVELS[2]).permute(2, 0, 1),
+    "tensor, channels last": lambda _: torch.from_numpy(LEVELS[2]),
     "tensor of floats": lambda _: torch.from_numpy(LEVELS[2]).permute(2, 0, 1) / 255,
 }
 
@@ -201,6 +202,7 @@ def test_types_that_autocast_converts_are_accepted(vit: Backbone) -> None:
         vit(GOOD.bfloat16())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_graphs_hold_no_check(vit: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

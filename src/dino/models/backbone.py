@@ -5,7 +5,6 @@ Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D em
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, ClassVar
@@ -16,7 +15,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from dino.data.images.decode import Sample
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.inputs import check_images, read_images, read_sample
@@ -194,14 +192,12 @@ class Backbone(nn.Module):
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
             check_images(images, self.channels, next(self.parameters(), None))
 
-    def preprocess(
-        self, image: str | os.PathLike[str] | Sample | np.ndarray
-    ) -> Float[Tensor, "C S S"]:
-        """The input tensor for a picture, its file or array, or for its levels (a uint8 tensor)."""
-        if not isinstance(image, (Image.Image, Tensor)) or (
-            isinstance(image, Tensor) and image.dtype is not torch.uint8
-        ):
-            image = read_sample(image, self.preprocessing.pixels)
+    def preprocess(self, image: Any) -> Float[Tensor, "C S S"]:
+        """The input tensor for a picture, its file or array, or its levels (from a `Source`)."""
+        pixels = self.preprocessing.pixels
+        levels = pixels.low is not None and getattr(image, "dtype", None) is torch.uint8
+        if not (levels or isinstance(image, Image.Image)):
+            image = read_sample(image, pixels)
         return self.preprocessing(image)
 
     @torch.inference_mode()

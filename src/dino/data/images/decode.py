@@ -231,8 +231,9 @@ def _unusable(sample: Any, pixels: PixelFormat, convertible: bool = False) -> st
 def image_entry(names: Iterable[Any]) -> str:
     """Such as "['image']", the index of the entry of a dictionary that seems to be the image."""
     listed = list(names)
-    words = (name for word in ("image", "img", "train") for name in listed if word in str(name))
-    return f"[{next(words, listed[0])!r}]" if listed else "['image']"
+    words = ("image", "img", "picture", "photo", "train")
+    likely = [name for word in words for name in listed if word in str(name)]
+    return f"[{[*likely, *listed, 'image'][0]!r}]"
 
 
 def _open_regular(path: str | os.PathLike[str], name: str) -> Stream:
