@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from helpers.packing import pictures
 from helpers.small import TINY_RUN
 
+import dino
 from dino.data.sources.open import open_source
 from dino.data.sources.shards import Shards
+from dino.weights.load import save
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {**TINY_RUN, "run.duration": "4 steps", "execution.knn_every": "2 steps"}
@@ -25,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *words: str) -> None:
 
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"} == {
-        *("own_dataset.py", "shards.py")
+        *("features.py", "own_dataset.py", "shards.py")
     }
 
 
@@ -59,3 +65,41 @@ def test_writing_shards_and_training_on_them(
     config = json.loads((out / "config.json").read_text())
     assert config["about"]["data"] == name
     assert config["defining"]["data.images"] == 40
+
+
+class IndexFlatIP:
+    """FAISS's exact index of inner products, by numpy; like FAISS it takes float32 only."""
+
+    def __init__(self, length: int) -> None:
+        self.rows = np.empty((0, length), np.float32)
+
+    def add(self, rows: np.ndarray) -> None:
+        assert rows.dtype == np.float32
+        self.rows = np.concatenate([self.rows, rows])
+
+    def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        similarity = queries @ self.rows.T
+        order = np.argsort(-similarity, axis=1)[:, :count]
+        return np.take_along_axis(similarity, order, axis=1), order
+
+
+@pytest.mark.parametrize("faiss", [None, SimpleNamespace(IndexFlatIP=IndexFlatIP)])
+def test_using_features(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    faiss: Any,
+) -> None:
+    root, weights = pictures(tmp_path / "images", 15), tmp_path / "w.safetensors"
+    shutil.copy(root / "cat" / "000.png", root / "emu" / "copy.png")
+    tiny = {"embed_dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 24}
+    save(dino.create("vit_tiny", **tiny), weights)
+    monkeypatch.setitem(sys.modules, "faiss", faiss)
+    words = ["features.py", "--weights", str(weights), "--images", str(root), "--similar", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(EXAMPLES / "features.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert f"<dino vit_tiny/8: {weights}, teacher>" in printed
+    assert "% of 16 images" in printed
+    assert f"{root}/cat/000.png is similar to {root}/emu/copy.png" in printed
+    assert "attention maps [2, 2, 3, 3]" in printed

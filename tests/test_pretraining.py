@@ -18,6 +18,7 @@ from dino.evaluate.features import extractor
 from dino.files import UserError
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
+from dino.train.run_folder import read_config
 
 SETTINGS = {**TINY_RUN, "run.duration": "1 steps", "execution.knn_every": "0 steps"}
 
@@ -80,6 +81,25 @@ def test_results_that_cannot_be_read_are_measured_again(
         assert results.read_text() == before
     pretraining.print_result(result)
     assert "raw pixels" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_result_gives_network_curves_and_page(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changes = {"run.duration": "2 steps", "execution.knn_every": "1 steps"}
+    changes |= {"execution.log_every": "1 steps", "optim.weight-decay": 0.05}
+    result = pretrain(photos, out, **changes)
+    assert read_config(out / "config.json")["defining"]["optim.weight_decay"] == 0.05
+    backbone = result.backbone()
+    assert repr(backbone) == f"<dino vit_tiny/8: {out}, teacher, step 2>"
+    rows = result.metrics()
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(isinstance(row["loss"], float) for row in rows)
+    measured = {f"knn/{name}": value for name, value in result.measured.items()}
+    assert measured
+    assert measured.items() <= rows[-1].items()
+    assert result.report == out / "report.html"
+    assert (result.run, result.step) == (out, 2)
 
 
 @pytest.mark.usefixtures("no_report")

@@ -40,7 +40,7 @@ from dino.runtime import (
 from dino.settings import conform, parsed, validated
 from dino.show.report import report
 from dino.train.cli_arguments import Preview
-from dino.train.config import PixelSettings, PretrainConfig
+from dino.train.config import PixelSettings, PretrainConfig, setting_names
 from dino.train.loop import Result, train
 from dino.train.recipes import recipe as recipe_named
 from dino.train.warm_start import HeadChoice, begin
@@ -82,7 +82,8 @@ def pretrain(
         val: labelled images to measure k-NN on; by default each training image is compared with
             all others.
         device: auto, cpu, cuda, cuda:N or mps.
-        settings: settings to change, for example `{"optim.lr": 1e-3, "run.batch": 64}`.
+        settings: settings to change, for example `{"optim.lr": 1e-3, "run.batch": 64}`; names may
+            have dashes, as on the command line.
         stats: a file of `dino data stats`: channels, their range, means and deviations.
         init_from: weights to start from instead of random ones: whatever `dino.load` takes.
             They decide the architecture, mean and deviation of the pixels, and the head if they
@@ -93,8 +94,8 @@ def pretrain(
         dry_run: print the expected time and memory, and write and train nothing.
 
     Returns:
-        How the run ended; its folder then holds `teacher.safetensors`, `metrics.jsonl` and
-        `report.html`.
+        How the run ended: `result.backbone()` is the trained network, `result.metrics()` its
+        curves, `result.report` the page.
 
     Raises:
         UserError: for any mistake in the settings, the data or the folder, in one sentence.
@@ -108,9 +109,10 @@ def pretrain(
         if value is not None:
             as_path(value, argument)
     name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
-    given = set(conform(settings, dict[str, Any] | None, "settings") or {})
+    settings = setting_names(conform(settings, dict[str, Any] | None, "settings") or {})
+    given = set(settings)
     config = recipe_named(name) if isinstance(name, str) else name
-    config = validated(config.changed(settings or {}))
+    config = validated(config.changed(settings))
     config = measured(config, stats)
     if stats is not None:
         given |= {f"pixels.{setting.name}" for setting in fields(PixelSettings)}

@@ -16,8 +16,10 @@ def test_maps_are_the_cls_row_of_the_last_block() -> None:
     vit = create("vit_tiny", embed_dim=12, depth=2, heads=3, patch_size=4, image_size=8).eval()
     images = torch.randn(2, 3, 13, 22)  # no multiple of the patch, and not square
     maps = attention_maps(vit, images)
-    full = vit.features(images, attention=True).attention
+    features = vit.features(images, attention=True)
+    full = features.attention
     assert full is not None
+    assert torch.equal(features.attention_maps, maps)
     assert maps.shape == (2, 3, 3, 5)
     for row in range(3):
         for column in range(5):
@@ -27,6 +29,12 @@ def test_maps_are_the_cls_row_of_the_last_block() -> None:
 def test_networks_without_attention_raise() -> None:
     with pytest.raises(UserError, match="attention"):
         attention_maps(create("resnet50").eval(), torch.randn(1, 3, 32, 32))
+
+
+def test_maps_of_features_without_attention_raise() -> None:
+    vit = create("vit_tiny", embed_dim=12, depth=1, heads=3, patch_size=4, image_size=8)
+    with pytest.raises(UserError, match=r"needs features\(images, attention=True\)"):
+        _ = vit.features(torch.randn(1, 3, 8, 8)).attention_maps
 
 
 def test_mask_of_the_notes() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dino import cli
 from dino.files import UserError
-from dino.train.config import PretrainConfig
+from dino.train.config import PretrainConfig, setting_names
 from dino.train.recipes import RECIPES, demo, recipe, vit_s16
 
 IMAGES = 1_281_167
@@ -77,6 +77,25 @@ def test_unknown_recipes_and_settings_are_refused() -> None:
     for wrong in ("optim.lrr", "lr", "nothing.lr"):
         with pytest.raises(UserError, match=f"no setting '{wrong}'"):
             demo().changed({wrong: 1})
+    for wrong, right in {
+        "optim.lrr": "optim.lr",
+        "bacth": "run.batch",
+        "no.warmup": "optim.warmup",
+        "patchsize": "model.patch_size",
+    }.items():
+        with pytest.raises(UserError, match=f"'{wrong}': did you mean {right}"):
+            demo().changed({wrong: 1})
+    with pytest.raises(UserError, match=r"'optim.wd': see dino pretrain --help"):
+        demo().changed({"optim.wd": 1})
+    with pytest.raises(UserError, match=r"it is a group .* such as optim.optimizer"):
+        demo().changed({"optim": {"lr": 1}})
+
+
+def test_settings_may_have_dashes() -> None:
+    named = setting_names({"optim.weight-decay": 1, "--optim.lr-end": 2, "run.batch": 3})
+    assert named == {"optim.weight_decay": 1, "optim.lr_end": 2, "run.batch": 3}
+    with pytest.raises(UserError, match=r"one setting twice: optim.lr_end, optim.lr-end"):
+        setting_names({"optim.lr_end": 1, "optim.lr-end": 1})
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from helpers.ranks import run as run_ranks
 from helpers.small import TINY_RUN, images
 
 from dino.data.sources.open import Source, open_source
+from dino.data.sources.torch_dataset import TorchDataset
 from dino.files import UserError
 from dino.runtime import Ranks
 from dino.train import run_folder as module
@@ -185,6 +186,16 @@ def test_views_that_the_network_does_not_take_are_found_first(
     with pytest.raises(UserError, match=words):
         short(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_changed(tmp_path: Path) -> None:
+    floats = TorchDataset([torch.rand(3, 24, 24)] * 12)
+    with pytest.raises(UserError, match=r"last because item .* see dino data stats\)$"):
+        short(tmp_path / "run", floats)
+    assert (tmp_path / "run" / "config.json").exists()
+    short(tmp_path / "run", **{"run.batch": 3})
+    with pytest.raises(UserError, match=r"another configuration \(run.batch is 3 there and 4 here"):
+        short(tmp_path / "run")
 
 
 def test_other_images_of_the_same_number_are_refused_by_an_example(tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def test_a_full_checkpoint(tmp_path: Path) -> None:
         backbone = load(tmp_path / "checkpoint.pth", network=which, heads=2)  # type: ignore[arg-type]
         assert backbone.origin is not None
         assert backbone.origin["network"] == which
+        words = {"student": "student, official weights", "teacher": "official weights"}[which]
+        assert repr(backbone) == f"<dino vit_small/8: {tmp_path / 'checkpoint.pth'}, {words}>"
         for name, tensor in backbone.state_dict().items():
             assert torch.equal(tensor, content[which][f"{prefix}backbone.{name}"])
 
@@ -339,6 +341,10 @@ def test_our_own_run(run: Path) -> None:
     assert student.preprocessing == teacher.preprocessing
     assert student.origin is not None
     assert student.origin["file"] == "student.safetensors"
+    earlier = run / "checkpoints" / "step_00000003"
+    assert repr(load(earlier)) == f"<dino vit_tiny/8: {earlier}, teacher, step 3>"
+    assert repr(teacher) == f"<dino vit_tiny/8: {run}, teacher, step 4>"
+    assert repr(student) == f"<dino vit_tiny/8: {run}, student, step 4>"
 
 
 def test_a_checkpoint_states_its_step(run: Path) -> None:

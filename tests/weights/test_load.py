@@ -49,6 +49,15 @@ def test_a_run_folder_is_its_teacher(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["dino"])["about"] == {"recipe": "test"}
 
 
+def test_a_network_says_what_it_was_loaded_from(tmp_path: Path) -> None:
+    path = written(tmp_path / "w.safetensors")
+    assert repr(load(path)) == f"<dino vit_tiny/8: {path}, teacher>"
+    save(dino.create("vit_tiny", **TINY), path, {"step": 300})
+    assert repr(load(path)) == f"<dino vit_tiny/8: {path}, teacher, step 300>"
+    assert repr(load(path, channels=2)) == repr(load(path))
+    assert repr(untrained_like(load(path))) == "<dino vit_tiny/8: weights from no file>"
+
+
 def test_the_fingerprint_sees_every_bit_and_name(tmp_path: Path) -> None:
     backbone = load(written(tmp_path / "w.safetensors"))
     before = fingerprint(backbone)

@@ -247,9 +247,10 @@ class ViewDataset(Dataset[Any]):
                 except ImageError as error:
                     skipped.append(error)
             else:
+                misfit = skipped[-1].defect == "misfit"  # its reason says what to do
                 raise UserError(
                     f"{TRIES} images, one after the other, could not be used, the last because "
-                    f"{skipped[-1]}: check the images with 'dino data check'"
+                    f"{skipped[-1]}{'' if misfit else ': check the images with dino data check'}"
                 )
             indices.append(candidate)
             for members, group in zip(self.groups, groups, strict=True):

@@ -16,16 +16,12 @@ from dino.models.backbone import Backbone
 def attention_maps(
     backbone: Backbone, images: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B heads h w"]:
-    """Attention of the last block's CLS token to the patches, head by head.
-
-    Values are those of the softmax: a map sums to 1 minus the CLS token's attention to itself.
+    """`Features.attention_maps` of the last block.
 
     Raises:
         UserError: if the network has no CLS attention (convnets).
     """
-    features = backbone.features(images, attention=True)
-    assert features.attention is not None
-    return features.attention[:, :, 0, 1:].unflatten(2, features.patches.shape[-2:])
+    return backbone.features(images, attention=True).attention_maps
 
 
 def mass_mask(

@@ -5,22 +5,22 @@ Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D em
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
-from dino.data.images.decode import Sample, read_image
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
+from dino.models.inputs import check_images, read_images, read_sample
 from dino.models.position_embedding import Position
 from dino.runtime import memory_errors
+from dino.settings import Range, conform
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class Features:
     cls: Float[Tensor, "last B D"]
     patches: Float[Tensor, "last B D h w"]
     attention: Float[Tensor, "B heads T T"] | None = None
+
+    @property
+    def attention_maps(self) -> Float[Tensor, "B heads h w"]:
+        """The attention of the CLS token to the patches on their grid.
+
+        Values are those of the softmax: a map sums to 1 minus the CLS token's attention to itself.
+
+        Raises:
+            UserError: if the attention was not requested.
+        """
+        if self.attention is None:
+            raise UserError("attention_maps needs features(images, attention=True)")
+        return self.attention[:, :, 0, 1:].unflatten(2, self.patches.shape[-2:])
 
 
 class Backbone(nn.Module):
@@ -55,6 +68,8 @@ class Backbone(nn.Module):
         preprocessing: the transform that belongs to the weights.
         spec: the arguments of `dino.create` that build this architecture.
         origin: of the weights, `dino.weights.checkpoint.Checkpoint.origin`; None if untrained.
+        loaded: where the weights come from in words, such as "runs/photos, teacher, step 300"; None
+            for those of no file.
     """
 
     has_drop_path: ClassVar[bool] = False
@@ -68,6 +83,13 @@ class Backbone(nn.Module):
     preprocessing: Preprocessing
     spec: dict[str, Any]
     origin: dict[str, Any] | None = None
+    loaded: str | None = None
+
+    def __repr__(self) -> str:
+        """One line; `torch.nn.Module.__repr__(backbone)` lists the layers."""
+        arch = getattr(self, "spec", {}).get("arch", type(self).__name__)
+        patch = f"/{self.patch_size}" if self.patch_size else ""
+        return f"<dino {arch}{patch}: {self.loaded or 'weights from no file'}>"
 
     @property
     def residual_branches(self) -> int:
@@ -165,38 +187,45 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def preprocess(self, image: Sample) -> Float[Tensor, "C S S"]:
-        """The input tensor for a picture, or for its levels."""
+    def check_images(self, images: Any) -> None:
+        """Raise `UserError` for images that `forward` cannot take; nothing in a compiled graph."""
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
+            check_images(images, self.channels, next(self.parameters(), None))
+
+    def preprocess(self, image: Any) -> Float[Tensor, "C S S"]:
+        """The input tensor for a picture, its file or array, or its levels (from a `Source`)."""
+        pixels = self.preprocessing.pixels
+        levels = pixels.low is not None and getattr(image, "dtype", None) is torch.uint8
+        if not (levels or isinstance(image, Image.Image)):
+            image = read_sample(image, pixels)
         return self.preprocessing(image)
 
     @torch.inference_mode()
-    def embed(
-        self, paths: str | Path | Sequence[str | Path], batch: int = 64
-    ) -> Float[np.ndarray, "n D"]:
-        """Features (float32) of the pictures at `paths`, in order, in evaluation mode.
+    def embed(self, images: Any, batch: int = 64) -> Float[np.ndarray, "n D"]:
+        """Features (float32) of images, in order, in evaluation mode and through the transform.
 
         Args:
-            paths: one path, which gives one row, or several.
+            images: a file, a PIL image or an array gives one row; a folder one for each image in it
+                (sorted by path), and a sequence, an iterator or a data set one for each item.
+                Arrays and tensors are [H, W], [H, W, C] or [C, H, W], with one axis more for
+                several; they hold 8 or 16-bit integers, or floats from 0 to 1.
             batch: images at a time.
 
         Raises:
-            UserError: for a picture that cannot be read, or too little memory for `batch` images.
+            UserError: for an image that cannot be read, or too little memory for `batch` images.
         """
-        if isinstance(paths, (str, Path)):
-            paths = [paths]
-        training, device = self.training, next(self.parameters()).device
-        read = partial(read_image, pixels=self.preprocessing.pixels)
+        batch = conform(batch, Annotated[int, Range(low=1)], "batch")
+        training, parameter = self.training, next(self.parameters())
+        inputs = map(self.preprocessing, read_images(images, self.preprocessing.pixels))
+        rows = []
         self.eval()
         try:
             with memory_errors("batch"):
-                rows = [
-                    self(torch.stack([self.preprocess(read(path)) for path in some]).to(device))
-                    for some in (paths[i : i + batch] for i in range(0, len(paths), batch))
-                ]
+                while some := list(islice(inputs, batch)):
+                    rows.append(self(torch.stack(some).to(parameter)).float().cpu())
         finally:
             self.train(training)
-        table = torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
-        return table.float().cpu().numpy()
+        return torch.cat(rows or [torch.empty(0, self.embed_dim)]).numpy()
 
 
 def has_batch_norm(module: nn.Module) -> bool:

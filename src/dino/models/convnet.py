@@ -51,6 +51,7 @@ class ResNet(Backbone):
         self, images: Float[Tensor, "B C H W"], drop_path_scale: Tensor | None = None
     ) -> Float[Tensor, "B D"]:
         """The pooled feature; see `Backbone.forward`."""
+        self.check_images(images)
         return self.network(images)
 
     def features(
@@ -58,6 +59,7 @@ class ResNet(Backbone):
     ) -> Features:
         """The pooled feature and the last stage's map; see `Backbone.features`."""
         _refuse(self.name, last, attention)
+        self.check_images(images)
         net = self.network
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
         x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
@@ -140,6 +142,7 @@ class Timm(Backbone):
         return self.name, {"in_chans": self.channels, **self.sizes}
 
     def _crop(self, images: Tensor) -> Tensor:
+        self.check_images(images)
         height, width = images.shape[-2:]
         rows, columns = self.patch
         return images[..., : height - height % rows, : width - width % columns]

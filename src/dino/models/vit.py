@@ -176,6 +176,7 @@ class ViT(Backbone):
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [B, 1 + h*w, D] that enter the first block, and the grid (h, w)."""
+        self.check_images(images)
         height, width = images.shape[-2:]
         if min(height, width) < self.patch_size:
             raise UserError(f"images of {height}x{width} px hold no patch of {self.patch_size} px")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -211,7 +212,7 @@ class PretrainConfig:
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
 
     def changed(self, settings: dict[str, Any]) -> PretrainConfig:
-        """A copy with some settings changed, named as on the command line.
+        """A copy with some settings changed.
 
         Args:
             settings: for example `{"optim.lr": 1e-3, "run.batch": 64}`.
@@ -219,15 +220,12 @@ class PretrainConfig:
         Raises:
             UserError: for a name that does not exist.
         """
-        config = self
+        config, known = self, self.flat()
         for name, value in settings.items():
+            if name not in known:
+                raise UserError(f"there is no setting {name!r}: {_advice(name, list(known))}")
             section, _, key = name.partition(".")
-            try:
-                group = replace(getattr(config, section), **{key: value})
-            except (AttributeError, TypeError):
-                new = RENAMED.get(name)
-                advice = f"it is called {new} now" if new else "see dino pretrain --help"
-                raise UserError(f"there is no setting {name!r}: {advice}") from None
+            group = replace(getattr(config, section), **{key: value})
             config = replace(config, **{section: group})
         return config
 
@@ -351,6 +349,32 @@ class PretrainConfig:
             freeze_steps=steps(optim.freeze_last_layer),
             backbone_freeze_steps=steps(optim.freeze_backbone),
         )
+
+
+def _advice(name: str, known: list[str]) -> str:
+    """What to write in place of a name that is no setting."""
+    if name in RENAMED:
+        return f"it is called {RENAMED[name]} now"
+    if inside := [one for one in known if one.startswith(f"{name}.")]:
+        return f"it is a group of settings: name one of them, such as {inside[0]}"
+    section, _, key = name.rpartition(".")
+    keys = {one: one.partition(".")[2] for one in known if one.startswith(f"{section}.")}
+    keys = keys or {one: one.partition(".")[2] for one in known}
+    near = get_close_matches(key, keys.values(), n=1)
+    similar = [one for one, its_key in keys.items() if its_key in near]
+    return f"did you mean {' or '.join(similar)}?" if similar else "see dino pretrain --help"
+
+
+def setting_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that may be named as on the command line: `--optim.lr-end` is `optim.lr_end`.
+
+    Raises:
+        UserError: if two names mean the same setting.
+    """
+    named = {name.lstrip("-").replace("-", "_"): value for name, value in settings.items()}
+    if len(named) < len(settings):
+        raise UserError(f"settings names one setting twice: {', '.join(settings)}")
+    return named
 
 
 def option(name: str) -> str:

@@ -23,7 +23,7 @@ from dino.distillation.schedules import in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
-from dino.models.backbone import has_batch_norm
+from dino.models.backbone import Backbone, has_batch_norm
 from dino.progress import Console
 from dino.runtime import all_sum, barrier, default_workers, memory_errors, process_group
 from dino.settings import validated
@@ -34,12 +34,12 @@ from dino.train.estimate import estimate
 from dino.train.evaluation_tracker import EvaluationTracker
 from dino.train.introduction import introduction
 from dino.train.run_folder import RunFolder, describe_images
-from dino.train.run_log import RunLog
+from dino.train.run_log import RunLog, read_metrics
 from dino.train.signals import stop_on_signals
 from dino.train.skipped_images import SkippedImages
 from dino.train.step_metrics import StepMetrics
 from dino.train.warm_start import Initial
-from dino.weights.load import save
+from dino.weights.load import load, save
 
 
 @dataclass
@@ -66,6 +66,30 @@ class Result:
     def finished(self) -> bool:
         """Whether the run has come to its end."""
         return self.step >= self.total
+
+    @property
+    def report(self) -> Path:
+        """The page of the run, which is written at its end."""
+        return self.run / "report.html"
+
+    def backbone(self, device: str | torch.device = "cpu") -> Backbone:
+        """The trained network, as `dino.load` gives it."""
+        return load(self.run, device)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was measured, a flat dictionary a step, for `pandas.DataFrame(result.metrics())`.
+
+        Evaluations have the names of TensorBoard's, such as `knn/k20`.
+        """
+        rows: dict[int, dict[str, Any]] = {}
+        for line in read_metrics(self.run):
+            row = rows.setdefault(line["step"], {})
+            for name, value in line.items():
+                if isinstance(value, dict):
+                    row |= {f"{name}/{key}": number for key, number in value.items()}
+                else:
+                    row[name] = value
+        return list(rows.values())
 
 
 def train(

@@ -25,6 +25,7 @@ from dino.data.sampler import spread
 from dino.data.sources.open import Source
 from dino.files import UserError, atomic_json, read_json
 from dino.runtime import Ranks, gather_objects
+from dino.weights.checkpoint import last_step
 
 FORMAT = 1
 """Of `config.json`."""
@@ -47,7 +48,7 @@ class RunFolder:
         self.teacher, self.best = self.path / "teacher.safetensors", self.path / "best.safetensors"
 
     def compare(self, defining: dict[str, Any], images: dict[str, Any]) -> None:
-        """Refuse a folder that holds another run.
+        """Refuse a folder that holds another run; one without a checkpoint may start anew.
 
         Args:
             defining: the settings that define the run.
@@ -59,6 +60,8 @@ class RunFolder:
         if not self.config.exists():
             return
         there = read_config(self.config)
+        if last_step(self.checkpoints) is None:
+            return
         before = there["defining"]
         found = [
             f"{name} is {before.get(name)!r} there and {defining.get(name)!r} here"

@@ -108,6 +108,21 @@ class Checkpoint:
         training = {key: self.about[key] for key in TRAINING if key in self.about}
         return {**source, "file": path.name, "file_sha256": file_hash(path), **training}
 
+    @property
+    def step(self) -> int | None:
+        """After how many steps of a run it was saved; None where nothing states it."""
+        if self.path.with_name("state.json").exists():  # `about` is of the run's newest teacher
+            digits = self.path.parent.name.removeprefix("step_")
+            return int(digits) if digits.isdecimal() else None
+        return self.about.get("step")
+
+    def describe(self, name: str) -> list[str]:
+        """The network, the dialect unless it is dino's, and the step, for `repr` of a network."""
+        foreign = self.dialect != "dino"
+        named = [name] if name != "teacher" or not foreign else []  # most foreign files have one
+        kind = [f"{self.dialect} weights"] if foreign else []
+        return [*named, *kind, *([] if self.step is None else [f"step {self.step}"])]
+
 
 def read(path: Path, heads: int | None = None, network: str = "teacher") -> Checkpoint:
     """Read everything that a checkpoint holds.

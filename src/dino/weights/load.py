@@ -114,6 +114,7 @@ def load(
         adapted.preprocessing = for_channels(backbone.preprocessing, channels)
         backbone = adapted
     backbone.origin = checkpoint.origin(network)
+    backbone.loaded = ", ".join([str(weights), *checkpoint.describe(network)])
     try:
         return backbone.to(torch.device(device)).eval()
     except (AssertionError, RuntimeError, TypeError) as error:  # unknown, absent or full

@@ -178,13 +178,36 @@ def test_samples_of_every_accepted_kind() -> None:
         torch.zeros(3, 0, 4, dtype=torch.uint8),
         np.zeros((4, 4), dtype=np.float32),
         np.zeros((2, 3, 4, 4), dtype=np.uint8),
-        {"image": 1},
         (),
         None,
     ],
 )
 def test_other_samples_are_refused_by_name(sample: object) -> None:
     with pytest.raises(ImageError, match=r"item 3 .* return a PIL image"):
+        read_image(sample, "item 3")
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        (
+            torch.rand(3, 4, 4),
+            r"\(255 \* image\).round\(\).to\(torch.uint8\) if these go from 0 to 1",
+        ),
+        (
+            np.zeros((4, 4)),
+            r"\(255 \* image\).round\(\).astype\(np.uint8\) if these go from 0 to 1",
+        ),
+        (np.zeros((4, 4, 3), np.int64), r"image.astype\(np.uint8\) if these go from 0 to 255"),
+        (np.zeros((4, 4), bool), r"\(255 \* image\).*from 0 to 1"),
+        ({"label": 1, "image": 2}, r"a dict of 'label', 'image'; .* item\['image'\]"),
+        ({"x": 1}, r"item\['x'\]"),
+    ],
+)
+def test_samples_of_other_types_are_refused_with_their_conversion(
+    sample: object, words: str
+) -> None:
+    with pytest.raises(ImageError, match=words):
         read_image(sample, "item 3")
 
 

@@ -247,8 +247,12 @@ def test_what_is_no_data_set() -> None:
     for data in (Stream(), Sized(), 7, None, {1}, (image for image in [GREY]), b"bytes"):
         with pytest.raises(UserError, match=r"cannot take images from a .*: give a folder"):
             open_source(data)
-    for data in ({"train": [GREY], "test": [GREY]}, {}):
-        with pytest.raises(UserError, match=r"from a dict of ('train', 'test'|nothing): give one"):
+    for words, data in {
+        r"'test', 'train': .* data\['train'\]": {"test": [GREY], "train": [GREY]},
+        r"'label', 'img': .* data\['img'\]": {"label": [1], "img": [GREY]},
+        "nothing: give the images": {},
+    }.items():
+        with pytest.raises(UserError, match=f"from a dict of {words}"):
             open_source(data)
     with pytest.raises(UserError, match="the Tensor given as data has no length: "):
         open_source(torch.tensor(3))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -201,19 +201,39 @@ def _opened_sample(sample: Any, name: str, pixels: PixelFormat) -> OpenedImage:
     if values.ndim == 2 or not isinstance(sample, Tensor):
         values = planes(values)
     typed = pixels.low is not None or values.dtype in (np.uint8, np.uint16, np.int16)
-    return OpenedImage(values, name, pixels, None if typed else _unusable(sample, pixels))
+    return OpenedImage(values, name, pixels, None if typed else _unusable(sample, pixels, True))
 
 
-def _unusable(sample: Any, pixels: PixelFormat) -> str:
-    kind = f"a {type(sample).__name__}"
+def _unusable(sample: Any, pixels: PixelFormat, convertible: bool = False) -> str:
+    """Why a sample is no image, and what to return instead; `convertible` if by another type."""
+    found = f"it is a {type(sample).__name__}"
+    if isinstance(sample, Mapping):
+        names, item = ", ".join(map(repr, list(sample)[:4])), image_entry(sample)
+        return f"{found} of {names or 'nothing'}; return the image alone, as in item{item}"
     if isinstance(sample, (Tensor, np.ndarray)):
-        kind += f" of {sample.dtype} and shape {tuple(sample.shape)}"
-    shapes = f"with 1 or {pixels.channels}" if pixels.channels == 3 else f"with {pixels.channels}"
+        found += f" of {sample.dtype} and shape {tuple(sample.shape)}"
+    if not convertible:
+        counts = f"1 or {pixels.channels}" if pixels.channels == 3 else f"{pixels.channels}"
+        return (
+            f"{found}; return a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C] with "
+            f"{counts} channels"
+        )
+    integers = "int" in str(sample.dtype)
+    convert = ".to(torch.uint8)" if isinstance(sample, Tensor) else ".astype(np.uint8)"
+    convert = f"image{convert}" if integers else f"(255 * image).round(){convert}"
     return (
-        f"it is {kind}; return a PIL image, a uint8 tensor [C,H,W] or a uint8 array [H,W,C] "
-        f"{shapes} channels (no ToTensor or Normalize: dino does that; other types need the range "
-        "of their values, see dino data stats)"
+        f"{found}; return a PIL image or uint8 values, which are {convert} if these go from 0 to "
+        f"{255 if integers else 1} (no ToTensor or Normalize: dino does that; other ranges need "
+        "pixels.low and pixels.high, see dino data stats)"
     )
+
+
+def image_entry(names: Iterable[Any]) -> str:
+    """Such as "['image']", the index of the entry of a dictionary that seems to be the image."""
+    listed = list(names)
+    words = ("image", "img", "picture", "photo", "train")
+    likely = [name for word in words for name in listed if word in str(name)]
+    return f"[{[*likely, *listed, 'image'][0]!r}]"
 
 
 def _open_regular(path: str | os.PathLike[str], name: str) -> Stream:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
+from dino.data.images.decode import image_entry
 from dino.data.sources.base import Source, sampled, shared_folder
 from dino.data.sources.folder import KINDS
 from dino.files import UserError
@@ -36,8 +37,8 @@ class TorchDataset(Source):
         if keys is not None:  # a dict, a DatasetDict, a table of columns
             names = ", ".join(map(repr, list(keys)[:4])) or "nothing"
             raise UserError(
-                f"cannot take images from a {self._kind} of {names}: give one of its values, with "
-                "len() and items by number"
+                f"cannot take images from a {self._kind} of {names}: give the images in it, with "
+                f"len() and items by number, as in data{image_entry(keys)}"
             )
         indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__")
         if not indexed or isinstance(data, (IterableDataset, bytes, bytearray)):
