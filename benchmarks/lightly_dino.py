@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ class LightlyDINO:
             self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.04)
         self.epoch = 0
 
-    def train_epoch(self, views: Views, workers: int, steps: int | None = None) -> None:
-        """The next epoch, or only so many of its steps."""
+    def train_epoch(self, views: Views, workers: int, steps: int | None = None) -> list[float]:
+        """The next epoch, or only so many of its steps; returns the time at the end of each."""
+        times = []
         options: dict[str, Any] = {"multiprocessing_context": "fork"} if workers else {}
         batches = DataLoader(
             views,
@@ -93,7 +95,9 @@ class LightlyDINO:
         )
         for index, batch in enumerate(islice(batches, steps)):
             self._step([view.to(self.device) for view in batch], self.epoch + index / len(batches))
+            times.append(time.perf_counter())
         self.epoch += 1
+        return times
 
     def _step(self, views: list[Tensor], epoch: float) -> None:
         from lightly.models.utils import update_momentum

@@ -89,13 +89,22 @@ def length(data: str, settings: dict[str, Any], minutes: float, args: Any) -> in
     return max(1, round(SHARE * 60 * minutes * rate / config.run.batch))
 
 
-def stop_after(seconds: float) -> threading.Timer:
-    """Stop the training loop by the signal that makes it save, and change nothing outside of it."""
+def stop_after(seconds: float) -> threading.Event:
+    """Stop the training loop by the signal that makes it save; it changes nothing outside of it.
+
+    Set the event to take that back.
+    """
+    done, process = threading.Event(), os.getpid()
+
+    def remind() -> None:
+        pause = max(0.0, seconds)
+        while not done.wait(pause):
+            os.kill(process, signal.SIGTERM)
+            pause = 1.0  # the first may come before the loop has begun
+
     signal.signal(signal.SIGTERM, lambda *_: None)
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
-    return timer
+    threading.Thread(target=remind, daemon=True).start()
+    return done
 
 
 def attention_picture(backbone: Backbone, data: str, size: int) -> Image.Image:
@@ -142,7 +151,7 @@ def main() -> None:
         steps = length(data, settings, args.total, args)
         plan.add(steps=steps, total=args.total, **machine(pick_device(args.device)))
     settings["run.duration"] = f"{plan.rows[0]['steps']} steps"
-    timer = stop_after(plan.seconds)
+    done = stop_after(plan.seconds)
     result = dino.pretrain(
         "small_data",
         data=data,
@@ -151,7 +160,7 @@ def main() -> None:
         device=args.device,
         settings=settings,
     )
-    timer.cancel()
+    done.set()
     if not result.finished:
         print(f"step {result.step} of {result.total}: the same command continues")
         sys.exit(UNFINISHED)
