@@ -147,7 +147,7 @@ def _steps(place: Place, arch: str, dtype: torch.dtype) -> Iterator[Difference]:
     variants: dict[str, dict[str, Any]] = {"all at once": {"streamed": False}}
     if arch.startswith("vit"):
         variants |= {"streamed": {}, "micro-batches of 3": {"micro_batch": 3}}
-    expected, steps = reference(place, arch, dtype), steps_of(place)
+    expected, steps = reference(place, arch, dtype), steps_of(place, arch)
     for name, options in variants.items():
         trained = distillation(place, arch, dtype, place.device, **options)
         ours, theirs, what = train(place, trained, dtype, steps), expected, "all"
@@ -227,7 +227,7 @@ def one_rank_of_torchrun_as_none(place: Place) -> Iterator[Difference]:
         found = {arch: load_file(Path(folder) / arch) for arch in ARCHS}
     for arch, ours in found.items():
         trained = distillation(place, arch, DOUBLE, place.device)
-        expected = train(place, trained, DOUBLE, steps_of(place))
+        expected = train(place, trained, DOUBLE, steps_of(place, arch))
         apart = largest(ours, expected)
         what = f"{arch}, float64, {backend_of(place.device)}"
         yield Difference(what, *_barred(apart, BARS[arch, DOUBLE]))
@@ -243,7 +243,7 @@ def as_a_rank(place: Place, folder: Path) -> None:
     try:
         for arch in ARCHS:
             trained = distillation(place, arch, DOUBLE, place.device, ranks=ranks())
-            save_file(train(place, trained, DOUBLE, steps_of(place)), folder / arch)
+            save_file(train(place, trained, DOUBLE, steps_of(place, arch)), folder / arch)
     finally:
         dist.destroy_process_group()
 
