@@ -25,7 +25,9 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        mask = keep + torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype)
+        mask = keep + torch.rand(
+            (x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device
+        )
         return x.div(keep) * mask.floor_()
 
 
@@ -110,15 +112,18 @@ class PlainDINO:
         depth: int = 12,
         heads: int = 6,
         rate: float = 0.1,
+        size: int = 224,
+        device: torch.device | None = None,
+        bf16: bool = False,
     ) -> None:
         def build(rate: float) -> nn.ModuleList:
-            vit = PlainViT(width, depth, heads, 16, 224, rate)
-            return nn.ModuleList([vit, PlainHead(width, prototypes)])
+            vit = PlainViT(width, depth, heads, 16, size, rate)
+            return nn.ModuleList([vit, PlainHead(width, prototypes)]).to(device)
 
-        self.student, self.teacher = build(rate), build(0.0)
+        self.student, self.teacher, self.bf16 = build(rate), build(0.0), bf16
         self.teacher.load_state_dict(copy.deepcopy(self.student.state_dict()))
         self.teacher.requires_grad_(False)
-        self.center = torch.zeros(1, prototypes)
+        self.center = torch.zeros(1, prototypes, device=device)
         trained = [p for p in self.student.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1]},
@@ -140,10 +145,12 @@ class PlainDINO:
         return head(torch.cat(outputs))
 
     def step(self, views: list[Tensor]) -> float:
-        teacher = self.forward(self.teacher, views[:2])
-        student = self.forward(self.student, views)
+        with torch.autocast(views[0].device.type, torch.bfloat16, enabled=self.bf16):
+            teacher = self.forward(self.teacher, views[:2])
+            student = self.forward(self.student, views)
+        teacher, student = teacher.float(), student.float()
         targets = F.softmax((teacher - self.center) / 0.04, dim=-1).detach().chunk(2)
-        total, terms = torch.zeros(()), 0
+        total, terms = student.new_zeros(()), 0
         for a, target in enumerate(targets):
             for v, logits in enumerate((student / 0.1).chunk(len(views))):
                 if v != a:

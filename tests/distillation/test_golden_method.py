@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-
 import pytest
 import torch
-from helpers.golden_set import assert_agree, manifest, part, read, tensors
+from helpers.golden_set import (
+    assert_agree,
+    golden_centering,
+    golden_distillation,
+    golden_steps,
+    manifest,
+    part,
+    read,
+    tensors,
+)
 from helpers.small import loss_of_logits
-from torch import Tensor
 
-from dino.distillation.loss import StudentLoss, num_pairs, prototype_cross_entropy
-from dino.distillation.network import Network
-from dino.distillation.schedules import Schedules, cosine
-from dino.distillation.step import Distillation
-from dino.distillation.targets import Centering, targets_for_views
-from dino.models.head import Head
-from dino.models.vit import ViT
+from dino.distillation.loss import num_pairs, prototype_cross_entropy
+from dino.distillation.schedules import cosine
+from dino.distillation.targets import targets_for_views
 
-MANIFEST = manifest()
-CONFIG, TRAINING = MANIFEST["config"], MANIFEST["training"]
+TRAINING = manifest()["training"]
 LOSS_EPOCHS = sorted({int(k[5:].split(".")[0]) for k in tensors("loss.safetensors")})
-
-
-def golden_centering(center: Tensor) -> Centering:
-    centering = Centering(center.shape[-1], momentum=TRAINING["center_momentum"]).double()
-    centering.center.copy_(center.squeeze(0))
-    return centering
 
 
 @pytest.mark.parametrize("epoch", LOSS_EPOCHS)
@@ -80,58 +74,6 @@ def test_golden_schedules(name: str) -> None:
     ours = [cosine(i, golden["base"], golden["final"], total, warmup) for i in range(total)]
     assert len(ours) == len(golden["values"])
     assert ours == pytest.approx(golden["values"], rel=1e-9, abs=0)
-
-
-def golden_distillation(golden: dict[str, Tensor], micro_batch: int | None, streamed: bool):  # type: ignore[no-untyped-def]
-    state = part(golden, "init.")
-    backbone = ViT(
-        patch_size=CONFIG["patch_size"],
-        embed_dim=CONFIG["width"],
-        depth=CONFIG["depth"],
-        heads=CONFIG["heads"],
-        image_size=CONFIG["image_size"],
-    )
-    head = Head(
-        CONFIG["width"],
-        CONFIG["prototypes"],
-        hidden=CONFIG["hidden"],
-        bottleneck=CONFIG["bottleneck"],
-        layers=sum(bool(re.fullmatch(r"head\.mlp\.\d+\.weight", key)) for key in state),
-        fixed_norm=TRAINING["norm_last_layer"],
-    )
-    student = Network(backbone, head).double()
-    student.load_state_dict(state, strict=True)
-    per_epoch = TRAINING["steps_per_epoch"]
-    schedules = Schedules(
-        total=TRAINING["epochs"] * per_epoch,
-        steps_per_epoch=per_epoch,
-        warmup=TRAINING["warmup_epochs"] * per_epoch,
-        lr=TRAINING["lr_peak"],
-        lr_end=TRAINING["lr_final"],
-        weight_decay=TRAINING["weight_decay_start"],
-        weight_decay_end=TRAINING["weight_decay_end"],
-        momentum=TRAINING["momentum_start"],
-        momentum_end=TRAINING["momentum_end"],
-        temperature_start=TRAINING["teacher_temp_start"],
-        temperature=TRAINING["teacher_temp_end"],
-        temperature_epochs=TRAINING["teacher_temp_warmup_epochs"],
-        freeze_steps=TRAINING["freeze_last_layer_epochs"] * per_epoch,
-    )
-    return Distillation(
-        StudentLoss(student, temperature=TRAINING["student_temp"]),
-        golden_centering(torch.zeros(1, CONFIG["prototypes"])),
-        schedules,
-        clip=TRAINING["clip"],
-        drop_path=TRAINING["drop_path"],
-        micro_batch=micro_batch,
-        streamed=streamed,
-    )
-
-
-def golden_steps(golden: dict[str, Tensor]) -> Iterator[list[Tensor]]:
-    for step in range(len(TRAINING["losses"])):
-        views = part(golden, f"step{step}.")
-        yield [views[k].double() for k in ("global", "local") if k in views]
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.golden_set import assert_agree, golden_vit, manifest, part, tensors
+from helpers.golden_set import assert_agree, golden_head, golden_vit, manifest, part, tensors
 from torch import Tensor
-
-from dino.models.head import Head
 
 CONFIG = manifest()["config"]
 SIZES = [tuple(size) for size in CONFIG["input_sizes"]]
@@ -55,16 +53,7 @@ def test_golden_vit_features(golden: dict[str, Tensor], height: int, width: int)
 @pytest.mark.parametrize("variant", ["fixed_norm", "free_norm"])
 def test_golden_head(variant: str) -> None:
     golden = part(tensors("head.safetensors"), f"{variant}.")
-    state = part(golden, "state.")
-    head = Head(
-        golden["input"].shape[1],
-        golden["output"].shape[1],
-        hidden=CONFIG["hidden"],
-        bottleneck=CONFIG["bottleneck"],
-        layers=sum(key.startswith("mlp.") and key.endswith(".weight") for key in state),
-        fixed_norm=variant == "fixed_norm",
-    ).double()
-    head.load_state_dict(state, strict=True)
+    head = golden_head(golden, fixed_norm=variant == "fixed_norm")
     x = golden["input"].clone().requires_grad_()
     output = head(x)
     (output * golden["probe"]).sum().backward()
