@@ -122,6 +122,8 @@ def pretrain(
         val = "demo:test"
     else:
         data, val = use_splits(data, val)
+    for images in (data, val):
+        check_output(out, folder=True, option="out", not_in=images)
     source = open_source(data, config.pixels.format)
     queries = None if val is None else open_source(val, config.pixels.format)
     if queries is not None and (source.labels is None or queries.labels is None):
@@ -250,7 +252,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     Raises:
         UserError: for a mistake in the settings or the data, in one sentence.
     """
-    check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
+    check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"), not_in=settings.data)
     config = measured(validated(config), settings.stats)
     source = open_source(settings.data, config.pixels.format)
     rows, skipped = make_rows(

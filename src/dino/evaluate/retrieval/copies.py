@@ -107,14 +107,14 @@ class Copies(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"copydays": "benchmark"}
 
-    benchmark: str | None = None
+    benchmark: command.OptionalImages = None
     """Copydays: a folder with original/ and strong/, jpegqual/N/ or crops/N/."""
-    data: str | None = None
+    data: command.OptionalImages = None
     """Instead of the benchmark, images among which near duplicates are searched: a folder, a list
     or demo."""
-    distractors: str | None = None
+    distractors: command.OptionalImages = None
     """With --benchmark: more images in the database; the paper takes 10,000 of YFCC100M."""
-    whiten_with: str | None = None
+    whiten_with: command.OptionalImages = None
     """Images from which whitening is learned; the paper takes 20,000 others of YFCC100M. Without
     them features of the benchmark are not whitened, and those of --data learn from themselves."""
     whitening: Covariance = "reference"
@@ -226,7 +226,7 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
     for option in ("baseline", "compare", "distractors"):
         if getattr(settings, option):
             raise UserError(f"--{option} needs --benchmark")
-    command.destination("duplicates", settings)
+    command.destination("duplicates", settings, not_in=data)
     source = open_source(data)
     training = None if settings.whiten_with is None else open_source(settings.whiten_with)
     device = pick_device(settings.device)

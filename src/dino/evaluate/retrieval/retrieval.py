@@ -129,12 +129,12 @@ class Retrieval(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"database": "data"}
 
-    benchmark: str | None = None
+    benchmark: command.OptionalImages = None
     """A folder with gnd_NAME.pkl and jpg/ (Revisited Oxford or Paris), or with gnd.json, database/
     and queries/."""
-    data: str | None = None
+    data: command.OptionalImages = None
     """Instead of a benchmark, images to search: a folder, a list or demo. No ground truth."""
-    queries: str | None = None
+    queries: command.OptionalImages = None
     """Images to look up in --data; without them each image of --data is looked up in the others."""
     size: Annotated[int, Range(low=1)] | None = None
     """Longer side of the images in pixels; as published by default 224, for Paris 512."""
@@ -242,7 +242,7 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
         raise UserError("--baseline, --compare and --query box need --benchmark")
     if ground_truths(Path(data)):
         raise UserError(f"{data} is a benchmark with ground truth: give it as --benchmark")
-    command.destination("neighbours", settings)
+    command.destination("neighbours", settings, not_in=data)
     database = open_source(data)
     queries = None if settings.queries is None else open_source(settings.queries)
     device = pick_device(settings.device)
