@@ -203,9 +203,19 @@ def _is_option(word: str) -> bool:
 
 
 def _near(name: str, known: Mapping[str, Option]) -> str:
-    by_word = {word: one for one in known for word in (one.rpartition(".")[2], one)}
-    found = [f"--{by_word[word]}" for word in get_close_matches(name, by_word, n=2, cutoff=0.65)]
-    return f"did you mean {' or '.join(dict.fromkeys(found))}?" if found else "see its --help"
+    """The options like `name`, with or without their section, the shortest first."""
+    by_word: dict[str, str] = {}
+    for option in sorted(known, key=len):
+        for word in (option, option.rpartition(".")[2]):
+            by_word.setdefault(word, option)
+    same = [word for word in by_word if min(len(word), len(name)) > 3 and _begins(word, name)]
+    near = [*same, *get_close_matches(name, by_word, n=2, cutoff=0.65)]
+    found = list(dict.fromkeys(f"--{by_word[word]}" for word in near))[:2]
+    return f"did you mean {' or '.join(found)}?" if found else "its --help lists them"
+
+
+def _begins(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
 
 
 def _require(

@@ -68,7 +68,6 @@ def test_a_batch_holds_the_views_that_were_drawn(images: list[Tensor]) -> None:
                 assert torch.equal(row[place], torch.tensor(view.row()))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on two cores
 @pytest.mark.parametrize("workers", [1, 4])
 def test_views_do_not_depend_on_workers(images: list[Tensor], workers: int) -> None:
     for one, two in zip(batches(images), batches(images, workers), strict=True):

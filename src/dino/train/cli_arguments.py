@@ -129,5 +129,5 @@ def recipe_and_images(words: Sequence[str], *, alone: bool = True) -> tuple[str 
         return named[0], images
     for word in words:
         if not (word == "demo" or re.search(r"[/\\:.*{]", word) or Path(word).exists()):
-            refuse(word, "no images of this name exist")
+            refuse(word, f"; no images lie at {word} either")
     return None, [*words]
