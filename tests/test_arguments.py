@@ -103,7 +103,9 @@ def test_options_by_their_names() -> None:
     found = find_options(Settings)
     assert {"weights", "inner.rate", "shown", "no-shown", "inner.compiled"} <= found.keys()
     assert "no-inner.compiled" not in found
-    counts = {name: found[name].count for name in ("k", "box", "shown", "inner.compiled", "out")}
+    counts = {
+        name: found[name].num_values for name in ("k", "box", "shown", "inner.compiled", "out")
+    }
     assert counts == {"k": None, "box": 2, "shown": 0, "inner.compiled": 1, "out": 1}
     assert [name for name, one in found.items() if one.required] == ["weights", "out"]
 

@@ -41,12 +41,12 @@ class Option(NamedTuple):
 
     Attributes:
         hint: the annotation of its value.
-        count: how many words of values follow it; None for any number.
+        num_values: how many words of values follow it; None for any number.
         required: whether the command needs it.
     """
 
     hint: Any
-    count: int | None
+    num_values: int | None
     required: bool
 
 
@@ -73,7 +73,7 @@ def parse(
             does not have or misses, or a value of another kind.
         SystemExit: with 0 after `--help`.
     """
-    known, given = find_options(settings), {}
+    known, given = find_options(settings), dict[str, list[str]]()
     if not asks_for_help(words):
         free, given = split(settings, prog, words)
         given = _with_positional(prog, free, given, known)
@@ -99,7 +99,7 @@ def find_options(settings: Any, prefix: str = "", switches: bool = True) -> dict
 
     With `switches`, an option that is on or off takes no value.
     """
-    hints, found = get_type_hints(settings, include_extras=True), {}
+    hints, found = get_type_hints(settings, include_extras=True), dict[str, Option]()
     for field in fields(settings):
         hint, marks = _unwrapped(hints[field.name])
         name = prefix + field.name.replace("_", "-")
@@ -168,22 +168,22 @@ def split(settings: Any, prog: str, words: Sequence[str]) -> tuple[list[str], di
             given[name] = [word] if _is_option(attached) else [f"--{name}", attached]
             continue
         given[name] = [f"--{name}"]
-        while rest and known[name].count != len(given[name]) - 1 and not _is_option(rest[0]):
+        while rest and known[name].num_values != len(given[name]) - 1 and not _is_option(rest[0]):
             given[name].append(rest.popleft())
     return free, given
 
 
 def _with_positional(
     prog: str,
-    free: Sequence[str],
-    given: Mapping[str, Sequence[str]],
+    free: list[str],
+    given: Mapping[str, list[str]],
     known: Mapping[str, Option],
-) -> dict[str, Sequence[str]]:
+) -> dict[str, list[str]]:
     """The words of all options, those without their name too."""
     placed = {}
     for name in POSITIONAL:
         if free and name in known and name not in given:
-            taken = len(free) if known[name].count is None else 1
+            taken = len(free) if known[name].num_values is None else 1
             placed[name], free = [f"--{name}", *free[:taken]], free[taken:]
     if free:
         takes = " ".join(name.upper() for name in POSITIONAL if name in known) or "only options"
@@ -219,7 +219,7 @@ def _begins(one: str, other: str) -> bool:
 
 
 def _require(
-    settings: Any, prog: str, given: Mapping[str, Sequence[str]], known: Mapping[str, Option]
+    settings: Any, prog: str, given: Mapping[str, list[str]], known: Mapping[str, Option]
 ) -> None:
     missing = [name for name, one in known.items() if one.required and name not in given]
     if not missing:

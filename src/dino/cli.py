@@ -228,12 +228,12 @@ def preview(arguments: Sequence[str]) -> None:
         default=Preview(data=tyro.MISSING, views=config.views, pixels=config.pixels),
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     )
-    if named is None:
-        _say_recipe(name, "dino data preview")
     from dino import pretraining
 
     config = replace(config, views=settings.views, pixels=settings.pixels)
     print(pretraining.preview(validated(settings), config, name))
+    if named is None:
+        _say_recipe(name, "dino data preview")
     _next("dino pretrain", name, settings.data, "--out", "runs/mine")
 
 

@@ -215,9 +215,23 @@ def test_a_group_goes_to_a_device(images: list[Tensor]) -> None:
 
 
 # ---------------------------------------------------------------------------------- evaluation
-def evaluated(data: object, workers: int = 0) -> Iterator[EvaluationBatch]:
+def evaluated(data: object, workers: int | None = 0) -> Iterator[EvaluationBatch]:
     preprocess = Preprocessing(resize=20, crop=16)
     return evaluation_loader(open_source(data), preprocess, batch=4, workers=workers)
+
+
+def test_evaluation_has_as_many_workers_as_cores_allow(
+    images: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def counted(dataset: object, workers: int, **options: object) -> None:
+        started.append(workers)
+
+    monkeypatch.setattr("dino.data.loader._data_loader", counted)
+    monkeypatch.setattr("dino.data.loader.default_workers", lambda: 7)
+    evaluated(images, workers=None), evaluated(images, workers=3)
+    assert started == [7, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -30,7 +30,7 @@ from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Source
 from dino.data.views.random_streams import draw_views, generator, substitutes
 from dino.data.views.view_spec import PHOTOMETRIC, ViewSpec, expand, view_groups
-from dino.data.workers import batches_of
+from dino.data.workers import TOO_MANY, batches_of
 from dino.files import UserError
 from dino.runtime import default_workers
 
@@ -301,8 +301,8 @@ def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoa
     """A `DataLoader` over a data set that makes entire batches (`__getitems__`)."""
     if workers > 0:  # PyTorch itself limits each worker to one thread
         options |= {"persistent_workers": True, "multiprocessing_context": _START_METHOD}
-    with warnings.catch_warnings():  # more workers than cores are the user's choice
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", TOO_MANY, UserWarning)
         return DataLoader(
             dataset,
             num_workers=workers,

@@ -61,7 +61,7 @@ class Pretrain:
 
     def changed(self) -> PretrainConfig:
         """The settings with what `batch`, `epochs` and `lr` say."""
-        short = {"run.batch": self.batch, "optim.lr": self.lr}
+        short: dict[str, Any] = {"run.batch": self.batch, "optim.lr": self.lr}
         short["run.duration"] = None if self.epochs is None else f"{self.epochs} epochs"
         return self.config.changed({name: x for name, x in short.items() if x is not None})
 
