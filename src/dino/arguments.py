@@ -42,11 +42,13 @@ class Option(NamedTuple):
     Attributes:
         hint: the annotation of its value.
         num_values: how many words of values follow it; None for any number.
+        numbers: whether any number of numbers follow it: another word ends them.
         required: whether the command needs it.
     """
 
     hint: Any
     num_values: int | None
+    numbers: bool
     required: bool
 
 
@@ -110,7 +112,9 @@ def find_options(settings: Any, prefix: str = "", switches: bool = True) -> dict
             continue
         is_switch = hint is bool and own
         required = field.default is MISSING and field.default_factory is MISSING
-        option = Option(hints[field.name], 0 if is_switch else _count(hint), required)
+        num_values = 0 if is_switch else _num_values(hint)
+        numbers = any(one in (tuple[int, ...], tuple[float, ...]) for one in _choices(hint))
+        option = Option(hints[field.name], num_values, numbers, required)
         aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
         for one in (name, *(alias.lstrip("-") for alias in aliases), *[f"no-{name}"] * is_switch):
             found[one] = option
@@ -128,7 +132,7 @@ def _choices(hint: Any) -> list[Any]:
     return [_unwrapped(one)[0] for one in (get_args(hint) if union else (hint,))]
 
 
-def _count(hint: Any) -> int | None:
+def _num_values(hint: Any) -> int | None:
     for choice in _choices(hint):
         if get_origin(choice) is tuple:
             return None if ... in get_args(choice) else len(get_args(choice))
@@ -169,6 +173,8 @@ def split(settings: Any, prog: str, words: Sequence[str]) -> tuple[list[str], di
             continue
         given[name] = [f"--{name}"]
         while rest and known[name].num_values != len(given[name]) - 1 and not _is_option(rest[0]):
+            if known[name].numbers and _is_number(given[name][-1]) and not _is_number(rest[0]):
+                break
             given[name].append(rest.popleft())
     return free, given
 
@@ -200,6 +206,10 @@ def _plain(option: str) -> str:
 
 def _is_option(word: str) -> bool:
     return re.match(r"--?[A-Za-z]", word) is not None
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", word, re.IGNORECASE) is not None
 
 
 def _near(name: str, known: Mapping[str, Option]) -> str:

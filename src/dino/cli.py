@@ -254,10 +254,7 @@ def _recipe(
 
 
 def _say_recipe(name: str, prog: str) -> None:
-    from dino.train.recipes import RECIPES
-
-    others = ", ".join(other for other in RECIPES if other != name)
-    _note(f"recipe {name}, since none is named; '{prog} RECIPE ...' takes another: {others}")
+    _note(f"recipe {name}, since none is named; '{prog} --help' lists the others")
 
 
 # ------------------------------------------------------------------ running
