@@ -102,7 +102,6 @@ def check_output(
     siblings: Sequence[str] = (),
     folder: bool = False,
     option: str = "--out",
-    not_in: Any = None,
 ) -> None:
     """Try an output before the work that leads to it; nothing is left on the disk.
 
@@ -112,8 +111,6 @@ def check_output(
         siblings: endings of further files to write under the same name.
         folder: whether `path` is a folder.
         option: the name of `path` in the message.
-        not_in: a folder of images, among which what is written would later be read as images too;
-            anything but a folder allows every place.
 
     Raises:
         UserError: for another ending, a file in place of a folder or the reverse, anything else
@@ -122,13 +119,6 @@ def check_output(
     if os.environ.get("RANK", "0") != "0":  # only the first process writes
         return
     path = as_path(path, option)
-    if isinstance(not_in, (str, os.PathLike)):
-        images = Path(os.path.realpath(not_in))
-        if images.is_dir() and images in (place := Path(os.path.realpath(path)), *place.parents):
-            raise UserError(
-                f"{option} {path} lies in the folder of images {not_in}, of which it would become "
-                f"a part: choose another place, such as {images.parent / path.name}"
-            )
     if endings and path.suffix.lower() not in endings:
         raise UserError(f"{option} {path} has another ending than {', '.join(endings)}")
     for ending in siblings:
@@ -156,6 +146,27 @@ def check_output(
         except OSError as error:
             error.filename = f"{option} {path}"
             raise
+
+
+def check_outside(path: str | Path | None, images: Any, option: str = "--out") -> None:
+    """Refuse an output among images, which would later be read as one of them.
+
+    Args:
+        path: the file or folder to write; None for a default place.
+        images: only a folder is looked at.
+        option: the name of `path` in the message.
+
+    Raises:
+        UserError: naming a place outside.
+    """
+    if path is None or not isinstance(images, (str, os.PathLike)):
+        return
+    place, folder = Path(os.path.realpath(path)), Path(os.path.realpath(images))
+    if folder.is_dir() and folder in (place, *place.parents):
+        raise UserError(
+            f"{option} {path} lies in the folder of images {images}, of which it would become a "
+            f"part: choose another place, such as {folder.parent / place.name}"
+        )
 
 
 def as_path(value: Any, name: str) -> Path:

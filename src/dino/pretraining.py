@@ -22,6 +22,7 @@ from dino.files import (
     as_path,
     atomic_json,
     check_output,
+    check_outside,
     disk_errors,
     naming,
     read_json,
@@ -123,7 +124,7 @@ def pretrain(
     else:
         data, val = use_splits(data, val)
     for images in (data, val):
-        check_output(out, folder=True, option="out", not_in=images)
+        check_outside(out, images, "out")
     source = open_source(data, config.pixels.format)
     queries = None if val is None else open_source(val, config.pixels.format)
     if queries is not None and (source.labels is None or queries.labels is None):
@@ -252,7 +253,8 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     Raises:
         UserError: for a mistake in the settings or the data, in one sentence.
     """
-    check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"), not_in=settings.data)
+    check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
+    check_outside(settings.out, settings.data)
     config = measured(validated(config), settings.stats)
     source = open_source(settings.data, config.pixels.format)
     rows, skipped = make_rows(

@@ -208,18 +208,14 @@ def beside(weights: str, name: str) -> Path:
     return path.with_name(f"{path.name}.{name}.json") if path.is_file() else Path(f"{name}.json")
 
 
-def destination(
-    name: str, settings: EvaluationSettings, *, not_in: str | Path | None = None
-) -> Path:
+def destination(name: str, settings: EvaluationSettings) -> Path:
     """The JSON file of the result `name`, which is tried: `settings.out`, or beside the weights.
-
-    Pictures that are written beside it must not lie in the folder of images `not_in`.
 
     Raises:
         UserError: for another ending than .json, or a place that cannot be written.
     """
     path = settings.out or beside(settings.weights, name)
-    check_output(path, (".json",), not_in=not_in)
+    check_output(path, (".json",))
     return path
 
 

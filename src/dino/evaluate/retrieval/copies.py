@@ -27,7 +27,7 @@ from dino.evaluate.retrieval.copydays import Block, open_copydays
 from dino.evaluate.retrieval.near_duplicates import equal_files, groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
 from dino.evaluate.retrieval.whitening import Covariance, Whitening
-from dino.files import UserError, atomic_csv
+from dino.files import UserError, atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device, process_group
@@ -145,6 +145,7 @@ def run(settings: Copies) -> dict[str, Any]:
         UserError: for weights or images that are missing or inconsistent.
     """
     settings = validated(settings)
+    check_outside(settings.out, settings.data)  # pictures are written beside it
     if settings.benchmark is not None and settings.data is None:
         return _benchmark(settings, settings.benchmark)
     if settings.data is not None and settings.benchmark is None:
@@ -226,7 +227,7 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
     for option in ("baseline", "compare", "distractors"):
         if getattr(settings, option):
             raise UserError(f"--{option} needs --benchmark")
-    command.destination("duplicates", settings, not_in=data)
+    command.destination("duplicates", settings)
     source = open_source(data)
     training = None if settings.whiten_with is None else open_source(settings.whiten_with)
     device = pick_device(settings.device)

@@ -31,7 +31,7 @@ from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import FeatureTable
 from dino.evaluate.retrieval.ranking_metrics import KAPPAS, positions, rankings, summarize
 from dino.evaluate.retrieval.revisited import Benchmark, GroundTruth, ground_truths, open_benchmark
-from dino.files import UserError, atomic_csv
+from dino.files import UserError, atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device, process_group
@@ -170,6 +170,7 @@ def run(settings: Retrieval) -> dict[str, Any]:
         UserError: for weights, images or a ground truth that are missing or inconsistent.
     """
     settings = validated(settings)
+    check_outside(settings.out, settings.data)  # pictures are written beside it
     if settings.benchmark is not None and settings.data is None:
         return _benchmark(settings, settings.benchmark)
     if settings.data is not None and settings.benchmark is None:
@@ -242,7 +243,7 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
         raise UserError("--baseline, --compare and --query box need --benchmark")
     if ground_truths(Path(data)):
         raise UserError(f"{data} is a benchmark with ground truth: give it as --benchmark")
-    command.destination("neighbours", settings, not_in=data)
+    command.destination("neighbours", settings)
     database = open_source(data)
     queries = None if settings.queries is None else open_source(settings.queries)
     device = pick_device(settings.device)

@@ -21,7 +21,7 @@ from dino.evaluate.video.davis_metrics import STATISTICS
 from dino.evaluate.video.overlay import write_overlay
 from dino.evaluate.video.scoring import MEASURES, Scores, measure, summary
 from dino.evaluate.video.tracking import Tracking
-from dino.files import atomic_csv, check_output
+from dino.files import atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import Console, bar
 from dino.runtime import gather_objects, pick_device, process_group, ranks
@@ -61,12 +61,13 @@ def run(settings: Video) -> dict[str, Any]:
         UserError: for weights, videos or masks that are missing or inconsistent.
     """
     settings = validated(settings)
-    path = command.destination("video", settings, not_in=settings.data)
+    check_outside(settings.out, settings.data)
+    check_outside(settings.masks, settings.data, "--masks")
+    path = command.destination("video", settings)
     clips = open_davis(
         settings.data, settings.split, settings.year, settings.resolution, settings.sequences
     )
     folder = settings.masks or path.with_suffix("")
-    check_output(folder, folder=True, option="--masks", not_in=settings.data)
     device = pick_device(settings.device)
     with process_group(device) as here:
         networks = settings.networks(device, rgb=True)
