@@ -87,6 +87,7 @@ def test_values_of_every_kind() -> None:
         ("RUN --out", "--out has no value: it must be a path"),
         ("RUN --k 1 a b --out f", "b is too much, it takes WEIGHTS DATA"),
         ("RUN --out f --k a", "--k is 'a': it must be integers"),
+        ("RUN --depth --box 1", "--depth has no value"),
         ("RUN --out f --box 1", "--box is '1': it must be 2 numbers"),
         ("RUN --out f --mode slow", "--mode is 'slow': it must be 'fast' or 'exact'"),
         ("RUN --out f --depth x", "--depth is 'x': it must be an integer of at least 1 or None"),

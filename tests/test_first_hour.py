@@ -130,6 +130,11 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("export runs/old", "export needs --format and --out: for example", ""),
     # Folders.
     (f"pretrain demo fotos/ {STEPS} --out NEW", "fotos does not exist", f"{RUN} --out NEW"),
+    (
+        f"pretrain fotos {STEPS} --out NEW",
+        "no images at fotos: did you mean photos?",
+        f"{RUN} --out NEW",
+    ),
     (f"pretrain demo empty {STEPS} --out NEW", "empty is empty", f"{RUN} --out NEW"),
     (f"pretrain demo texts {STEPS} --out NEW", "texts", f"{RUN} --out NEW"),
     (f"pretrain demo notes.md {STEPS} --out NEW", "notes.md is a file", f"{RUN} --out NEW"),

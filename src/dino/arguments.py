@@ -176,6 +176,8 @@ def split(settings: Any, prog: str, words: Sequence[str]) -> tuple[list[str], di
             if known[name].numbers and _is_number(given[name][-1]) and not _is_number(rest[0]):
                 break
             given[name].append(rest.popleft())
+        if len(given[name]) - 1 < (known[name].num_values or 0):
+            raise UserError(_must_be(prog, name, given[name], known[name]))
     return free, given
 
 
@@ -278,8 +280,12 @@ def _wrong_value(
     """One sentence from what tyro says, which names the option."""
     for name in re.findall(r"--([\w.-]+)", text):
         if name in given:
-            shown = " ".join(given[name][1:])
-            what = f"is {shown!r}" if shown else "has no value"
-            return f"{prog}: --{name} {what}: it must be {in_words(known[name].hint)}"
+            return _must_be(prog, name, given[name], known[name])
     plain = " ".join(re.sub(r"[^\w\s.,:;'\"()\[\]{}<>/=+-]", " ", text).split())
     return f"{prog}: {plain}"
+
+
+def _must_be(prog: str, name: str, words: Sequence[str], option: Option) -> str:
+    shown = " ".join(words[1:])
+    what = f"is {shown!r}" if shown else "has no value"
+    return f"{prog}: --{name} {what}: it must be {in_words(option.hint)}"

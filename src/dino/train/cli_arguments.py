@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -129,5 +130,9 @@ def recipe_and_images(words: Sequence[str], *, alone: bool = True) -> tuple[str 
         return named[0], images
     for word in words:
         if not (word == "demo" or re.search(r"[/\\:.*{]", word) or Path(word).exists()):
+            here = [path.name for path in Path().iterdir()]
+            near = get_close_matches(word, [*RECIPES, *here], n=1, cutoff=0.7)
+            if near and near[0] not in RECIPES:
+                raise UserError(f"there are no images at {word}: did you mean {near[0]}?")
             refuse(word, f"; no images lie at {word} either")
     return None, [*words]

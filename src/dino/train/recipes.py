@@ -201,6 +201,6 @@ def recipe(name: str) -> PretrainConfig:
 
 def refuse(name: str, also: str = "") -> NoReturn:
     """Raise a `UserError` for an unknown recipe; `also` is another problem of its name."""
-    near = " or ".join(get_close_matches(str(name), RECIPES, n=2))
+    near = " or ".join(get_close_matches(str(name), RECIPES, n=2, cutoff=0.65))
     advice = f"did you mean {near}?" if near else f"known are {', '.join(RECIPES)}{also}"
     raise UserError(f"unknown recipe {name!r}: {advice}")
