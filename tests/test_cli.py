@@ -173,8 +173,8 @@ def test_names_that_are_not_utf_8_are_printed() -> None:
     name = os.fsdecode(b"pipe\xff")
     code = (
         "import dino.show.report as r; from dino.cli import main\n"
-        f"r.run = lambda settings: print(settings.run == {name!a}, settings.run)\n"
-        f"main(['report', '--run', {name!a}])"
+        f"r.run = lambda settings: print(settings.weights == {name!a}, settings.weights)\n"
+        f"main(['report', {name!a}])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -193,7 +193,7 @@ def test_an_interruption_ends_in_status_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dino.show.report.run", interrupted)
-    assert status("report --run x") == 130
+    assert status("report x") == 130
     assert capsys.readouterr() == ("", "")
     stopped = SimpleNamespace(finished=False, run=tmp_path, refused=0)
     monkeypatch.setattr("dino.pretraining.pretrain", lambda *_, **__: stopped)
@@ -279,7 +279,7 @@ def test_from_images_to_numbers_and_features(
     assert np.load(table).shape == (12, 24)
 
     (out / "report.html").unlink()
-    run("report", "--run", out)
+    run("report", out)
     assert (out / "report.html").exists()
 
 

@@ -22,6 +22,7 @@ from dino.files import (
     atomic_write,
     cache_folder,
     check_output,
+    check_outside,
     csv_text,
     disk_errors,
     naming,
@@ -275,3 +276,16 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert cache_folder().is_absolute()
     assert not cache_folder().parent.exists()
+
+
+def test_outputs_do_not_lie_among_images(tmp_path: Path) -> None:
+    images = tmp_path / "photos"
+    images.mkdir()
+    (tmp_path / "link").symlink_to(images)
+    for place in (images / "run", images / "a" / "b.png", images, tmp_path / "link" / "run"):
+        with pytest.raises(UserError, match="lies in the folder of images"):
+            check_outside(place, images)
+    for place in (tmp_path / "run", tmp_path / "photos2", images / ".." / "run", None):
+        check_outside(place, images)
+    check_outside("photos/run", "hf:photos")
+    check_outside(images / "run", [images])

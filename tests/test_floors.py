@@ -17,7 +17,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "dino"
 
 # Room (a folder or a file of the package, "" is its __init__.py) -> floor.
-FLOORS = dict.fromkeys(("files", "progress", "runtime", "settings"), 1)
+FLOORS = dict.fromkeys(("arguments", "files", "progress", "runtime", "settings"), 1)
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation",), 3)
 FLOORS |= dict.fromkeys(("train", "evaluate", "show"), 4)
@@ -27,6 +27,7 @@ FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
 SIDEWAYS = {
     ("runtime", "files"),
     ("settings", "files"),
+    *(("arguments", "files"), ("arguments", "settings")),
     ("weights", "models"),
     ("models", "data.images.decode"),
     ("models", "data.images.image_errors"),

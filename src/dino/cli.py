@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from dino import __version__
+from dino.arguments import asks_for_help, parse, split
 from dino.files import UserError, disk_errors
 from dino.settings import validated
 
@@ -30,11 +33,13 @@ class Command(NamedTuple):
         target: "module:Settings:run" without "dino.", where `run` is called with the `Settings`
             from the command line; or "module:run", called with the arguments.
         failed: whether the exit status is 1, from the result of `run`.
+        after: prints what to do next, from the settings.
     """
 
     summary: str
     target: str
     failed: Callable[[Any], bool] = lambda result: False
+    after: Callable[[Any], None] = lambda settings: None
 
 
 class Group(NamedTuple):
@@ -44,82 +49,155 @@ class Group(NamedTuple):
     commands: Mapping[str, Command]
 
 
+# ------------------------------------------------------------------ what to do after a command
+def _next(prog: str, *words: Any) -> None:
+    """Print the command that follows, to stderr."""
+    _note(f"next: {prog} {shlex.join(map(str, words))}")
+
+
+def _note(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
+def _after_evaluation(settings: Any) -> None:
+    if (Path(settings.weights) / "config.json").exists():
+        _next("dino report", settings.weights)
+    else:
+        _note("next: 'dino evaluate --help' lists further measures")
+
+
+def _after_writing_weights(settings: Any) -> None:
+    card = settings.out / "README.md"
+    if not settings.out.is_dir():
+        card = settings.out.with_name(f"{settings.out.name}.MODEL_CARD.md")
+    _note(f"next: {card} says how to load the network")
+
+
+def _after_features(settings: Any) -> None:
+    out, parquet = settings.out, settings.out.suffix == ".parquet"
+    rows = "" if parquet else f"; its rows are the lines of {out.with_suffix('.csv')}"
+    _note(f"next: {'pandas.read_parquet' if parquet else 'numpy.load'}({str(out)!r}){rows}")
+
+
+# ------------------------------------------------------------------ the commands
 DATA = {
     "check": Command(
-        "list images that cannot be used", "data.commands.check:Check:run", lambda c: bool(c.bad)
+        "list images that cannot be used",
+        "data.commands.check:Check:run",
+        lambda checked: bool(checked.bad),
+        lambda settings: _next("dino data preview", settings.data),
     ),
     "stats": Command(
-        "range, mean and deviation of channels", "data.commands.stats:StatsSettings:run"
+        "range, mean and deviation of channels",
+        "data.commands.stats:StatsSettings:run",
+        after=lambda settings: _next(
+            *("dino pretrain", "small_data", settings.data, "--stats", settings.out),
+            *("--out", "runs/mine"),
+        ),
     ),
     "preview": Command("show the views that a recipe makes, with their numbers", "cli:preview"),
 }
-CLASSIFICATION, RETRIEVAL = "evaluate.classification", "evaluate.retrieval"
 EVALUATIONS = {
-    "knn": Command("weighted nearest neighbours, section 3.2", f"{CLASSIFICATION}.knn:KNN:run"),
-    "linear": Command("linear classifiers, appendix F.2", f"{CLASSIFICATION}.linear:Linear:run"),
-    "logistic": Command("few labels, appendix A", f"{CLASSIFICATION}.logistic:Logistic:run"),
-    "finetune": Command("all weights, section 4.2.3", f"{CLASSIFICATION}.finetune:FineTune:run"),
-    "retrieval": Command("same object, section 4.2.1", f"{RETRIEVAL}.retrieval:Retrieval:run"),
-    "copies": Command("copies and near duplicates, 4.2.1", f"{RETRIEVAL}.copies:Copies:run"),
-    "segmentation": Command(
-        "objects from attention and patches, section 4.2.2",
-        "evaluate.segmentation.segmentation:Segmentation:run",
-    ),
-    "video": Command("objects tracked in videos, Table 5", "evaluate.video.video:Video:run"),
+    name: Command(summary, f"evaluate.{target}:run", after=_after_evaluation)
+    for name, summary, target in (
+        ("knn", "weighted nearest neighbours, section 3.2", "classification.knn:KNN"),
+        ("linear", "linear classifiers, appendix F.2", "classification.linear:Linear"),
+        ("logistic", "few labels, appendix A", "classification.logistic:Logistic"),
+        ("finetune", "all weights, section 4.2.3", "classification.finetune:FineTune"),
+        ("retrieval", "same object, section 4.2.1", "retrieval.retrieval:Retrieval"),
+        ("copies", "copies and near duplicates, 4.2.1", "retrieval.copies:Copies"),
+        (
+            *("segmentation", "objects from attention and patches, section 4.2.2"),
+            "segmentation.segmentation:Segmentation",
+        ),
+        ("video", "objects tracked in videos, Table 5", "video.video:Video"),
+    )
 }
 WEIGHTS = {
-    "list": Command("published weights and their accuracies", "weights.commands:List:run_list"),
+    "list": Command(
+        "published weights and their accuracies",
+        "weights.commands:List:run_list",
+        after=lambda settings: _next("dino weights fetch", "dino_vits16"),
+    ),
     "inspect": Command(
         "the content of a file, and whether it can be loaded",
         "weights.commands:Inspect:run_inspect",
+        after=lambda s: _next("dino features", s.weights, "photos/", "--out", "features.npy"),
     ),
-    "convert": Command("write another format", "weights.commands:Convert:run_convert"),
-    "fetch": Command("download published files", "weights.commands:Fetch:run_fetch"),
+    "convert": Command(
+        "write another format",
+        "weights.commands:Convert:run_convert",
+        after=_after_writing_weights,
+    ),
+    "fetch": Command(
+        "download published files",
+        "weights.commands:Fetch:run_fetch",
+        after=lambda s: _next("dino weights inspect", s.weights[0]),
+    ),
 }
 COMMANDS: dict[str, Command | Group] = {
     "pretrain": Command("pretrain on unlabelled images", "cli:pretrain"),
     "data": Group("look at images before training", DATA),
     "evaluate": Group("measure features", EVALUATIONS),
-    "features": Command("write features to a file", "evaluate.features.export:FeatureSettings:run"),
-    "export": Command("write weights for other libraries", "weights.export.command:Export:run"),
+    "features": Command(
+        "write features to a file",
+        "evaluate.features.export:FeatureSettings:run",
+        after=_after_features,
+    ),
+    "export": Command(
+        "write weights for other libraries",
+        "weights.export.command:Export:run",
+        after=_after_writing_weights,
+    ),
     "weights": Group("known and foreign weights", WEIGHTS),
-    "report": Command("write the page of a run", "show.report:ReportSettings:run"),
+    "report": Command(
+        "write the page of a run",
+        "show.report:ReportSettings:run",
+        after=lambda s: _note(f"next: open {Path(s.weights) / 'report.html'} in a browser"),
+    ),
 }
 
 
 # ------------------------------------------------------------------ commands with recipes
-def pretrain(arguments: Sequence[str]) -> None:
-    """`dino pretrain [RECIPE]`, where the recipe sets the defaults."""
+def pretrain(arguments: Sequence[str]) -> Any:
+    """`dino pretrain [RECIPE] [DATA]`, where the recipe sets the defaults."""
     import tyro
 
     from dino.train.cli_arguments import Pretrain, given
-    from dino.train.recipes import RECIPES, recipe
+    from dino.train.recipes import RECIPES, recipe, summary
 
-    named = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    data_given = any(word.split("=")[0] == "--data" for word in arguments)
-    name = named or ("small_data" if data_given else "demo")
-    known = "\n".join(
-        f"  {key:12}{(function.__doc__ or '').splitlines()[0]}" for key, function in RECIPES.items()
-    )
+    named, words = _recipe(Pretrain, "dino pretrain", arguments)
+    images = [*words, "--data", "demo"]
+    own_images = images[images.index("--data") + 1] != "demo"
+    name = named or ("small_data" if own_images else "demo")
+    description = f"{Pretrain.__doc__}\n\nRecipes (k-NN / linear top-1 % on ImageNet):\n"
+    description += "\n".join(f"  {key:11}{summary(key)}" for key in RECIPES)
+    description += f"\n\nThe settings below are those of {name}."
     settings = parse(
         Pretrain,
-        f"dino pretrain {named or '[RECIPE]'}",
-        arguments[1:] if named else arguments,
-        description=f"{Pretrain.__doc__}\n\nRecipes (settings shown are those of {name}):\n{known}",
+        f"dino pretrain {named or ''}".strip(),
+        words,
+        before=[] if named else ["[RECIPE]"],
+        description=description,
         default=Pretrain(out=tyro.MISSING, config=recipe(name)),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    config = settings.changed()
+    chosen = given(arguments, config)
+    if named is None:
+        _say_recipe(name, "dino pretrain")
     from dino import pretraining
     from dino.runtime import ranks
 
     result = pretraining.pretrain(
-        settings.config,
+        config,
         data=settings.data,
         out=settings.out,
         val=settings.val,
         stats=settings.stats,
         device=settings.device,
-        settings=given(arguments, settings.config),
+        settings=chosen,
         init_from=settings.init_from,
         init_head=settings.init_head,
         recipe_name=name,
@@ -131,23 +209,24 @@ def pretrain(arguments: Sequence[str]) -> None:
         pretraining.print_result(result)
     if not result.finished:
         sys.exit(INTERRUPTED)
+    _next("dino features", settings.out, settings.data, "--out", "features.npy")
 
 
 def preview(arguments: Sequence[str]) -> None:
-    """`dino data preview DATA [RECIPE]`, where the recipe sets the defaults."""
+    """`dino data preview [RECIPE] DATA`, where the recipe sets the defaults."""
     import tyro
 
     from dino.train.cli_arguments import Preview
     from dino.train.recipes import RECIPES, recipe
 
-    words = list(arguments)
-    named = words.pop(1) if len(words) > 1 and not any(w.startswith("-") for w in words[:2]) else ""
+    named, words = _recipe(Preview, "dino data preview", arguments, alone=False)
     name = named or "small_data"
     config = recipe(name)
     settings = parse(
         Preview,
-        f"dino data preview DATA {named or '[RECIPE]'}",
+        f"dino data preview {named or ''}".strip(),
         words,
+        before=[] if named else ["[RECIPE]"],
         description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default small_data.",
         default=Preview(data=tyro.MISSING, views=config.views, pixels=config.pixels),
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
@@ -156,26 +235,29 @@ def preview(arguments: Sequence[str]) -> None:
 
     config = replace(config, views=settings.views, pixels=settings.pixels)
     print(pretraining.preview(validated(settings), config, name))
+    if named is None:
+        _say_recipe(name, "dino data preview")
+    _next("dino pretrain", name, settings.data, "--out", "runs/mine")
 
 
-# ------------------------------------------------------------------ parsing
-def parse(settings: Any, prog: str, arguments: Sequence[str], **options: Any) -> Any:
-    """The dataclass `settings` from a command line; tyro explains wrong options (exit 2).
+def _recipe(
+    settings: Any, prog: str, words: Sequence[str], *, alone: bool = True
+) -> tuple[str | None, list[str]]:
+    """The recipe that the words of a command name, and the words without it."""
+    from dino.train.cli_arguments import recipe_and_images
+    from dino.train.recipes import RECIPES
 
-    Raises:
-        UserError: for a key of `settings.renamed`, the new names of former options.
-    """
-    import tyro
+    if asks_for_help(words):
+        return next((word for word in words if word in RECIPES), None), ["--help"]
+    free, given = split(settings, prog, words)
+    named, images = recipe_and_images(free, alone=alone or "data" in given)
+    if images and "data" not in given:
+        given["data"] = ["--data", images.pop(0)]
+    return named, [*images, *(word for group in given.values() for word in group)]
 
-    def plain(option: str) -> str:
-        return option.lstrip("-").replace("_", "-")
 
-    renamed = {plain(old): plain(new) for old, new in getattr(settings, "renamed", {}).items()}
-    for word in arguments:
-        option = plain(word.split("=")[0])
-        if word.startswith("--") and option in renamed:
-            raise UserError(f"{prog}: --{option} is called --{renamed[option]} now")
-    return tyro.cli(settings, prog=prog, args=list(arguments), **options)
+def _say_recipe(name: str, prog: str) -> None:
+    _note(f"recipe {name}, since none is named; '{prog} --help' lists the others")
 
 
 # ------------------------------------------------------------------ running
@@ -201,7 +283,9 @@ def run(prog: str, commands: Mapping[str, Command | Group], arguments: Sequence[
     module, *names = command.target.split(":")
     found = [getattr(import_module(f"dino.{module}"), attribute) for attribute in names]
     settings = validated(parse(found[0], f"{prog} {name}", rest)) if len(found) == 2 else rest
-    if command.failed(found[-1](settings)):
+    result = found[-1](settings)
+    command.after(settings)
+    if command.failed(result):
         sys.exit(1)
 
 

@@ -148,6 +148,27 @@ def check_output(
             raise
 
 
+def check_outside(path: str | Path | None, images: Any, option: str = "--out") -> None:
+    """Refuse an output among images, which would later be read as one of them.
+
+    Args:
+        path: the file or folder to write; None for a default place.
+        images: only a folder is looked at.
+        option: the name of `path` in the message.
+
+    Raises:
+        UserError: naming a place outside.
+    """
+    if path is None or not isinstance(images, (str, os.PathLike)):
+        return
+    place, folder = Path(os.path.realpath(path)), Path(os.path.realpath(images))
+    if folder.is_dir() and folder in (place, *place.parents):
+        raise UserError(
+            f"{option} {path} lies in the folder of images {images}, of which it would become a "
+            f"part: choose another place, such as {folder.parent / place.name}"
+        )
+
+
 def as_path(value: Any, name: str) -> Path:
     """The argument `name` as a path; raises `UserError` if it is neither text nor a path."""
     if isinstance(value, (str, os.PathLike)):

@@ -23,6 +23,7 @@ from dino.files import (
     as_path,
     atomic_json,
     check_output,
+    check_outside,
     disk_errors,
     naming,
     read_json,
@@ -127,6 +128,8 @@ def pretrain(
         val = "demo:test"
     else:
         data, val = use_splits(data, val)
+    for images in (data, val):
+        check_outside(out, images, "out")
     source = open_source(data, config.pixels.format)
     queries = None if val is None else open_source(val, config.pixels.format)
     if queries is not None and (source.labels is None or queries.labels is None):
@@ -268,6 +271,7 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
         UserError: for a mistake in the settings or the data, in one sentence.
     """
     check_output(settings.out, (".png", ".jpg", ".jpeg", ".webp"))
+    check_outside(settings.out, settings.data)
     config = measured(validated(config), settings.stats)
     source = open_source(settings.data, config.pixels.format)
     rows, skipped = make_rows(

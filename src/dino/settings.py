@@ -101,7 +101,7 @@ def conform(value: Any, hint: Any, name: str) -> Any:
         return _converted(value, hint, (), name)
     except _Mismatch:
         shown = textwrap.shorten(repr(value), 80)
-        raise UserError(f"{name} is {shown}: it must be {_words(hint, ())}") from None
+        raise UserError(f"{name} is {shown}: it must be {in_words(hint)}") from None
 
 
 def parsed(kind: type[Settings], content: Any, path: str | Path) -> Settings:
@@ -182,6 +182,11 @@ def _checked(value: Any, allowed: bool) -> Any:
 
 ONE = {int: "an integer", float: "a number", str: "text", bool: "True or False", Path: "a path"}
 MANY = {int: "integers", float: "numbers", str: "texts", bool: "True or False", Path: "paths"}
+
+
+def in_words(hint: Any) -> str:
+    """An annotation in words, such as "a number above 0"."""
+    return _words(hint, ())
 
 
 def _words(hint: Any, limits: tuple[Any, ...], names: Mapping[Any, str] = ONE) -> str:

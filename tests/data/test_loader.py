@@ -68,7 +68,6 @@ def test_a_batch_holds_the_views_that_were_drawn(images: list[Tensor]) -> None:
                 assert torch.equal(row[place], torch.tensor(view.row()))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on two cores
 @pytest.mark.parametrize("workers", [1, 4])
 def test_views_do_not_depend_on_workers(images: list[Tensor], workers: int) -> None:
     for one, two in zip(batches(images), batches(images, workers), strict=True):
@@ -216,9 +215,23 @@ def test_a_group_goes_to_a_device(images: list[Tensor]) -> None:
 
 
 # ---------------------------------------------------------------------------------- evaluation
-def evaluated(data: object, workers: int = 0) -> Iterator[EvaluationBatch]:
+def evaluated(data: object, workers: int | None = 0) -> Iterator[EvaluationBatch]:
     preprocess = Preprocessing(resize=20, crop=16)
     return evaluation_loader(open_source(data), preprocess, batch=4, workers=workers)
+
+
+def test_evaluation_has_as_many_workers_as_cores_allow(
+    images: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def counted(dataset: object, workers: int, **options: object) -> None:
+        started.append(workers)
+
+    monkeypatch.setattr("dino.data.loader._data_loader", counted)
+    monkeypatch.setattr("dino.data.loader.default_workers", lambda: 7)
+    evaluated(images, workers=None), evaluated(images, workers=3)
+    assert started == [7, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -39,9 +39,8 @@ def test_the_untrained_twin_is_measured_only_on_request(tmp_path: Path) -> None:
 
 
 def test_features_are_stored_in_the_cache_by_default(tmp_path: Path) -> None:
-    assert (
-        FeatureEvaluationSettings(weights="w").extraction()["store"] == cache_folder() / "features"
-    )
+    default = FeatureEvaluationSettings(weights="w").extraction()
+    assert (default["store"], default["workers"]) == (cache_folder() / "features", None)
     changed = FeatureEvaluationSettings(weights="w", store=tmp_path, workers=2, precision="bf16")
     assert changed.extraction() == {"store": tmp_path, "workers": 2, "precision": "bf16"}
 

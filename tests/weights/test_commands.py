@@ -72,7 +72,7 @@ def test_fetch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert "sha256" in out
     assert cached_path(published).read_bytes() == b"arch: vit_small"
     assert "no published 'dino_vits'" in refused(capsys, "fetch", "dino_vits")
-    assert "no name was given" in refused(capsys, "fetch")
+    assert "for example dino weights fetch dino_vits16" in refused(capsys, "fetch")
 
 
 def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,9 +31,9 @@ from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Source
 from dino.data.views.random_streams import draw_views, generator, substitutes
 from dino.data.views.view_spec import PHOTOMETRIC, ViewSpec, expand, view_groups
-from dino.data.workers import batches_of
+from dino.data.workers import TOO_MANY, batches_of
 from dino.files import UserError
-from dino.runtime import cores
+from dino.runtime import default_workers
 
 # Linux forks: data sets from notebooks and scripts need neither pickling nor a main guard, workers
 # start in milliseconds, and the list of files stays shared memory (`PackedStrings`). Workers touch
@@ -175,7 +176,7 @@ def evaluation_loader(
     source: Source,
     preprocess: Callable[[Any], Num[Tensor, "C H W"]],
     batch: int = 64,
-    workers: int = 0,
+    workers: int | None = 0,
 ) -> Iterator[EvaluationBatch]:
     """Every image of a source once, in order, preprocessed; see `image_batches`.
 
@@ -194,12 +195,12 @@ def image_batches(
 ) -> Iterator[EvaluationBatch]:
     """The images of a source at `indices` (None for all), in order, as `read(source, index)`.
 
-    `workers` processes read them, `batch` at a time; None are as many as cores, at most 16.
+    `workers` processes read them, `batch` at a time; None are `default_workers()`.
 
     Raises:
         RuntimeError: if a user's data set fails (naming the item).
     """
-    workers = min(16, cores()) if workers is None else workers
+    workers = default_workers() if workers is None else workers
     sampler = range(len(source)) if indices is None else indices
     dataset = _ImageDataset(source, read)
     return batches_of(_data_loader(dataset, workers, batch_size=batch, sampler=sampler))
@@ -329,11 +330,13 @@ def _data_loader(dataset: Dataset[Any], workers: int, **options: Any) -> DataLoa
     """A `DataLoader` over a data set that makes entire batches (`__getitems__`)."""
     if workers > 0:  # PyTorch itself limits each worker to one thread
         options |= {"persistent_workers": True, "multiprocessing_context": _START_METHOD}
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        collate_fn=default_convert,
-        # A separate generator, so that opening a loader takes no number from the model's.
-        generator=torch.Generator(),
-        **options,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", TOO_MANY, UserWarning)
+        return DataLoader(
+            dataset,
+            num_workers=workers,
+            collate_fn=default_convert,
+            # A separate generator, so that opening a loader takes no number from the model's.
+            generator=torch.Generator(),
+            **options,
+        )

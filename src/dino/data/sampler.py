@@ -52,7 +52,7 @@ class EpochSampler:
         if self.length < self.batch:
             raise UserError(
                 f"the data set has {self.length} images, fewer than one batch of {self.batch}: "
-                "choose a smaller batch size or add images"
+                f"set --batch {self.length} or less, or add images"
             )
         total = self.length if self.blocks is None else sum(self.blocks)
         assert total == self.length, f"blocks of {total} images, not {self.length}"

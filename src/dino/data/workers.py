@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader
 
 from dino.files import UserError
 
+TOO_MANY = "This DataLoader will create"
+"""PyTorch's warning of more workers than cores, which are the user's choice."""
+
 _CAUSES = {  # exit code, which is a signal's negative number
     -7: "shared memory ran out: enlarge /dev/shm (docker: --shm-size 8g) or use fewer workers",
     -9: "most often memory ran out: start again with fewer workers",
@@ -33,6 +36,7 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGCHLD) if main else None
     with warnings.catch_warnings():  # workers run one thread and need none of the others
         warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        warnings.filterwarnings("ignore", TOO_MANY, UserWarning)
         batches = iter(loader)
     if handler is not None:
         signal.signal(signal.SIGCHLD, handler)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
+import tyro
 from rich.table import Table
 
 from dino.data.images.pixel_format import PixelFormat
@@ -32,6 +33,8 @@ Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(low=0, high=1)]
 Seed = Annotated[int, Range(low=0, below=2**63)]
 Workers = Annotated[int, Range(low=0, high=1000)]
+Images = Annotated[str, tyro.conf.arg(metavar="PATH")]
+OptionalImages = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,9 @@ class NetworkSettings:
     renamed: ClassVar[dict[str, str]] = {}
     """Former option -> its name now, both without dashes in front."""
 
-    weights: str
+    weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder, file of weights or published name."""
-    device: str = "auto"
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "fp32"
     """Of the network: fp32, or bf16 for speed."""
@@ -53,8 +56,8 @@ class NetworkSettings:
 class ExtractionSettings(NetworkSettings):
     """Settings of every command that extracts features, which are cached on disk."""
 
-    workers: Workers = 4
-    """Processes that read images."""
+    workers: Workers | None = None
+    """Processes that read images; by default one for each core but one, at most 16."""
     store: Path | None = None
     """Folder of cached features, which are reused; by default in the cache (DINO_CACHE)."""
 

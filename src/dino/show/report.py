@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+import tyro
 
 from dino.files import UserError, atomic_write, read_json
 from dino.models.backbone import Backbone
@@ -331,14 +332,16 @@ def _settings(run: Run, backbone: Backbone | None) -> str:
 class ReportSettings:
     """Write the page of a run again: numbers, curves and images."""
 
-    run: str
+    renamed: ClassVar[dict[str, str]] = {"run": "weights"}
+
+    weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    device: str = "auto"
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
 
 def run(settings: ReportSettings) -> Path:
     """`dino report`: write the page and print its path."""
-    path = report(settings.run, device=pick_device(settings.device))
+    path = report(settings.weights, device=pick_device(settings.device))
     print(path)
     return path

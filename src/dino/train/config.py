@@ -23,15 +23,16 @@ from dino.settings import Form, Range, validated
 
 Size = Annotated[int, Range(low=1, high=10**9)]
 Number = Annotated[int, Range(low=1, high=1000)]
-Share = Annotated[float, Range(low=0, high=1)]
-Rate = Annotated[float, Range(low=0, high=1000)]
-Temperature = Annotated[float, Range(above=0)]
+Share = Annotated[float, Range(low=0, high=1), tyro.conf.arg(metavar="SHARE")]
+Rate = Annotated[float, Range(low=0, high=1000), tyro.conf.arg(metavar="RATE")]
+Temperature = Annotated[float, Range(above=0), tyro.conf.arg(metavar="TEMPERATURE")]
 Duration = Annotated[
     str,
     Form(
         r"\s*[0-9]{0,12}\.?[0-9]{1,12}\s*(steps?|epochs?|%|percent)\s*",
         "a duration: a number of epochs, steps or %, such as '10 epochs'",
     ),
+    tyro.conf.arg(metavar="DURATION"),
 ]
 RENAMED = {"model.width": "model.embed_dim"}
 """Former names of settings."""
@@ -41,7 +42,7 @@ RENAMED = {"model.width": "model.embed_dim"}
 class ModelSettings:
     """The backbone."""
 
-    arch: str = "vit_small"
+    arch: Annotated[str, tyro.conf.arg(metavar="NAME")] = "vit_small"
     """vit_tiny, vit_small, vit_base, resnet18, resnet50 or timm:NAME."""
     patch_size: Size | None = 16
     """Pixels a side of a patch (ViTs only)."""
@@ -331,7 +332,7 @@ class PretrainConfig:
             if steps(span) > most:
                 raise UserError(
                     f"{name} {span!r} is too long for run.duration {self.run.duration!r}: shorten "
-                    "the one or lengthen the other"
+                    f"it, for example {option(name)} 10%, or lengthen the run"
                 )
         return Schedules(
             total=total,

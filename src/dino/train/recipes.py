@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from typing import NoReturn
 
 from dino.data.views.view_spec import ViewSettings
 from dino.files import UserError
@@ -99,9 +100,10 @@ def resnet50() -> PretrainConfig:
 
 
 def vanilla() -> PretrainConfig:
-    """ViT-S/16, 100 epochs, the published code's defaults: 69.3 / 74.0 in 1.75 days on 8 V100.
+    """ViT-S/16, 100 epochs: 69.3 / 74.0 (the published code's defaults).
 
-    The published README; it used fp16 where this uses bf16 on GPUs that have it.
+    1.75 days on 8 V100, says the published README; it used fp16 where this uses bf16 on GPUs that
+    have it.
     """
     return PretrainConfig(
         views=ViewSettings(global_scale=(0.4, 1.0), local_count=8, local_scale=(0.05, 0.4)),
@@ -110,9 +112,10 @@ def vanilla() -> PretrainConfig:
 
 
 def boost() -> PretrainConfig:
-    """ViT-S/16, 300 epochs: 73.3 / 76.0 in 2.6 days on 16 V100 (published README).
+    """ViT-S/16, 300 epochs: 73.3 / 76.0 (published README).
 
-    `vanilla` with batch 1024, free prototype norms and a teacher temperature that warms up to .07.
+    2.6 days on 16 V100. `vanilla` with batch 1024, free prototype norms and a teacher temperature
+    that warms up to .07.
     """
     base = vanilla()
     return replace(
@@ -167,10 +170,11 @@ def laptop() -> PretrainConfig:
 
 
 def demo() -> PretrainConfig:
-    """A small ViT on the photographs that come with scikit-image and scikit-learn, in minutes.
+    """A small ViT on the photographs of scikit-image and scikit-learn.
 
-    `make demo`, or `dino pretrain demo --out RUN`. Colour tells these photographs apart, so of the
-    colour augmentations only mild brightness and contrast stay, and nothing is blurred.
+    `make demo`, or `dino pretrain demo --out RUN`; it takes minutes. Colour tells these photographs
+    apart, so of the colour augmentations only mild brightness and contrast stay, and nothing is
+    blurred.
     """
     return PretrainConfig(
         model=ModelSettings(
@@ -217,6 +221,11 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
 }
 
 
+def summary(name: str) -> str:
+    """The recipe called `name` in one line."""
+    return (RECIPES[name].__doc__ or "").partition("\n")[0]
+
+
 def recipe(name: str) -> PretrainConfig:
     """The settings of the recipe called `name`.
 
@@ -224,7 +233,12 @@ def recipe(name: str) -> PretrainConfig:
         UserError: for an unknown name, listing the known.
     """
     if name not in RECIPES:
-        near = " or ".join(get_close_matches(str(name), RECIPES, n=2))
-        advice = f"did you mean {near}?" if near else f"known are {', '.join(RECIPES)}"
-        raise UserError(f"unknown recipe {name!r}: {advice}")
+        refuse(name)
     return RECIPES[name]()
+
+
+def refuse(name: str, also: str = "") -> NoReturn:
+    """Raise a `UserError` for an unknown recipe; `also` is another problem of its name."""
+    near = " or ".join(get_close_matches(str(name), RECIPES, n=2, cutoff=0.65))
+    advice = f"did you mean {near}?" if near else f"known are {', '.join(RECIPES)}{also}"
+    raise UserError(f"unknown recipe {name!r}: {advice}")

@@ -70,10 +70,18 @@ class RunFolder:
         ]
         if not found and there["images"].get("digest") != images["digest"]:
             found = [_changed_images(there["images"].get("examples"), images["examples"])]
-        if found:
+        if len(found) == 1 and found[0].startswith("run.duration "):
             raise UserError(
-                f"{self.path} holds a run with another configuration ({'; '.join(found)}): "
-                "choose another --out, or the same settings to resume"
+                f"{self.path} holds a run whose schedules end with it ({found[0]}): to train on "
+                f"from its weights, give --init-from {self.path} and another --out"
+            )
+        if found:
+            recipe = there.get("about", {}).get("recipe", "own")
+            more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
+            raise UserError(
+                f"{self.path} holds a run of the recipe {recipe} with another configuration "
+                f"({'; '.join([*found[:3], *more])}): "
+                "choose another --out, or the same recipe and settings to resume"
             )
 
     def micro_batch(self) -> int | None:
@@ -134,7 +142,8 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} has format {entries['format']}, and this version writes {FORMAT}: "
             "update dino-ssl, or choose another --out"
         )
-    groups = [entries.get("defining"), entries.get("images"), entries.get("init", {})]
+    groups = [entries.get("defining"), entries.get("images")]
+    groups += [entries.get(name, {}) for name in ("about", "init")]
     if not all(isinstance(group, dict) for group in groups):
         raise UserError(f"{path} is not the configuration of a run: choose another --out")
     return entries

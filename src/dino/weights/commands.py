@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import tyro
 from rich.table import Column, Table
-from tyro.conf import Positional
 
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, atomic_json, check_output
@@ -21,7 +21,7 @@ from dino.weights.download import cached_path, fetch, source_url
 from dino.weights.export.command import Export, check, write
 from dino.weights.files import file_hash
 from dino.weights.load import check_state_dict, load, mismatches, read_checkpoint
-from dino.weights.published import CATALOGUE, LICENCE, LOADABLE, Published
+from dino.weights.published import CATALOGUE, LICENCE, LOADABLE, Published, advice
 
 
 # ------------------------------------------------------------------------------------ list
@@ -35,6 +35,7 @@ class List:
     """Also write it to this JSON file, with URLs and paths in the cache."""
 
 
+Weights = Annotated[str, tyro.conf.arg(metavar="RUN")]
 PREPROCESSING = (
     "All expect the shorter side at 256 px (bicubic), the central 224 px, mean and deviation of "
     "ImageNet."
@@ -106,7 +107,9 @@ def _row(published: Published) -> dict[str, Any]:
 class Fetch:
     """Download published files into the cache; cached files are checked."""
 
-    names: Positional[tuple[str, ...]]
+    examples: ClassVar[dict[str, str]] = {"weights": "dino_vits16"}
+
+    weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
     """Names that `dino weights list --all` shows."""
 
 
@@ -116,11 +119,11 @@ def run_fetch(settings: Fetch) -> list[Path]:
     Raises:
         UserError: for an unknown name, or if a download fails.
     """
-    unknown = [name for name in settings.names if name not in CATALOGUE]
-    if unknown or not settings.names:
+    unknown = [name for name in settings.weights if name not in CATALOGUE]
+    if unknown or not settings.weights:
         what = f"there is no published {unknown[0]!r}" if unknown else "no name was given"
-        raise UserError(f"{what}: `dino weights list --all` shows the names")
-    paths = [fetch(CATALOGUE[name]) for name in settings.names]
+        raise UserError(f"{what}: {advice(unknown[0] if unknown else '', list_all=True)}")
+    paths = [fetch(CATALOGUE[name]) for name in settings.weights]
     for path in paths:
         Console().print(f"{path}  sha256 {file_hash(path)}", soft_wrap=True)
     return paths
@@ -131,7 +134,7 @@ def run_fetch(settings: Fetch) -> list[Path]:
 class Inspect:
     """Show dialect, architecture, head and preprocessing of weights, and whether they fit."""
 
-    weights: Positional[str]
+    weights: Weights
     """Run folder, file or folder of weights, or published name."""
     network: str = "teacher"
     """One of several networks in a file, by its key (such as model_ema)."""
@@ -203,7 +206,9 @@ def inspect(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
 class Convert:
     """Write weights in another library's layout, for other channels or from a full checkpoint."""
 
-    weights: Positional[str]
+    examples: ClassVar[dict[str, str]] = {"to": "timm", "out": "exports/timm"}
+
+    weights: Weights
     """Run folder, file or folder of weights, or published name."""
     to: Literal["safetensors", "official", "timm", "transformers"]
     """safetensors (dino's own), official, timm or transformers."""

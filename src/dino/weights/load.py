@@ -30,7 +30,7 @@ from dino.weights.adapt import adapt_state_dict, for_channels
 from dino.weights.checkpoint import Checkpoint, read
 from dino.weights.download import fetch
 from dino.weights.files import FORMAT, open_container, shown, state_dict
-from dino.weights.published import CATALOGUE
+from dino.weights.published import CATALOGUE, advice
 
 LOGGER = logging.getLogger("dino")
 
@@ -228,7 +228,4 @@ def _locate(weights: str | Path) -> tuple[Path, int | None]:
         return path, None
     if published is not None:
         return fetch(published), SIZES.get(published.spec["arch"], {}).get("heads")
-    raise UserError(
-        f"there are no weights at {path}: give a run folder, a file of weights or a name that "
-        "`dino weights list` shows"
-    )
+    raise UserError(f"there are no weights at {path}: {advice(str(weights))}")

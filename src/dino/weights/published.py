@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 BASE = "https://dl.fbaipublicfiles.com/dino/"
@@ -126,3 +127,12 @@ def _all() -> Iterator[Published]:
 
 CATALOGUE = {published.name: published for published in _all()}
 """By name."""
+
+
+def advice(name: str, *, list_all: bool = False) -> str:
+    """What to give instead of an unknown name: the published ones like it, or where they are."""
+    if near := get_close_matches(name, CATALOGUE, n=2, cutoff=0.75):
+        return f"did you mean {' or '.join(near)}?"
+    if list_all:
+        return "`dino weights list --all` shows the names"
+    return "give a run folder, a file of weights or a name that `dino weights list` shows"

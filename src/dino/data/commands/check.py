@@ -116,7 +116,7 @@ def _facts(source: Source, index: int, channels: int) -> Int64[Tensor, "7 1 1"]:
 class Check:
     """Read every image and list those that cannot be used; exit status 1 if there are any."""
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[str, tyro.conf.arg(metavar="PATH")]
     """Images: whatever `dino pretrain --data` takes."""
     channels: Annotated[int, Range(low=1)] | None = None
     """C that they must have; by default 3."""
@@ -125,7 +125,7 @@ class Check:
     stats: Path | None = None
     """Channels, page and range of values from this file of `dino data stats` instead."""
     workers: Annotated[int, Range(low=0, high=1000)] | None = None
-    """Processes that read images; by default the cores there are, at most 16."""
+    """Processes that read images; by default one for each core but one, at most 16."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("check.csv")
     """The list: path, defect and reason of each; a summary goes beside it as JSON."""
 

@@ -182,7 +182,7 @@ def _pixel_sample(
 class StatsSettings:
     """Measure range, mean and standard deviation of each channel, for `dino pretrain --stats`."""
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[str, tyro.conf.arg(metavar="PATH")]
     """Images: whatever `dino pretrain --data` takes."""
     channels: Annotated[int, Range(low=1)] = 3
     """C."""
@@ -199,7 +199,7 @@ class StatsSettings:
     high: tuple[float, ...] | None = None
     """Value that becomes 255."""
     workers: Annotated[int, Range(low=0, high=1000)] | None = None
-    """Processes that read images; by default the cores there are, at most 16."""
+    """Processes that read images; by default one for each core but one, at most 16."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("stats.json")
     """Where the result goes as JSON."""
 

@@ -154,7 +154,7 @@ class AugmentedBatches:
     recipe: Recipe
     classes: int
     seed: int
-    workers: int = 0
+    workers: int | None = 0
 
     def __len__(self) -> int:
         return len(self.source) // self.recipe.batch

@@ -102,7 +102,7 @@ class CropBatches:
     batch: int
     seed: int
     forward_batch: int = 64
-    workers: int = 0
+    workers: int | None = 0
     precision: Precision = "fp32"
 
     def __len__(self) -> int:

@@ -53,15 +53,15 @@ class FineTune(RecipeSettings, command.EvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"forward": "forward-batch"}
 
-    data: str
+    data: command.Images
     """Images to train on: a folder with one sub-folder for each class, or a list with labels."""
-    val: str
+    val: command.Images
     """Images to test on, laid out like those of --data."""
     preset: Literal["imagenet", "cifar", "inat"] = "imagenet"
     """The authors' lr, epochs, batch and lr-end for a kind of data; cifar suits small sets.
     Each can be set by itself."""
-    workers: command.Workers = 4
-    """Processes that read images."""
+    workers: command.Workers | None = None
+    """Processes that read images; by default one for each core but one, at most 16."""
     forward_batch: command.Count = 64
     """Test images at a time."""
     seed: command.Seed = 0

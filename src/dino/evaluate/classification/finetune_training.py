@@ -195,7 +195,7 @@ def measure(
     val: Source,
     labels: Int[Tensor, " n"],
     batch: int = 64,
-    workers: int = 0,
+    workers: int | None = 0,
     precision: Precision = "fp32",
 ) -> Accuracy:
     """The accuracy on `val`, each image once over all ranks, through the network's transform."""

@@ -151,9 +151,9 @@ class KNN(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"val": "queries"}
 
-    data: str
+    data: command.Images
     """The bank: a folder with one sub-folder for each class, a list with labels, or demo."""
-    queries: str | None = None
+    queries: command.OptionalImages = None
     """Images to classify, laid out like the bank; without it each image of the bank in turn is
     classified by all others."""
     banks: tuple[str, ...] = ()

@@ -50,10 +50,10 @@ class Linear(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"forward": "forward-batch"}
 
-    data: str | None = None
+    data: command.OptionalImages = None
     """Images to train on: a folder with one sub-folder for each class, or a list with labels.
     Not needed with --classifier."""
-    val: str
+    val: command.Images
     """Images to test on, laid out like those of --data."""
     mode: Literal["augmented", "cached"] = "augmented"
     """augmented: random crops through the network in every epoch, as in the paper. cached: the

@@ -142,10 +142,10 @@ def held_out_scores(
 class Logistic(command.FeatureEvaluationSettings):
     """Classify with few labelled images: logistic regression and k-NN on frozen features."""
 
-    data: str
+    data: command.Images
     """Labelled images from which subsets are taken: a folder with one sub-folder for each class, or
     a list with labels."""
-    val: str
+    val: command.Images
     """Images to test on, laid out like those of --data."""
     fractions: Annotated[tuple[float, ...], Range(above=0, high=1)] = ()
     """Shares of each class to train on; 1 means all images. Without --shots and --lists by default

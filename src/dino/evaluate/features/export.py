@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
+import tyro
 
 from dino.data.sources.open import open_source
-from dino.evaluate.command import Count, ExtractionSettings, print_path, provenance
+from dino.evaluate.command import Count, ExtractionSettings, Images, print_path, provenance
 from dino.evaluate.features.extractor import extract
 from dino.evaluate.features.table import FeatureTable, ignored_files
 from dino.files import UserError, atomic_csv, atomic_json, check_output, replacing
@@ -68,9 +70,11 @@ def _save_parquet(
 class FeatureSettings(ExtractionSettings):
     """Write the features of a folder of images to a file."""
 
-    data: str
+    examples: ClassVar[dict[str, str]] = {"out": "features.npy"}
+
+    data: Images
     """Images: a folder, a list (.txt, .csv, .tsv, .parquet), or demo."""
-    out: Path
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """F.npy (with F.csv beside it) or F.parquet."""
     batch: Count = 64
     """Images at a time."""

@@ -64,7 +64,7 @@ class FeatureExtractor:
     transform: Callable[[Any], Num[Tensor, "C H W"]]
     compute: Callable[[Num[Tensor, "B C H W"]], Float[Tensor, "B N"]]
     batch: int = 64
-    workers: int = 0
+    workers: int | None = 0
     title: str = "features"
     memory_option: str = "--batch"
 

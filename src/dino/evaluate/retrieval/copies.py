@@ -29,7 +29,7 @@ from dino.evaluate.retrieval.near_duplicates import groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
 from dino.evaluate.retrieval.whitening import Covariance, Whitening
 from dino.evaluate.shared_images import equal_files
-from dino.files import UserError, atomic_csv
+from dino.files import UserError, atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
 from dino.settings import Range, validated
@@ -108,14 +108,14 @@ class Copies(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"copydays": "benchmark"}
 
-    benchmark: str | None = None
+    benchmark: command.OptionalImages = None
     """Copydays: a folder with original/ and strong/, jpegqual/N/ or crops/N/."""
-    data: str | None = None
+    data: command.OptionalImages = None
     """Instead of the benchmark, images among which near duplicates are searched: a folder, a list
     or demo."""
-    distractors: str | None = None
+    distractors: command.OptionalImages = None
     """With --benchmark: more images in the database; the paper takes 10,000 of YFCC100M."""
-    whiten_with: str | None = None
+    whiten_with: command.OptionalImages = None
     """Images from which whitening is learned; the paper takes 20,000 others of YFCC100M. Without
     them features of the benchmark are not whitened, and those of --data learn from themselves."""
     whitening: Covariance = "reference"
@@ -146,6 +146,7 @@ def run(settings: Copies) -> dict[str, Any]:
         UserError: for weights or images that are missing or inconsistent.
     """
     settings = validated(settings)
+    check_outside(settings.out, settings.data)  # pictures are written beside it
     if settings.benchmark is not None and settings.data is None:
         return _benchmark(settings, settings.benchmark)
     if settings.data is not None and settings.benchmark is None:

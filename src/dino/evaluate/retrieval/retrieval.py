@@ -32,7 +32,7 @@ from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import FeatureTable
 from dino.evaluate.retrieval.ranking_metrics import KAPPAS, positions, rankings, summarize
 from dino.evaluate.retrieval.revisited import Benchmark, GroundTruth, ground_truths, open_benchmark
-from dino.files import UserError, atomic_csv
+from dino.files import UserError, atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
 from dino.settings import Range, validated
@@ -129,12 +129,12 @@ class Retrieval(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"database": "data"}
 
-    benchmark: str | None = None
+    benchmark: command.OptionalImages = None
     """A folder with gnd_NAME.pkl and jpg/ (Revisited Oxford or Paris), or with gnd.json, database/
     and queries/."""
-    data: str | None = None
+    data: command.OptionalImages = None
     """Instead of a benchmark, images to search: a folder, a list or demo. No ground truth."""
-    queries: str | None = None
+    queries: command.OptionalImages = None
     """Images to look up in --data; without them each image of --data is looked up in the others."""
     size: Annotated[int, Range(low=1)] | None = None
     """Longer side of the images in pixels; as published by default 224, for Paris 512."""
@@ -170,6 +170,7 @@ def run(settings: Retrieval) -> dict[str, Any]:
         UserError: for weights, images or a ground truth that are missing or inconsistent.
     """
     settings = validated(settings)
+    check_outside(settings.out, settings.data)  # pictures are written beside it
     if settings.benchmark is not None and settings.data is None:
         return _benchmark(settings, settings.benchmark)
     if settings.data is not None and settings.benchmark is None:

@@ -22,7 +22,7 @@ from dino.evaluate.video.davis_metrics import STATISTICS
 from dino.evaluate.video.overlay import write_overlay
 from dino.evaluate.video.scoring import MEASURES, Scores, measure, summary
 from dino.evaluate.video.tracking import Tracking
-from dino.files import atomic_csv
+from dino.files import atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import gather_objects, ranks
@@ -62,6 +62,8 @@ def run(settings: Video) -> dict[str, Any]:
         UserError: for weights, videos or masks that are missing or inconsistent.
     """
     settings = validated(settings)
+    check_outside(settings.out, settings.data)
+    check_outside(settings.masks, settings.data, "--masks")
     with command.evaluation_run("video", settings, settings.data, rgb=True) as started:
         clips = open_davis(
             settings.data, settings.split, settings.year, settings.resolution, settings.sequences

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+import tyro
 
 from dino.files import UserError, atomic_write, check_output, naming, replacing
 from dino.models.backbone import Backbone
@@ -47,7 +49,9 @@ GRAPHS = ("onnx", "exported-program")
 class Export:
     """Write trained weights for timm, transformers, ONNX and others, with a model card."""
 
-    weights: str
+    examples: ClassVar[dict[str, str]] = {"format": "timm", "out": "exports/timm"}
+
+    weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder, file of weights or published name."""
     format: Format
     """safetensors, official, timm, transformers, onnx or exported-program."""
