@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,20 @@ def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     similarity[(rows == rows[first]).all(dim=1)] = 1.0  # also of zeros, which have no direction
     order = similarity.argsort(descending=True, stable=True).tolist()
     return [(members[i], s) for i, s in zip(order, similarity[order].tolist(), strict=True)]
+
+
+def copy_to_keep(sizes: Mapping[str, tuple[int, int]]) -> str:
+    """The path of the largest image, by pixels, then bytes; among equals the first name.
+
+    Args:
+        sizes: height and width of the images of a group, by path.
+    """
+
+    def order(path: str) -> tuple[int, int, str]:
+        height, width = sizes[path]
+        return -height * width, -Path(path).stat().st_size if Path(path).is_file() else 0, path
+
+    return min(sizes, key=order)
 
 
 def equal_files(paths: Sequence[str]) -> list[tuple[int, int]]:
