@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -123,6 +124,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         init_from=settings.init_from,
         init_head=settings.init_head,
         recipe_name=name,
+        command=shlex.join(["dino", "pretrain", *arguments]),
     )
     if ranks().main:
         pretraining.print_result(result)

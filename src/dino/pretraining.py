@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -17,6 +19,7 @@ from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.command import table
+from dino.evaluate.features.cache import versions
 from dino.files import (
     UserError,
     as_path,
@@ -30,6 +33,7 @@ from dino.files import (
 from dino.progress import Console
 from dino.runtime import (
     default_workers,
+    describe,
     gather_objects,
     keep_memory,
     pick_device,
@@ -41,13 +45,17 @@ from dino.show.report import report
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig
 from dino.train.loop import Result, train
+from dino.train.recipes import RECIPES
 from dino.train.recipes import recipe as recipe_named
+from dino.train.sessions import Session
 from dino.train.warm_start import HeadChoice, begin
 from dino.weights.checkpoint import last_step
 from dino.weights.load import load
 
 TRAINING_IMAGES, FINAL_IMAGES = 2_000, 20_000
 """Most images of the bank, and of the queries, for k-NN while training and at the end."""
+REFRESH = 60
+"""Seconds after which a browser loads the page of a run that goes on again."""
 K = 20
 """Neighbours; the paper's best (section 4.1)."""
 
@@ -65,6 +73,7 @@ def pretrain(
     init_from: str | Path | None = None,
     init_head: HeadChoice = "auto",
     recipe_name: str = "own",
+    command: str | None = None,
 ) -> Result:
     """Pretrain on images; a run folder that holds a checkpoint is resumed.
 
@@ -88,15 +97,18 @@ def pretrain(
         init_head: "auto" trains the head of `init_from` on if there is one; "new" trains a new one,
             during whose warm-up the backbone is frozen (`optim.freeze_backbone`).
         recipe_name: name of a configuration in `config.json`.
+        command: the command line, for the report; by default the call of this function.
 
     Returns:
         How the run ended; its folder then holds `teacher.safetensors`, `metrics.jsonl` and
-        `report.html`.
+        `report.html`, which is written anew at each checkpoint.
 
     Raises:
         UserError: for any mistake in the settings, the data or the folder, in one sentence.
     """
     keep_memory()
+    call = {"recipe": recipe, "data": data, "out": out, "val": val, "settings": settings}
+    call |= {"stats": stats, "init_from": init_from}
     conform(init_head, HeadChoice, "init_head")
     if not isinstance(recipe, PretrainConfig):
         conform(recipe, str | None, "recipe")
@@ -138,6 +150,14 @@ def pretrain(
     if source.labels is not None:
         evaluations = [KNNEvaluation(source, queries, k=(10, K), limit=TRAINING_IMAGES)]
     with naming(out), process_group(chosen) as current:
+        world = f" x {current.world}" if current.world > 1 else ""
+        origin = {
+            "command": command or _call(call),
+            "machine": f"{platform.node()}: {describe(chosen)}{world}",
+            "versions": versions(),
+            "changed": _changed(config, about["recipe"]),
+        }
+        page = _Page(out, origin)
         result = train(
             config,
             source,
@@ -146,14 +166,61 @@ def pretrain(
             about=about,
             evaluations=evaluations,
             initial=initial,
+            after_checkpoint=page.after_checkpoint,
         )
         if result.finished and source.labels is not None:
             with _after_training("the comparison with the untrained network", "evaluate knn"):
                 _compare(result.run, source, queries, chosen, config.execution.workers)
-    if current.main and result.finished:
+    if current.main:
         with _after_training("the report", "report"):
-            report(result.run, device=chosen)
+            report(result.run, device=chosen, images=result.finished)
     return result
+
+
+class _Page:
+    """`report.html` and `sessions.json` while training, written by the main rank.
+
+    Args:
+        run: the run folder.
+        origin: of `train.sessions.Session`.
+    """
+
+    def __init__(self, run: str | Path, origin: dict[str, Any]) -> None:
+        self.run, self.session = Path(run), Session(run, origin)
+        self._next, self._failed = 0.0, False
+
+    def after_checkpoint(self, step: int) -> None:
+        """Write both, the page in at most a hundredth of the time; no failure stops the run."""
+        if self._failed:
+            return
+        self._failed = True
+        with _after_training("the report", "report"):
+            self.session.save(step)
+            if (started := time.monotonic()) >= self._next:
+                report(self.run, images=False, refresh=REFRESH)
+                ended = time.monotonic()
+                self._next = ended + 99 * (ended - started)
+            self._failed = False
+
+
+def _call(arguments: dict[str, Any]) -> str:
+    """The call of `pretrain`, as it can be written; objects that cannot are named by their type."""
+    words = {
+        name: repr(str(value) if isinstance(value, Path) else value)
+        if isinstance(value, (str, Path, dict))
+        else f"<{type(value).__name__}>"
+        for name, value in arguments.items()
+        if value is not None
+    }
+    return f"dino.pretrain({', '.join(f'{name}={word}' for name, word in words.items())})"
+
+
+def _changed(config: PretrainConfig, recipe: str) -> dict[str, list[Any]] | None:
+    """The settings that differ from the recipe, each with its value there and here."""
+    if recipe not in RECIPES:
+        return None
+    before, now = recipe_named(recipe).flat(), config.flat()
+    return {name: [before[name], now[name]] for name in now if before[name] != now[name]}
 
 
 @contextmanager

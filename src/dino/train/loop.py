@@ -6,7 +6,7 @@ Everything is put together and checked before the run folder (`train.run_folder`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +74,7 @@ def train(
     about: dict[str, Any] | None = None,
     evaluations: Sequence[Evaluation] = (),
     initial: Initial | None = None,
+    after_checkpoint: Callable[[int], None] | None = None,
 ) -> Result:
     """Train until the end of the run, from its last checkpoint if it holds one.
 
@@ -86,6 +87,7 @@ def train(
         evaluations: measured on the teacher every `execution.knn_every`, by all ranks.
         initial: weights to start from instead of random numbers (`train.warm_start.begin`); they
             are measured before the first step, and a fall below that is reported.
+        after_checkpoint: called by the main rank with the number of steps done.
 
     Raises:
         UserError: for settings that cannot work, a folder that holds another run or in which
@@ -98,6 +100,7 @@ def train(
         loop = _Loop(config, source, RunFolder(run, ranks), device, evaluations, initial)
         with loop.folder.locked() as unlocked:
             loop.open_folder(about or {}, [*warnings, *unlocked])
+            loop.after_checkpoint = after_checkpoint
             return loop.run()
 
 
@@ -117,6 +120,7 @@ class _Loop:
     """What a run consists of; `run` is the loop itself."""
 
     log: RunLog
+    after_checkpoint: Callable[[int], None] | None = None
 
     def __init__(
         self,
@@ -314,6 +318,8 @@ class _Loop:
             if self.ranks.main:
                 self.checkpoints.save(self.distillation, self.state)
             self._write_teacher(self.folder.teacher, step)
+            if self.after_checkpoint is not None and self.ranks.main:
+                self.after_checkpoint(step)
         barrier()
 
     def _write_teacher(self, path: Path, step: int) -> None:

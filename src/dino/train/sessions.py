@@ -19,12 +19,12 @@ class Session:
 
     Args:
         run: the run folder.
-        about: the command, machine, versions and changed settings, as JSON takes them.
+        origin: the command, machine, versions and changed settings, as JSON takes them.
     """
 
-    def __init__(self, run: str | Path, about: dict[str, Any]) -> None:
+    def __init__(self, run: str | Path, origin: dict[str, Any]) -> None:
         self.path = Path(run) / "sessions.json"
-        self.about, self._started, self._since = about, _now(), time.monotonic()
+        self.origin, self._started, self._since = origin, _now(), time.monotonic()
         self._earlier: list[Any] | None = None
 
     def save(self, step: int) -> None:
@@ -33,7 +33,7 @@ class Session:
             self._earlier = _entries(self.path)
         seconds = round(time.monotonic() - self._since, 1)
         times = {"started": self._started, "saved": _now(), "seconds": seconds, "step": step}
-        atomic_json(self.path, [*self._earlier, {**times, **self.about}])
+        atomic_json(self.path, [*self._earlier, {**times, **self.origin}])
 
 
 def _now() -> str:

@@ -73,9 +73,7 @@ def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144, title: str = 
     return sheet
 
 
-def _draw_frame(
-    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], frame: Frame
-) -> None:
+def _draw_frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], frame: Frame) -> None:
     """A rectangle of two pixels inside `box` (left, top, right, bottom)."""
     color, dashed = FRAMES[frame]
     draw.rectangle(box, outline=color, width=2)

@@ -275,18 +275,16 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
                 ]
                 shown = "all" if len(rows) == len(found) else f"the {len(rows)} largest of"
                 title = (
-                    f"Near duplicates: {shown} {len(found):,} groups. Framed: the copy to keep, the "
-                    "largest of its group. Numbers: width x height, and the cosine similarity to "
-                    f"the group's most typical image (threshold {settings.threshold:g})."
+                    f"Near duplicates: {shown} {len(found):,} groups. Framed: the copy to keep, "
+                    "the largest of its group. Numbers: width x height, and the cosine similarity "
+                    f"to the group's most typical image (threshold {settings.threshold:g})."
                 )
                 save_sheet(sheet, rows, title)
                 command.print_path(sheet)
     return content
 
 
-def _row(
-    searched: ImagesByPath, group: Sequence[tuple[str, float]], kept: str
-) -> list[Cell]:
+def _row(searched: ImagesByPath, group: Sequence[tuple[str, float]], kept: str) -> list[Cell]:
     """A row of the sheet: the copy to keep, then the others, most typical first."""
     others = [pair for pair in group if pair[0] != kept]
     cells = []

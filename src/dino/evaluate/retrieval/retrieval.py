@@ -301,7 +301,10 @@ def _sheet(
         name = query_images.class_name(paths[row])
         cells = [query_images.cell(paths[row], f"query {name}".strip(), "plain")]
         for path, similarity in neighbours[row][: SHEET[1]]:
-            X
+            other = searched.class_name(path)
+            frame: Frame | None = None
+            if name and other:
+                labelled, frame = True, "right" if other == name else "wrong"
             cells.append(searched.cell(path, f"{similarity:.3f} {other}".strip(), frame))
         rows.append(cells)
     title = (
