@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -196,9 +196,9 @@ class _Page:
         self._failed = True
         with _after_training("the report", "report"):
             self.session.save(step)
-            if (started := time.monotonic()) >= self._next:
+            if (started := monotonic()) >= self._next:
                 report(self.run, images=False, refresh=REFRESH)
-                ended = time.monotonic()
+                ended = monotonic()
                 self._next = ended + 99 * (ended - started)
             self._failed = False
 

@@ -185,7 +185,8 @@ def _embedded(network: Backbone, images: Sequence[Sample]) -> Float[Tensor, "n D
 def _name(source: Source, index: int, data: str) -> str:
     """An image's name without the folder of all images, and its class unless that is in it."""
     path, label = source.path(index), source.class_name(index)
-    name = path.removeprefix(data).lstrip("/\\:") or path
+    folder = data if path.startswith(data) else data.partition(":")[0]  # demo of demo:test
+    name = path.removeprefix(folder).lstrip("/\\:") or path
     return name if not label or label in name.split("/") else f"{name} ({label})"
 
 

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dino.evaluate.retrieval.near_duplicates import Group, equal_files, groups, similar_pairs
+from dino.evaluate.retrieval.near_duplicates import (
+    Group,
+    copy_to_keep,
+    equal_files,
+    groups,
+    similar_pairs,
+)
 
 
 def angles(*degrees: float) -> Tensor:
@@ -98,3 +104,15 @@ def test_equal_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     paths = [str(tmp_path / name) for name in contents]
     assert equal_files([*paths, "item 3 of the list"]) == [(0, 2), (0, 4)]
+
+
+def test_the_copy_to_keep_is_the_largest(tmp_path: Path) -> None:
+    small, large = tmp_path / "b", tmp_path / "c"
+    small.write_bytes(b"1")
+    large.write_bytes(b"22")
+    sizes = {"z": (3, 4), str(large): (2, 5), "a": (4, 2)}
+    assert copy_to_keep(sizes) == "z"
+    sizes = {"y/2": (3, 4), "y/1": (4, 3), "y/3": (1, 1)}
+    assert copy_to_keep(sizes) == "y/1"  # as many pixels: by name
+    sizes = {str(small): (3, 4), str(large): (3, 4)}
+    assert copy_to_keep(sizes) == str(large)  # less compressed
