@@ -330,8 +330,9 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     for error in skipped:
         Console(stderr=True).print(f"{error}; another took its place", style="yellow")
     title = (
-        f"{recipe_name}, epoch {settings.epoch}, seed {settings.seed}. Crops: width x height at "
-        "left, top in pixels of the image; then what was done to the view, in this order."
+        f"Views of recipe {recipe_name}, epoch {settings.epoch}, seed {settings.seed}. Left: the "
+        "image with the crops. Below each view: width x height of its crop, and its left and top, "
+        "in pixels of the image; then what was done to it, in this order."
     )
     with replacing(settings.out) as temporary, temporary.open("wb") as file:
         sheet = preview_sheet(rows, title)

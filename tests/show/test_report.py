@@ -469,6 +469,17 @@ def test_later_evaluations_are_shown(make_run: MakeRun) -> None:
     knn = {"knn": {"trained": {"k10": {"top1": 61.25}}}, "bank": 9000, "versions": {"torch": 2}}
     (run / "results").mkdir()
     (run / "results" / "knn-photos.json").write_text(json.dumps(knn))
+    scores = {
+        "mAP, easy": {
+            "trained": {"percent": 61.257, "standard_error": 1.234},
+            "pixels": {"percent": None},
+        },
+        "mAP, hard": {"trained": {"percent": 7.5}},
+    }
+    about = {"evaluation": "retrieval", "data": "towers", "measured_images": 1234}
+    written = {"written": "2031-01-02T03:04:05+00:00", "scores": scores, "other": 0.125}
+    (run / "results" / "retrieval-towers.json").write_text(json.dumps({**about, **written}))
+    (run / "results" / "odd.json").write_text('{"scores": [1], "sizes": {"odd": 8}}')
     (run / "results" / "list.json").write_text("[1, 2]")
     (run / "results" / "many.json").write_text(json.dumps({str(n): n + 0.5 for n in range(90)}))
     (run / "linear.json").write_text(json.dumps({"linear": {"top1": 70}, "settings": {"lr": 1}}))
@@ -481,8 +492,15 @@ def test_later_evaluations_are_shown(make_run: MakeRun) -> None:
         "<td>bank</td><td>9,000</td>",
         "<td>linear top1</td><td>70</td>",
         "30 more numbers are in the file",
+        "<td>sizes odd</td><td>8</td>",
+        "retrieval on towers",
+        "1,234 images, results/retrieval-towers.json, written 2031-01-02 03:04 UTC.",
+        "<th>%</th><th>trained</th><th>pixels</th>",
+        "<td>mAP, easy</td><td>61.3 ± 1.2</td><td></td>",
+        "<td>mAP, hard</td><td>7.5</td><td></td>",
     ):
         assert words in text
+    assert "0.125" not in text  # scores stand for all numbers
     assert "versions torch" not in text
     assert "123.25" not in text  # no result of ours
 

@@ -1,14 +1,13 @@
-"""Where a run comes from, how long it took, and what was measured on it later."""
+"""Where a run comes from and how long it took."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from html import escape
 from typing import Any
 
-from dino.show.html import figure, table
+from dino.show.html import table
 from dino.show.run_contents import Run, finite
 
 
@@ -22,8 +21,8 @@ def origin_section(run: Run) -> str:
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     first, last = run.sessions[0], run.sessions[-1]
-    yield "started", _date(first.get("started"))
-    yield "newest checkpoint" if not run.finished else "finished", _date(last.get("saved"))
+    yield "started", date(first.get("started"))
+    yield "newest checkpoint" if not run.finished else "finished", date(last.get("saved"))
     seconds = [entry["seconds"] for entry in run.sessions if finite(entry.get("seconds"))]
     times = f", {len(run.sessions)} sessions" if len(run.sessions) > 1 else ""
     yield "duration", f"{timedelta(seconds=round(sum(seconds)))}{times}"
@@ -49,7 +48,8 @@ def _changes(changed: dict[str, Any]) -> Iterator[str]:
         yield f"{name} = {json.dumps(now)} (recipe: {json.dumps(before)})"
 
 
-def _date(text: Any) -> str:
+def date(text: Any) -> str:
+    """A date and time in ISO 8601 without seconds, "unknown" for anything else."""
     try:
         return datetime.fromisoformat(str(text)).strftime("%Y-%m-%d %H:%M %Z").strip()
     except ValueError:
@@ -62,18 +62,3 @@ def _left(run: Run) -> timedelta | None:
     if run.finished or run.total == 0 or speed is None or not finite(batch):
         return None
     return timedelta(seconds=round((run.total - run.done) * batch / max(speed.values[-1], 1e-9)))
-
-
-def evaluations_section(run: Run) -> str:
-    """A table for each result of `dino evaluate` in the run folder."""
-    tables = ""
-    for found in run.evaluations:
-        numbers = [
-            (name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
-            for name, value in found.numbers.items()
-        ]
-        more = f" {found.left_out} more numbers are in the file." if found.left_out else ""
-        head = f"<h3><span>{escape(found.name)}</span></h3>"
-        caption = f"Written {found.written}.{more}"
-        tables += figure(head + table(numbers, css="numbers"), caption, "card")
-    return f'<h2>Evaluations</h2><div class="grid">{tables}</div>' if tables else ""

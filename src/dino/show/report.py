@@ -21,8 +21,9 @@ from dino.files import UserError, atomic_write
 from dino.models.backbone import Backbone
 from dino.runtime import pick_device
 from dino.show.curves import Curve, Level, chart
+from dino.show.evaluations import evaluations_section
 from dino.show.html import figure, page
-from dino.show.origin import evaluations_section, origin_section
+from dino.show.origin import origin_section
 from dino.show.run_contents import NETWORKS, Run, finite
 from dino.show.sections import Pair, attention, component_maps, neighbours, photographs
 from dino.show.verdict import verdict_section

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -20,9 +19,6 @@ NETWORKS = {
     "pixels": "raw pixels",
 }
 """The rows of the k-NN accuracies."""
-
-NUMBERS = 60
-"""At most so many numbers are shown of an evaluation."""
 
 ORIGIN = {"networks", "weights", "preprocessing", "settings", "versions", "device"}
 """Keys of a result that say where it comes from."""
@@ -37,14 +33,12 @@ class Evaluation(NamedTuple):
     Attributes:
         name: of the file, below the run folder.
         written: when, as date and time.
-        numbers: finite numbers by the keys that lead to them.
-        left_out: how many more there are.
+        content: of the file.
     """
 
     name: str
     written: str
-    numbers: dict[str, float]
-    left_out: int
+    content: dict[str, Any]
 
 
 class Run:
@@ -59,7 +53,7 @@ class Run:
         metrics: lines of `metrics.jsonl`, each with a finite "step"; k-NN as "knn k20".
         knn: k, bank and queries of the k-NN accuracies.
         scores: those of `NETWORKS` that are numbers, in percent.
-        evaluations: results that were measured later, by the names of their files.
+        evaluations: results that were measured later, the earliest first.
         problems: sentences about files that could not be read.
 
     Raises:
@@ -85,7 +79,7 @@ class Run:
         self.scores = {key: self.knn[key] for key in NETWORKS if finite(self.knn.get(key))}
         sessions = self._json("sessions.json")
         self.sessions = [_dict(entry) for entry in sessions] if isinstance(sessions, list) else []
-        self.evaluations = list(self._evaluations())
+        self.evaluations = sorted(self._evaluations(), key=lambda found: found.written)
 
     @property
     def done(self) -> int:
@@ -128,10 +122,8 @@ class Run:
             content = None if name in OTHERS else _dict(self._json(name))
             if not content or (path.parent == self.folder and not ORIGIN & content.keys()):
                 continue
-            numbers = list(_numbers(content))
-            written = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
-            shown = dict(islice(numbers, NUMBERS))
-            yield Evaluation(name, written, shown, len(numbers) - len(shown))
+            changed = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+            yield Evaluation(name, str(content.get("written") or changed), content)
 
     def curve(self, name: str) -> Curve | None:
         """A measure over the steps, None if it was never measured."""
@@ -143,16 +135,6 @@ class Run:
         names = {re.fullmatch(r"knn k(\d+)", name) for line in self.metrics for name in line}
         ks = [int(match[1]) for match in names if match]
         return self.curve(f"knn k{max(ks)}") if ks else None
-
-
-def _numbers(content: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers among the values of nested dictionaries."""
-    for key, value in content.items():
-        name = f"{above} {key}".strip()
-        if isinstance(value, dict) and key not in ORIGIN:
-            yield from _numbers(value, name)
-        elif finite(value):
-            yield name, value
 
 
 def _exists(path: Path) -> bool:

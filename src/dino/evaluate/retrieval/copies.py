@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -258,30 +259,41 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
             count = sum(map(len, found))
             Console().print(
                 f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
-                f"{'; the column keep of the list names the copy to keep' * bool(found)}"
+                f"{keep and '; the list says which copy to keep' or ''}"
             )
-            listing, sheet = path.with_suffix(".csv"), path.with_suffix(".png")
-            lines = (
-                (number, path, f"{similarity:.6f}", "yes" if path == kept else "no")
-                for number, (group, kept) in enumerate(zip(found, keep, strict=True), start=1)
-                for path, similarity in group
-            )
-            atomic_csv(listing, ("group", "path", "similarity", "keep"), lines)
-            command.print_path(listing)
-            if found:
-                rows = [
-                    _row(searched, group, kept)
-                    for group, kept in zip(found[: SHEET[0]], keep, strict=False)
-                ]
-                shown = "all" if len(rows) == len(found) else f"the {len(rows)} largest of"
-                title = (
-                    f"Near duplicates: {shown} {len(found):,} groups. Framed: the copy to keep, "
-                    "the largest of its group. Numbers: width x height, and the cosine similarity "
-                    f"to the group's most typical image (threshold {settings.threshold:g})."
-                )
-                save_sheet(sheet, rows, title)
-                command.print_path(sheet)
+            for file in _save_groups(found, keep, searched, path, settings.threshold):
+                command.print_path(file)
     return content
+
+
+def _save_groups(
+    found: Sequence[Sequence[tuple[str, float]]],
+    keep: Sequence[str],
+    searched: ImagesByPath,
+    path: Path,
+    threshold: float,
+) -> list[Path]:
+    """Write all groups as CSV, and the largest as a contact sheet, beside the result at `path`."""
+    listing, sheet = path.with_suffix(".csv"), path.with_suffix(".png")
+    lines = (
+        (number, path, f"{similarity:.6f}", "yes" if path == kept else "no")
+        for number, (group, kept) in enumerate(zip(found, keep, strict=True), start=1)
+        for path, similarity in group
+    )
+    atomic_csv(listing, ("group", "path", "similarity", "keep"), lines)
+    if not found:
+        return [listing]
+    rows = [
+        _row(searched, group, kept) for group, kept in zip(found[: SHEET[0]], keep, strict=False)
+    ]
+    shown = "all" if len(rows) == len(found) else f"the {len(rows)} largest of"
+    title = (
+        f"Near duplicates: {shown} {len(found):,} groups. Framed: the copy to keep, the largest of "
+        "its group. Numbers: width x height, and the cosine similarity to the group's most "
+        f"typical image (threshold {threshold:g})."
+    )
+    save_sheet(sheet, rows, title)
+    return [listing, sheet]
 
 
 def _row(searched: ImagesByPath, group: Sequence[tuple[str, float]], kept: str) -> list[Cell]:

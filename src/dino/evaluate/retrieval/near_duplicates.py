@@ -85,6 +85,20 @@ def groups(
     return [_ordered(members, features) for members in components]
 
 
+def copy_to_keep(sizes: Mapping[str, tuple[int, int]]) -> str:
+    """The path of the largest image, by pixels, then bytes; among equals the first name.
+
+    Args:
+        sizes: height and width of the images of a group, by path.
+    """
+
+    def order(path: str) -> tuple[int, int, str]:
+        height, width = sizes[path]
+        return -height * width, -Path(path).stat().st_size if Path(path).is_file() else 0, path
+
+    return min(sizes, key=order)
+
+
 def _connected(
     labels: Int[np.ndarray, " n"], pairs: Int[Tensor, "pairs 2"]
 ) -> Int[np.ndarray, " n"]:
@@ -104,20 +118,6 @@ def _ordered(members: list[int], features: Float[Tensor, "n D"]) -> Group:
     similarity[(rows == rows[first]).all(dim=1)] = 1.0  # also of zeros, which have no direction
     order = similarity.argsort(descending=True, stable=True).tolist()
     return [(members[i], s) for i, s in zip(order, similarity[order].tolist(), strict=True)]
-
-
-def copy_to_keep(sizes: Mapping[str, tuple[int, int]]) -> str:
-    """The path of the largest image, by pixels, then bytes; among equals the first name.
-
-    Args:
-        sizes: height and width of the images of a group, by path.
-    """
-
-    def order(path: str) -> tuple[int, int, str]:
-        height, width = sizes[path]
-        return -height * width, -Path(path).stat().st_size if Path(path).is_file() else 0, path
-
-    return min(sizes, key=order)
 
 
 def equal_files(paths: Sequence[str]) -> list[tuple[int, int]]:
