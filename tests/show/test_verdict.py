@@ -22,9 +22,10 @@ HEALTHY = {
 
 
 def verdict(
-    folder: Path, *lines: dict[str, Any], total: int = 1000, knn: dict[str, Any] | None = None
+    folder: Path, *lines: dict[str, Any], batch: int = 64, knn: dict[str, Any] | None = None
 ) -> Verdict | None:
-    config = {"about": {}, "defining": {"head.prototypes": 1024}, "total_steps": total}
+    defining = {"head.prototypes": 1024, "run.batch": batch}
+    config = {"about": {}, "defining": defining, "total_steps": 1000}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if knn:
@@ -53,12 +54,14 @@ def test_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected", "words"),
     [
-        ({"teacher_entropy": 0.99 * LIMIT}, "doubtful", "the targets are almost uniform"),
-        ({"teacher_entropy": 0.01 * LIMIT}, "doubtful", "the same prototype"),
+        ({"teacher_entropy": 0.98 * LIMIT}, "doubtful", "the targets are almost uniform"),
+        ({"teacher_entropy": 0.995 * LIMIT}, "failed", "the targets are almost uniform"),
+        ({"teacher_entropy": 0.02 * LIMIT}, "doubtful", "the same prototype"),
+        ({"teacher_entropy": 0.007 * LIMIT}, "failed", "the same prototype"),
         ({"kl": 0.001 * LIMIT}, "doubtful", "nothing left to learn"),
-        ({"feature_std": 0.3}, "doubtful", "almost equal"),
+        ({"feature_std": 0.2}, "doubtful", "almost equal"),
         ({"feature_std": 0.02}, "failed", "almost equal"),
-        ({"effective_rank": 2.5}, "doubtful", "few directions"),
+        ({"effective_rank": 4.0}, "doubtful", "few directions"),
         ({"effective_rank": 1.1}, "failed", "few directions"),
     ],
 )
@@ -70,8 +73,19 @@ def test_each_measure_can_spoil_it(
     assert found is not None
     assert words in found.sentences[0]
     assert [reading.status for reading in found.readings].count(expected) == 1
+    advice = "teacher_entropy" in change and expected == "failed"
+    assert ("ollapse" in found.sentences[-1]) == advice
     early = verdict(tmp_path, {"step": 50, **HEALTHY, **change})
     assert status(early) == ("open", "too early to tell")
+
+
+def test_the_rank_of_a_small_batch_is_not_judged(tmp_path: Path) -> None:
+    line = {"step": 500, **HEALTHY, "effective_rank": 1.1}
+    assert status(verdict(tmp_path, line, batch=32))[0] == "failed"
+    found = verdict(tmp_path, line, batch=8)
+    assert status(found) == ("healthy", "healthy so far")
+    assert found is not None
+    assert found.readings[3].status == "open"
 
 
 def test_the_newest_lines_count_and_their_mean(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dino.runtime import pick_device
 from dino.show.curves import Curve, Level, chart
 from dino.show.evaluations import evaluations_section
 from dino.show.html import figure, page
-from dino.show.origin import origin_section
+from dino.show.origin import date, origin_section
 from dino.show.run_contents import NETWORKS, Run, finite
 from dino.show.sections import Pair, attention, component_maps, neighbours, photographs
 from dino.show.verdict import verdict_section
@@ -108,6 +109,7 @@ def _header(run: Run) -> str:
     facts.append(f"{run.done:,} of {run.total:,} steps" if run.total else f"{run.done:,} steps")
     if "recipe" in run.about:
         facts.append(f"recipe {run.about['recipe']}")
+    facts.append(f"page of {date(datetime.now().astimezone().isoformat())}")
     warnings = []
     if below := run.curve("below_start"):
         warnings.append(

@@ -257,9 +257,10 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
             }
             path = command.write("duplicates", {"duplicates": content}, backbone, settings)
             count = sum(map(len, found))
+            remark = "; the list says which copy to keep" if found else ""
             Console().print(
                 f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
-                f"{keep and '; the list says which copy to keep' or ''}"
+                f"{remark}"
             )
             for file in _save_groups(found, keep, searched, path, settings.threshold):
                 command.print_path(file)
