@@ -65,10 +65,12 @@ svg .name { fill: var(--ink); }
 td.healthy, td.doubtful, td.failed { font-weight: 600; }
 table.facts td { white-space: pre-line; }
 table.facts td:first-child { color: var(--soft); width: 14em; }
-table.readings th { width: auto; }
 table { border-collapse: collapse; font-size: .86rem; width: 100%; }
-td, th { text-align: left; padding: 3px 12px 3px 0; vertical-align: top; overflow-wrap: anywhere; }
-th { font-weight: 500; width: 45%; }
+td, th { text-align: left; padding: 3px 12px 3px 0; vertical-align: top; }
+th { font-weight: 500; }
+.card:has(> table) { overflow-x: auto; }
+.facts td, details td, details th { overflow-wrap: anywhere; }
+details th { width: 45%; }
 summary { cursor: pointer; font-weight: 600; margin-top: 44px; }
 @media (max-width: 700px) { main { padding: 24px 14px 48px; }
   .row { grid-template: "name value" "bar bar" / 1fr max-content; }

@@ -284,6 +284,6 @@ def verdict_section(run: Run) -> str:
         for one in verdict.readings
     )
     head = "<tr><th>measure</th><th>value</th><th>healthy</th><th>verdict</th></tr>"
-    table = f'<table class="readings">{head}{rows}</table>'
+    table = f"<table>{head}{rows}</table>"
     title = f'<h2 class="{verdict.status}">Verdict: {escape(verdict.words)}</h2>'
     return title + sentences + figure(table, SOURCES + ERRORS * bool(run.scores), "card")
