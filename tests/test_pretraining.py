@@ -66,6 +66,59 @@ def test_a_comparison_or_report_that_fails_is_a_warning(
     assert {"teacher.safetensors"} == {p.name for p in (tmp_path / "run").glob("*.safetensors")}
 
 
+def test_the_page_is_written_at_each_checkpoint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    written = []
+
+    def noted(folder: Path, **options: Any) -> Path:
+        path = page(folder, **options)
+        step = json.loads((run / "sessions.json").read_text())[-1]["step"]
+        written.append((step, options.get("images"), "refresh" in path.read_text()[:500]))
+        return path
+
+    page = pretraining.report
+    monkeypatch.setattr(pretraining, "report", noted)
+    monkeypatch.setattr(pretraining, "monotonic", lambda: 0.0)  # no time passes
+    pretrain(photos, run, **{"run.duration": "4 steps", "execution.checkpoint_every": "2 steps"})
+    assert written == [(2, False, True), (4, False, True), (4, True, False)]
+    text = (run / "report.html").read_text()
+    assert "dino.pretrain(recipe=&#x27;demo&#x27;, data=&#x27;" in text
+    assert "head.prototypes = 16 (recipe: 512)" in text
+
+
+def test_the_page_takes_a_hundredth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, written = [0.0], []
+
+    def slow(*_: Any, **__: Any) -> None:
+        written.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(pretraining, "report", slow)
+    monkeypatch.setattr(pretraining, "monotonic", lambda: now[0])
+    page = pretraining._Page(tmp_path, {})
+    for step in range(60):
+        now[0] = max(now[0], 10.0 * step)
+        page.after_checkpoint(step)
+    assert written == [0.0, 300.0]
+
+
+def test_a_page_that_fails_while_training_is_one_warning(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("dino.train.sessions.atomic_json", fails)
+    monkeypatch.setattr(pretraining, "report", lambda *_, **__: None)
+    settings = {"run.duration": "4 steps", "execution.checkpoint_every": "1 steps"}
+    assert pretrain(photos, tmp_path / "run", **settings).finished
+    assert capsys.readouterr().err.count("the report failed (RuntimeError") == 1
+
+
 @pytest.mark.usefixtures("no_report")
 def test_results_that_cannot_be_read_are_measured_again(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -202,6 +202,7 @@ def pretrain(arguments: Sequence[str]) -> Any:
         init_head=settings.init_head,
         recipe_name=name,
         dry_run=settings.dry_run,
+        command=shlex.join(["dino", "pretrain", *arguments]),
     )
     if settings.dry_run:
         return

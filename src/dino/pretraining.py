@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.classification.knn_classifier import standard_error
 from dino.evaluate.command import table
+from dino.evaluate.features.cache import versions
 from dino.files import (
     UserError,
     as_path,
@@ -32,6 +35,7 @@ from dino.files import (
 from dino.progress import Console
 from dino.runtime import (
     default_workers,
+    describe,
     gather_objects,
     keep_memory,
     pick_device,
@@ -43,13 +47,17 @@ from dino.show.report import report
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig, setting_names
 from dino.train.loop import Result, train
+from dino.train.recipes import RECIPES
 from dino.train.recipes import recipe as recipe_named
+from dino.train.sessions import Session
 from dino.train.warm_start import HeadChoice, begin
 from dino.weights.checkpoint import last_step
 from dino.weights.load import load
 
 TRAINING_IMAGES, FINAL_IMAGES = 2_000, 20_000
 """Most images of the bank, and of the queries, for k-NN while training and at the end."""
+REFRESH = 60
+"""Seconds after which a browser loads the page of a run that goes on again."""
 K = 20
 """Neighbours; the paper's best (section 4.1)."""
 
@@ -68,6 +76,7 @@ def pretrain(
     init_head: HeadChoice = "auto",
     recipe_name: str = "own",
     dry_run: bool = False,
+    command: str | None = None,
 ) -> Result:
     """Pretrain on images; a run folder that holds a checkpoint is resumed.
 
@@ -93,15 +102,18 @@ def pretrain(
             during whose warm-up the backbone is frozen (`optim.freeze_backbone`).
         recipe_name: name of a configuration in `config.json`.
         dry_run: print the expected time and memory, and write and train nothing.
+        command: the command line, for the report; by default the call of this function.
 
     Returns:
         How the run ended: `result.backbone()` is the trained network, `result.metrics()` its
-        curves, `result.report` the page.
+        curves, `result.report` the page, which is written anew at each checkpoint.
 
     Raises:
         UserError: for any mistake in the settings, the data or the folder, in one sentence.
     """
     keep_memory()
+    call = {"recipe": recipe, "data": data, "out": out, "val": val, "settings": settings}
+    call |= {"stats": stats, "init_from": init_from}
     conform(init_head, HeadChoice, "init_head")
     if not isinstance(recipe, PretrainConfig):
         conform(recipe, str | None, "recipe")
@@ -146,6 +158,14 @@ def pretrain(
     if source.labels is not None:
         evaluations = [KNNEvaluation(source, queries, k=(10, K), limit=TRAINING_IMAGES)]
     with naming(out), process_group(chosen) as current:
+        world = f" x {current.world}" if current.world > 1 else ""
+        origin = {
+            "command": command or _call(call),
+            "machine": f"{platform.node()}: {describe(chosen)}{world}",
+            "versions": versions(),
+            "changed": _changed(config, about["recipe"]),
+        }
+        page = _Page(out, origin)
         result = train(
             config,
             source,
@@ -156,16 +176,63 @@ def pretrain(
             initial=initial,
             evaluated_after=_compared(source, queries),
             dry_run=dry_run,
+            after_checkpoint=page.after_checkpoint,
         )
         if dry_run:
             return result
         if result.finished and source.labels is not None:
             with _after_training("the comparison with the untrained network", "evaluate knn"):
                 _compare(result.run, source, queries, chosen, config.execution.workers)
-    if current.main and result.finished:
+    if current.main:
         with _after_training("the report", "report"):
-            report(result.run, device=chosen)
+            report(result.run, device=chosen, images=result.finished)
     return result
+
+
+class _Page:
+    """`report.html` and `sessions.json` while training, written by the main rank.
+
+    Args:
+        run: the run folder.
+        origin: of `train.sessions.Session`.
+    """
+
+    def __init__(self, run: str | Path, origin: dict[str, Any]) -> None:
+        self.run, self.session = Path(run), Session(run, origin)
+        self._next, self._failed = 0.0, False
+
+    def after_checkpoint(self, step: int) -> None:
+        """Write both, the page in at most a hundredth of the time; no failure stops the run."""
+        if self._failed:
+            return
+        self._failed = True
+        with _after_training("the report", "report"):
+            self.session.save(step)
+            if (started := monotonic()) >= self._next:
+                report(self.run, images=False, refresh=REFRESH)
+                ended = monotonic()
+                self._next = ended + 99 * (ended - started)
+            self._failed = False
+
+
+def _call(arguments: dict[str, Any]) -> str:
+    """The call of `pretrain`, as it can be written; objects that cannot are named by their type."""
+    words = {
+        name: repr(str(value) if isinstance(value, Path) else value)
+        if isinstance(value, (str, Path, dict))
+        else f"<{type(value).__name__}>"
+        for name, value in arguments.items()
+        if value is not None
+    }
+    return f"dino.pretrain({', '.join(f'{name}={word}' for name, word in words.items())})"
+
+
+def _changed(config: PretrainConfig, recipe: str) -> dict[str, list[Any]] | None:
+    """The settings that differ from the recipe, each with its value there and here."""
+    if recipe not in RECIPES:
+        return None
+    before, now = recipe_named(recipe).flat(), config.flat()
+    return {name: [before[name], now[name]] for name in now if before[name] != now[name]}
 
 
 @contextmanager
@@ -284,8 +351,9 @@ def preview(settings: Preview, config: PretrainConfig, recipe_name: str) -> Path
     for error in skipped:
         Console(stderr=True).print(f"{error}; another took its place", style="yellow")
     title = (
-        f"{recipe_name}, epoch {settings.epoch}, seed {settings.seed}. Crops: width x height at "
-        "left, top in pixels of the image; then what was done to the view, in this order."
+        f"Views of recipe {recipe_name}, epoch {settings.epoch}, seed {settings.seed}. Left: the "
+        "image with the crops. Below each view: width x height of its crop, and its left and top, "
+        "in pixels of the image; then what was done to it, in this order."
     )
     with replacing(settings.out) as temporary, temporary.open("wb") as file:
         sheet = preview_sheet(rows, title)

@@ -20,7 +20,8 @@ from dino.files import UserError
 from dino.models.create import create
 from dino.show import sections
 from dino.show.html import picture
-from dino.show.report import Run, report
+from dino.show.report import report
+from dino.show.run_contents import Run
 from dino.weights.load import save
 
 VOID = {"meta", "img"}
@@ -142,6 +143,7 @@ VIT = {
     "image_size": 8,
 }
 KNN = {"trained": 70.6, "untrained": 58.6, "pixels": 37.0, "k": 20, "bank": 1728, "queries": 576}
+VERDICT = "Verdict: healthy"
 PICTURES = ["Nearest neighbours", "Attention", "Components of the patch features"]
 
 
@@ -157,6 +159,7 @@ def test_a_complete_page(make_run: MakeRun, photos: Callable[[str, bool], Path])
     text, page = read(make_run(data=str(data), val=str(val), lines=metrics(5), knn=KNN, **VIT))
     assert page.headings == [
         "a & b",
+        "Verdict: good",
         "k-NN accuracy of the features",
         "How the training went",
         *PICTURES,
@@ -236,7 +239,7 @@ def test_convnets_have_components_but_no_attention(
 def test_a_run_that_has_just_begun(make_run: MakeRun) -> None:
     run = make_run(lines=metrics(5)[:2])
     text, page = read(run)
-    assert page.headings == ["a & b", "How the training went"]
+    assert page.headings == ["a & b", "Verdict: healthy so far", "How the training went"]
     assert "20 of 50 steps" in text
     (run / "metrics.jsonl").unlink()
     _, page = read(run)
@@ -245,7 +248,7 @@ def test_a_run_that_has_just_begun(make_run: MakeRun) -> None:
 
 def test_missing_images_affect_only_their_sections(make_run: MakeRun) -> None:
     text, page = read(make_run(data="/nowhere/at/all", lines=metrics(5), **VIT))
-    assert page.headings == ["a & b", "How the training went", "Images"]
+    assert page.headings == ["a & b", VERDICT, "How the training went", "Images"]
     assert "/nowhere/at/all does not exist" in text
 
 
@@ -340,7 +343,7 @@ def test_missing_keys_of_a_run_are_missing_on_the_page(make_run: MakeRun, conten
     (run / "config.json").write_text(content)
     (run / "results.json").write_text('{"knn": {"trained": "high", "pixels": null}}')
     _, page = read(run)
-    assert page.headings == ["a & b", "How the training went"]
+    assert page.headings == ["a & b", f"{VERDICT} so far", "How the training went"]
 
 
 @pytest.mark.parametrize("name", ["results.json", "teacher.safetensors"])
@@ -348,7 +351,7 @@ def test_damaged_files_become_a_sentence(make_run: MakeRun, name: str) -> None:
     run = make_run(lines=metrics(5))
     (run / name).write_bytes(b"damaged")
     text, page = read(run)
-    assert page.headings == ["a & b", "How the training went"]
+    assert page.headings == ["a & b", VERDICT, "How the training went"]
     assert name in text
 
 
@@ -395,3 +398,136 @@ def test_names_beyond_utf8_and_unknown_back_ends_are_harmless(
     run = make_run(data=str(folder), **VIT)
     _, page = read(run)
     assert page.headings == ["a & b", *PICTURES]
+
+
+# -------------------------------------------------------------------------- origin and results
+SESSIONS = [
+    {
+        "started": "2026-01-02T03:04:05+01:00",
+        "saved": "2026-01-02T04:04:05+01:00",
+        "seconds": 3600,
+        "command": "dino pretrain small_data --out 'a & b'",
+        "machine": "one: cpu",
+        "versions": {"dino-ssl": "0.1.0", "torch": "2.9.0"},
+        "changed": {},
+    },
+    {
+        "started": "2026-01-03T03:04:05+01:00",
+        "saved": "2026-01-03T04:34:05+01:00",
+        "seconds": 5400.4,
+        "command": "dino pretrain small_data --out 'a & b'",
+        "machine": "two: NVIDIA H100",
+        "versions": {"dino-ssl": "0.2.0", "torch": "2.9.0"},
+        "changed": {"optim.lr": [0.0005, 0.002], "run.batch": [256, 64]},
+    },
+]
+
+
+def test_the_origin_of_a_run(make_run: MakeRun) -> None:
+    run = make_run(lines=metrics(5))
+    (run / "sessions.json").write_text(json.dumps(SESSIONS))
+    text, page = read(run)
+    assert page.headings[-1] == "This run"
+    for words in (
+        "2026-01-02 03:04 UTC+01:00",
+        "<td>finished</td><td>2026-01-03 04:34",
+        "2:30:00, 2 sessions",
+        "<td>dino pretrain small_data --out &#x27;a &amp; b&#x27;</td>",
+        "one: cpu\ntwo: NVIDIA H100",
+        "dino-ssl 0.2.0, torch 2.9.0",
+        "against recipe small_data",
+        "optim.lr = 0.002 (recipe: 0.0005)\nrun.batch = 64 (recipe: 256)",
+    ):
+        assert words in text
+    assert "time left" not in text
+
+
+def test_the_time_that_is_left(make_run: MakeRun) -> None:
+    run = make_run(lines=metrics(3)[:-1])  # 20 steps of 100 images at 250 images/s are left
+    config = json.loads((run / "config.json").read_text())
+    config["defining"]["run.batch"] = 100
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "sessions.json").write_text(json.dumps(SESSIONS[:1]))
+    text, _ = read(run)
+    assert "about 0:00:08" in text
+    assert "<td>newest checkpoint</td><td>2026-01-02 04:04" in text
+    assert "(recipe small_data)" not in text
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "7", "[7]", "{}", '[{"seconds": "many", "changed": {"a": 1}}]']
+)
+def test_odd_sessions_are_harmless(make_run: MakeRun, content: str) -> None:
+    run = make_run(lines=metrics(5))
+    (run / "sessions.json").write_text(content)
+    text, _ = read(run)
+    assert "left out" not in text
+
+
+def test_later_evaluations_are_shown(make_run: MakeRun) -> None:
+    run = make_run(lines=metrics(5))
+    knn = {"knn": {"trained": {"k10": {"top1": 61.25}}}, "bank": 9000, "versions": {"torch": 2}}
+    (run / "results").mkdir()
+    (run / "results" / "knn-photos.json").write_text(json.dumps(knn))
+    scores = {
+        "mAP, easy": {
+            "trained": {"percent": 61.257, "standard_error": 1.234},
+            "pixels": {"percent": None},
+        },
+        "mAP, hard": {"trained": {"percent": 7.5}},
+    }
+    about = {"evaluation": "retrieval", "data": "towers", "measured_images": 1234}
+    written = {"written": "2031-01-02T03:04:05+00:00", "scores": scores, "other": 0.125}
+    (run / "results" / "retrieval-towers.json").write_text(json.dumps({**about, **written}))
+    (run / "results" / "odd.json").write_text('{"scores": [1], "sizes": {"odd": 8}}')
+    (run / "results" / "list.json").write_text("[1, 2]")
+    (run / "results" / "many.json").write_text(json.dumps({str(n): n + 0.5 for n in range(90)}))
+    (run / "linear.json").write_text(json.dumps({"linear": {"top1": 70}, "settings": {"lr": 1}}))
+    (run / "mine.json").write_text('{"answer": 123.25}')
+    text, page = read(run)
+    assert "Evaluations" in page.headings
+    for words in (
+        "results/knn-photos.json",
+        "<td>knn trained k10 top1</td><td>61.25</td>",
+        "<td>bank</td><td>9,000</td>",
+        "<td>linear top1</td><td>70</td>",
+        "30 more numbers are in the file",
+        "<td>sizes odd</td><td>8</td>",
+        "retrieval on towers",
+        "1,234 images, results/retrieval-towers.json, written 2031-01-02 03:04 UTC.",
+        "<th>%</th><th>trained</th><th>pixels</th>",
+        "<td>mAP, easy</td><td>61.3 ± 1.2</td><td></td>",
+        "<td>mAP, hard</td><td>7.5</td><td></td>",
+    ):
+        assert words in text
+    assert "0.125" not in text  # scores stand for all numbers
+    assert "versions torch" not in text
+    assert "mine.json" not in text  # no result of ours
+
+
+def test_a_page_without_images_loads_itself_again(
+    make_run: MakeRun, photos: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(data=str(photos("train", True)), lines=metrics(3), **VIT)
+    monkeypatch.delattr("dino.show.report.load")  # neither the weights nor the data are read
+    monkeypatch.delattr("dino.show.report.photographs")
+    text = report(run, images=False, refresh=60).read_text()
+    assert Reader(text).headings == ["a & b", "Verdict: healthy so far", "How the training went"]
+    assert '<meta http-equiv="refresh" content="60">' in text
+    assert "dino report RUN" in text
+    monkeypatch.undo()
+    text, page = read(run)
+    assert page.headings[-3:] == PICTURES
+    assert 'http-equiv="refresh' not in text
+
+
+def test_pictures_have_the_names_of_their_files(
+    make_run: MakeRun, photos: Callable[[str, bool], Path]
+) -> None:
+    folder = photos("train", True)
+    text, _ = read(make_run(data=str(folder), **VIT))
+    captions = re.findall(r"<figcaption>([^<]*)</figcaption>", text)
+    query, *neighbours = captions[: 1 + 2 * sections.NEIGHBOURS]
+    assert re.fullmatch(r"class [01]/[0-7]\.png", query)
+    assert all(re.fullmatch(r"-?\d\.\d\d class [01]/[0-7]\.png", name) for name in neighbours)
+    assert str(folder) not in "".join(captions)

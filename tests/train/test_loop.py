@@ -109,6 +109,17 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path)) == len(lines)
 
 
+def test_after_each_checkpoint_the_main_rank_is_told(tmp_path: Path) -> None:
+    steps = []
+
+    def note(step: int) -> None:
+        assert (tmp_path / "checkpoints" / "LAST").read_text().strip() == f"step_{step:08}"
+        steps.append(step)
+
+    train(config(), images(), tmp_path, device=CPU, after_checkpoint=note)
+    assert steps == [3, 6, 8]
+
+
 def test_stopped_by_a_signal_and_resumed_equals_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,9 +60,17 @@ svg .name { fill: var(--ink); }
 .query .query-image img { border-color: var(--line); }
 .query .same img { border-color: var(--good); }
 .query .apart img { border: 3px dashed var(--warn); }
+.healthy { color: var(--good); }
+.doubtful, .failed { color: var(--warn); }
+td.healthy, td.doubtful, td.failed { font-weight: 600; }
+table.facts td { white-space: pre-line; }
+table.facts td:first-child { color: var(--soft); width: 14em; }
 table { border-collapse: collapse; font-size: .86rem; width: 100%; }
-td, th { text-align: left; padding: 3px 12px 3px 0; vertical-align: top; overflow-wrap: anywhere; }
-th { font-weight: 500; width: 45%; }
+td, th { text-align: left; padding: 3px 12px 3px 0; vertical-align: top; }
+th { font-weight: 500; }
+.card:has(> table) { overflow-x: auto; }
+.facts td, details td, details th { overflow-wrap: anywhere; }
+details th { width: 45%; }
 summary { cursor: pointer; font-weight: 600; margin-top: 44px; }
 @media (max-width: 700px) { main { padding: 24px 14px 48px; }
   .row { grid-template: "name value" "bar bar" / 1fr max-content; }
@@ -74,7 +82,7 @@ PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
@@ -87,10 +95,25 @@ PAGE = """<!doctype html>
 """
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """A complete HTML document of a title (plain text) and sections (HTML, empty ones left out)."""
+def page(title: str, sections: Sequence[str], refresh: int | None = None) -> str:
+    """A complete HTML document.
+
+    Args:
+        title: plain text.
+        sections: HTML; empty ones are left out.
+        refresh: seconds after which a browser loads the page again.
+    """
     body = "\n".join(filter(None, sections))
-    return PAGE.format(title=escape(title), style=STYLE, body=body)
+    again = f'\n<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    return PAGE.format(title=escape(title), style=STYLE, body=body, refresh=again)
+
+
+def table(cells: Sequence[Sequence[str]], head: Sequence[str] = (), css: str = "") -> str:
+    """A table of plain text, with a line on top."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in cells]
+    body = "".join(f"<tr>{line}</tr>" for line in filter(None, [top, *lines]))
+    return f'<table class="{css}">{body}</table>'
 
 
 def picture(image: Image.Image, alt: str, *, width: int = 480, exact: bool = False) -> str:

@@ -9,105 +9,44 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import tyro
 
-from dino.files import UserError, atomic_write, read_json
+from dino.files import UserError, atomic_write
 from dino.models.backbone import Backbone
 from dino.runtime import pick_device
 from dino.show.curves import Curve, Level, chart
+from dino.show.evaluations import evaluations_section
 from dino.show.html import figure, page
+from dino.show.origin import date, origin_section
+from dino.show.run_contents import NETWORKS, Run, finite
 from dino.show.sections import Pair, attention, component_maps, neighbours, photographs
+from dino.show.verdict import verdict_section
 from dino.weights.load import fingerprint, load, untrained_like
 
 
-class Run:
-    """The contents of a run folder.
-
-    Attributes:
-        folder: the run folder.
-        about: recipe and data of the run.
-        settings: every setting that defines it, by its name on the command line.
-        total: steps of the complete run, 0 if unknown.
-        metrics: lines of `metrics.jsonl`, each with a finite "step"; k-NN as "knn k20".
-        knn: k, bank and queries of the k-NN accuracies.
-        scores: those of `NETWORKS` that are numbers, in percent.
-        problems: sentences about files that could not be read.
-
-    Raises:
-        UserError: if it has no readable `config.json`.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not _exists(self.folder / "config.json"):
-            raise UserError(f"{folder} holds no config.json: give the folder of a run")
-        config = _dict(read_json(self.folder / "config.json"))
-        self.about, self.settings = _dict(config.get("about")), _dict(config.get("defining"))
-        total = config.get("total_steps")
-        self.total = total if isinstance(total, int) else 0
-        self.metrics: list[dict[str, Any]] = []
-        self.knn: dict[str, Any] = {}
-        self.problems: list[str] = []
-        try:
-            if _exists(self.folder / "metrics.jsonl"):
-                self._read_metrics(self.folder / "metrics.jsonl")
-            if _exists(self.folder / "results.json"):
-                self.knn = _dict(_dict(read_json(self.folder / "results.json")).get("knn"))
-        except (UserError, OSError) as error:
-            self.problems.append(str(error))
-        self.scores = {key: self.knn[key] for key in NETWORKS if _finite(self.knn.get(key))}
-
-    def _read_metrics(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be incomplete
-        for line in lines:
-            try:
-                entry = _dict(json.loads(line))
-            except (ValueError, RecursionError):
-                continue
-            if _finite(entry.get("step")):
-                knn = _dict(entry.get("knn")).items()
-                self.metrics.append({**entry, **{f"knn {key}": value for key, value in knn}})
-        if ignored := len(lines) - len(self.metrics):
-            self.problems.append(f"{ignored} lines of {path.name} are no metrics and were ignored")
-
-    def curve(self, name: str) -> Curve | None:
-        """A measure over the steps, None if it was never measured."""
-        points = [(line["step"], line[name]) for line in self.metrics if _finite(line.get(name))]
-        return Curve(name, *zip(*points, strict=True)) if points else None
-
-
-def _exists(path: Path) -> bool:
-    """Whether there is such a file; a folder, or a pipe, which may never end, is an error."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file")
-    return path.exists()
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _finite(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
+def report(
+    run: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    images: bool = True,
+    refresh: int | None = None,
+) -> Path:
     """Write `RUN/report.html`.
 
     Args:
         run: the run folder, finished or not.
         device: where the networks run for the images.
+        images: also draw what needs the weights and the data, which takes longest.
+        refresh: seconds after which a browser loads the page again, for a run that goes on.
 
     Returns:
         The page.
@@ -118,24 +57,35 @@ def report(run: str | Path, *, device: torch.device | str = "cpu") -> Path:
     """
     content = Run(run)
     backbone: Backbone | None = None
-    if (content.folder / "teacher.safetensors").exists():
+    if images and (content.folder / "teacher.safetensors").exists():
         try:
             backbone = load(content.folder, device)
         except (UserError, OSError, RuntimeError) as error:
             content.problems.append(f"the weights cannot be read: {error}")
     name = content.folder.resolve().name
     sections = [
-        _section(name, lambda: _header(content, backbone), "h1"),
+        _section(name, lambda: _header(content), "h1"),
         *(f'<p class="warn">{escape(problem)}.</p>' for problem in content.problems),
+        _section("Verdict", lambda: verdict_section(content)),
         _section("k-NN accuracy", lambda: _accuracies(content)),
+        _section("Evaluations", lambda: evaluations_section(content)),
         _section("How the training went", lambda: _curves(content)),
+        _section("This run", lambda: origin_section(content)),
+        NO_IMAGES if not images else "",
         "" if backbone is None else _section("Images", lambda: _images(content, backbone)),
         _section("All settings", lambda: _settings(content, backbone)),
     ]
     path = content.folder / "report.html"
     # Names of files may hold bytes that are not UTF-8: they become question marks.
-    atomic_write(path, page(f"dino: {name}", sections).encode("utf-8", "replace"))
+    html = page(f"dino: {name}", sections, refresh)
+    atomic_write(path, html.encode("utf-8", "replace"))
     return path
+
+
+NO_IMAGES = (
+    '<p class="soft">Nearest neighbours, attention and components are drawn at the end of the run. '
+    "To draw them now: dino report RUN</p>"
+)
 
 
 def _section(title: str, draw: Callable[[], str], tag: str = "h2") -> str:
@@ -149,24 +99,20 @@ def _section(title: str, draw: Callable[[], str], tag: str = "h2") -> str:
 
 
 # ------------------------------------------------------------------------------------- words
-def _header(run: Run, backbone: Backbone | None) -> str:
+def _header(run: Run) -> str:
     facts = []
     if "data" in run.about:
         count = run.settings.get("data.images")
-        images = f" ({count:,} images)" if _finite(count) else ""
+        images = f" ({count:,} images)" if finite(count) else ""
         facts.append(f"trained on {run.about['data']}{images}")
-    if backbone is not None:
-        size = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
-        facts.append(f"{backbone.spec.get('arch', 'backbone')}, {size:.1f} M parameters")
-    done = max((line["step"] for line in run.metrics), default=0)
-    facts.append(f"{done:,} of {run.total:,} steps" if run.total > done else f"{done:,} steps")
+    if arch := run.settings.get("model.arch"):
+        patch = run.settings.get("model.patch_size")
+        facts.append(f"{arch}, patch {patch}" if patch else f"{arch}")
+    facts.append(f"{run.done:,} of {run.total:,} steps" if run.total else f"{run.done:,} steps")
     if "recipe" in run.about:
         facts.append(f"recipe {run.about['recipe']}")
-    warnings = [
-        f"At step {line['step']:,} the run collapsed: {line['collapse']}. Do not use its features."
-        for line in run.metrics
-        if line.get("collapse")
-    ]
+    facts.append(f"page of {date(datetime.now().astimezone().isoformat())}")
+    warnings = []
     if below := run.curve("below_start"):
         warnings.append(
             f"At step {below.steps[-1]:,} k-NN was {below.values[-1]:.1f} points below the weights "
@@ -178,17 +124,14 @@ def _header(run: Run, backbone: Backbone | None) -> str:
             f"{max(refused.values)} steps were refused because loss or gradients were not finite; "
             "refused.jsonl names their images."
         )
+    skipped = run.curve("skipped")
+    if skipped and max(skipped.values):
+        warnings.append(
+            f"{max(skipped.values):,} images could not be used; skipped.csv names them."
+        )
     paragraphs = "".join(f'<p class="warn">{escape(warning)}</p>' for warning in warnings)
     about = escape(" · ".join(facts))
     return f'<h1>{escape(run.folder.resolve().name)}</h1><p class="soft">{about}</p>{paragraphs}'
-
-
-NETWORKS = {
-    "trained": "the trained network",
-    "untrained": "the untrained network",
-    "pixels": "raw pixels",
-}
-"""The rows of the k-NN accuracies."""
 
 
 def _accuracies(run: Run) -> str:
@@ -253,7 +196,7 @@ CURVES = {
 
 def _curves(run: Run) -> str:
     prototypes = run.settings.get("head.prototypes", 0)
-    uniform = [Level("ln K =", math.log(prototypes))] if _finite(prototypes) and prototypes else []
+    uniform = [Level("ln K =", math.log(prototypes))] if finite(prototypes) and prototypes else []
     figures = [_knn_curve(run)]
     for name, (title, caption) in CURVES.items():
         curve, value = run.curve(name), ""
@@ -272,23 +215,20 @@ def _curves(run: Run) -> str:
 
 
 def _knn_curve(run: Run) -> str:
-    names = {re.fullmatch(r"knn k(\d+)", name) for line in run.metrics for name in line}
-    ks = [int(match[1]) for match in names if match]
-    if not ks:
+    if (curve := run.knn_curve()) is None:
         return ""
-    curve = run.curve(f"knn k{max(ks)}")
     levels = [
         Level(key.replace("pixels", "raw pixels"), score)
         for key, score in run.scores.items()
         if key != "trained"
     ]
-    if curve and curve.steps[0] == 0:  # a run from weights is measured before its first step
+    if curve.steps[0] == 0:  # a run from weights is measured before its first step
         levels.append(Level("start", curve.values[0]))
     caption = (
         "Share of images whose neighbours vote for their class, in percent. Choose a run or a "
         "checkpoint by this measure. Good: it rises above the dashed lines."
     )
-    return _measure(curve, f"k-NN, k = {max(ks)}", caption, levels)
+    return _measure(curve, f"k-NN, k = {curve.name.removeprefix('knn k')}", caption, levels)
 
 
 def _measure(

@@ -92,7 +92,8 @@ def photographs(
         return [(name, named[name]) for name in OBJECTS], origin
     source = open_source(data if val is None else val, pixels)
     images = _usable(source, spread(len(source), PHOTOGRAPHS))
-    names = [(source.path(index), image) for index, image in images.items()]
+    folder = data if val is None else val
+    names = [(_name(source, index, folder), image) for index, image in images.items()]
     return names, "These images were " + ("trained on." if val is None else "not trained on.")
 
 
@@ -148,15 +149,15 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
         nearest[name] = similarity.topk(min(NEIGHBOURS, len(indices) - 1), dim=1)
     blocks = []
     for row, (query, image) in enumerate(queries.items()):
-        label = _label(source, query)
-        tile = _tile("query", image, label or "query", "query-image")
+        label = source.class_name(query)
+        tile = _tile("query", image, _name(source, query, val or data), "query-image")
         groups = [f'<div><div class="name">query</div>{tile}</div>']
         for name, (values, places) in nearest.items():
             tiles = [f'<div class="name">{name}</div>']
             for value, place in zip(values[row].tolist(), places[row].tolist(), strict=True):
-                neighbour = _label(bank, indices[place])
-                frame = "" if not label else "same" if neighbour == label else "apart"
-                caption = f"{neighbour} {value:.2f}".strip()
+                other = bank.class_name(indices[place])
+                frame = "" if not (label and other) else "same" if other == label else "apart"
+                caption = f"{value:.2f} {_name(bank, indices[place], data)}"
                 tiles.append(_tile("neighbour", searched[indices[place]], caption, frame))
             groups.append(f'<div class="neighbours">{"".join(tiles)}</div>')
         blocks.append(f'<div class="query">{"".join(groups)}</div>')
@@ -181,11 +182,12 @@ def _embedded(network: Backbone, images: Sequence[Sample]) -> Float[Tensor, "n D
     return F.normalize(torch.cat(rows), dim=1)
 
 
-def _label(source: Source, index: int) -> str:
-    if source.labels is None:
-        return ""
-    label = source.labels[index]
-    return source.classes[label] if source.classes else f"class {label}"
+def _name(source: Source, index: int, data: str) -> str:
+    """An image's name without the folder of all images, and its class unless that is in it."""
+    path, label = source.path(index), source.class_name(index)
+    folder = data if path.startswith(data) else data.partition(":")[0]  # demo of demo:test
+    name = path.removeprefix(folder).lstrip("/\\:") or path
+    return name if not label or label in name.split("/") else f"{name} ({label})"
 
 
 def _tile(what: str, sample: Sample, caption: str, css: str) -> str:

@@ -103,6 +103,7 @@ def train(
     initial: Initial | None = None,
     evaluated_after: int = 0,
     dry_run: bool = False,
+    after_checkpoint: Callable[[int], None] | None = None,
 ) -> Result:
     """Train until the end of the run, from its last checkpoint if it holds one.
 
@@ -117,6 +118,7 @@ def train(
             are measured before the first step, and a fall below that is reported.
         evaluated_after: images that the caller evaluates after the training, for the estimate.
         dry_run: print the expected time and memory, and write and train nothing.
+        after_checkpoint: called by the main rank with the number of steps done.
 
     Raises:
         UserError: for settings that cannot work, a folder that holds another run or in which
@@ -131,6 +133,7 @@ def train(
             return loop.dry_run(about or {}, evaluated_after)
         with loop.folder.locked() as unlocked:
             loop.open_folder(about or {}, [*warnings, *unlocked])
+            loop.after_checkpoint = after_checkpoint
             return loop.run(evaluated_after)
 
 
@@ -150,6 +153,7 @@ class _Loop:
     """What a run consists of; `run` is the loop itself."""
 
     log: RunLog
+    after_checkpoint: Callable[[int], None] | None = None
 
     def __init__(
         self,
@@ -405,6 +409,8 @@ class _Loop:
             if self.ranks.main:
                 self.checkpoints.save(self.distillation, self.state)
             self._write_teacher(self.folder.teacher, step)
+            if self.after_checkpoint is not None and self.ranks.main:
+                self.after_checkpoint(step)
         barrier()
 
     def _write_teacher(self, path: Path, step: int) -> None:

@@ -6,7 +6,9 @@ metrics.jsonl      `train.run_log`
 refused.jsonl      steps that were refused, with their images
 skipped.csv        images that could not be used
 teacher.safetensors, best.safetensors    the newest teacher, and the best by k-NN
-results.json, report.html                written at the end of the run
+sessions.json      `train.sessions`: when, where and by which command it was trained
+report.html                              written at each checkpoint, complete at the end
+results.json                             written at the end of the run
 results/           what `dino evaluate` measured (`evaluate.results`)
 .lock              locked by the process that trains
 """

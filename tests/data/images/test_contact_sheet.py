@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from dino.data.images.contact_sheet import LINE, MARGIN, TEXT, Cell, _fitted, contact_sheet
+from dino.data.images.contact_sheet import (
+    FRAMES,
+    LINE,
+    MARGIN,
+    TEXT,
+    Cell,
+    Frame,
+    _fitted,
+    _wrapped,
+    contact_sheet,
+)
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -39,11 +49,33 @@ def test_captions_have_lines_below_the_picture() -> None:
     assert (below[:, :MARGIN] == 255).all()
 
 
-def test_a_frame_marks() -> None:
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_frame_marks(frame: Frame) -> None:
+    """Around the picture, none of which it hides; dashes are half of the line."""
     red = Image.new("RGB", (50, 100), RED)
-    plain, marked = (contact_sheet([[Cell(red, marked=m)]], tile=100) for m in (False, True))
+    plain, marked = (contact_sheet([[Cell(red, frame=f)]], tile=100) for f in (None, frame))
     assert where(plain, RED) == where(marked, RED)
-    assert (np.asarray(plain) != np.asarray(marked)).any(axis=2).sum() > 2 * (50 + 100)
+    color, dashed = FRAMES[frame]
+    changed = (np.asarray(plain) != np.asarray(marked)).any(axis=2)
+    assert (np.asarray(marked)[changed] == color).all()
+    length = 2 * (56 + 106 - 4)
+    assert changed.sum() == pytest.approx(2 * length * (0.5 if dashed else 1), rel=0.1)
+
+
+def test_a_long_title_is_broken_into_lines() -> None:
+    red = Image.new("RGB", (100, 100), RED)
+    short, long = (contact_sheet([[Cell(red)] * 2], 100, t) for t in ("one", "two words " * 20))
+    assert short.width == long.width
+    lines = (long.height - short.height) / LINE + 1
+    assert lines == int(lines) > 3
+    head = np.asarray(long)[: int(lines) * LINE + MARGIN]
+    assert (head[:, -MARGIN:] == 255).all()  # nothing is cut off
+    font = ImageFont.load_default(TEXT)
+    wrapped = _wrapped("two words " * 20, 206, font)
+    assert len(wrapped) == lines
+    assert " ".join(wrapped) == ("two words " * 20).strip()
+    assert max(map(font.getlength, wrapped)) <= 206
+    assert _wrapped("", 206, font) == []
 
 
 @pytest.mark.parametrize("length", [5, 60, 400])

@@ -19,6 +19,7 @@ from dino.cli import main
 from dino.data.images.decode import crop_resize, to_tensor
 from dino.data.sources.demo import photographs
 from dino.data.views.photometric import normalize
+from dino.evaluate.retrieval import copies
 from dino.evaluate.retrieval.copies import Copies, average_precisions, cls_gem, descriptor, run
 from dino.evaluate.retrieval.copydays import open_copydays
 from dino.files import UserError
@@ -268,9 +269,34 @@ def test_duplicates_among_photographs_are_found(
     assert [row["path"] for row in rows] == [path for group in content["groups"] for path in group]
     assert rows[0]["similarity"] == rows[3]["similarity"] == rows[4]["similarity"] == "1.000000"
     assert all(0.9 <= float(row["similarity"]) <= 1 for row in rows)
+    keep = [Path(row["path"]).name for row in rows if row["keep"] == "yes"]
+    assert keep == ["1000.png", "1005 same.png"]  # the largest; of equal files the first name
+    assert [Path(path).name for path in content["keep"]] == keep
+    assert {row["keep"] for row in rows} == {"yes", "no"}
     with Image.open(result_file(weights, "duplicates", ".png")) as sheet:
         assert 3 * 144 < sheet.width < 4 * 144
         assert 2 * 144 < sheet.height < 3 * 144
+
+
+def test_the_sheet_begins_with_the_copy_to_keep(
+    weights: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(photos, folder)
+    first = Image.open(photos / "1000.png").convert("RGB")
+    for side in range(40, 50):
+        first.resize((side, side)).save(folder / f"1000 {side}.png")
+    first.resize((192, 160)).save(folder / "z large.png")
+    sheets = []
+    monkeypatch.setattr(copies, "save_sheet", lambda *sheet: sheets.append(sheet))
+    content = run(settings(weights, data=str(folder), threshold=0.8))
+    assert content["keep"] == [str(folder / "z large.png")]
+    (_, [row], title) = sheets[0]
+    assert "all 1 groups. Framed: the copy to keep, the largest of its group" in title
+    assert len(row) == copies.SHEET[1]
+    assert row[0].caption.startswith("z large.png\nkeep: 192 x 160, 0.")
+    assert [cell.frame for cell in row] == ["right"] + [None] * 7
+    assert row[-1].caption.endswith(f"\nand {len(content['groups'][0]) - 8} more")
 
 
 def test_a_folder_of_one_and_the_same_image(weights: str, photos: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dino.evaluate.retrieval.near_duplicates import Group, groups, similar_pairs
+from dino.evaluate.retrieval.near_duplicates import Group, copy_to_keep, groups, similar_pairs
 
 
 def angles(*degrees: float) -> Tensor:
@@ -88,3 +88,15 @@ def test_many_equal_images() -> None:
     (group,) = groups(torch.ones(300, 2), 0.9, tile=64)
     assert members(group) == list(range(300))
     assert all(similarity == pytest.approx(1) for _, similarity in group)
+
+
+def test_the_copy_to_keep_is_the_largest(tmp_path: Path) -> None:
+    small, large = tmp_path / "b", tmp_path / "c"
+    small.write_bytes(b"1")
+    large.write_bytes(b"22")
+    sizes = {"z": (3, 4), str(large): (2, 5), "a": (4, 2)}
+    assert copy_to_keep(sizes) == "z"
+    sizes = {"y/2": (3, 4), "y/1": (4, 3), "y/3": (1, 1)}
+    assert copy_to_keep(sizes) == "y/1"  # as many pixels: by name
+    sizes = {str(small): (3, 4), str(large): (3, 4)}
+    assert copy_to_keep(sizes) == str(large)  # less compressed

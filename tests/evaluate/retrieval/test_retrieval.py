@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dino.cli import main
 from dino.data.images.preprocessing import Preprocessing
+from dino.evaluate.retrieval import retrieval
 from dino.evaluate.retrieval.ranking_metrics import rankings
 from dino.evaluate.retrieval.retrieval import (
     SCALES,
@@ -308,6 +309,31 @@ def test_without_queries_each_image_is_looked_up_in_the_others(
     assert files["csv"] == Path(weights) / "results" / "neighbours-photos.csv"
     assert len(rows) == 6 * 5  # fewer than the default of ten: there are no more
     assert all(row["query"] != row["path"] for row in rows)
+
+
+def test_right_and_wrong_neighbours_are_marked_by_class(
+    weights: str, color_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheets = []
+    monkeypatch.setattr(retrieval, "save_sheet", lambda *sheet: sheets.append(sheet))
+    folder, queries = color_folder("photos", 2), color_folder("queries", 1)
+    plain = queries / "red"  # one folder: no classes
+    for looked_up in (None, queries, plain):
+        named = None if looked_up is None else str(looked_up)
+        run(Retrieval(weights=weights, data=str(folder), queries=named, workers=0, device="cpu"))
+    (_, rows, title), (_, _, other), (_, unlabelled, bare) = sheets
+    assert "Nearest neighbours of 6 of 6 queries" in title
+    assert "Nearest neighbours of 3 of 3 queries" in other
+    assert "Solid green frame: the query's class" in title
+    assert "frame" not in bare
+    assert {cell.frame for cell in unlabelled[0][1:]} == {None}
+    for row in rows:
+        query, *cells = row
+        assert query.frame == "plain"
+        own = query.caption.split()[-1]
+        for cell in cells:
+            assert cell.frame == ("right" if cell.caption.split()[-1] == own else "wrong")
+        assert [cell.frame for cell in cells].count("right") == 1
 
 
 def test_a_single_image_has_no_neighbours(weights: str, tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ class Source:
         """Name of image `index` in messages and tables; its path where it is a file."""
         raise NotImplementedError
 
+    def class_name(self, index: int) -> str:
+        """The class of image `index`; "" where there are no classes."""
+        if self.labels is None:
+            return ""
+        label = self.labels[index]
+        return self.classes[label] if self.classes else f"class {label}"
+
     def content(self, index: int) -> Any:
         """A path, an open binary file or a sample, as `open_image` takes them."""
         return self[index]

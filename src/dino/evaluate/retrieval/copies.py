@@ -9,7 +9,7 @@ Shapes: q queries, n images, B batch, C channels, H W pixels, h w patches, D wid
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dino.data.images.contact_sheet import Cell
 from dino.data.sources.open import Source, open_source
 from dino.evaluate import command
 from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
@@ -25,7 +26,7 @@ from dino.evaluate.features.raw_pixels import SquareResize
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import FeatureTable
 from dino.evaluate.retrieval.copydays import Block, open_copydays
-from dino.evaluate.retrieval.near_duplicates import groups
+from dino.evaluate.retrieval.near_duplicates import copy_to_keep, groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
 from dino.evaluate.retrieval.whitening import Covariance, Whitening
 from dino.evaluate.shared_images import equal_files
@@ -250,38 +251,65 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
             [(images.paths[index], similarity) for index, similarity in group]
             for group in groups(features, settings.threshold, known, device=device)
         ]
+        searched = ImagesByPath(source)
+        sizes = [{path: searched.size(path) for path, _ in group} for group in found]
+        keep = [copy_to_keep(group) for group in sizes]
         content = {
             "images": len(images),
             "skipped": [error.path for error in images.skipped],
             "groups": [[path for path, _ in group] for group in found],
+            "keep": keep,
         }
         count = sum(map(len, found))
         sentence = f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
-        files = _save_groups(found, source, started.path)
+        sentence += "; the list says which copy to keep" if found else ""
+        files = _save_groups(found, keep, searched, started.path, settings.threshold)
         started.report({"duplicates": content}, sentence, images=len(images), files=files)
     return content
 
 
 def _save_groups(
-    found: Sequence[Sequence[tuple[str, float]]], source: Source, path: Path
+    found: Sequence[Sequence[tuple[str, float]]],
+    keep: Sequence[str],
+    searched: ImagesByPath,
+    path: Path,
+    threshold: float,
 ) -> list[Path]:
     """Write all groups as CSV, and the largest as a contact sheet, beside the result at `path`."""
     listing, sheet = path.with_suffix(".csv"), path.with_suffix(".png")
     lines = (
-        (number, path, f"{similarity:.6f}")
-        for number, group in enumerate(found, start=1)
+        (number, path, f"{similarity:.6f}", "yes" if path == kept else "no")
+        for number, (group, kept) in enumerate(zip(found, keep, strict=True), start=1)
         for path, similarity in group
     )
-    atomic_csv(listing, ("group", "path", "similarity"), lines)
+    atomic_csv(listing, ("group", "path", "similarity", "keep"), lines)
     if not found:
         return [listing]
-    searched = ImagesByPath(source)
     rows = [
-        [
-            searched.cell(path, f"{similarity:.3f}", marked=place == 0)
-            for place, (path, similarity) in enumerate(group[: SHEET[1]])
-        ]
-        for group in found[: SHEET[0]]
+        _row(searched, group, kept) for group, kept in zip(found[: SHEET[0]], keep, strict=False)
     ]
-    save_sheet(sheet, rows)
+    shown = "all" if len(rows) == len(found) else f"the {len(rows)} largest of"
+    title = (
+        f"Near duplicates: {shown} {len(found):,} groups. Framed: the copy to keep, the largest of "
+        "its group. Numbers: width x height, and the cosine similarity to the group's most "
+        f"typical image (threshold {threshold:g})."
+    )
+    save_sheet(sheet, rows, title)
     return [listing, sheet]
+
+
+def _row(searched: ImagesByPath, group: Sequence[tuple[str, float]], kept: str) -> list[Cell]:
+    """A row of the sheet: the copy to keep, then the others, most typical first."""
+    others = [pair for pair in group if pair[0] != kept]
+    cells = []
+    for path, similarity in [(kept, dict(group)[kept]), *others][: SHEET[1]]:
+        height, width = searched.size(path)
+        caption = f"{width} x {height}, {similarity:.3f}"
+        cells.append(
+            searched.cell(path, f"keep: {caption}", "right")
+            if path == kept
+            else searched.cell(path, caption)
+        )
+    if left := len(group) - len(cells):
+        cells[-1] = replace(cells[-1], caption=f"{cells[-1].caption}\nand {left:,} more")
+    return cells

@@ -8,7 +8,8 @@ Shapes: n images, D width.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -81,6 +82,20 @@ def groups(
         found[label].append(image)
     components = sorted((m for m in found.values() if len(m) > 1), key=lambda m: (-len(m), m))
     return [_ordered(members, features) for members in components]
+
+
+def copy_to_keep(sizes: Mapping[str, tuple[int, int]]) -> str:
+    """The path of the largest image, by pixels, then bytes; among equals the first name.
+
+    Args:
+        sizes: height and width of the images of a group, by path.
+    """
+
+    def order(path: str) -> tuple[int, int, str]:
+        height, width = sizes[path]
+        return -height * width, -Path(path).stat().st_size if Path(path).is_file() else 0, path
+
+    return min(sizes, key=order)
 
 
 def _connected(

@@ -22,6 +22,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
+from dino.data.images.contact_sheet import Cell, Frame
 from dino.data.images.decode import to_rgb, to_tensor
 from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
@@ -274,17 +275,47 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
                 for rank, (path, value) in enumerate(found, start=1)
             )
             atomic_csv(files["csv"], ("query", "rank", "path", "similarity"), lines)
-            searched = ImagesByPath(database)
-            query_images = searched if queries is None else ImagesByPath(queries)
-            count = min(SHEET[0], len(neighbours))
-            rows = []
-            for row in (len(neighbours) * i // count for i in range(count)):  # evenly spread
-                found = neighbours[row][: SHEET[1]]
-                cells = [searched.cell(path, f"{value:.3f}") for path, value in found]
-                rows.append([query_images.cell(tested.paths[row], "query", marked=True), *cells])
-            save_sheet(files["sheet"], rows)
+            save_sheet(files["sheet"], *_sheet(database, queries, tested.paths, neighbours))
         content = {"queries": len(tested), "database": len(bank), "k": k}
         sentence = f"{k} neighbours of {len(tested):,} queries among {len(bank):,} images"
         written = [*files.values()]
         started.report({"neighbours": content}, sentence, images=len(tested), files=written)
     return files
+
+
+def _sheet(
+    database: Source,
+    queries: Source | None,
+    paths: Sequence[str],
+    neighbours: Sequence[Sequence[tuple[str, float]]],
+) -> tuple[list[list[Cell]], str]:
+    """The rows and the title of the contact sheet.
+
+    Args:
+        database: where neighbours were searched.
+        queries: the images that were looked up; None for those of the database.
+        paths: of the queries.
+        neighbours: the path and similarity of each query's neighbours.
+    """
+    searched = ImagesByPath(database)
+    query_images = searched if queries is None else ImagesByPath(queries)
+    count = min(SHEET[0], len(neighbours))
+    rows, labelled = [], False
+    for row in (len(neighbours) * i // count for i in range(count)):  # evenly spread
+        name = query_images.class_name(paths[row])
+        cells = [query_images.cell(paths[row], f"query {name}".strip(), "plain")]
+        for path, similarity in neighbours[row][: SHEET[1]]:
+            other = searched.class_name(path)
+            frame: Frame | None = None
+            if name and other:
+                labelled, frame = True, "right" if other == name else "wrong"
+            cells.append(searched.cell(path, f"{similarity:.3f} {other}".strip(), frame))
+        rows.append(cells)
+    title = (
+        f"Nearest neighbours of {count} of {len(neighbours):,} queries, evenly spread, among "
+        f"{len(database):,} images, the most similar first. Left: the query. Numbers: cosine "
+        "similarity."
+    )
+    if labelled:
+        title += " Solid green frame: the query's class; dashed orange frame: another class."
+    return rows, title
