@@ -215,18 +215,14 @@ def lightlys(trial: Trial) -> None:
     clock = Clock(before)
     while trained.epoch < epochs:
         trained.train_epoch(views, trial.args.workers)
+        minutes = clock.minutes
         with clock.paused():
             if trained.epoch in points:
-                found = {
-                    name: trial.knn(network[0])
-                    for name, network in (
-                        ("student", trained.student),
-                        ("teacher", trained.teacher),
-                    )
-                }
-                about = {"epoch": trained.epoch, "minutes": clock.minutes}
+                networks = {"student": trained.student[0], "teacher": trained.teacher[0]}
+                found = {name: trial.knn(network) for name, network in networks.items()}
+                about = {"epoch": trained.epoch, "minutes": minutes}
                 rows.add(who="lightly", **about, knn=max(found.values()), **found)
-            trained.save(path, minutes=clock.minutes)
+            trained.save(path, minutes=minutes)
 
 
 # ---------------------------------------------------------------------------------- results
@@ -243,10 +239,12 @@ def curves(rows: Rows) -> dict[str, list[tuple[float, float]]]:
 
 def minutes_to(target: float, curve: list[tuple[float, float]]) -> float | None:
     """When a curve first reaches `target`, on the line between its points; None if it does not."""
+    if curve[0][1] >= target:
+        return 0.0
     for (t0, a), (t1, b) in pairwise(curve):
         if a < target <= b:
             return t0 + (t1 - t0) * (target - a) / (b - a)
-    return 0.0 if curve[0][1] >= target else None
+    return None
 
 
 def results(trial: Trial) -> None:

@@ -345,7 +345,8 @@ def run(place: Place, rows: Rows) -> bool:
 
 def print_table(rows: list[dict[str, Any]]) -> int:
     """One line a difference; returns how many lie above their bars."""
-    table = Table("check", "what", "largest relative difference", "bar", "")
+    table = Table("check", "what", "largest relative difference", "bar")
+    table.add_column(overflow="fold")  # places are never cut
     above = 0
     for row in rows:
         for number, line in enumerate(row["differences"]):

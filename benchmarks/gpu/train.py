@@ -98,7 +98,7 @@ def stop_after(seconds: float) -> threading.Event:
 
     def remind() -> None:
         pause = max(0.0, seconds)
-        while not done.wait(pause):
+        while not done.wait(timeout=pause):
             os.kill(process, signal.SIGTERM)
             pause = 1.0  # the first may come before the loop has begun
 
