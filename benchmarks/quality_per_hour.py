@@ -141,6 +141,7 @@ class TimedKNN:
     def __init__(self, trial: Trial, clock: Clock, every: int, done: int) -> None:
         self.trial, self.clock, self.every, self.step = trial, clock, every, done // every * every
         self.num_queries = len(trial.queries)
+        self.num_images = self.num_queries + len(trial.bank)
 
     def run(self, backbone: Backbone) -> dict[str, float]:
         with self.clock.paused():

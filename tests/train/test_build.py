@@ -56,7 +56,7 @@ def test_a_network_of_timm_is_trained_from_the_recipe_as_it_is(tmp_path: Path) -
     [
         ({"model.arch": "timm:resnet10t", "model.patch_size": 8}, "leave out --model.patch-size"),
         ({"model.arch": "resnet50", "model.drop_path": 0.1}, "leave out --model.drop-path"),
-        ({"model.arch": "resnet18"}, "unknown architecture 'resnet18'.*timm:resnet18"),
+        ({"model.arch": "resnet34"}, "unknown architecture 'resnet34'.*timm:resnet34"),
         (
             {"model.arch": "timm:maxvit_rmlp_pico_rw_256", "views.global_size": 256},
             r"timm:maxvit_rmlp_pico_rw_256 takes no images of 8 px \(.*\): change the size",

@@ -64,7 +64,7 @@ def test_every_recipe_is_sound(name: str) -> None:
     assert config.check() == []
     assert config.schedules(1000).total > 0
     first, second, *local = config.views.specs()
-    if name != "demo":  # as in the paper; the demo's photographs are told apart by their colours
+    if name not in ("demo", "laptop"):  # as in the paper; small images are not blurred
         assert (first.blur, second.blur) == (1.0, 0.1)
         assert (first.solarize, second.solarize) == (0.0, 0.2)
         assert [spec.blur for spec in local] == [0.5]

@@ -238,7 +238,7 @@ def test_a_published_name_is_fetched_and_loaded(server: Files) -> None:
     assert backbone.spec["embed_dim"] == 192
     assert backbone.origin is not None
     assert backbone.origin["file_sha256"] == HASH
-    with pytest.raises(UserError, match="`dino weights list` shows"):
+    with pytest.raises(UserError, match="did you mean dino_vits16"):
         dino.load("dino_vits17")
 
 

@@ -51,7 +51,8 @@ def assert_as_oracle(
             temperature,
             leave_one_out,
         )
-        assert tuple(score) == pytest.approx(expected, abs=1e-9)
+        assert (score.top1, score.top5) == pytest.approx(expected, abs=1e-9)
+        assert score.images == len(queries[1])
 
 
 @settings(deadline=None)
@@ -153,17 +154,17 @@ def test_labels_may_be_any_integers() -> None:
 def test_a_class_that_the_bank_lacks_is_never_first() -> None:
     bank = clusters(40, 4, 0)
     scores = knn(*bank, bank[0][:6], torch.full((6,), 9), [5])
-    assert scores[5] == (0.0, 100.0)  # fifth of five classes, by the rule for equal votes
+    assert scores[5] == (0.0, 100.0, 6)  # fifth of five classes, by the rule for equal votes
     scores = knn(*bank, bank[0][:6], torch.full((6,), 9), [3])
-    assert scores[3] == (0.0, 0.0)
+    assert scores[3] == (0.0, 0.0, 6)
 
 
 def test_one_class_is_always_right() -> None:
     features, _ = clusters(12, 1, 0)
     labels = torch.full((12,), 5)
     assert knn(features, labels, features[:1], labels[:1], [1, 200]) == {
-        1: (100.0, 100.0),
-        12: (100.0, 100.0),
+        1: (100.0, 100.0, 1),
+        12: (100.0, 100.0, 1),
     }
 
 
