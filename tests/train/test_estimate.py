@@ -18,9 +18,9 @@ from dino.runtime import Ranks
 from dino.train import estimate as module
 from dino.train.config import PretrainConfig
 from dino.train.estimate import Estimate, Trial
-from dino.train.introduction import describe, duration
+from dino.train.introduction import advice, describe, duration
 from dino.train.loop import _Loop, train
-from dino.train.recipes import demo
+from dino.train.recipes import demo, small_data
 from dino.train.run_folder import RunFolder, read_config
 
 CPU = torch.device("cpu")
@@ -39,20 +39,20 @@ def loop(run: Path, **changes: Any) -> _Loop:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Memory as the test says: `free` bytes, of which an image takes `image` and a step `fixed`."""
-    told: dict[str, float] = {"free": 100.0, "image": 1.0, "fixed": 0.0}
+    system: dict[str, float] = {"free": 100.0, "image": 1.0, "fixed": 0.0}
     measured = Trial(0, 0.0, 0)
 
     def rehearse(images: int) -> Trial:
-        return measured._replace(images=images, seconds=0.01, bytes=int(told["image"] * images))
+        return measured._replace(images=images, seconds=0.01, bytes=int(system["image"] * images))
 
     def trials(measure: Any, first: int, largest: int, available: float) -> list[Trial]:
         return original(rehearse, first, largest, available)
 
     original = module._trials
     monkeypatch.setattr(module, "_trials", trials)
-    monkeypatch.setattr(module, "free_memory", lambda device: int(told["free"]))
-    monkeypatch.setattr(module, "_fixed_bytes", lambda *_: int(told["fixed"]))
-    return told
+    monkeypatch.setattr(module, "free_memory", lambda device: int(system["free"]))
+    monkeypatch.setattr(module, "_fixed_bytes", lambda *_: int(system["fixed"]))
+    return system
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -61,7 +61,7 @@ def test_nothing_of_the_run_changes(tmp_path: Path, changes: dict[str, Any]) -> 
     ours = loop(tmp_path, **changes)
     before, torch_state = state(ours.distillation), torch.get_rng_state()
     python_state, numpy_state = random.getstate(), np.random.get_state()[1].copy()
-    ours.estimate_cost()
+    ours._estimate_cost()
     after = state(ours.distillation)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -82,14 +82,14 @@ def test_a_data_set_that_draws_random_numbers_does_not_change_the_run(tmp_path: 
 
     ours.source.open = draws  # type: ignore[method-assign]
     python_state = random.getstate()
-    ours.estimate_cost()
+    ours._estimate_cost()
     assert torch.equal(drawn, torch.get_rng_state())
     assert python_state == random.getstate()
 
 
 def test_the_estimate_is_of_a_step(tmp_path: Path) -> None:
     ours = loop(tmp_path)
-    ours.estimate_cost()
+    ours._estimate_cost()
     found = ours.estimate
     assert 0 < found.image_seconds < found.step_seconds
     assert found.micro_batch is None
@@ -106,7 +106,7 @@ def test_the_micro_batch_fits_the_free_memory(
 ) -> None:
     memory.update(free=free * GIB, image=GIB)
     ours = loop(tmp_path)
-    ours.estimate_cost()
+    ours._estimate_cost()
     assert ours.distillation.micro_batch == micro_batch
     assert ours.estimate.peak <= 0.85 * free * GIB + 1
 
@@ -114,23 +114,23 @@ def test_the_micro_batch_fits_the_free_memory(
 def test_what_never_fits_is_refused(tmp_path: Path, memory: dict[str, float]) -> None:
     memory.update(free=GIB, image=2 * GIB)
     with pytest.raises(UserError, match="even with one image at a time: lower --run"):
-        loop(tmp_path).estimate_cost()
+        loop(tmp_path)._estimate_cost()
 
 
 def test_batch_norm_gets_the_batch_that_fits(tmp_path: Path, memory: dict[str, float]) -> None:
     memory.update(free=3 * GIB, image=GIB)
     with pytest.raises(UserError, match=r"4.0 GiB, and 3.0 GiB are free.*take --run.batch 2 "):
-        loop(tmp_path, head__batch_norm=True).estimate_cost()
+        loop(tmp_path, head__batch_norm=True)._estimate_cost()
 
 
 def test_a_chosen_micro_batch_is_taken_or_refused(tmp_path: Path, memory: dict[str, float]) -> None:
     memory.update(free=4.2 * GIB, image=GIB)  # more than is planned for, but it fits
     ours = loop(tmp_path, execution__micro_batch=4)
-    ours.estimate_cost()
+    ours._estimate_cost()
     assert ours.distillation.micro_batch == 4
     memory.update(free=3.9 * GIB)
     with pytest.raises(UserError, match=r"take --execution.micro-batch 2"):
-        loop(tmp_path, execution__micro_batch=4).estimate_cost()
+        loop(tmp_path, execution__micro_batch=4)._estimate_cost()
 
 
 def test_an_interrupted_run_takes_its_micro_batch_again(
@@ -141,7 +141,7 @@ def test_an_interrupted_run_takes_its_micro_batch_again(
     assert read_config(tmp_path / "config.json")["micro_batch"] == 2
     memory.update(free=100 * GIB)
     again = loop(tmp_path, run__duration="3 steps")
-    again.estimate_cost()
+    again._estimate_cost()
     assert again.distillation.micro_batch == 2
 
 
@@ -150,7 +150,7 @@ def test_a_slow_step_is_split_so_that_progress_is_visible(
 ) -> None:
     monkeypatch.setattr(module, "STEP_SECONDS", 1e-9)
     ours = loop(tmp_path)
-    ours.estimate_cost()
+    ours._estimate_cost()
     assert ours.distillation.micro_batch == 1
     done: list[float] = []
     ours.state.step = 0
@@ -181,6 +181,20 @@ def test_the_line_adds_up() -> None:
     assert line.startswith("about 32 images/s: 5 min to the end (")
     assert line.endswith("memory 3.0 of 12.0 GiB free for each process; micro-batches of 8")
     assert "memory" not in describe(Estimate(None, 1.0, 0.1, 0, None), 1, 1, 1)
+
+
+def test_advice_is_for_runs_that_need_it() -> None:
+    def given(images: int | None, seconds: float, recipe: str = "small_data") -> list[str]:
+        return advice(small_data(), images, recipe, "--data d --out r", seconds)
+
+    few, long = given(100, 60.0), given(100_000, 30 * 86400.0)
+    assert "100 images are few" in few[0]
+    assert few[0].endswith("small_data --data d --out r --init-from dino_vits16")
+    assert "takes 30.0 days" in long[0]
+    assert "dino pretrain laptop --data d --out r, or 4 epochs in a night" in long[0]
+    assert (len(few), len(long)) == (1, 1)
+    assert given(None, 60.0) == []  # it starts from weights already
+    assert given(100, 30 * 86400.0, "laptop") == []
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

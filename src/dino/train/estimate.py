@@ -104,7 +104,8 @@ def estimate(
         if free is not None and device.type == "cpu":  # the ranks of a host share its memory
             free //= distillation.ranks.local_world
         available = math.inf if free is None else HEADROOM * free
-        available -= _fixed_bytes(distillation, sample, batch, workers)
+        fixed = _fixed_bytes(distillation, sample, batch, workers)
+        available -= fixed
         largest = min(batch, distillation.micro_batch or micro_batch or batch)
 
         def measure(images: int) -> Trial:
@@ -117,7 +118,7 @@ def estimate(
         first = min(2 if has_batch_norm(distillation.student) else 1, largest)
         trials = _trials(measure, first, largest, available)
         forward = _forward_seconds(distillation, views(_tiled(sample, trials[-1].images)))
-    fits, fixed = largest, _fixed_bytes(distillation, sample, batch, workers)
+    fits = largest
     if any(gather_objects(_bytes(trials, largest) > available)):
         fits = min(gather_objects(_fitting(trials, largest, available)))
         _check_fits(distillation, batch, fits, trials, fixed, free or 0)

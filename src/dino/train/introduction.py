@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 
 from dino.data.views.view_spec import COLOUR_ONLY
 from dino.distillation.step import Distillation
-from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
 from dino.train.estimate import Estimate
 
@@ -21,74 +20,73 @@ NIGHT = 10 * 3600
 def introduction(
     config: PretrainConfig,
     distillation: Distillation,
-    images: int,
-    recipe: str,
-    run: str,
-    ranks: Ranks,
-    start: int,
     estimate: Estimate,
+    *,
+    images: int,
+    start: int,
     evaluated: int,
-    data: str = "DATA",
+    recipe: str,
+    data: str,
+    run: str,
+    initialized: bool,
 ) -> list[str]:
     """What is trained on what, where it is written, what it is expected to cost, and advice.
 
     Args:
         config: of the run.
         distillation: of the run.
-        images: of the source.
-        recipe: its name.
-        run: the run folder.
-        ranks: of this process.
-        start: steps done already.
         estimate: of this rank.
+        images: of the source.
+        start: steps done already.
         evaluated: images of all evaluations that are left.
+        recipe: its name.
         data: the name of the images, for the commands of the advice.
+        run: the run folder.
+        initialized: whether the run starts from weights.
     """
     backbone, head = (
         sum(parameter.numel() for parameter in module.parameters()) / 1e6
         for module in (distillation.student.backbone, distillation.student.head)
     )
     total, batch, pixels = distillation.schedules.total, config.run.batch, config.pixels
+    world, steps = distillation.ranks.world, distillation.schedules.total - start
     patch = f"/{config.model.patch_size}" if config.model.patch_size else ""
     lines = [
         f"{f'resuming at step {start}' if start else 'starting'}: {images:,} images, "
         f"{total:,} steps of {batch}, recipe {recipe}, {run}",
         f"network {config.model.arch}{patch} at {config.views.global_size} px: {backbone:.1f} M + "
-        f"{head:.1f} M parameters (backbone + head), {distillation.device} x {ranks.world}, "
+        f"{head:.1f} M parameters (backbone + head), {distillation.device} x {world}, "
         f"{distillation.precision}",
-        describe(estimate, batch, ranks.world, total - start, evaluated),
+        describe(estimate, batch, world, steps, evaluated),
     ]
     if pixels.channels != 3:
         lines.append(
             f"{pixels.channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB"
         )
-    seconds = time_left(estimate, total - start, evaluated, ranks.world)
-    return lines if start else lines + advice(config, images, recipe, run, data, seconds)
+    if start:
+        return lines
+    where = f"--data {shlex.quote(data)} --out {shlex.quote(run)}"
+    seconds = time_left(estimate, steps, evaluated, world)
+    return lines + advice(config, None if initialized else images, recipe, where, seconds)
 
 
 def advice(
-    config: PretrainConfig,
-    images: int,
-    recipe: str,
-    run: str,
-    data: str,
-    seconds: float,
+    config: PretrainConfig, images: int | None, recipe: str, where: str, seconds: float
 ) -> list[str]:
     """Warnings, each with a command that suits better; none for `demo` and the recipe `laptop`.
 
     Args:
         config: of the run.
-        images: of the source.
+        images: of the source; None if the run starts from weights, for which few suffice.
         recipe: its name.
-        run: the run folder.
-        data: the name of the images.
+        where: the images and the run folder as options of a command.
         seconds: that the run is expected to take.
     """
     if recipe in ("demo", "laptop"):
         return []
     lines = []
-    where = f"--data {shlex.quote(data)} --out {shlex.quote(run)}"
-    if images < FEW_IMAGES and config.model.arch.startswith("vit") and recipe != "own":
+    few = images is not None and images < FEW_IMAGES
+    if few and config.model.arch.startswith("vit") and recipe != "own":
         lines.append(
             f"warning: {images:,} images are few to train from random weights; published weights "
             f"are a better start: dino pretrain {recipe} {where} --init-from dino_vits16"

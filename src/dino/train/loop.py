@@ -34,7 +34,7 @@ from dino.train.estimate import estimate
 from dino.train.evaluation_tracker import EvaluationTracker
 from dino.train.introduction import introduction
 from dino.train.run_folder import RunFolder, describe_images
-from dino.train.run_log import RunLog, read_metrics
+from dino.train.run_log import RunLog, flat, read_metrics
 from dino.train.signals import stop_on_signals
 from dino.train.skipped_images import SkippedImages
 from dino.train.step_metrics import StepMetrics
@@ -69,7 +69,7 @@ class Result:
 
     @property
     def report(self) -> Path:
-        """The page of the run, which is written at its end."""
+        """The page of the run, which is written at each checkpoint."""
         return self.run / "report.html"
 
     def backbone(self, device: str | torch.device = "cpu") -> Backbone:
@@ -83,12 +83,7 @@ class Result:
         """
         rows: dict[int, dict[str, Any]] = {}
         for line in read_metrics(self.run):
-            row = rows.setdefault(line["step"], {})
-            for name, value in line.items():
-                if isinstance(value, dict):
-                    row |= {f"{name}/{key}": number for key, number in value.items()}
-                else:
-                    row[name] = value
+            rows.setdefault(line["step"], {}).update(flat(line))
         return list(rows.values())
 
 
@@ -194,6 +189,7 @@ class _Loop:
             workers=self.workers,
             pin=device.type == "cuda",
         )
+        self.micro_batch = folder.micro_batch()
         self.checkpoints = Checkpoints(folder.checkpoints, execution.keep)
         if initial is not None and self.checkpoints.last() is None:
             initial.fill(self.distillation)
@@ -209,12 +205,9 @@ class _Loop:
         self.about, self.warnings = about, warnings
         count, limit = len(self.source), self.execution.max_skipped
         self.skipped = SkippedImages(self.folder.path, count, limit)
-        if (last := self.checkpoints.last()) is not None:
-            self.state = self.checkpoints.restore(self.distillation, last)
-            self.tracker.state, self.sampler.start_step = self.state, self.state.step
-        self.micro_batch = self.folder.micro_batch()
+        self._restore()
         if self.state.step < self.total:
-            self.estimate_cost()
+            self._estimate_cost()
         barrier()  # every rank has compared and read before the main rank writes
         content = {
             "about": about,
@@ -230,40 +223,48 @@ class _Loop:
 
     def dry_run(self, about: dict[str, Any], evaluated_after: int) -> Result:
         """Print what `run` would begin with."""
-        if (last := self.checkpoints.last()) is not None:
-            self.state = self.checkpoints.restore(self.distillation, last)
-            self.sampler.start_step = self.state.step
+        self.about = about
+        self._restore()
         if self.state.step >= self.total:
             raise UserError(f"{self.folder.path} holds a finished run: choose another --out")
-        self.estimate_cost()
-        console, recipe = Console(stderr=True, quiet=not self.ranks.main), about.get("recipe", "")
-        for line in introduction(
-            self.config,
-            self.distillation,
-            len(self.source),
-            str(recipe),
-            str(self.folder.path),
-            self.ranks,
-            self.state.step,
-            self.estimate,
-            self._evaluated(evaluated_after),
-            str(about.get("data", "DATA")),
-        ):
+        self._estimate_cost()
+        console = Console(stderr=True, quiet=not self.ranks.main)
+        for line in self._introduction(evaluated_after):
             console.print(line, soft_wrap=True)
         return Result(self.folder.path, self.state.step, self.total, self.state.refused)
 
-    def estimate_cost(self) -> None:
+    def _restore(self) -> None:
+        """Read the last checkpoint if there is one."""
+        if (last := self.checkpoints.last()) is not None:
+            self.state = self.checkpoints.restore(self.distillation, last)
+            self.tracker.state, self.sampler.start_step = self.state, self.state.step
+
+    def _estimate_cost(self) -> None:
         """Measure time and memory, and take the micro-batch that fits."""
         self.estimate = estimate(
             self.distillation,
             self.loader,
             self._views,
             batch=self.config.run.batch // self.ranks.world,
-            micro_batch=self.folder.micro_batch(),
-            step=min(self.state.step, self.total - 1),
+            micro_batch=self.micro_batch,
+            step=self.state.step,
             workers=self.workers,
         )
         self.distillation.micro_batch = self.micro_batch = self.estimate.micro_batch
+
+    def _introduction(self, evaluated_after: int) -> list[str]:
+        return introduction(
+            self.config,
+            self.distillation,
+            self.estimate,
+            images=len(self.source),
+            start=self.state.step,
+            evaluated=self._evaluated(evaluated_after),
+            recipe=str(self.about.get("recipe", "own")),
+            data=str(self.about.get("data", "DATA")),
+            run=str(self.folder.path),
+            initialized=self.initial is not None,
+        )
 
     def run(self, evaluated_after: int = 0) -> Result:
         """Algorithm 1, from the first step that is not done."""
@@ -308,10 +309,7 @@ class _Loop:
         return self._result(step)
 
     def _begin(self, evaluated_after: int) -> None:
-        recipe = str(self.about.get("recipe", "own"))
-        evaluated = self._evaluated(evaluated_after)
-        cost = self.estimate, evaluated, str(self.about.get("data", "DATA"))
-        self.log.begin(self.config, self.distillation, len(self.source), recipe, *cost)
+        self.log.begin(self._introduction(evaluated_after), self.estimate.step_seconds)
         notes = [f"warning: {warning}" for warning in self.warnings]
         notes += self.initial.notes if self.initial else ()
         for note in notes:
@@ -321,8 +319,10 @@ class _Loop:
 
     def _evaluated(self, after: int) -> int:
         """The number of images of all evaluations that are left, and of `after`."""
-        left = range(self.state.step + 1, self.total + 1)
-        times = sum(self._due(step, self.execution.knn_every) for step in left)
+        every = self._steps(self.execution.knn_every)
+        times = 0
+        if every:
+            times = -(-self.total // every) - self.state.step // every
         return after + times * sum(each.num_images for each in self.tracker.evaluations)
 
     def _within(self, step: int) -> Callable[[float], object] | None:
@@ -331,8 +331,11 @@ class _Loop:
             return None
         return lambda share: self.log.advance(step + share)
 
+    def _steps(self, duration: str) -> int:
+        return in_steps(duration, self.sampler.steps_per_epoch, self.total)
+
     def _due(self, step: int, duration: str) -> bool:
-        every = in_steps(duration, self.sampler.steps_per_epoch, self.total)
+        every = self._steps(duration)
         return every > 0 and (step % every == 0 or step == self.total)
 
     def _views(self, batch: Batch) -> list[Tensor]:

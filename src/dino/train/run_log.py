@@ -12,13 +12,9 @@ from typing import Any
 from rich.progress import BarColumn, Progress
 from rich.table import Column
 
-from dino.distillation.step import Distillation
 from dino.files import UserError, atomic_write, finite_json
 from dino.progress import Console, PlainTextColumn
 from dino.runtime import Ranks
-from dino.train.config import PretrainConfig
-from dino.train.estimate import Estimate
-from dino.train.introduction import introduction
 from dino.train.skipped_images import SkippedImages
 
 LINE_SECONDS = 30.0
@@ -111,25 +107,13 @@ class RunLog:
             seconds = elapsed / done
         return f"left {timedelta(seconds=round(seconds * (self.total - step)))}"
 
-    def begin(
-        self,
-        config: PretrainConfig,
-        distillation: Distillation,
-        images: int,
-        recipe: str,
-        estimate: Estimate,
-        evaluated: int,
-        data: str,
-    ) -> None:
-        """Print sizes of the data, the run and the network, and the expected time and memory."""
-        start = self.start
-        where = str(self.run), self.ranks, start
-        cost = estimate, evaluated, data
-        for line in introduction(config, distillation, images, recipe, *where, *cost):
+    def begin(self, lines: Sequence[str], step_seconds: float) -> None:
+        """Print the introduction, and count the time from now; a step is expected to take that."""
+        for line in lines:
             self.say(line, "yellow" if line.startswith("warning") else "")
-        self._expected = estimate.step_seconds
+        self._expected = step_seconds
         self._started = self._printed = time.monotonic()
-        self.advance(start)
+        self.advance(self.start)
 
     def skipped(self, skipped: SkippedImages, *, last: bool = False) -> None:
         """Images that could not be used: at the first of them, and at last if there are more."""
@@ -148,9 +132,7 @@ class RunLog:
         self._file.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
-            nested = [(n, value) for n, value in line.items() if isinstance(value, dict)]
-            flat = line | {f"{n}/{key}": v for n, values in nested for key, v in values.items()}
-            for name, value in flat.items():
+            for name, value in flat(line).items():
                 if isinstance(value, (int, float)) and name != "step":
                     self._board.add_scalar(name, value, line["step"])
         if "loss" in line:
@@ -189,6 +171,17 @@ class RunLog:
         ):
             self.say(f"step {step}/{self.total}  {self._left(step)}  {measures}")
             self._printed, self._lines = now, self._lines + 1
+
+
+def flat(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics with the values of dictionaries under names such as `knn/k20`."""
+    result: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            result |= {f"{name}/{key}": number for key, number in value.items()}
+        else:
+            result[name] = value
+    return result
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:

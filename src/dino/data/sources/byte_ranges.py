@@ -40,7 +40,7 @@ def is_remote(url: str) -> bool:
 
 
 def _examine(url: str) -> tuple[int, str]:
-    """Size of a file in bytes, and its version; "" where the server tells none."""
+    """Size of a file in bytes, and its version; "" where the server states none."""
     try:
         if not is_remote(url):
             status = os.stat(url)  # noqa: PTH116, `url` is a string of many

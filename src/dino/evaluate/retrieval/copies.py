@@ -278,15 +278,15 @@ def _save_groups(
     """Write all groups as CSV, and the largest as a contact sheet, beside the result at `path`."""
     listing, sheet = path.with_suffix(".csv"), path.with_suffix(".png")
     lines = (
-        (number, path, f"{similarity:.6f}", "yes" if path == kept else "no")
-        for number, (group, kept) in enumerate(zip(found, keep, strict=True), start=1)
+        (number, path, f"{similarity:.6f}", "yes" if path == best else "no")
+        for number, (group, best) in enumerate(zip(found, keep, strict=True), start=1)
         for path, similarity in group
     )
     atomic_csv(listing, ("group", "path", "similarity", "keep"), lines)
     if not found:
         return [listing]
     rows = [
-        _row(searched, group, kept) for group, kept in zip(found[: SHEET[0]], keep, strict=False)
+        _row(searched, group, best) for group, best in zip(found[: SHEET[0]], keep, strict=False)
     ]
     shown = "all" if len(rows) == len(found) else f"the {len(rows)} largest of"
     title = (
@@ -298,16 +298,16 @@ def _save_groups(
     return [listing, sheet]
 
 
-def _row(searched: ImagesByPath, group: Sequence[tuple[str, float]], kept: str) -> list[Cell]:
+def _row(searched: ImagesByPath, group: Sequence[tuple[str, float]], best: str) -> list[Cell]:
     """A row of the sheet: the copy to keep, then the others, most typical first."""
-    others = [pair for pair in group if pair[0] != kept]
+    others = [pair for pair in group if pair[0] != best]
     cells = []
-    for path, similarity in [(kept, dict(group)[kept]), *others][: SHEET[1]]:
+    for path, similarity in [(best, dict(group)[best]), *others][: SHEET[1]]:
         height, width = searched.size(path)
         caption = f"{width} x {height}, {similarity:.3f}"
         cells.append(
             searched.cell(path, f"keep: {caption}", "right")
-            if path == kept
+            if path == best
             else searched.cell(path, caption)
         )
     if left := len(group) - len(cells):
