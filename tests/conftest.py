@@ -21,7 +21,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from dino import runtime
+
 torch.set_num_threads(1)
+# A process of tests would otherwise hold all memory that any of its tests took.
+runtime.keep_memory = lambda: None
 
 # The same examples on every machine, and no clock: a test that fails here fails for everybody.
 # `--hypothesis-profile=search` looks for new ones.

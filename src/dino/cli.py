@@ -22,6 +22,10 @@ from dino.arguments import asks_for_help, parse, split
 from dino.files import UserError, disk_errors
 from dino.settings import validated
 
+SPINS = "10000"
+"""How often a thread of OpenMP looks for work before it sleeps. With the default of GNU's OpenMP,
+two threads beside two other busy processes trained half as fast on two cores; without other
+processes there was no difference (ResNet-18 at 64 px, and the demo)."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, and of a run that a signal stopped before its end."""
 
@@ -185,13 +189,14 @@ def pretrain(arguments: Sequence[str]) -> Any:
     )
     config = settings.changed()
     chosen = given(arguments, config)
-    if named is None:
+    by_budget = settings.budget is not None and named is None
+    if named is None and not by_budget:
         _say_recipe(name, "dino pretrain")
     from dino import pretraining
     from dino.runtime import ranks
 
     result = pretraining.pretrain(
-        config,
+        None if by_budget else config,
         data=settings.data,
         out=settings.out,
         val=settings.val,
@@ -201,6 +206,7 @@ def pretrain(arguments: Sequence[str]) -> Any:
         init_from=settings.init_from,
         init_head=settings.init_head,
         recipe_name=name,
+        budget=settings.budget,
         dry_run=settings.dry_run,
         command=shlex.join(["dino", "pretrain", *arguments]),
     )
@@ -317,6 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reader of the output has ended (`dino --help | head`).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not be UTF-8
     try:

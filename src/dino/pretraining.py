@@ -44,8 +44,10 @@ from dino.runtime import (
 )
 from dino.settings import conform, parsed, validated
 from dino.show.report import report
+from dino.train.budget import Budget, chosen, duration, ladder, parse, resumed, timed
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig, setting_names
+from dino.train.introduction import duration as describe_time
 from dino.train.loop import Result, train
 from dino.train.recipes import RECIPES
 from dino.train.recipes import recipe as recipe_named
@@ -77,6 +79,7 @@ def pretrain(
     recipe_name: str = "own",
     dry_run: bool = False,
     command: str | None = None,
+    budget: str | None = None,
 ) -> Result:
     """Pretrain on images; a run folder that holds a checkpoint is resumed.
 
@@ -103,6 +106,9 @@ def pretrain(
         recipe_name: name of a configuration in `config.json`.
         dry_run: print the expected time and memory, and write and train nothing.
         command: the command line, for the report; by default the call of this function.
+        budget: the time that the run may take, such as "2h" or "90min". Without a recipe, network
+            and settings are chosen from what is timed on this machine with these images
+            (`train.budget`); a resumed run keeps them. "+2h" trains on a run that had a budget.
 
     Returns:
         How the run ended: `result.backbone()` is the trained network, `result.metrics()` its
@@ -111,9 +117,10 @@ def pretrain(
     Raises:
         UserError: for any mistake in the settings, the data or the folder, in one sentence.
     """
+    started = monotonic()
     keep_memory()
     call = {"recipe": recipe, "data": data, "out": out, "val": val, "settings": settings}
-    call |= {"stats": stats, "init_from": init_from}
+    call |= {"stats": stats, "init_from": init_from, "budget": budget}
     conform(init_head, HeadChoice, "init_head")
     if not isinstance(recipe, PretrainConfig):
         conform(recipe, str | None, "recipe")
@@ -122,9 +129,32 @@ def pretrain(
         if value is not None:
             as_path(value, argument)
     name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
+    named = val is not None
+    if isinstance(data, str) and data == "demo" and val is None:
+        val = "demo:test"
+    else:
+        data, val = use_splits(data, val)
+    for images in (data, val):
+        check_outside(out, images, "out")
     settings = setting_names(conform(settings, dict[str, Any] | None, "settings") or {})
     given = set(settings)
     config = recipe_named(name) if isinstance(name, str) else name
+    if budget is not None:
+        time = parse(budget)
+        if "run.duration" in given:
+            raise UserError("--budget is the duration of the run: give no other")
+        if recipe is not None:
+            config = config.changed({"run.duration": duration(out, time)})
+        else:
+            if init_from is not None:
+                raise UserError(
+                    "--init-from decides the network, so --budget cannot: name a recipe, such as "
+                    f"dino pretrain small_data --budget {budget}"
+                )
+            name = "budget"
+            config = resumed(out, time) or _chosen(
+                time, data, out, settings, stats, pick_device(device), started
+            )
     config = validated(config.changed(settings))
     config = measured(config, stats)
     if stats is not None:
@@ -135,13 +165,6 @@ def pretrain(
     config = config.for_architecture(given)
     config.check()
     chosen = pick_device(device)
-    named = val is not None
-    if isinstance(data, str) and data == "demo" and val is None:
-        val = "demo:test"
-    else:
-        data, val = use_splits(data, val)
-    for images in (data, val):
-        check_outside(out, images, "out")
     source = open_source(data, config.pixels.format)
     queries = None if val is None else open_source(val, config.pixels.format)
     if queries is not None and (source.labels is None or queries.labels is None):
@@ -175,6 +198,7 @@ def pretrain(
             evaluations=evaluations,
             initial=initial,
             evaluated_after=_compared(source, queries),
+            started=started,
             dry_run=dry_run,
             after_checkpoint=page.after_checkpoint,
         )
@@ -187,6 +211,45 @@ def pretrain(
         with _after_training("the report", "report"):
             report(result.run, device=chosen, images=result.finished)
     return result
+
+
+def _chosen(
+    budget: Budget,
+    data: Any,
+    out: str | Path,
+    settings: dict[str, Any],
+    stats: str | Path | None,
+    device: torch.device,
+    started: float,
+) -> PretrainConfig:
+    """The configuration that suits the budget, from networks that are timed; prints the table."""
+
+    def configured(config: PretrainConfig) -> PretrainConfig:
+        config = measured(validated(config.changed(settings)), stats)
+        config = config.for_architecture(set(settings))
+        config.check()
+        return config
+
+    source = open_source(data, configured(ladder(1)[0]).pixels.format)
+    with process_group(device) as current:
+        console = Console(stderr=True, quiet=not current.main)
+        configs = [configured(config) for config in ladder(len(source), current.world)]
+        with console.status(f"timing {len(configs)} networks"):
+            found = timed(configs, source, device, current)
+        left = budget.seconds - (monotonic() - started)
+        config, why = chosen(found, len(source), left, budget)
+    rows = {
+        candidate.name: (
+            f"{candidate.speed:,.0f}" if candidate.speed else "-",
+            f"{candidate.speed * left / len(source):,.0f}" if candidate.speed else "-",
+            f"{candidate.memory / 2**30:.1f}" if candidate.speed else "does not fit",
+        )
+        for candidate in found
+    }
+    columns = ["network", "images/s", f"epochs in {describe_time(left)}", "memory, GiB"]
+    console.print(table("Networks timed with these images", columns, rows))
+    console.print(f"chosen: {why}", soft_wrap=True)
+    return config
 
 
 class _Page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,12 +14,17 @@ from rich.status import Status
 from rich.table import Column
 from rich.text import Text
 
+FILE_WIDTH = 160
+"""Columns of tables in files and pipes, unless the variable COLUMNS says otherwise."""
+
 
 class Console(rich.console.Console):
     """A console without markup, emoji and highlighting: rich would remove `[out]` from names."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+        if not (self.is_terminal or "width" in options or os.environ.get("COLUMNS")):
+            self.width = FILE_WIDTH
 
     def status(self, status: RenderableType, **options: Any) -> Status:
         """A spinner beside a text."""

@@ -56,13 +56,17 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """The precision called `name`; "auto" is bf16 on GPUs that have it, fp32 elsewhere.
+    """The precision called `name`; "auto" is bf16 on GPUs and CPUs that have it, else fp32.
 
-    fp16 is not offered: with it users' losses became NaN.
+    CPUs have it with AVX512-BF16 or AMX; others compute bf16 more slowly than fp32. fp16 is not
+    offered: with it users' losses became NaN.
     """
     if name != "auto":
         return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device.type == "cpu" and cpu else "fp32"
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

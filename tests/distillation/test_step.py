@@ -149,7 +149,7 @@ def test_center_is_the_mean_over_rows_on_one_process() -> None:
 def batch_norm_distillation(streamed: bool) -> Distillation:
     torch.manual_seed(0)
     student = Network(
-        ResNet("resnet50", image_size=32), Head(2048, 16, hidden=8, bottleneck=4, batch_norm=True)
+        ResNet("resnet18", image_size=32), Head(512, 16, hidden=8, bottleneck=4, batch_norm=True)
     )
     return Distillation(
         StudentLoss(student), Centering(16), schedules(), optimizer="lars", streamed=streamed
@@ -172,8 +172,8 @@ def test_a_head_with_batch_norm_processes_all_views_in_one_batch() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    student = Network(ResNet("resnet50"), Head(2048, 16, hidden=8, bottleneck=4))
-    with pytest.raises(UserError, match="micro-batches"):
+    student = Network(ResNet("resnet18"), Head(512, 16, hidden=8, bottleneck=4))
+    with pytest.raises(UserError, match="needs all images of a step at once"):
         Distillation(StudentLoss(student), Centering(16), schedules(), micro_batch=1)
     with pytest.raises(UserError, match="drop path"):
         Distillation(StudentLoss(student), Centering(16), schedules(), drop_path=0.1)

@@ -51,11 +51,13 @@ def distillation(
     planned: Schedules | None = None,
     dtype: torch.dtype = torch.float64,
     head: dict[str, Any] | None = None,
+    koleo: float = 0.0,
     **options: Any,
 ) -> Distillation:
     student = network(seed, dtype=dtype, **(head or {}))
     targets = Centering(PROTOTYPES).to(dtype)
-    return Distillation(StudentLoss(student), targets, planned or schedules(), **options)
+    loss = StudentLoss(student, koleo=koleo)
+    return Distillation(loss, targets, planned or schedules(), **options)
 
 
 def loss_of_logits(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -128,6 +130,7 @@ TINY_RUN: dict[str, Any] = {
     "run.duration": "8 steps",
     "optim.warmup": "1 steps",
     "execution.workers": 0,
+    "execution.precision": "fp32",
     "execution.checkpoint_every": "3 steps",
     "execution.log_every": "2 steps",
     "execution.knn_every": "4 steps",

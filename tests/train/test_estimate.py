@@ -113,13 +113,13 @@ def test_the_micro_batch_fits_the_free_memory(
 
 def test_what_never_fits_is_refused(tmp_path: Path, memory: dict[str, float]) -> None:
     memory.update(free=GIB, image=2 * GIB)
-    with pytest.raises(UserError, match="even with one image at a time: lower --run"):
+    with pytest.raises(UserError, match="even with one image at a time: lower --batch"):
         loop(tmp_path)._estimate_cost()
 
 
 def test_batch_norm_gets_the_batch_that_fits(tmp_path: Path, memory: dict[str, float]) -> None:
     memory.update(free=3 * GIB, image=GIB)
-    with pytest.raises(UserError, match=r"4.0 GiB, and 3.0 GiB are free.*take --run.batch 2 "):
+    with pytest.raises(UserError, match=r"4.0 GiB, and 3.0 GiB are free.*take --batch 2 "):
         loop(tmp_path, head__batch_norm=True)._estimate_cost()
 
 

@@ -272,7 +272,7 @@ def test_kl_is_of_the_cross_entropy_alone(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("changes", "option"),
-    [({}, "--execution.micro-batch"), ({"head__batch_norm": True}, "--run.batch")],
+    [({}, "--execution.micro-batch"), ({"head__batch_norm": True}, "--batch")],
 )
 def test_too_little_memory_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], option: str

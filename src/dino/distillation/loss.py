@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dino.distillation.network import Network
+from dino.models.backbone import has_batch_norm
 from dino.runtime import full_precision
 
 CHUNK_ELEMENTS = 2**24
@@ -44,12 +45,14 @@ class StudentViews:
         targets: t_v, of each view or (first axis 1) common to all.
         count: n_v, the number of distributions summed in each row of `targets`.
         drop_path_scale: the factors of drop path; None for no drop path.
+        is_global: whether they are global views, whose features the regulariser spreads.
     """
 
     images: Float[Tensor, "V B C S S"]
     targets: Float[Tensor, "v B K"]
     count: int
     drop_path_scale: Float[Tensor, "branches V B"] | None = None
+    is_global: bool = False
 
 
 class StudentLoss(nn.Module):
@@ -58,15 +61,22 @@ class StudentLoss(nn.Module):
     Args:
         student: the network to train.
         temperature: tau_s.
+        koleo: weight of the KoLeo regulariser (`koleo`); 0 for none.
 
     Attributes:
         divisor: pairs of views times images of this rank, set for each batch: the terms are then
             means over both, and those of groups and micro-batches add up.
     """
 
-    def __init__(self, student: Network, *, temperature: float = 0.1) -> None:
+    def __init__(self, student: Network, *, temperature: float = 0.1, koleo: float = 0.0) -> None:
         super().__init__()
         self.student, self.temperature, self.divisor = student, temperature, 1
+        self.koleo = koleo
+
+    @property
+    def needs_full_batch(self) -> str:
+        """What relates the images of a batch to each other; empty if micro-batches are exact."""
+        return "batch norm" if has_batch_norm(self.student) else "KoLeo" if self.koleo else ""
 
     def forward(
         self, groups: Sequence[StudentViews], frozen: bool = False
@@ -85,7 +95,9 @@ class StudentLoss(nn.Module):
             flat = [rows.flatten(0, 1) for rows in features]
             z = head.embed(torch.cat(flat))
             total = z.new_zeros(())
-            for rows, views in zip(z.split([*map(len, flat)]), groups, strict=True):
+            terms = {}
+            parts = zip(features, z.split([*map(len, flat)]), groups, strict=True)
+            for feature, rows, views in parts:
                 total = total + prototype_cross_entropy(
                     rows.unflatten(0, views.images.shape[:2]),
                     head.last_layer.weight_v,
@@ -94,7 +106,24 @@ class StudentLoss(nn.Module):
                     views.count,
                     self.temperature,
                 )
-        return {"cross_entropy": total / self.divisor}
+                if self.koleo and views.is_global:
+                    terms["koleo"] = self.koleo * koleo(feature)
+        return {"cross_entropy": total / self.divisor, **terms}
+
+
+def koleo(features: Float[Tensor, "V B D"]) -> Float[Tensor, ""]:
+    """The Kozachenko-Leonenko regulariser: it moves each feature away from its nearest neighbour.
+
+    The mean over views and images of -log |x_i - x_j|, x_j the nearest to x_i of the l2-normalised
+    features of the same view (arXiv 1806.03198; DINOv2, arXiv 2304.07193, section 4).
+    """
+    x = nn.functional.normalize(features, dim=-1)
+    with torch.no_grad():
+        similarity = x @ x.mT
+        similarity.diagonal(dim1=1, dim2=2).fill_(-2)
+        nearest = similarity.argmax(dim=-1)
+    neighbours = x.take_along_dim(nearest[..., None], dim=1)
+    return -((x - neighbours).norm(dim=-1) + 1e-8).log().mean()
 
 
 def num_pairs(teacher_views: int, student_views: int) -> int:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dino.files import UserError
 from dino.settings import validated
 
 
-def cosine(step: int, base: float, final: float, total: int, warmup: int = 0) -> float:
+def cosine(step: float, base: float, final: float, total: int, warmup: int = 0) -> float:
     """Linear warm-up from 0 to `base`, then half a cosine towards `final`.
 
     As in the published code the warm-up includes its end point (step 0 has exactly 0, and `base`
@@ -54,6 +54,8 @@ class Schedules:
         temperature_epochs: epochs of its warm-up; it changes once an epoch.
         freeze_steps: steps in which the last layer is frozen.
         backbone_freeze_steps: steps in which only a new head is trained.
+        end: number of steps after which the run ends, if that is not `total`: the schedules are
+            then compressed or stretched, from the step `anchor[0]`, whose position is `anchor[1]`.
     """
 
     total: int
@@ -70,27 +72,47 @@ class Schedules:
     temperature_epochs: int
     freeze_steps: int
     backbone_freeze_steps: int = 0
+    end: int | None = None
+    anchor: tuple[int, float] = (0, 0.0)
 
     def __post_init__(self) -> None:
         """Reject NaN and infinity, which no check of a step's loss and gradients would detect."""
         validated(self)
 
+    def ending(self, end: int, step: int) -> Schedules:
+        """The same schedules up to `step`, continued so that they end after `end` steps."""
+        return replace(self, end=end, anchor=(step, self.position(step)))
+
+    def position(self, step: int) -> float:
+        """Where the schedules are at a step, from 0 to `total`."""
+        if self.end is None:
+            return step
+        since, position = self.anchor
+        return position + (step - since) * (self.total - position) / (self.end - since)
+
     def lr_at(self, step: int) -> float:
         """Learning rate of all parameter groups."""
-        return cosine(step, self.lr, self.lr_end, self.total, self.warmup)
+        return cosine(self.position(step), self.lr, self.lr_end, self.total, self.warmup)
 
     def weight_decay_at(self, step: int) -> float:
         """Weight decay of the decayed group."""
-        return cosine(step, self.weight_decay, self.weight_decay_end, self.total)
+        position = self.position(step)
+        return cosine(position, self.weight_decay, self.weight_decay_end, self.total)
 
     def momentum_at(self, step: int) -> float:
         """EMA momentum lambda of the teacher."""
-        return cosine(step, self.momentum, self.momentum_end, self.total)
+        return cosine(self.position(step), self.momentum, self.momentum_end, self.total)
 
     def temperature_at(self, step: int) -> float:
         """Teacher temperature tau_t, constant within an epoch."""
-        epoch = step // self.steps_per_epoch
+        epoch = int(self.position(step)) // self.steps_per_epoch
         return ramp(epoch, self.temperature_start, self.temperature, self.temperature_epochs)
+
+
+def in_seconds(duration: str) -> float | None:
+    """A duration such as "2 hours" or "90 minutes" in seconds; None for one in other units."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(hour|minute)s?\s*", duration)
+    return None if found is None else float(found[1]) * (3600 if found[2] == "hour" else 60)
 
 
 def in_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:

@@ -118,14 +118,14 @@ class Distillation:
         precision: Precision = "fp32",
         ranks: Ranks | None = None,
     ) -> None:
-        if micro_batch is not None and has_batch_norm(loss.student):
-            raise UserError("micro-batches change batch norm's statistics: leave micro_batch out")
+        if micro_batch is not None and (needs := loss.needs_full_batch):
+            raise UserError(f"{needs} needs all images of a step at once: leave micro_batch out")
         if drop_path and not loss.student.backbone.has_drop_path:
             raise UserError("only vit_tiny, vit_small and vit_base have drop path: set it to 0")
         self.device = device or torch.device("cpu")
         self.loss, self.student = loss.to(self.device).train(), loss.student
         synchronize_batch_norm(self.student, self.device)
-        self.teacher = Teacher(self.student, schedules.momentum_at)
+        self.teacher = Teacher(self.student, lambda step: self.schedules.momentum_at(step))
         self.targets = targets.to(self.device)
         self.schedules, self.clip, self.drop_path = schedules, clip, drop_path
         self.optimizer = make_optimizer(optimizer, self.student)
@@ -250,6 +250,7 @@ def _student_views(
     found, first = [], 0
     for group in groups:
         scale = None if scales is None else scales[:, first : first + len(group), images]
-        found.append(StudentViews(group[:, images], *targets_for_views(targets, first), scale))
+        summed, count = targets_for_views(targets, first)
+        found.append(StudentViews(group[:, images], summed, count, scale, first == 0))
         first += len(group)
     return found

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -245,11 +245,14 @@ def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
 def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
     """A table of named rows of numbers; `columns` begins with what the names are.
 
-    Names may hold brackets: nothing here is read as rich's markup.
+    Names may hold brackets: nothing here is read as rich's markup. Where space is short the names
+    are wrapped, and no number is.
     """
     result = Table(title=title)
     for column in columns:
-        result.add_column(column, justify="right" if result.columns else "left")
+        number = bool(result.columns)
+        justify: Literal["left", "right"] = "right" if number else "left"
+        result.add_column(column, justify=justify, no_wrap=number, overflow="fold")
     for name, cells in rows.items():
         result.add_row(name, *cells)
     return result

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 import torch
+from torch import Tensor
 
+from dino.data.loader import Batch
+from dino.data.views.photometric import augment
 from dino.distillation.loss import StudentLoss
 from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
@@ -15,7 +18,7 @@ from dino.files import UserError
 from dino.models.create import create
 from dino.models.head import Head
 from dino.runtime import Ranks, pick_precision, total_memory
-from dino.train.config import PretrainConfig
+from dino.train.config import PixelSettings, PretrainConfig
 from dino.train.warm_start import Initial
 
 
@@ -35,7 +38,9 @@ def build(
     for size in {view.size for view in config.views.specs()}:
         network.backbone.check_size(size)
     return Distillation(
-        StudentLoss(network, temperature=config.teacher.student_temperature),
+        StudentLoss(
+            network, temperature=config.teacher.student_temperature, koleo=config.optim.koleo
+        ),
         Centering(config.head.prototypes, momentum=config.teacher.center_momentum),
         schedules,
         optimizer=config.optim.optimizer,
@@ -47,6 +52,16 @@ def build(
         precision=pick_precision(config.execution.precision, device),
         ranks=ranks,
     )
+
+
+def float_views(batch: Batch, pixels: PixelSettings, device: torch.device) -> list[Tensor]:
+    """The views of a batch, augmented and normalised on the device, group by group."""
+    views = []
+    for group in (group.to(device) for group in batch.groups):
+        images, params = group.images.flatten(0, 1), group.params.flatten(0, 1)
+        flat = augment(images, params, pixels.mean, pixels.std)
+        views.append(flat.unflatten(0, group.images.shape[:2]))
+    return views
 
 
 def check_memory(
@@ -75,7 +90,7 @@ def check_memory(
     if needed > available:
         raise UserError(
             f"the parameters and the views of one step take {needed / 2**30:,.1f} GiB, and "
-            f"{device} has {available / 2**30:,.1f} GiB: lower run.batch or sizes of model.*, "
+            f"{device} has {available / 2**30:,.1f} GiB: lower --batch or sizes of model.*, "
             "head.* and views.*"
         )
 

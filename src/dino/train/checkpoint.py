@@ -47,6 +47,8 @@ class RunState:
         measured: the newest evaluation of the teacher, in percent.
         best: the best evaluation so far; None before the first.
         start: what was measured before the first step of a run that starts from weights.
+        timed: of a run whose duration is a time: that time and what is spent of it (budget and
+            seconds), its last step (end), and total and position of its schedules.
     """
 
     step: Annotated[int, Range(low=0)]
@@ -54,6 +56,7 @@ class RunState:
     measured: dict[str, float] = field(default_factory=dict)
     best: float | None = None
     start: float | None = None
+    timed: Annotated[dict[str, float], Range(low=0)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,14 @@ Duration = Annotated[
     ),
     tyro.conf.arg(metavar="DURATION"),
 ]
+Length = Annotated[
+    str,
+    Form(
+        r"\s*[0-9]{0,12}\.?[0-9]{1,12}\s*(steps?|epochs?|hours?|minutes?)\s*",
+        "a number of epochs, steps, hours or minutes, such as '10 epochs' or '2 hours'",
+    ),
+    tyro.conf.arg(metavar="DURATION"),
+]
 RENAMED = {"model.width": "model.embed_dim"}
 """Former names of settings."""
 
@@ -154,6 +162,8 @@ class OptimSettings:
     """Weight decay at the end (cosine)."""
     clip: Annotated[float, Range(low=0)] = 3.0
     """Largest l2 norm of each gradient tensor; 0 for no clipping."""
+    koleo: Share = 0.0
+    """Weight of the KoLeo term, which spreads the features (DINOv2's is .1); not in the paper."""
     freeze_last_layer: Duration = "1 epochs"
     """How long the prototypes are frozen at the start; raise it if the loss does not go down."""
     freeze_backbone: Duration = "0 epochs"
@@ -165,8 +175,9 @@ class OptimSettings:
 class RunSettings:
     """How long, on how many images at a time, with which random numbers."""
 
-    duration: Duration = "100 epochs"
-    """In epochs or steps."""
+    duration: Length = "100 epochs"
+    """In epochs or steps; or in hours or minutes, in which case the number of steps is fitted to
+    the time while the run goes on, so that its schedules end with it."""
     batch: Size = 512
     """Images a step, over all processes."""
     seed: Annotated[int, Range(low=0, below=2**63)] = 0
@@ -180,7 +191,8 @@ class ExecutionSettings:
     micro_batch: Size | None = None
     """Images of one process that go through the networks at a time: less memory, same result."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 autocast (head, loss and center stay in fp32) or fp32; auto: bf16 where a GPU has it."""
+    """bf16 autocast (head, loss and center stay in fp32) or fp32; auto: bf16 where a
+    GPU or a CPU (AVX512-BF16, AMX) has it."""
     workers: Annotated[int, Range(low=0, high=1000)] | None = None
     """Processes that read and crop images; by default the cores there are, less one, at most 16."""
     log_every: Duration = "10 steps"
@@ -313,13 +325,17 @@ class PretrainConfig:
             warnings.append("head.fixed_norm off is only known to be safe for vit_small")
         return warnings
 
-    def schedules(self, steps_per_epoch: int) -> Schedules:
+    def schedules(self, steps_per_epoch: int, total: int | None = None) -> Schedules:
         """Every schedule, resolved to steps.
+
+        Args:
+            steps_per_epoch: of one pass over the images.
+            total: steps of a run whose duration is a time.
 
         Raises:
             UserError: for a run without steps, or warm-ups that are too long for it.
         """
-        total = in_steps(self.run.duration, steps_per_epoch)
+        total = in_steps(self.run.duration, steps_per_epoch) if total is None else total
         if total < 1:
             raise UserError(f"run.duration {self.run.duration!r} has no step: make it longer")
         optim, teacher = self.optim, self.teacher

@@ -23,7 +23,6 @@ from torch import Tensor
 from dino.data.loader import Batch, PretrainLoader, ViewGroup
 from dino.distillation.step import Distillation
 from dino.files import UserError
-from dino.models.backbone import has_batch_norm
 from dino.runtime import (
     cores,
     free_memory,
@@ -115,7 +114,7 @@ def estimate(
             seconds = time.perf_counter() - started
             return Trial(images, seconds, max(0, peak_memory(device) - start))
 
-        first = min(2 if has_batch_norm(distillation.student) else 1, largest)
+        first = min(2 if distillation.loss.needs_full_batch else 1, largest)
         trials = _trials(measure, first, largest, available)
         forward = _forward_seconds(distillation, views(_tiled(sample, trials[-1].images)))
     fits = largest
@@ -188,7 +187,7 @@ def _fitting(trials: Sequence[Trial], largest: int, available: float) -> int:
 
 def _quick(distillation: Distillation, trial: Trial, images: int) -> int:
     """At most `images` that take few seconds, so that progress is visible: a power of two."""
-    if has_batch_norm(distillation.student) or trial.seconds / trial.images * images < STEP_SECONDS:
+    if distillation.loss.needs_full_batch or trial.seconds / trial.images * images < STEP_SECONDS:
         return images
     quick = STEP_SECONDS * trial.images / trial.seconds
     return 2 ** max(0, math.floor(math.log2(quick)))
@@ -212,12 +211,12 @@ def _check_fits(
     if not fits:
         raise UserError(
             f"a step of {batch} images needs {gib(1)}, even with one image at a time: lower "
-            "--run.batch or the views' sizes and number, or take a smaller --model.arch"
+            "--batch or the views' sizes and number, or take a smaller --model.arch"
         )
-    if has_batch_norm(distillation.student):
+    if needs := distillation.loss.needs_full_batch:
         raise UserError(
-            f"a step of {batch} images for each process needs {gib(batch)}; batch norm needs all "
-            f"images of a step at once: take --run.batch {fits} for each process, or smaller views"
+            f"a step of {batch} images for each process needs {gib(batch)}; {needs} needs all "
+            f"images of a step at once: take --batch {fits} for each process, or smaller views"
         )
     if chosen is not None and fixed + _bytes(trials, chosen) > free:
         raise UserError(

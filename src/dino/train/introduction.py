@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from datetime import datetime, timedelta
 
+import torch
+
 from dino.data.views.view_spec import COLOUR_ONLY
 from dino.distillation.step import Distillation
+from dino.runtime import cores
 from dino.train.config import PretrainConfig
 from dino.train.estimate import Estimate
 
@@ -48,8 +52,9 @@ def introduction(
         sum(parameter.numel() for parameter in module.parameters()) / 1e6
         for module in (distillation.student.backbone, distillation.student.head)
     )
-    total, batch, pixels = distillation.schedules.total, config.run.batch, config.pixels
-    world, steps = distillation.ranks.world, distillation.schedules.total - start
+    schedules, batch, pixels = distillation.schedules, config.run.batch, config.pixels
+    total = schedules.end or schedules.total
+    world, steps = distillation.ranks.world, total - start
     patch = f"/{config.model.patch_size}" if config.model.patch_size else ""
     lines = [
         f"{f'resuming at step {start}' if start else 'starting'}: {images:,} images, "
@@ -63,6 +68,8 @@ def introduction(
         lines.append(
             f"{pixels.channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB"
         )
+    if distillation.device.type == "cpu" and (busy := _busy()):
+        lines.append(busy)
     if start:
         return lines
     where = f"--data {shlex.quote(data)} --out {shlex.quote(run)}"
@@ -70,10 +77,25 @@ def introduction(
     return lines + advice(config, None if initialized else images, recipe, where, seconds)
 
 
+def _busy() -> str:
+    """A warning if other processes need the cores, for which threads would wait; empty if not."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return ""
+    available, others, threads = cores(), os.getloadavg()[0], torch.get_num_threads()
+    fewer = max(1, available - round(others))
+    if others < 1 or threads <= fewer:
+        return ""
+    return (
+        f"warning: other processes use about {others:.0f} of {available} cores, so that threads "
+        f"wait for each other: with OMP_NUM_THREADS={fewer} in front of the command it may be "
+        "faster"
+    )
+
+
 def advice(
     config: PretrainConfig, images: int | None, recipe: str, where: str, seconds: float
 ) -> list[str]:
-    """Warnings, each with a command that suits better; none for `demo` and the recipe `laptop`.
+    """Warnings, each with a command that suits better; none for demo, laptop and budgets.
 
     Args:
         config: of the run.
@@ -82,7 +104,7 @@ def advice(
         where: the images and the run folder as options of a command.
         seconds: that the run is expected to take.
     """
-    if recipe in ("demo", "laptop"):
+    if recipe in ("demo", "laptop", "budget"):
         return []
     lines = []
     few = images is not None and images < FEW_IMAGES
@@ -95,7 +117,7 @@ def advice(
         epochs = config.run.duration.strip().split()[0] if "epoch" in config.run.duration else None
         shorter = ""
         if epochs is not None and (fit := int(float(epochs) * NIGHT / seconds)) >= 1:
-            shorter = f", or {fit} epochs in a night: --run.duration '{fit} epochs'"
+            shorter = f", or {fit} epochs in a night: --epochs {fit}"
         lines.append(
             f"warning: this takes {duration(seconds)} on this machine; a small network takes "
             f"hours: dino pretrain laptop {where}{shorter}"

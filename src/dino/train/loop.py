@@ -5,9 +5,10 @@ Everything is put together and checked before the run folder (`train.run_folder`
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,23 @@ from torch import Tensor
 from dino.data.loader import Batch, PretrainLoader
 from dino.data.sampler import EpochSampler
 from dino.data.sources.open import Source
-from dino.data.views.photometric import augment
 from dino.distillation.collapse import CollapseMonitor
-from dino.distillation.schedules import in_steps
+from dino.distillation.schedules import Schedules, in_seconds, in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
 from dino.files import UserError
-from dino.models.backbone import Backbone, has_batch_norm
+from dino.models.backbone import Backbone
 from dino.progress import Console
-from dino.runtime import all_sum, barrier, default_workers, memory_errors, process_group
+from dino.runtime import (
+    all_sum,
+    barrier,
+    default_workers,
+    gather_objects,
+    memory_errors,
+    process_group,
+)
 from dino.settings import validated
-from dino.train.build import build, check_memory
+from dino.train.build import build, check_memory, float_views
 from dino.train.checkpoint import Checkpoints, RunState
 from dino.train.config import PretrainConfig
 from dino.train.estimate import estimate
@@ -38,6 +45,7 @@ from dino.train.run_log import RunLog, flat, read_metrics
 from dino.train.signals import stop_on_signals
 from dino.train.skipped_images import SkippedImages
 from dino.train.step_metrics import StepMetrics
+from dino.train.time_budget import FITS, UNKNOWN, TimeBudget
 from dino.train.warm_start import Initial
 from dino.weights.load import load, save
 
@@ -99,6 +107,7 @@ def train(
     evaluated_after: int = 0,
     dry_run: bool = False,
     after_checkpoint: Callable[[int], None] | None = None,
+    started: float | None = None,
 ) -> Result:
     """Train until the end of the run, from its last checkpoint if it holds one.
 
@@ -114,6 +123,8 @@ def train(
         evaluated_after: images that the caller evaluates after the training, for the estimate.
         dry_run: print the expected time and memory, and write and train nothing.
         after_checkpoint: called by the main rank with the number of steps done.
+        started: when the work for a run that takes a certain time began, by `time.monotonic`; None
+            for now.
 
     Raises:
         UserError: for settings that cannot work, a folder that holds another run or in which
@@ -121,15 +132,17 @@ def train(
             more images than `execution.max_skipped` that cannot be used.
     """
     config = validated(config)
+    started = time.monotonic() if started is None else started
     with process_group(device) as ranks:
         warnings = config.check()
         loop = _Loop(config, source, RunFolder(run, ranks), device, evaluations, initial)
+        loop.started, loop.evaluated_after = started, evaluated_after
         if dry_run:
-            return loop.dry_run(about or {}, evaluated_after)
+            return loop.dry_run(about or {})
         with loop.folder.locked() as unlocked:
             loop.open_folder(about or {}, [*warnings, *unlocked])
             loop.after_checkpoint = after_checkpoint
-            return loop.run(evaluated_after)
+            return loop.run()
 
 
 class LaunchedStep(NamedTuple):
@@ -149,6 +162,9 @@ class _Loop:
 
     log: RunLog
     after_checkpoint: Callable[[int], None] | None = None
+    started: float
+    evaluated_after = 0
+    budget: TimeBudget | None = None
 
     def __init__(
         self,
@@ -166,9 +182,13 @@ class _Loop:
         self.sampler = EpochSampler(
             len(source), batch, seed, ranks.rank, ranks.world, blocks=source.blocks
         )
-        self.schedules = config.schedules(self.sampler.steps_per_epoch)
+        self.seconds = in_seconds(config.run.duration)
+        total = None if self.seconds is None else UNKNOWN
+        schedules = config.schedules(self.sampler.steps_per_epoch, total)
         self.execution = execution = config.execution
-        self.sampler.stop_step = self.total = self.schedules.total
+        self.total = schedules.total
+        if self.seconds is None:
+            self.sampler.stop_step = self.total
         self.defining = {
             **config.defining(),
             **(initial.defining() if initial else {}),
@@ -177,7 +197,7 @@ class _Loop:
         self.images = describe_images(source)
         folder.compare(self.defining, self.images)
         check_memory(config, device, ranks, initial)
-        self.distillation = build(config, self.schedules, device, ranks, initial)
+        self.distillation = build(config, schedules, device, ranks, initial)
         workers = execution.workers
         self.workers = default_workers() if workers is None else workers
         self.loader = PretrainLoader(
@@ -197,8 +217,8 @@ class _Loop:
         self.tracker = EvaluationTracker(evaluations, self.state)
         self.monitor = CollapseMonitor(config.head.prototypes)
         self.refused_in_row, self.stopping = 0, False
-        batch_norm = has_batch_norm(self.distillation.student)  # takes no micro-batches
-        self.memory_option = "--run.batch" if batch_norm else "--execution.micro-batch"
+        full = self.distillation.loss.needs_full_batch
+        self.memory_option = "--batch" if full else "--execution.micro-batch"
 
     def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:
         """Read the last checkpoint if there is one, and write `config.json`; under the lock."""
@@ -209,7 +229,7 @@ class _Loop:
         if self.state.step < self.total:
             self._estimate_cost()
         barrier()  # every rank has compared and read before the main rank writes
-        content = {
+        self.content = {
             "about": about,
             "defining": self.defining,
             "images": self.images,
@@ -219,9 +239,9 @@ class _Loop:
             "micro_batch": self.micro_batch,
             **({"init": self.initial.record()} if self.initial else {}),
         }
-        self.folder.write_config(content)
+        self.folder.write_config(self.content)
 
-    def dry_run(self, about: dict[str, Any], evaluated_after: int) -> Result:
+    def dry_run(self, about: dict[str, Any]) -> Result:
         """Print what `run` would begin with."""
         self.about = about
         self._restore()
@@ -229,7 +249,7 @@ class _Loop:
             raise UserError(f"{self.folder.path} holds a finished run: choose another --out")
         self._estimate_cost()
         console = Console(stderr=True, quiet=not self.ranks.main)
-        for line in self._introduction(evaluated_after):
+        for line in self._introduction():
             console.print(line, soft_wrap=True)
         return Result(self.folder.path, self.state.step, self.total, self.state.refused)
 
@@ -238,6 +258,14 @@ class _Loop:
         if (last := self.checkpoints.last()) is not None:
             self.state = self.checkpoints.restore(self.distillation, last)
             self.tracker.state, self.sampler.start_step = self.state, self.state.step
+        if self.seconds is not None:
+            before = self.state.timed
+            self.budget = TimeBudget(self.seconds, self.started, before.get("seconds", 0.0))
+            if before.get("budget") == self.seconds:
+                self.total = int(before["end"])
+                schedules = self._schedules(int(before["total"]))
+                anchor = (self.state.step, before["position"])
+                self.distillation.schedules = replace(schedules, end=self.total, anchor=anchor)
 
     def _estimate_cost(self) -> None:
         """Measure time and memory, and take the micro-batch that fits."""
@@ -251,32 +279,49 @@ class _Loop:
             workers=self.workers,
         )
         self.distillation.micro_batch = self.micro_batch = self.estimate.micro_batch
+        self.image_seconds = self.estimate.image_seconds
+        if self.budget is not None:
+            begins = self.total == UNKNOWN
+            for _ in range(2):  # the number of evaluations may depend on that of steps
+                self._fit_total(self.budget, self.state.step, self.estimate.step_seconds)
+            if begins:
+                self.distillation.schedules = self._schedules(self.total)
 
-    def _introduction(self, evaluated_after: int) -> list[str]:
+    def _fit_total(self, budget: TimeBudget, step: int, step_seconds: float) -> None:
+        """End the run, and all schedules, with its time, at this speed."""
+        images = 0 if self.total == UNKNOWN else self._evaluated()
+        evaluations = images * self.image_seconds / self.ranks.world
+        self.total = gather_objects(budget.total(step, step_seconds, evaluations))[0]
+        self.distillation.schedules = self.distillation.schedules.ending(self.total, step)
+
+    def _schedules(self, total: int) -> Schedules:
+        return self.config.schedules(self.sampler.steps_per_epoch, total)
+
+    def _introduction(self) -> list[str]:
         return introduction(
             self.config,
             self.distillation,
             self.estimate,
             images=len(self.source),
             start=self.state.step,
-            evaluated=self._evaluated(evaluated_after),
+            evaluated=self._evaluated(),
             recipe=str(self.about.get("recipe", "own")),
             data=str(self.about.get("data", "DATA")),
             run=str(self.folder.path),
             initialized=self.initial is not None,
         )
 
-    def run(self, evaluated_after: int = 0) -> Result:
+    def run(self) -> Result:
         """Algorithm 1, from the first step that is not done."""
         step = self.state.step
         if step >= self.total:
             return self._result(step)
         execution = self.execution
         board = execution.tensorboard
+        self.metrics = StepMetrics(self.distillation.schedules, self.config.run.batch)
         self.log = RunLog(self.folder.path, self.ranks, self.total, step, tensorboard=board)
         with self.log, stop_on_signals(self.ranks) as signal:
-            self.metrics = StepMetrics(self.schedules, self.config.run.batch)
-            self._begin(evaluated_after)
+            self._begin()
             batches = iter(self.loader)
             launched: deque[LaunchedStep] = deque()
             while step < self.total and not self.stopping:
@@ -288,6 +333,7 @@ class _Loop:
                 launched.append(LaunchedStep(step, batch.index, report, all_sum(signalled)))
                 self.skipped.add(batch.skipped)
                 step += 1
+                self._follow_speed(step)
 
                 if self._due(step, execution.log_every):
                     self._share_skipped()
@@ -308,8 +354,10 @@ class _Loop:
             self.log.skipped(self.skipped, last=True)
         return self._result(step)
 
-    def _begin(self, evaluated_after: int) -> None:
-        self.log.begin(self._introduction(evaluated_after), self.estimate.step_seconds)
+    def _begin(self) -> None:
+        self.log.begin(self._introduction(), self.estimate.step_seconds)
+        if self.budget is not None:
+            self.budget.speed(self.state.step)
         notes = [f"warning: {warning}" for warning in self.warnings]
         notes += self.initial.notes if self.initial else ()
         for note in notes:
@@ -317,13 +365,27 @@ class _Loop:
         if self.initial and self.state.step == 0 and self._due(0, self.execution.knn_every):
             self._evaluate(0)
 
-    def _evaluated(self, after: int) -> int:
-        """The number of images of all evaluations that are left, and of `after`."""
+    def _follow_speed(self, step: int) -> None:
+        """Fit the total of a run whose duration is a time: often at first, then `FITS` times."""
+        done = step - self.sampler.start_step
+        often = done & (done - 1) == 0
+        if self.budget is None or step >= self.total - 1:
+            return
+        if step % max(1, self.total // FITS) and not often:
+            return
+        if (step_seconds := self.budget.speed(step)) is not None:
+            self._fit_total(self.budget, step, step_seconds)
+            self.log.total, self.metrics.schedules = self.total, self.distillation.schedules
+
+    def _evaluated(self) -> int:
+        """The number of images of all evaluations that are left, of the caller's too."""
         every = self._steps(self.execution.knn_every)
         times = 0
         if every:
             times = -(-self.total // every) - self.state.step // every
-        return after + times * sum(each.num_images for each in self.tracker.evaluations)
+        return self.evaluated_after + times * sum(
+            each.num_images for each in self.tracker.evaluations
+        )
 
     def _within(self, step: int) -> Callable[[float], object] | None:
         """Shows the progress of a step; on a GPU a launched step is not yet done."""
@@ -339,13 +401,7 @@ class _Loop:
         return every > 0 and (step % every == 0 or step == self.total)
 
     def _views(self, batch: Batch) -> list[Tensor]:
-        """Normalised float views on the device, group by group."""
-        pixels, views = self.config.pixels, []
-        for group in (group.to(self.device) for group in batch.groups):
-            images, params = group.images.flatten(0, 1), group.params.flatten(0, 1)
-            flat = augment(images, params, pixels.mean, pixels.std)
-            views.append(flat.unflatten(0, group.images.shape[:2]))
-        return views
+        return float_views(batch, self.config.pixels, self.device)
 
     def _read(self, launched: deque[LaunchedStep], newest: int = 0) -> None:
         """Read the reports of all launched steps but the `newest`: signals, refusal, metrics."""
@@ -388,6 +444,7 @@ class _Loop:
         """Measure the teacher; all ranks share the work, the main rank writes."""
         if not self.tracker.evaluations:
             return
+        started = time.monotonic()
         with self.metrics.paused():
             measured = self.tracker.measure(self.distillation.teacher.backbone)
             for name, values in measured.items():
@@ -405,9 +462,23 @@ class _Loop:
                 )
             if self.tracker.improved():
                 self._write_teacher(self.folder.best, step)
+        if self.budget is not None:
+            self.budget.evaluated(seconds := time.monotonic() - started)
+            images = sum(evaluation.num_images for evaluation in self.tracker.evaluations)
+            self.image_seconds = seconds * self.ranks.world / images
 
     def _save(self, step: int) -> None:
         self.state.step = step
+        if self.budget is not None:
+            schedules = self.distillation.schedules
+            self.state.timed = {
+                "budget": self.budget.seconds,
+                "seconds": self.budget.spent,
+                "end": self.total,
+                "total": schedules.total,
+                "position": schedules.position(step),
+            }
+            self.folder.write_config({**self.content, "total_steps": self.total})
         with self.metrics.paused():
             if self.ranks.main:
                 self.checkpoints.save(self.distillation, self.state)

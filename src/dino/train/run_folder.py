@@ -25,12 +25,15 @@ from typing import Any, BinaryIO
 
 from dino.data.sampler import spread
 from dino.data.sources.open import Source
+from dino.distillation.schedules import in_seconds
 from dino.files import UserError, atomic_json, read_json
 from dino.runtime import Ranks, gather_objects
 from dino.weights.checkpoint import last_step
 
 FORMAT = 1
 """Of `config.json`."""
+NEWER = {"optim.koleo": 0.0}
+"""Settings that runs of earlier versions do not name, with the value that those had."""
 EXAMPLES = 64
 """Images whose names `config.json` holds."""
 
@@ -64,11 +67,12 @@ class RunFolder:
         there = read_config(self.config)
         if last_step(self.checkpoints) is None:
             return
-        before = there["defining"]
+        before = {**NEWER, **there["defining"]}
         found = [
             f"{name} is {before.get(name)!r} there and {defining.get(name)!r} here"
             for name in sorted({*before, *defining})
             if before.get(name) != defining.get(name)
+            and not (name == "run.duration" and _longer(defining[name], before.get(name)))
         ]
         if not found and there["images"].get("digest") != images["digest"]:
             found = [_changed_images(there["images"].get("examples"), images["examples"])]
@@ -168,6 +172,12 @@ def describe_images(source: Source) -> dict[str, Any]:
                 f"({_changed_images(content['examples'], other['examples'])})"
             )
     return content
+
+
+def _longer(now: str, before: Any) -> bool:
+    """Whether two durations are times, of which the second is shorter: such a run may go on."""
+    seconds = in_seconds(before) if isinstance(before, str) else None
+    return seconds is not None and (in_seconds(now) or 0.0) >= seconds
 
 
 def _changed_images(before: Any, now: list[str]) -> str:

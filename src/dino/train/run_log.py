@@ -93,7 +93,7 @@ class RunLog:
         """Show that `step` steps are done, of which the last may be done in part."""
         left = self._left(step)
         text = f"step {int(step)}/{self.total}"
-        self._progress.update(self._task, completed=step, step=text, left=left)
+        self._progress.update(self._task, completed=step, total=self.total, step=text, left=left)
         if not self.console.is_terminal and time.monotonic() - self._printed >= LINE_SECONDS:
             share = f" and {step % 1:.0%} of the next" if step % 1 else ""
             self.say(f"{text}{share}  {left}")
