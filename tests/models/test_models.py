@@ -242,7 +242,9 @@ def test_published_key_names() -> None:
     }
 
 
-@pytest.mark.parametrize(("arch", "embed_dim"), [("resnet18", 512), ("resnet50", 2048)])
+@pytest.mark.parametrize(
+    ("arch", "embed_dim"), [("resnet10t", 512), ("resnet18", 512), ("resnet50", 2048)]
+)
 def test_resnet_features(arch: str, embed_dim: int) -> None:
     net, images = create(arch).eval(), torch.randn(1, 3, 64, 96)
     with torch.inference_mode():

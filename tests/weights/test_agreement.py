@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import dino
 from dino.files import UserError
+from dino.models.convnet import RESNETS
 from dino.weights import key_maps as dialects
 from dino.weights.load import read_checkpoint
 
@@ -78,6 +79,7 @@ def timm_folder(folder: Path, name: str, **arguments: Any) -> tuple[Any, Path]:
         ("resnet50", {}),
         ("resnetaa50", {}),  # the keys and shapes of resnet50
         ("resnet18", {}),
+        ("resnet10t", {}),
         ("deit_tiny_distilled_patch16_224", {}),
         ("vit_wee_patch16_reg1_gap_256", {}),
         ("mobilenetv3_small_050", {"in_chans": 3}),
@@ -88,7 +90,7 @@ def test_timm(name: str, arguments: dict[str, Any], tmp_path: Path, photo: Path)
     theirs, folder = timm_folder(tmp_path / "model", name, **arguments)
     ours = dino.load(folder)
     assert ours.origin["dialect"] == "timm"
-    assert ours.spec["arch"].startswith("timm:") != (name in ("resnet18", "resnet50", *PLAIN_VITS))
+    assert ours.spec["arch"].startswith("timm:") != (name in (*RESNETS, *PLAIN_VITS))
     size = arguments.get("img_size", theirs.pretrained_cfg["input_size"][1])
     images = torch.randn(2, 3, size, size)
     assert_close(ours(images), theirs(images))

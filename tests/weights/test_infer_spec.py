@@ -7,6 +7,7 @@ import torch
 from torchvision import models
 
 from dino.files import UserError
+from dino.models.create import create
 from dino.weights.infer_spec import spec_of
 
 
@@ -20,12 +21,10 @@ def test_other_resnets_are_refused_by_their_blocks(name: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("arch", ["resnet10t", "resnet18", "resnet50"])
 def test_a_resnet_is_an_assumption_unless_named(arch: str, channels: int) -> None:
     with torch.device("meta"):
-        network = getattr(models, arch)()
-        network.conv1 = torch.nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    tensors = {f"network.{key}": tensor for key, tensor in network.state_dict().items()}
+        tensors = create(arch, channels=channels).state_dict()
     spec, assumed = spec_of("resnet", tensors, {})
     assert spec == {"arch": arch, **({"channels": 4} if channels == 4 else {})}
     assert "resnetaa50" in " ".join(assumed)

@@ -12,12 +12,12 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.backbone import Backbone, Features
 
-RESNETS = {"resnet18": 512, "resnet50": 2048}
+RESNETS = {"resnet10t": 512, "resnet18": 512, "resnet50": 2048}
 """The feature's length of each."""
 
 
 class ResNet(Backbone):
-    """A ResNet of torchvision; the feature is the pooled vector (paper section 3.1).
+    """A ResNet of torchvision or timm; the feature is the pooled vector (paper section 3.1).
 
     Args:
         name: of `RESNETS`.
@@ -25,8 +25,6 @@ class ResNet(Backbone):
         channels: C.
         preprocessing: the transform of the weights; by default the paper's for `image_size`.
     """
-
-    first_layer = "network.conv1.weight"
 
     def __init__(
         self,
@@ -42,9 +40,14 @@ class ResNet(Backbone):
         self.name, self.embed_dim = name, RESNETS[name]
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
         self.channels = channels
-        self.network: Any = getattr(models, name)()
+        self.first_layer = "network.conv1.weight"
+        if name == "resnet10t":
+            self.network: Any = _resnet10t(channels)
+            self.first_layer = "network.conv1.0.weight"
+        else:
+            self.network = getattr(models, name)()
         self.network.fc = nn.Identity()
-        if channels != 3:
+        if channels != 3 and name != "resnet10t":
             self.network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.network.conv1.weight, mode="fan_out", nonlinearity="relu")
 
@@ -159,6 +162,32 @@ class Timm(Backbone):
         count = x.shape[1] - prefix
         columns = round((count * width / height) ** 0.5)
         return x[:, prefix:].transpose(1, 2).unflatten(2, (count // columns, columns))
+
+
+def _resnet10t(channels: int) -> nn.Module:
+    """One basic block a stage, and the changes of ResNet-D (arXiv 1812.01187, section 4).
+
+    Three 3x3 convolutions take the place of the 7x7 one, shortcuts are pooled rather than
+    subsampled, and blocks begin as the identity. On small images its untrained features are better
+    than ResNet-18's, and so are trained ones (docs/results.md). timm's network of this name has the
+    same keys and outputs.
+    """
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    network = ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=True)
+    sizes = [(channels, 24, 2), (24, 32, 1), (32, 64, 1)]
+    stem: list[nn.Module] = []
+    for inputs, outputs, stride in sizes:
+        conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        stem += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    network.conv1 = nn.Sequential(*stem[:-2])
+    for stage in (network.layer2, network.layer3, network.layer4):
+        conv, norm = stage[0].downsample
+        conv.stride = (1, 1)
+        pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+        stage[0].downsample = nn.Sequential(pool, conv, norm)
+    return network
 
 
 def _laid_out(images: Tensor) -> Tensor:

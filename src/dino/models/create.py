@@ -15,7 +15,7 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
     """An untrained network.
 
     Args:
-        arch: vit_tiny, vit_small, vit_base, resnet18, resnet50, or timm:NAME.
+        arch: vit_tiny, vit_small, vit_base, resnet10t, resnet18, resnet50, or timm:NAME.
         **options: `image_size`, `channels` and `preprocessing`; for ViTs also those of `ViT`.
 
     Raises:

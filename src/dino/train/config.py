@@ -51,7 +51,7 @@ class ModelSettings:
     """The backbone."""
 
     arch: Annotated[str, tyro.conf.arg(metavar="NAME")] = "vit_small"
-    """vit_tiny, vit_small, vit_base, resnet18, resnet50 or timm:NAME."""
+    """vit_tiny, vit_small, vit_base, resnet10t, resnet18, resnet50 or timm:NAME."""
     patch_size: Size | None = 16
     """Pixels a side of a patch (ViTs only)."""
     position: Literal["reference", "exact"] | None = "reference"

@@ -52,23 +52,26 @@ def spec_of(family: str, tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Sp
 
 def _resnet(tensors: Tensors, named: bool) -> tuple[Spec, list[str]]:
     blocks = tuple(_count(tensors, rf"network\.layer{n}\.(\d+)\.") for n in range(1, 5))
-    first = _shape(tensors, "network.layer1.0.conv1.weight", 4)
+    width = _shape(tensors, "network.layer1.0.conv1.weight", 4)[0]
     bottlenecks = "network.layer1.0.conv3.weight" in tensors
+    deep = "network.conv1.0.weight" in tensors
     known: dict[tuple[Any, ...], str] = {
-        ((2, 2, 2, 2), False): "resnet18",
-        ((3, 4, 6, 3), True): "resnet50",
+        ((1, 1, 1, 1), False, True): "resnet10t",
+        ((2, 2, 2, 2), False, False): "resnet18",
+        ((3, 4, 6, 3), True, False): "resnet50",
     }
-    arch = known.get((blocks, bottlenecks))
-    if arch is None or first[0] != 64:
+    arch = known.get((blocks, bottlenecks, deep))
+    if arch is None or width != 64:
         raise UserError(
             "its blocks are those of another ResNet: name it in a config.json beside the file "
             '(model.safetensors or pytorch_model.bin), such as {"architecture": "resnet34"}'
         )
     assumed = (
-        f"read as the {arch} of DINO and torchvision: the file names no architecture, and "
-        "variants such as timm's resnetaa50 have the same keys and other features"
+        f"read as {arch}: the file names no architecture, and variants such as timm's resnetaa50 "
+        "have the same keys and other features"
     )
-    spec = {"arch": arch, **_channels(tensors, "network.conv1.weight")}
+    first = "network.conv1.0.weight" if deep else "network.conv1.weight"
+    spec = {"arch": arch, **_channels(tensors, first)}
     return spec, [] if named else [assumed]
 
 
