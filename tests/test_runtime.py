@@ -193,6 +193,19 @@ def test_cores_are_those_that_the_process_may_use(
     assert runtime.cores() == 128
 
 
+def test_cores_that_others_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
+    monkeypatch.setattr(runtime, "CPU_TIMES", tmp_path / "stat")
+    times = (tmp_path / "stat").write_text
+    #     user nice system idle iowait irq softirq steal guest
+    times("cpu 9\ncpu0 10 0 0 90 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0\ncpu2 50 0 0 0 50 0 0 0 0\n")
+    later = "cpu 9\ncpu0 30 5 0 165 0 0 0 0 0\ncpu1 9 9 9 0 0 0 0 0 0\ncpu2 125 0 0 0 75 0 0 0 0\n"
+    monkeypatch.setattr(runtime.time, "sleep", lambda _: times(later))
+    assert runtime.busy_cores() == pytest.approx(0.25 + 0.75)
+    monkeypatch.setattr(runtime, "CPU_TIMES", tmp_path / "none")
+    assert runtime.busy_cores() == 0
+
+
 @pytest.mark.parametrize(("cores", "local", "workers"), [(8, 1, 7), (128, 2, 16), (2, 2, 1)])
 def test_workers_share_the_cores_of_the_host(
     cores: int, local: int, workers: int, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ import ctypes
 import math
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -138,6 +139,35 @@ def cores() -> int:
         quota, period = map(int, CPU_QUOTA.read_text().split())
         count = min(count, max(1, math.ceil(quota / period)))
     return count
+
+
+CPU_TIMES = Path("/proc/stat")
+"""What each core has done since the start of the machine (Linux)."""
+
+
+def busy_cores(seconds: float = 0.25) -> float:
+    """How many of the cores of this process others use, while it sleeps; 0 if that is unknown."""
+    before = _cpu_times()
+    time.sleep(seconds)
+    shares = [
+        (busy - before[core][0]) / max(1, total - before[core][1])
+        for core, (busy, total) in _cpu_times().items()
+        if core in before
+    ]
+    return sum(shares)
+
+
+def _cpu_times() -> dict[str, tuple[int, int]]:
+    """Busy and total ticks of each core that this process may use."""
+    found = {}
+    with suppress(OSError, ValueError, AttributeError):
+        mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        for line in CPU_TIMES.read_text().splitlines():
+            name, *ticks = line.split()
+            if name in mine:
+                total = sum(map(int, ticks[:8]))
+                found[name] = (total - int(ticks[3]) - int(ticks[4]), total)
+    return found
 
 
 def default_workers() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dino import cli
 from dino.files import UserError
 from dino.runtime import Ranks
 from dino.train import estimate as module
+from dino.train import introduction
 from dino.train.config import PretrainConfig
 from dino.train.estimate import Estimate, Trial
 from dino.train.introduction import advice, describe, duration
@@ -30,6 +32,26 @@ GIB = 2**30
 def config(**changes: Any) -> PretrainConfig:
     named = {name.replace("__", "."): value for name, value in changes.items()}
     return demo().changed({**TINY_RUN, **named})
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "words"),
+    [
+        (1.8, 4, "other processes use 1.8 of 4 cores.*OMP_NUM_THREADS=2 in front"),
+        (9.0, 4, "OMP_NUM_THREADS=1 in front"),
+        (0.3, 4, None),
+        (2.0, 2, None),
+    ],
+)
+def test_busy_cores_are_reported(
+    others: float, threads: int, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(introduction, "busy_cores", lambda: others)
+    monkeypatch.setattr(introduction, "cores", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    found = introduction._busy()
+    assert bool(found) == bool(words)
+    assert words is None or re.search(words, found)
 
 
 def loop(run: Path, **changes: Any) -> _Loop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from datetime import datetime, timedelta
 
@@ -10,7 +9,7 @@ import torch
 
 from dino.data.views.view_spec import COLOUR_ONLY
 from dino.distillation.step import Distillation
-from dino.runtime import cores
+from dino.runtime import busy_cores, cores
 from dino.train.config import PretrainConfig
 from dino.train.estimate import Estimate
 
@@ -68,7 +67,8 @@ def introduction(
         lines.append(
             f"{pixels.channels} channels: without {', '.join(COLOUR_ONLY)}, which are for RGB"
         )
-    if distillation.device.type == "cpu" and (busy := _busy()):
+    alone = distillation.ranks.local_world == 1
+    if distillation.device.type == "cpu" and alone and (busy := _busy()):
         lines.append(busy)
     if start:
         return lines
@@ -79,16 +79,14 @@ def introduction(
 
 def _busy() -> str:
     """A warning if other processes need the cores, for which threads would wait; empty if not."""
-    if not hasattr(os, "getloadavg"):  # Windows
-        return ""
-    available, others, threads = cores(), os.getloadavg()[0], torch.get_num_threads()
+    available, threads = cores(), torch.get_num_threads()
+    others = busy_cores() if threads > 1 else 0.0
     fewer = max(1, available - round(others))
-    if others < 1 or threads <= fewer:
+    if others < 0.5 or threads <= fewer:
         return ""
     return (
-        f"warning: other processes use about {others:.0f} of {available} cores, so that threads "
-        f"wait for each other: with OMP_NUM_THREADS={fewer} in front of the command it may be "
-        "faster"
+        f"warning: other processes use {others:.1f} of {available} cores, and threads wait for "
+        f"each other: with OMP_NUM_THREADS={fewer} in front of the command it may be faster"
     )
 
 
