@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,14 @@ class EpochCheckpoint:
     Args:
         path: the file, on a disk that all ranks share; the state of another training is ignored.
         key: everything that the training depends on, as JSON takes it.
+
+    Attributes:
+        epochs: that the file holds.
     """
 
     def __init__(self, path: Path, key: Any) -> None:
         self.path = path
+        self.epochs = 0
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     def read(self) -> tuple[dict[str, Tensor], list[Any]]:
@@ -40,6 +47,7 @@ class EpochCheckpoint:
                 found = tensors, json.loads(about["history"])
         if len({*gather_objects(len(found[1]))}) > 1:
             raise UserError(f"not all processes see {self.path}: choose --out on a shared disk")
+        self.epochs = len(found[1])
         return found
 
     def write(self, tensors: dict[str, Tensor], history: list[Any]) -> None:
@@ -50,6 +58,18 @@ class EpochCheckpoint:
             with replacing(self.path) as temporary:
                 save_file(on_host, temporary, metadata=about)
         barrier()
+        self.epochs = len(history)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C, which stops at once, say from where the same command continues."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if ranks().main and self.epochs:
+                message = f"stopped: the same command continues after epoch {self.epochs}"
+                print(f"\n{message}", file=sys.stderr)
+            raise
 
     def delete(self) -> None:
         """Delete the file: the training is finished."""

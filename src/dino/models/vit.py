@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.backbone import Backbone, Features
+from dino.models.convnet import laid_out
 from dino.models.cpu_linear import Linear
 from dino.models.position_embedding import Position, resample, resample_with_cls
 
@@ -116,14 +117,16 @@ class ViT(Backbone):
         channels: C.
         position: how the position embedding is resampled to other grids, see `position_embedding`.
         norm_eps: epsilon of every layer norm (published code: 1e-6, transformers: 1e-12).
+        stem: what turns patches into tokens: one linear layer ("patch"), or convolutions ("conv",
+            see `_stem`), with which the networks that export knows have no layout in common.
         preprocessing: the transform of the weights; by default the paper's for `image_size`.
 
     Raises:
-        UserError: if `heads` does not divide `embed_dim` or no patch fits into the image.
+        UserError: if `heads` does not divide `embed_dim`, no patch fits into the image, or
+            convolutions of stride 2 cannot make the patches.
     """
 
     has_drop_path = True
-    first_layer = "patch_embed.proj.weight"
     patch_size: int
     position: Position
 
@@ -139,6 +142,7 @@ class ViT(Backbone):
         channels: int = 3,
         position: Position = "reference",
         norm_eps: float = 1e-6,
+        stem: Literal["patch", "conv"] = "patch",
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
@@ -153,9 +157,14 @@ class ViT(Backbone):
         self.heads, self.depth, self.mlp_ratio = heads, depth, mlp_ratio
         self.grid, self.channels = (side, side), channels
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
+        self.stem = stem
         # As in the published code, this layer has PyTorch's default init.
-        patches = nn.Conv2d(channels, embed_dim, patch_size, stride=patch_size)
-        self.patch_embed = nn.Sequential(OrderedDict(proj=patches))
+        if stem == "patch":
+            layers = {"proj": nn.Conv2d(channels, embed_dim, patch_size, stride=patch_size)}
+        else:
+            layers = _stem(channels, embed_dim, patch_size)
+        self.first_layer = f"patch_embed.{next(iter(layers))}.weight"
+        self.patch_embed = nn.Sequential(OrderedDict(layers))
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, embed_dim))
         self.blocks = nn.ModuleList(
@@ -171,7 +180,7 @@ class ViT(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)
-            elif isinstance(module, (nn.LayerNorm, nn.Conv2d)):
+            elif isinstance(module, (nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d)):
                 module.reset_parameters()
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> tuple[Tensor, tuple[int, int]]:
@@ -180,6 +189,9 @@ class ViT(Backbone):
         height, width = images.shape[-2:]
         if min(height, width) < self.patch_size:
             raise UserError(f"images of {height}x{width} px hold no patch of {self.patch_size} px")
+        if self.stem == "conv":  # pixels that fill no patch are cropped, as the linear layer does
+            rows, columns = height % self.patch_size, width % self.patch_size
+            images = laid_out(images[..., : height - rows, : width - columns])
         patches = self.patch_embed(images).permute(0, 2, 3, 1)  # [B, h, w, D]
         grid = (patches.shape[1], patches.shape[2])
         positions = resample(self.pos_embed[:, 1:], self.grid, grid, self.position)
@@ -262,6 +274,7 @@ class ViT(Backbone):
 
     def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
         """See `Backbone.timm_arguments`; the norms must have timm's epsilon."""
+        self._check_layout("timm")
         if self.norm.eps != 1e-6:
             raise UserError(
                 f"timm's ViTs have the norm epsilon 1e-06, this one has {self.norm.eps}: use "
@@ -279,8 +292,13 @@ class ViT(Backbone):
             "mlp_ratio": self.mlp_ratio,
         }
 
+    def _check_layout(self, library: str) -> None:
+        if self.stem != "patch":
+            raise UserError(f"{library} has no ViT with this stem of convolutions: use onnx")
+
     def transformers_config(self, size: int) -> dict[str, Any]:
-        """See `Backbone.transformers_config`."""
+        """See `Backbone.transformers_config`; with convolutions there is no such network."""
+        self._check_layout("transformers")
         return {
             "architectures": ["ViTModel"],
             "model_type": "vit",
@@ -300,6 +318,27 @@ class ViT(Backbone):
             "pooler_act": "linear",
             "torch_dtype": "float32",
         }
+
+
+def _stem(channels: int, embed_dim: int, patch_size: int) -> dict[str, nn.Module]:
+    """The stem of arXiv 2106.14881 (section 4): 3x3 convolutions of stride 2, doubling in width.
+
+    Each is followed by batch norm and ReLU; the last one of 1x1 by nothing.
+    """
+    count = patch_size.bit_length() - 1
+    if patch_size != 2**count or embed_dim % 2**count or not count:
+        raise UserError(
+            f"a stem of convolutions halves the image again and again: patch size {patch_size} "
+            f"must be 2, 4, 8, ... and embed_dim {embed_dim} a multiple of it"
+        )
+    layers: dict[str, nn.Module] = {}
+    for index in range(count):
+        width = embed_dim >> (count - 1 - index)
+        layers[f"conv{index + 1}"] = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+        layers[f"bn{index + 1}"] = nn.BatchNorm2d(width)
+        layers[f"relu{index + 1}"] = nn.ReLU(inplace=True)
+        channels = width
+    return {**layers, "proj": nn.Conv2d(channels, embed_dim, 1)}
 
 
 def init_linear(layer: nn.Linear) -> None:

@@ -93,7 +93,9 @@ def vit_b8() -> PretrainConfig:
 def resnet50() -> PretrainConfig:
     """ResNet-50, 800 epochs: 67.5 / 75.3 (paper Table 2)."""
     return PretrainConfig(
-        model=ModelSettings(arch="resnet50", patch_size=None, position=None, drop_path=0.0),
+        model=ModelSettings(
+            arch="resnet50", patch_size=None, stem=None, position=None, drop_path=0.0
+        ),
         head=HeadSettings(prototypes=60000, batch_norm=True),
         views=ViewSettings(global_scale=(0.14, 1.0), local_count=6, local_scale=(0.05, 0.14)),
         teacher=TeacherSettings(temperature_warmup="50 epochs"),
@@ -160,7 +162,9 @@ def laptop() -> PretrainConfig:
     batches; the trials that led to it are in docs/results.md.
     """
     return PretrainConfig(
-        model=ModelSettings(arch="resnet10t", patch_size=None, position=None, drop_path=0.0),
+        model=ModelSettings(
+            arch="resnet10t", patch_size=None, stem=None, position=None, drop_path=0.0
+        ),
         head=HeadSettings(prototypes=2048, hidden=1024, batch_norm=True),
         views=SMALL_VIEWS,
         teacher=TeacherSettings(

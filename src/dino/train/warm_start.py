@@ -153,7 +153,7 @@ def _read(
     checkpoint = read_checkpoint(weights, heads=heads)
     implied = defaults(checkpoint.spec["arch"])
     full = {**implied, **checkpoint.spec}
-    names = ("arch", "patch_size", "position", "embed_dim", "depth", "heads")
+    names = ("arch", "patch_size", "stem", "position", "embed_dim", "depth", "heads")
     networks = {f"model.{name}": full.get(name) for name in names}
     head_settings = {} if head == "new" else _head_settings(checkpoint)
     networks |= head_settings

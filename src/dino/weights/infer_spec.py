@@ -77,7 +77,9 @@ def _resnet(tensors: Tensors, named: bool) -> tuple[Spec, list[str]]:
 
 def _vit(tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
     positions = _shape(tensors, "pos_embed", 3)
-    patch = _shape(tensors, "patch_embed.proj.weight", 4)
+    first, patch = "patch_embed.proj.weight", _shape(tensors, "patch_embed.proj.weight", 4)
+    if stem := _count(tensors, r"patch_embed\.conv(\d+)\.weight"):
+        first, patch = "patch_embed.conv1.weight", (*patch[:2], 2 ** (stem - 1), 2 ** (stem - 1))
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     count, embed_dim = positions[1] - 1, positions[2]
     side, depth = math.isqrt(count), _count(tensors, r"blocks\.(\d+)\.")
@@ -96,7 +98,8 @@ def _vit(tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
         **({} if arch else sizes),
         "patch_size": patch[2],
         "image_size": side * patch[2],
-        **_channels(tensors, "patch_embed.proj.weight"),
+        **({"stem": "conv"} if stem else {}),
+        **_channels(tensors, first),
         "position": hints.get("position", "reference"),
     }
     if hidden != 4 * embed_dim:  # halfway to the next integer, so that rounding cannot matter

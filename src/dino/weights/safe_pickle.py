@@ -15,7 +15,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import torch
 
@@ -122,7 +122,7 @@ def _check_zip(path: Path) -> None:
                 f"{PICKLE_LIMIT:,}: save the state dict alone"
             )
         with archive.open(pickled[0]) as file:
-            storages = _Survey(file, path).storages
+            storages = survey(file, path)
     folder = pickled[0].removesuffix("data.pkl")
     for key, size in storages.items():
         if size > sizes.get(f"{folder}data/{key}", 0):
@@ -139,12 +139,22 @@ def _check_legacy(path: Path) -> None:
         pickles = io.BytesIO(b"\x80" + file.read(PICKLE_LIMIT))
     claimed = 0
     for _ in range(5):  # magic number, protocol, machine, the content, the storages' keys
-        claimed += sum(_Survey(pickles, path).storages.values())
+        claimed += sum(survey(pickles, path).values())
     if claimed > path.stat().st_size:
         raise UserError(f"{path} claims to hold more than its size")
 
 
 # ------------------------------------------------------------------------------------ the survey
+def survey(file: IO[bytes], path: Path) -> dict[str, int]:
+    """Check the next pickle of an open file; the bytes of each storage that it claims, by its key.
+
+    Raises:
+        UserError: as `load_pickle` does; `path` is its name in messages. Other exceptions mean that
+            it is damaged.
+    """
+    return _Survey(file, path).storages
+
+
 class _Survey(pickle._Unpickler):
     """Run the next pickle of a file with a dummy in the place of all that it names.
 
@@ -155,7 +165,7 @@ class _Survey(pickle._Unpickler):
         budget: what is left of the items and characters that all arguments together may have.
 
     Raises:
-        UserError: for a name that weights do not need, or for a pickle that would take much more
+        UserError: for a name that plain data do not need, or for a pickle that would take much more
             time or memory than its length.
     """
 
@@ -175,8 +185,8 @@ class _Survey(pickle._Unpickler):
         full = f"{IMPORT_MAPPING.get(module, module)}.{name}"
         if full not in PLACEHOLDERS and full not in _BUILT_BY_TORCH:
             raise UserError(
-                f"{self.path} is refused: it would run or build {full[:80]!r}, which weights do "
-                "not need (nothing was executed)"
+                f"{self.path} is refused: it would run or build {full[:80]!r}, which is no plain "
+                "data (nothing was executed)"
             )
         return type(name, (_Dummy,), {"survey": self})
 

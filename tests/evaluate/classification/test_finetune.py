@@ -287,7 +287,7 @@ def test_command_tunes_saves_and_is_measured_again(
 
 
 def test_a_stopped_and_continued_training_equals_an_unstopped_one(
-    settings: FineTune, monkeypatch: pytest.MonkeyPatch
+    settings: FineTune, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uninterrupted = run(settings)
     files = [result_file(settings.weights, "finetune", ending) for ending in ENDINGS]
@@ -304,6 +304,7 @@ def test_a_stopped_and_continued_training_equals_an_unstopped_one(
     monkeypatch.setattr(AugmentedBatches, "epoch", watched)
     with pytest.raises(KeyboardInterrupt):
         run(settings)
+    assert "stopped: the same command continues after epoch 2" in capsys.readouterr().err
     assert run(settings)["finetune"] == uninterrupted["finetune"]
     assert trained == [0, 1, -1, 2, 3]
     assert [path.read_bytes() for path in files] == expected

@@ -201,7 +201,7 @@ def test_the_loop_is_the_published_one() -> None:
 
 
 def test_a_stopped_and_continued_training_equals_an_unstopped_one(
-    settings: Linear, monkeypatch: pytest.MonkeyPatch
+    settings: Linear, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uninterrupted = run(settings)
     path = result_file(settings.weights, "linear", ".safetensors")
@@ -220,6 +220,7 @@ def test_a_stopped_and_continued_training_equals_an_unstopped_one(
     monkeypatch.setattr(TableBatches, "epoch", watched)
     with pytest.raises(KeyboardInterrupt):
         run(settings)
+    assert "stopped: the same command continues after epoch 2" in capsys.readouterr().err
     again = run(settings)
     assert trained == [0, 1, -1, 2, 3]
     assert again["linear"] == uninterrupted["linear"]

@@ -156,9 +156,14 @@ def _tuned(
     model = FineTunedNetwork(network, classes, recipe.head_scale, settings.seed)
     options = (settings.forward_batch, settings.workers, settings.precision)
     batches = AugmentedBatches(network, source, recipe, classes, settings.seed, settings.workers)
-    history = tune(
-        model, batches, lambda: measure(model, val, truth, *options), checkpoint, settings.precision
-    )
+    with checkpoint.interruptible():
+        history = tune(
+            model,
+            batches,
+            lambda: measure(model, val, truth, *options),
+            checkpoint,
+            settings.precision,
+        )
     if ranks().main and name == command.TRAINED:
         _save(model, source, history, settings, path)
     checkpoint.delete()

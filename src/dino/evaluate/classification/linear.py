@@ -177,14 +177,15 @@ def _probe(
     defining = [str(getattr(settings, name)) for name in DEFINING]
     key = [fingerprint(network), files_digest(source), files_digest(val), labels.tolist(), defining]
     checkpoint = EpochCheckpoint(unfinished, key)
-    history = train(
-        sweep,
-        _batches(network, source, layers, settings),
-        lambda: scores(sweep, test.features, truth, device),
-        settings.epochs,
-        settings.batch,
-        checkpoint,
-    )
+    with checkpoint.interruptible():
+        history = train(
+            sweep,
+            _batches(network, source, layers, settings),
+            lambda: scores(sweep, test.features, truth, device),
+            settings.epochs,
+            settings.batch,
+            checkpoint,
+        )
     checkpoint.delete()
     curves = map(list, zip(*history, strict=True))  # by learning rate instead of by epoch
     return Probe(layers, sweep, dict(zip(settings.rates, curves, strict=True))), len(test)

@@ -20,6 +20,7 @@ from dino.data.images.decode import Sample, as_picture
 from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.folder import ImageFiles
 from dino.files import UserError, read_json
+from dino.weights.safe_pickle import survey
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the query image."""
@@ -193,7 +194,11 @@ def _pickled(file: Path) -> Any:
     """The content of a pickle of plain values and numpy arrays; nothing in it is executed."""
     with file.open("rb") as stream:
         try:
+            survey(stream, file)
+            stream.seek(0)
             return _PlainUnpickler(stream, encoding="latin1").load()
+        except UserError:
+            raise
         except Exception as error:  # damaged bytes raise nearly anything
             raise UserError(
                 f"{file} is no pickle of plain lists, numbers and arrays, and was not loaded: "
