@@ -35,6 +35,20 @@ def test_plain_folders_need_no_list(tmp_path: Path) -> None:
     assert [scene.mask.stem for scene in scenes] == ["4", "1"]
 
 
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_plain(tmp_path / "plain", 2)
+    for name in ("images/notes.txt", "images/more.txt", "images/.hidden.txt"):
+        (root / name).touch()
+    (root / "masks/7.png").write_bytes((root / "masks/0.png").read_bytes())
+    assert len(open_scenes(root, None)) == 2
+    printed = capsys.readouterr().err
+    assert "images: 2 files are left out, being no images: 2 .txt" in printed
+    assert "1 of 3 masks are left out, having no image" in printed
+    (root / "all.txt").write_text("0\n1\n")
+    open_scenes(root, "all")
+    assert "masks" not in capsys.readouterr().err
+
+
 def test_wrong_layouts_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds neither images and masks nor"):
         open_scenes(tmp_path, "val")

@@ -183,6 +183,13 @@ def count_kinds(kinds: Mapping[str, int]) -> str:
     return ", ".join([*shown, "others"] if len(ranking) > 4 else shown)
 
 
+def warn_left_out(name: str, kinds: Mapping[str, int], needed: str = "images") -> None:
+    """One sentence on stderr counts files that are not read, being no `needed`; none for none."""
+    if count := sum(kinds.values()):
+        files = "1 file is" if count == 1 else f"{count:,} files are"
+        warn(f"{name}: {files} left out, being no {needed}: {count_kinds(kinds)}")
+
+
 # ---------------------------------------------------------------------------------- the walk
 def _visible_files(root: Path) -> tuple[list[str], int]:
     """The regular files below `root`, relative to it, and the number of special files."""

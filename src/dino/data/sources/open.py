@@ -14,9 +14,9 @@ import numpy as np
 
 from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.arrays import Arrays
-from dino.data.sources.base import Source, warn
+from dino.data.sources.base import Source
 from dino.data.sources.demo import DemoTiles
-from dino.data.sources.folder import Folder, count_kinds
+from dino.data.sources.folder import Folder, warn_left_out
 from dino.data.sources.huggingface import HubImages
 from dino.data.sources.lists import FileList, list_settings
 from dino.data.sources.parquet import ParquetImages, image_column
@@ -55,10 +55,7 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
     source: Source
     if isinstance(data, (str, os.PathLike)):
         source = _named(os.fspath(data))
-        if source.left_out:
-            count, kinds = sum(source.left_out.values()), count_kinds(source.left_out)
-            files = "1 file is" if count == 1 else f"{count:,} files are"
-            warn(f"{data}: {files} left out, being no images: {kinds}")
+        warn_left_out(str(data), source.left_out)
     elif isinstance(data, np.ndarray):
         source = Arrays(data)
     else:

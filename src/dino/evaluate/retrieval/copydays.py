@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino.data.sources.open import Folder, Source
+from dino.data.sources.open import Source, open_source
 from dino.files import UserError
 
 LETTERS = 4
@@ -46,7 +46,7 @@ def open_copydays(root: str | os.PathLike[str]) -> list[Block]:
     root = Path(root)
     if not (root / "original").is_dir():
         raise UserError(f"{root} has no folder original/: Copydays has {LAYOUT}")
-    originals = Folder(root / "original")
+    originals = open_source(root / "original")
     blocks = [_strong(root / "strong", originals)] if (root / "strong").is_dir() else []
     for kind in ("jpegqual", "crops"):
         blocks += [_aligned(folder, root, originals) for folder in _numbered(root / kind)]
@@ -66,7 +66,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _strong(folder: Path, originals: Source) -> Block:
-    copies = Folder(folder)
+    copies = open_source(folder)
     known: dict[str, list[int]] = defaultdict(list)
     for index in range(len(originals)):
         known[Path(originals.path(index)).name[:LETTERS]].append(index)
@@ -81,7 +81,7 @@ def _strong(folder: Path, originals: Source) -> Block:
 
 
 def _aligned(folder: Path, root: Path, originals: Source) -> Block:
-    copies = Folder(folder)
+    copies = open_source(folder)
     if len(copies) != len(originals):
         raise UserError(
             f"{folder} holds {len(copies)} images but original/ {len(originals)}: "

@@ -8,6 +8,7 @@ Shapes: H W pixels, h w patches, K kinds of objects.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +22,8 @@ from torch import Tensor
 from dino.data.images.decode import read_picture
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import EXTENSIONS
+from dino.data.sources.base import warn
+from dino.data.sources.folder import warn_left_out
 from dino.evaluate.masks import VOID, Ids, read_mask
 from dino.files import UserError
 
@@ -95,6 +98,8 @@ def open_scenes(root: Path, split: str | None, objects: Objects = "class") -> li
         for kind, name, found in zip(("image", "mask"), names, (images, masks), strict=True):
             if stem not in found:
                 raise UserError(f"there is no {kind} {stem} in {root / name}")
+    if split is None and (extra := len(masks.keys() - images.keys())):
+        warn(f"{root}: {extra:,} of {len(masks):,} masks are left out, having no image")
     return [Scene(images[stem], masks[stem]) for stem in stems]
 
 
@@ -116,18 +121,27 @@ def read_list(path: Path, advice: str) -> list[str]:
 def files_by_stem(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     """The files with one of these endings by their names without it, in the order of their names.
 
+    One sentence on stderr counts the files with other endings; hidden files do not count.
+
     Raises:
         UserError: if the folder is missing, holds no such file, or two that differ by the ending.
     """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} is missing")
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in endings):
-        if path.stem in found:
+    others: Counter[str] = Counter()
+    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        if path.suffix.lower() not in endings:
+            others[path.suffix.lower()] += path.is_file()
+        elif path.stem in found:
             raise UserError(f"{found[path.stem]} and {path} have the same name: rename one of them")
-        found[path.stem] = path
+        else:
+            found[path.stem] = path
     if not found:
         raise UserError(f"{folder} holds no files that end in {' '.join(endings)}")
+    warn_left_out(
+        str(folder), +others, f"files that end in {endings[0]}" if len(endings) == 1 else "images"
+    )
     return found
 
 
