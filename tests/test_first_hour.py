@@ -203,7 +203,8 @@ def test_the_recipe_is_never_chosen_silently(
 
     monkeypatch.setattr("dino.pretraining.pretrain", pretrain)
     words = {
-        "photos/ --out x": ("small_data", "photos/"),
+        "photos/ --epochs 3 --out x": ("small_data", "photos/"),
+        "photos/ --init-from W --out x": ("small_data", "photos/"),
         "--out x": ("demo", "demo"),
         "demo --out x": ("demo", "demo"),
         "--out x small_data photos": ("small_data", "photos"),

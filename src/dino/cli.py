@@ -189,12 +189,15 @@ def pretrain(arguments: Sequence[str]) -> Any:
     )
     config = settings.changed()
     chosen = given(arguments, config)
-    by_budget = settings.budget is not None and named is None
-    if named is None and not by_budget:
-        _say_recipe(name, "dino pretrain")
     from dino import pretraining
     from dino.runtime import ranks
 
+    by_budget = named is None and (
+        settings.budget is not None
+        or pretraining.chooses_network(named, settings.data, settings.init_from, chosen)
+    )
+    if named is None and not by_budget:
+        _say_recipe(name, "dino pretrain")
     result = pretraining.pretrain(
         None if by_budget else config,
         data=settings.data,
