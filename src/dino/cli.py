@@ -96,8 +96,7 @@ DATA = {
         "range, mean and deviation of channels",
         "data.commands.stats:StatsSettings:run",
         after=lambda settings: _next(
-            *("dino pretrain", "small_data", settings.data, "--stats", settings.out),
-            *("--out", "runs/mine"),
+            *("dino pretrain", settings.data, "--stats", settings.out, "--out", "runs/mine"),
         ),
     ),
     "preview": Command("show the views that a recipe makes, with their numbers", "cli:preview"),
@@ -230,14 +229,14 @@ def preview(arguments: Sequence[str]) -> None:
     from dino.train.recipes import RECIPES, recipe
 
     named, words = _recipe(Preview, "dino data preview", arguments, alone=False)
-    name = named or "small_data"
+    name = named or "laptop"
     config = recipe(name)
     settings = parse(
         Preview,
         f"dino data preview {named or ''}".strip(),
         words,
         before=[] if named else ["[RECIPE]"],
-        description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default small_data.",
+        description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default laptop.",
         default=Preview(data=tyro.MISSING, views=config.views, pixels=config.pixels),
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     )
@@ -247,7 +246,7 @@ def preview(arguments: Sequence[str]) -> None:
     print(pretraining.preview(validated(settings), config, name))
     if named is None:
         _say_recipe(name, "dino data preview")
-    _next("dino pretrain", name, settings.data, "--out", "runs/mine")
+    _next("dino pretrain", *filter(None, [named]), settings.data, "--out", "runs/mine")
 
 
 def _recipe(
