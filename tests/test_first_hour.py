@@ -128,6 +128,10 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("features runs/old photos", "features needs --out: for example", ""),
     ("evaluate knn runs/old", "knn needs --data: for example", ""),
     ("export runs/old", "export needs --format and --out: for example", ""),
+    ("export runs/old --out w.onnx", "--out w.onnx --format onnx", ""),
+    ("export runs/old --format official", "--out exports/official.safetensors", ""),
+    ("weights convert runs/old --out w.safetensors", "--out w.safetensors --to safetensors", ""),
+    ("weights convert runs/old --to timm", "--to timm --out exports/timm", ""),
     # Folders.
     (f"pretrain demo fotos/ {STEPS} --out NEW", "fotos does not exist", f"{RUN} --out NEW"),
     (
