@@ -1,6 +1,7 @@
 """The interface of all networks: one vector an image, named features, transform, description.
 
-Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D embed_dim.
+Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D embed_dim, d = D over
+heads.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class Features:
         cls: [last, B, D], the CLS token (convnets: the pooled feature).
         patches: [last, B, D, h, w], the patch tokens on their grid.
         attention: [B, heads, T, T] of one block, after the softmax; None unless requested.
+        keys: [B, heads, T, d] of that attention.
     """
 
     cls: Float[Tensor, "last B D"]
     patches: Float[Tensor, "last B D h w"]
     attention: Float[Tensor, "B heads T T"] | None = None
+    keys: Float[Tensor, "B heads T d"] | None = None
 
     @property
     def attention_maps(self) -> Float[Tensor, "B heads h w"]:
@@ -49,6 +52,18 @@ class Features:
         if self.attention is None:
             raise UserError("attention_maps needs features(images, attention=True)")
         return self.attention[:, :, 0, 1:].unflatten(2, self.patches.shape[-2:])
+
+    @property
+    def key_maps(self) -> Float[Tensor, "B D h w"]:
+        """The keys of the patches on their grid, those of all heads joined.
+
+        Raises:
+            UserError: if the attention was not requested.
+        """
+        if self.keys is None:
+            raise UserError("key_maps needs features(images, attention=True)")
+        keys = self.keys[:, :, 1:].transpose(2, 3).flatten(1, 2)
+        return keys.unflatten(2, self.patches.shape[-2:])
 
 
 class Backbone(nn.Module):

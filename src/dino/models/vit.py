@@ -64,11 +64,13 @@ class Attention(nn.Module):
         mixed = mean @ weights[2].transpose(1, 2) + bias[2]  # [heads, B, d]
         return self.proj(mixed.transpose(0, 1).flatten(1)[:, None])
 
-    def explicit(self, x: Tensor) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B heads T T"]]:
-        """`forward` together with its attention matrix, after the softmax."""
+    def explicit(
+        self, x: Tensor
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B heads T T"], Float[Tensor, "B heads T d"]]:
+        """`forward` together with its attention matrix, after the softmax, and its keys."""
         q, k, v = self._split(self.qkv(x))
         attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        return self.proj((attention @ v).transpose(1, 2).flatten(2)), attention
+        return self.proj((attention @ v).transpose(1, 2).flatten(2)), attention, k
 
 
 class Block(nn.Module):
@@ -92,11 +94,13 @@ class Block(nn.Module):
         x = _residual(x[:, :1] if first else x, attention(self.norm1(x)), scale, 0)
         return _residual(x, self.mlp(self.norm2(x)), scale, 1)
 
-    def explicit(self, x: Tensor) -> tuple[Tensor, Float[Tensor, "B heads T T"]]:
-        """All tokens, and the attention matrix."""
-        mixed, attention = self.attn.explicit(self.norm1(x))
+    def explicit(
+        self, x: Tensor
+    ) -> tuple[Tensor, Float[Tensor, "B heads T T"], Float[Tensor, "B heads T d"]]:
+        """All tokens, the attention matrix and its keys."""
+        mixed, attention, keys = self.attn.explicit(self.norm1(x))
         x = x + mixed
-        return x + self.mlp(self.norm2(x)), attention
+        return x + self.mlp(self.norm2(x)), attention, keys
 
 
 def _residual(x: Tensor, branch: Tensor, scale: Tensor | None, row: int) -> Tensor:
@@ -221,17 +225,17 @@ class ViT(Backbone):
         if not -self.depth <= explicit < self.depth:
             raise UserError(f"there is no block {explicit}: the network has {self.depth}")
         x, grid = self.tokens(images)
-        matrix, outputs = None, []
+        matrix, keys, outputs = None, None, []
         for index, block in enumerate(cast(list[Block], list(self.blocks))):
             if attention is not False and index == explicit % self.depth:
-                x, matrix = block.explicit(x)
+                x, matrix, keys = block.explicit(x)
             else:
                 x = block(x)
             if index >= self.depth - last:
                 outputs.append(self.norm(x))
         stacked = torch.stack(outputs)  # [last, B, T, D]
         patches = stacked[:, :, 1:].transpose(2, 3).unflatten(3, grid)
-        return Features(stacked[:, :, 0], patches, matrix)
+        return Features(stacked[:, :, 0], patches, matrix, keys)
 
     def describe(self) -> dict[str, str]:
         """See `Backbone.describe`."""
