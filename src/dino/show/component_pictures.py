@@ -39,24 +39,23 @@ def component_picture(
 def part_picture(
     picture: Image.Image,
     parts: UInt8[np.ndarray, "h w"],
-    count: int,
     foreground: Bool[np.ndarray, "h w"] | None = None,
 ) -> Image.Image:
-    """The parts of a picture in their colours over it, with a legend below.
-
-    Args:
-        picture: the image.
-        parts: number of each patch's part, from 0.
-        count: how many parts there are.
-        foreground: the patches that belong to parts; None for all.
-    """
+    """The parts of a picture, numbered from 0, in the colours of the palette over it."""
     palette = np.array([ImageColor.getrgb(color) for color in PALETTE], dtype=np.uint8)
     flat = Image.fromarray(palette[parts]).resize(picture.size, Image.Resampling.NEAREST)
     grey = picture.convert("L").convert("RGB")
     large = Image.blend(grey, flat, STRENGTH)
-    if foreground is not None:
-        large = _on_dim(picture, large, foreground)
-    return _above(large, _legend([str(number + 1) for number in range(count)], picture.width))
+    return large if foreground is None else _on_dim(picture, large, foreground)
+
+
+def with_legend(picture: Image.Image, parts: int) -> Image.Image:
+    """A picture with the colours of so many parts below it."""
+    legend = _legend([f"part {number + 1}" for number in range(parts)], picture.width)
+    joined = Image.new("RGB", (picture.width, picture.height + legend.height), PAPER)
+    joined.paste(picture, (0, 0))
+    joined.paste(legend, (0, picture.height))
+    return joined
 
 
 def _on_dim(
@@ -84,10 +83,3 @@ def _legend(names: Sequence[str], width: int) -> Image.Image:
         place = (x + SWATCH + GAP // 2, y + SWATCH // 2)
         draw.text(place, name, INK, font, anchor="lm")
     return strip
-
-
-def _above(upper: Image.Image, lower: Image.Image) -> Image.Image:
-    joined = Image.new("RGB", (upper.width, upper.height + lower.height), PAPER)
-    joined.paste(upper, (0, 0))
-    joined.paste(lower, (0, upper.height))
-    return joined

@@ -19,7 +19,7 @@ from dino.progress import bar
 from dino.runtime import memory_errors, pick_device
 from dino.settings import Range, validated
 from dino.show import patch_pca
-from dino.show.component_pictures import PALETTE, component_picture, part_picture
+from dino.show.component_pictures import PALETTE, component_picture, part_picture, with_legend
 from dino.show.patch_maps import PatchMap, PatchMaps
 from dino.show.patch_pca import Basis
 from dino.weights.load import fingerprint, load
@@ -149,7 +149,7 @@ def _write_pictures(
     maps: PatchMaps, basis: Basis, settings: ComponentSettings
 ) -> dict[str, list[str]]:
     """Write the pictures of each image, and the contact sheet; their names by image."""
-    count = len(maps.source)
+    count, parts = len(maps.source), 0 if basis.centers is None else len(basis.centers)
     paths = [maps.source.path(index) for index in range(count)]
     shown, cells, written = {*spread(count, SHEET)}, list[Cell](), dict[str, list[str]]()
     for index, (path, name) in enumerate(zip(paths, flat_names(paths), strict=True)):
@@ -158,19 +158,24 @@ def _write_pictures(
         pictures = _pictures(one, basis)
         files = {f"{name}.{kind}.png": picture for kind, picture in pictures.items()}
         for file, picture in files.items():
-            with replacing(settings.out / file) as temporary:
-                picture.save(temporary, "PNG")
+            legend = parts if file.endswith(".parts.png") else 0
+            _save(with_legend(picture, legend) if legend else picture, settings.out / file)
         if settings.arrays:
             _write_arrays(settings.out / f"{name}.npz", one, basis)
         written[path] = [*files, *[f"{name}.npz"] * settings.arrays]
         if index in shown or not cells:
             cells += [Cell(one.picture, name), *(Cell(p, kind) for kind, p in pictures.items())]
     maps.check_usable()
-    columns = PER_ROW * (2 if basis.centers is None else 3)
+    columns = PER_ROW * (3 if parts else 2)
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    with replacing(settings.out / "sheet.png") as temporary:
-        contact_sheet(rows, TILE, _title(basis, len(paths))).save(temporary, "PNG")
+    sheet = contact_sheet(rows, TILE, _title(basis))
+    _save(with_legend(sheet, parts) if parts else sheet, settings.out / "sheet.png")
     return written
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG")
 
 
 def _pictures(one: PatchMap, basis: Basis) -> dict[str, Image.Image]:
@@ -178,8 +183,7 @@ def _pictures(one: PatchMap, basis: Basis) -> dict[str, Image.Image]:
     mask = None if basis.foreground is None else basis.foreground(one.tokens)
     found = {"components": component_picture(one.picture, basis.colors(one.tokens), mask)}
     if basis.centers is not None:
-        count = len(basis.centers)
-        found["parts"] = part_picture(one.picture, basis.parts(one.tokens), count, mask)
+        found["parts"] = part_picture(one.picture, basis.parts(one.tokens), mask)
     return found
 
 
@@ -194,7 +198,7 @@ def _write_arrays(path: Path, one: PatchMap, basis: Basis) -> None:
         np.savez(file, **arrays)
 
 
-def _title(basis: Basis, count: int) -> str:
+def _title(basis: Basis) -> str:
     """What the colours of a contact sheet mean."""
     what = "foreground patches" if basis.foreground is not None else "patch features"
     red, green, blue = (f"{100 * share:.0f} %" for share in basis.variance)

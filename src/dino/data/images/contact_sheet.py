@@ -79,10 +79,10 @@ def _draw_frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], frame
     draw.rectangle(box, outline=color, width=2)
     if dashed:
         left, top, right, bottom = box
-        for x in range(left + DASH, right - 1, 2 * DASH):
+        for x in range(left + DASH, right - 2, 2 * DASH):
             for y in (top, bottom - 1):
                 draw.rectangle((x, y, min(x + DASH, right - 2) - 1, y + 1), PAPER)
-        for y in range(top + DASH, bottom - 1, 2 * DASH):
+        for y in range(top + DASH, bottom - 2, 2 * DASH):
             for x in (left, right - 1):
                 draw.rectangle((x, y, x + 1, min(y + DASH, bottom - 2) - 1), PAPER)
 

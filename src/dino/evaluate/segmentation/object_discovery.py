@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageEnhance
 from torch import Tensor
 
 from dino.data.images.contact_sheet import Cell, Frame
@@ -29,7 +29,7 @@ from dino.data.sources.open import open_images
 from dino.evaluate import command
 from dino.evaluate.contact_sheet import save_sheet
 from dino.evaluate.features.table import my_share, warn_skipped
-from dino.evaluate.masks import Ids, Mask, objects_in
+from dino.evaluate.masks import Ids, objects_in
 from dino.evaluate.segmentation.coco import annotation, dataset
 from dino.evaluate.segmentation.datasets import Objects, has_masks, scored_scenes
 from dino.evaluate.segmentation.discovered import Discovered, stretched
@@ -37,7 +37,6 @@ from dino.evaluate.segmentation.discovery_metrics import MEASURES, Agreement, ag
 from dino.evaluate.segmentation.normalized_cut import normalized_cut
 from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.evaluate.segmentation.seed_expansion import seed_expansion
-from dino.evaluate.video.overlay import overlaid
 from dino.files import UserError, atomic_write, check_output, check_outside, flat_names, replacing
 from dino.models.attention import mass_mask
 from dino.models.backbone import Backbone
@@ -48,11 +47,11 @@ from dino.settings import Range, validated
 Method = Literal["ncut", "lost"]
 METHODS: dict[Method, str] = {"ncut": "normalised cut", "lost": "seed expansion"}
 
-SHEET, PER_ROW, LONGEST = 24, 6, 960
-"""Most images of a contact sheet, images a row, and longer side of an overlay, in pixels."""
+SHEET, PER_ROW, TILE = 24, 6, 200
+"""Most images of a contact sheet, images a row, and side of its pictures in pixels."""
 
-PALETTE = (0, 0, 0, 230, 159, 0)
-"""Of overlays: nothing, and the orange of Okabe and Ito for the object."""
+LONGEST, DIM, BOX = 960, 0.4, "#f0e442"
+"""Of overlays: longer side in pixels at most, brightness of the background, colour of the box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,15 +295,17 @@ def _annotated(
 
 
 def drawn(picture: Image.Image, one: Discovered) -> Image.Image:
-    """A picture, of `LONGEST` pixels at most, with a mask and its box."""
+    """A picture, of `LONGEST` pixels at most, that is dim and grey outside of a mask; its box."""
     picture = picture.copy()
     picture.thumbnail((LONGEST, LONGEST))
     size = (picture.height, picture.width)
-    result = overlaid(picture, Mask(one.pixels(*size).astype(np.uint8), PALETTE))
+    dim = ImageEnhance.Brightness(picture.convert("L").convert("RGB")).enhance(DIM)
+    mask = Image.fromarray(one.pixels(*size).astype(np.uint8) * 255)
+    result = Image.composite(picture, dim, mask)
     left, top, width, height = one.box(*size)
-    draw, corners = ImageDraw.Draw(result), (left, top, left + width - 1, top + height - 1)
-    draw.rectangle(corners, outline="black", width=3)
-    draw.rectangle(corners, outline="white", width=1)
+    corners = (left, top, left + width - 1, top + height - 1)
+    for color, line in (("black", 4), (BOX, 2)):
+        ImageDraw.Draw(result).rectangle(corners, outline=color, width=line)
     return result
 
 
@@ -330,11 +331,11 @@ def _write(found: Findings, network: Backbone, settings: ObjectSettings, count: 
     content = dataset(found.objects, settings.data, about)
     atomic_write(listing, json.dumps(content, separators=(",", ":")) + "\n")
     title = (
-        f"Objects without labels by {METHODS[settings.methods[0]]}: orange, the mask; white, the "
-        "box."
+        f"Objects without labels by {METHODS[settings.methods[0]]}: the mask in colour, the rest "
+        "dim and grey; yellow, the box."
     )
     if found.agreements:
         title += " Solid green frame: the box has an IoU above .5 with that of an object."
     rows = [found.cells[start : start + PER_ROW] for start in range(0, len(found.cells), PER_ROW)]
-    save_sheet(sheet, rows, title)
+    save_sheet(sheet, rows, title, TILE)
     return [listing, sheet]
