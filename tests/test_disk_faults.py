@@ -35,6 +35,9 @@ COMMANDS = {
     "stats": "data stats IN/data --workers 0 --out OUT/stats.json",
     "preview": f"data preview IN/data --images 1 --out OUT/sheet.png {VIEWS}",
     "features": f"features {EVALUATE} --out OUT/f.npy",
+    "components": "components IN/w.safetensors IN/data --size 16 --parts 2 --arrays "
+    "--save-basis OUT/b.safetensors --out OUT/components",
+    "objects": "objects IN/w.safetensors IN/data --size 16 --out OUT/objects",
     "knn": f"evaluate knn {EVALUATE} --confusion --out OUT/knn.json",
     "linear": f"evaluate linear {EVALUATE} --val IN/data --mode cached --epochs 1 --batch 4 "
     "--out OUT/linear.json",

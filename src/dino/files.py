@@ -202,7 +202,7 @@ def flat_names(paths: Sequence[str]) -> list[str]:
     for path in paths:
         stem = os.path.splitext(path.removeprefix(folder))[0]  # noqa: PTH122
         name = re.sub(r"[^\w.-]+", "_", stem)
-        name = name.strip("_.")[-100:] or "image"
+        name = name.strip("_.")[-50:] or "image"
         numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
         names.append(next(one for one in numbered if one.lower() not in taken))
         taken.add(names[-1].lower())

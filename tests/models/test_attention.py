@@ -26,6 +26,23 @@ def test_maps_are_the_cls_row_of_the_last_block() -> None:
             assert torch.equal(maps[..., row, column], full[:, :, 0, 1 + 5 * row + column])
 
 
+def test_keys_are_those_of_the_attention() -> None:
+    vit = create("vit_tiny", embed_dim=12, depth=2, heads=3, patch_size=4, image_size=8).eval()
+    images = torch.randn(2, 3, 13, 22)
+    rows: list[torch.Tensor] = []
+    vit.blocks[-1].attn.qkv.register_forward_hook(lambda module, inputs, out: rows.append(out))
+    features = vit.features(images, attention=True)
+    queries, keys, _ = rows[0].chunk(3, dim=2)  # [2, 16, 12] each
+    split = (queries.unflatten(2, (3, 4)), keys.unflatten(2, (3, 4)))
+    logits = torch.einsum("bqhd,bkhd->bhqk", *split) / 2
+    assert torch.allclose(features.attention, logits.softmax(dim=-1), atol=1e-6)
+    assert torch.equal(features.keys, split[1].transpose(1, 2))
+    assert features.key_maps.shape == (2, 12, 3, 5)
+    for row in range(3):
+        for column in range(5):
+            assert torch.equal(features.key_maps[..., row, column], keys[:, 1 + 5 * row + column])
+
+
 def test_networks_without_attention_raise() -> None:
     with pytest.raises(UserError, match="attention"):
         attention_maps(create("resnet50").eval(), torch.randn(1, 3, 32, 32))
@@ -35,6 +52,8 @@ def test_maps_of_features_without_attention_raise() -> None:
     vit = create("vit_tiny", embed_dim=12, depth=1, heads=3, patch_size=4, image_size=8)
     with pytest.raises(UserError, match=r"needs features\(images, attention=True\)"):
         _ = vit.features(torch.randn(1, 3, 8, 8)).attention_maps
+    with pytest.raises(UserError, match=r"needs features\(images, attention=True\)"):
+        _ = vit.features(torch.randn(1, 3, 8, 8)).key_maps
 
 
 def test_mask_of_the_notes() -> None:

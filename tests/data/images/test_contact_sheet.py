@@ -86,3 +86,8 @@ def test_long_captions_keep_their_ends(length: int) -> None:
     assert font.getlength(fitted) <= 144
     assert fitted == line or (fitted[:3] == "sta" and fitted[-8:] == "0001.jpg" and "..." in fitted)
     assert (fitted == line) == (length == 5)
+
+
+def test_frames_of_all_sizes_are_drawn() -> None:
+    for side in range(1, 40):
+        contact_sheet([[Cell(Image.new("RGB", (side, side)), frame="wrong")]], tile=40)
