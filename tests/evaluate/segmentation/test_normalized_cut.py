@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from oracle import discovery as oracle
 from torch import Tensor
 
+from dino.evaluate.segmentation import normalized_cut as module
 from dino.evaluate.segmentation.normalized_cut import normalized_cut, second_eigenvector
 
 SEEDS = st.integers(0, 10**6)
@@ -36,6 +37,17 @@ def test_the_eigenvector_equals_that_of_a_dense_solver(seed: int) -> None:
     found = found / np.linalg.norm(found)
     expected = expected / np.linalg.norm(expected)
     assert min(np.abs(found - expected).max(), np.abs(found + expected).max()) < 1e-9
+
+
+def test_where_lanczos_does_not_converge_a_dense_solver_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "RESTARTS", 1)
+    place = np.arange(300)
+    chain = np.where(np.abs(place[:, None] - place) <= 1, 1.0, 1e-5)
+    found, expected = second_eigenvector(chain), oracle.cut_vector(chain)[1][:, 1]
+    cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+    assert abs(cosine) == pytest.approx(1, abs=1e-9)
 
 
 def test_the_eigenvector_of_two_nodes() -> None:

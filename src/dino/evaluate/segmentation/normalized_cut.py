@@ -8,13 +8,17 @@ from __future__ import annotations
 import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float
-from scipy.sparse.linalg import eigsh
+from scipy.linalg import eigh
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
 from dino.evaluate.segmentation.discovered import Discovered, connected_to, stretched
 
 UNLIKE = 1e-5
 """Weight of an edge between patches that are not alike (epsilon of the paper)."""
+
+RESTARTS = 100
+"""Of Lanczos' method at most; graphs of images need a few, a long chain of patches does not end."""
 
 
 def normalized_cut(features: Float[Tensor, "D h w"], threshold: float = 0.2) -> Discovered:
@@ -50,7 +54,8 @@ def second_eigenvector(weights: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "
 
     D holds the sums of W's rows. With z = D^(1/2) y this is the second largest eigenvalue of
     D^(-1/2) W D^(-1/2), whose largest is 1 and belongs to D^(1/2) 1. That one is subtracted, and
-    Lanczos' method finds the next from a fixed start: the result has no random numbers in it.
+    Lanczos' method finds the next from a fixed start, so that equal graphs have equal results.
+    Where it does not converge a dense solver is taken.
 
     Args:
         weights: W, symmetric and positive, of two nodes or more.
@@ -60,6 +65,9 @@ def second_eigenvector(weights: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "
     matrix = weights / root / root[:, None]
     matrix -= first[:, None] * first
     start = np.random.default_rng(0).standard_normal(len(matrix))
-    _, vectors = eigsh(matrix, k=1, which="LA", v0=start)
+    try:
+        _, vectors = eigsh(matrix, k=1, which="LA", v0=start, maxiter=RESTARTS)
+    except ArpackNoConvergence:
+        _, vectors = eigh(matrix, subset_by_index=[len(matrix) - 1] * 2)
     found: Float[np.ndarray, " n"] = vectors[:, 0] / root
     return found
