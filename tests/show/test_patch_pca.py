@@ -221,6 +221,7 @@ def test_a_saved_basis_is_the_same_basis(tmp_path: Path, network: Any, options: 
             assert np.array_equal(loaded.parts(image), basis.parts(image))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_basis_of_the_network_is_refused(tmp_path: Path, network: Any) -> None:
     path, good = tmp_path / "b.safetensors", Basis.fit([object_tokens(0)], foreground=True)
     about = {"size": 24, "block": 0}

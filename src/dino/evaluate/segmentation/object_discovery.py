@@ -133,15 +133,17 @@ def _measured(settings: ObjectSettings) -> dict[str, Any]:
             for name, by_row in content.items()
             for row, of in by_row.items()
         }
-        used = _kind(started.networks[command.TRAINED], settings.features)
-        title = f"objects without labels, in %\n{found.count} images, {settings.size} px, {used}"
+        used = {name: _kind(of, settings.features) for name, of in started.networks.items()}
+        kinds = " or ".join(dict.fromkeys(used.values()))
+        title = f"objects without labels, in %\n{found.count} images, {settings.size} px, {kinds}"
         scores: dict[str, dict[str, Any]] = {}
         for name, by_row in content.items():
             for row, of in by_row.items():
                 for key, label in MEASURES.items():
                     scores.setdefault(f"{label}, {row}", {})[name] = {"percent": of[key]}
+        counts = {"images": found.count, "empty": len(scenes) - found.count}
         started.report(
-            {"objects": content, "images": found.count, "empty": len(scenes) - found.count},
+            {"objects": content, "features": used, **counts},
             command.table(title, ["mask", *MEASURES.values()], rows),
             images=found.count,
             scores=scores,
@@ -232,7 +234,7 @@ def discover(
                 overlay = drawn(picture, one)
                 with replacing(settings.out / f"{names[index]}.objects.png") as temporary:
                     overlay.save(temporary, "PNG")
-                if index in shown:
+                if index in shown or not found.cells:
                     found.cells.append(_cell(overlay, names[index], scores.get(row)))
     everything = Findings()
     for share in gather_objects(found):
