@@ -23,8 +23,8 @@ def strip_height(letters: int) -> int:
 
 def color_bar(low: str, high: str, letters: int) -> Image.Image:
     """The colours of overlays, between labels of the smallest and the largest value."""
-    bar = colored(torch.linspace(0, 1, 64)[None], "inferno")
-    return _strip([low, bar.resize((7 * letters, letters)), high], letters)
+    shares = torch.linspace(0, 1, 7 * letters).expand(letters, -1)
+    return _strip([low, colored(shares, "inferno"), high], letters)
 
 
 def swatches(title: str, colors: Mapping[str, Color], letters: int) -> Image.Image:
