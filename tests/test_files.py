@@ -25,7 +25,6 @@ from dino.files import (
     check_outside,
     csv_text,
     disk_errors,
-    flat_names,
     naming,
     read_json,
     replacing,
@@ -290,14 +289,3 @@ def test_outputs_do_not_lie_among_images(tmp_path: Path) -> None:
         check_outside(place, images)
     check_outside("photos/run", "hf:photos")
     check_outside(images / "run", [images])
-
-
-def test_flat_names_differ_and_are_file_names() -> None:
-    assert flat_names(["p/a/x.jpg", "p/b/x.jpg", "p/b/x.png"]) == ["a_x", "b_x", "b_x-2"]
-    assert flat_names(["photos/x.tar.gz"]) == ["x.tar"]
-    assert flat_names(["/p/Cat.jpg", "/p/cat.jpg", "/p/cat-2.jpg"]) == ["Cat", "cat-2", "cat-2-2"]
-    assert flat_names(["/p/a.jpg", "q/../../a.jpg"]) == ["p_a", "q_.._.._a"]
-    assert flat_names(["p/???.jpg", "p/!.jpg"]) == ["image", "image-2"]
-    (long,) = flat_names(["p/" + "é" * 300])
-    assert len(long) == 50
-    assert flat_names([]) == []

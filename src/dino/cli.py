@@ -157,6 +157,13 @@ COMMANDS: dict[str, Command | Group] = {
         "evaluate.features.export:FeatureSettings:run",
         after=_after_features,
     ),
+    "attention": Command(
+        "show what a Vision Transformer attends to",
+        "show.attention_maps:AttentionSettings:run",
+        after=lambda s: _note(
+            f"next: open the pictures in {s.out}; 'dino evaluate segmentation' scores such masks"
+        ),
+    ),
     "components": Command(
         "show principal components of patch features, and parts",
         "show.components:ComponentSettings:run",

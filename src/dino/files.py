@@ -19,7 +19,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -188,25 +187,6 @@ def _mode(path: Path) -> int | None:
 def _target(path: Path) -> Path:
     """Where a symbolic link leads, so that what it names is replaced and not the link."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
-
-
-def flat_names(paths: Sequence[str]) -> list[str]:
-    """Different file names for paths, without ending: what follows the folder that all lie in.
-
-    Characters that file names lack become _. Of equal names (in any case of letters) the later get
-    a number.
-    """
-    folder, names, taken = "", list[str](), set[str]()
-    with suppress(ValueError):  # there are relative and absolute paths, or no paths
-        folder = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
-    for path in paths:
-        stem = os.path.splitext(path.removeprefix(folder))[0]  # noqa: PTH122
-        name = re.sub(r"[^\w.-]+", "_", stem)
-        name = name.strip("_.")[-50:] or "image"
-        numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
-        names.append(next(one for one in numbered if one.lower() not in taken))
-        taken.add(names[-1].lower())
-    return names
 
 
 # ----------------------------------------------------------------------------------------- folders

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor
+from PIL import Image
 
 from dino import cli
 from dino.files import UserError
 from dino.models.create import create
-from dino.show.component_pictures import DIM, PALETTE, component_picture, part_picture, with_legend
+from dino.show.component_pictures import component_picture, part_picture, with_legend
 from dino.show.components import ComponentSettings, run
+from dino.show.map_overlay import CATEGORIES, DIM
 from dino.weights.load import save
 
 
@@ -41,12 +42,12 @@ def weights(tmp_path: Path) -> str:
 def settings(weights: str, data: Path, out: str, **changes: Any) -> ComponentSettings:
     place = data.parent / out
     return ComponentSettings(
-        weights=weights, data=str(data), out=place, device="cpu", **{"size": 32, **changes}
+        weights=weights, data=(str(data),), out=place, device="cpu", **{"size": 32, **changes}
     )
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.*.png")}
+    return {path.name: path.read_bytes() for path in folder.glob("*-*.png")}
 
 
 @pytest.mark.parametrize(
@@ -69,11 +70,11 @@ def test_a_saved_basis_gives_the_same_pictures_bit_for_bit(
     shutil.copy(photos / "1.png", others / "1.png")
     run(settings(weights, others, "second", basis=basis, size=None))
     second = pictures(tmp_path / "second")
-    assert second["1.components.png"] == first["1.components.png"]
-    assert second["0.components.png"] != first["0.components.png"]
+    assert second["1-components.png"] == first["1-components.png"]
+    assert second["0-components.png"] != first["0-components.png"]
     run(settings(weights, photos / "2.png", "../alone", basis=basis, size=None))
     assert pictures(tmp_path / "alone") == {
-        name: content for name, content in first.items() if name.startswith("2.")
+        name: content for name, content in first.items() if name.startswith("2-")
     }
 
 
@@ -83,18 +84,21 @@ def test_what_is_written(tmp_path: Path, weights: str, capsys: pytest.CaptureFix
     content = run(settings(weights, photos, "out", parts=2, foreground=True, arrays=True))
     out = tmp_path / "out"
     assert json.loads((out / "components.json").read_text()) == content
-    assert content["pictures"][str(photos / "0.png")] == [
-        "0.components.png",
-        "0.parts.png",
-        "0.npz",
-    ]
+    written = ("0-components.png", "0-parts.png", "0.npz")
+    assert content["shown"][0] == {
+        "path": str(photos / "0.png"),
+        "grid": [8, 10],
+        "files": [str(out / name) for name in written],
+    }
     assert content["skipped"] == [str(photos / "1.png")]
     assert content["basis"]["images"] == 2
-    assert 0 < sum(content["variance"]) <= 1
-    files = [name for names in content["pictures"].values() for name in names]
-    assert {path.name for path in out.iterdir()} == {*files, "components.json", "sheet.png"}
+    assert 0 < sum(content["basis"]["variance"]) <= 1
+    assert content["settings"]["parts"] == 2
+    files = [name for facts in content["shown"] for name in facts["files"]]
+    others = [str(out / name) for name in ("sheet.png", "components.json")]
+    assert {str(path) for path in out.iterdir()} == {*files, *others}
     printed, errors = capsys.readouterr()
-    assert printed.split() == [str(out / "components.json"), str(out / "sheet.png")]
+    assert printed.split() == [*files, *others]
     assert "1 of 3 images could not be used" in errors
     arrays = np.load(out / "0.npz")
     assert {name: arrays[name].shape for name in arrays} == {
@@ -103,8 +107,8 @@ def test_what_is_written(tmp_path: Path, weights: str, capsys: pytest.CaptureFix
         "foreground": (8, 10),
         "parts": (8, 10),
     }
-    picture = Image.open(out / "0.components.png")
-    assert picture.size == (40, 32)  # of the size that the network got
+    picture = Image.open(out / "0-components.png")
+    assert picture.size == (40, 32)  # of the original image
     shown, mask = np.asarray(picture)[2::4, 2::4], arrays["foreground"]
     assert np.array_equal(shown[mask], arrays["colors"][mask])
     assert (np.ptp(shown[~mask].astype(int), axis=1) == 0).all()  # grey
@@ -114,16 +118,17 @@ def test_the_basis_is_of_some_of_many_images(tmp_path: Path, weights: str) -> No
     photos = write_photos(tmp_path / "photos", 0, count=5)
     content = run(settings(weights, photos, "out", fit_images=2))
     assert content["basis"]["images"] == 2
-    assert len(content["pictures"]) == 5
+    assert len(content["shown"]) == 5
 
 
 def test_convnets_have_components(tmp_path: Path) -> None:
     save(create("resnet10t", image_size=32), tmp_path / "net.safetensors")
     photos = write_photos(tmp_path / "photos", 0)
     content = run(settings(str(tmp_path / "net.safetensors"), photos, "out", size=64, parts=2))
-    with Image.open(tmp_path / "out/0.components.png") as picture:
-        assert picture.size == (80, 64)
-    assert content["block"] == 0
+    with Image.open(tmp_path / "out/0-components.png") as picture:
+        assert picture.size == (40, 32)
+    assert content["basis"]["block"] == 0
+    assert content["shown"][0]["grid"] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +155,7 @@ def test_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
     for changes, words in (
         ({"save_basis": Path("b.pt")}, "--save-basis b.pt has another ending than .safetensors"),
         ({"save_basis": photos / "b.safetensors"}, "--save-basis .* lies in the folder of images"),
-        ({"parts": 9}, "parts is 9"),
+        ({"parts": 8}, "parts is 8"),
         ({"size": 0}, "size is 0"),
     ):
         with pytest.raises(UserError, match=words):
@@ -180,13 +185,14 @@ def test_pictures_by_hand() -> None:
     assert picture.getpixel((2, 0)) == (round(DIM * 100),) * 3
     parts = part_picture(photo, np.array([[1, 0]], dtype=np.uint8))
     for x, number in ((0, 1), (3, 0)):
-        color = np.array(ImageColor.getrgb(PALETTE[number]))
+        color = np.array(CATEGORIES[number])
         assert np.abs(parts.getpixel((x, 0)) - (0.3 * 100 + 0.7 * color)).max() <= 1
 
 
-@pytest.mark.parametrize("width", [40, 120, 600])
-def test_legends_show_every_color(width: int) -> None:
-    picture = Image.new("RGB", (width, 10))
-    pixels = np.asarray(with_legend(picture, len(PALETTE)))[10:].reshape(-1, 3)
-    for color in PALETTE:
-        assert (pixels == ImageColor.getrgb(color)).all(axis=1).sum() >= 100
+@pytest.mark.parametrize("parts", [2, len(CATEGORIES)])
+def test_legends_show_every_color(parts: int) -> None:
+    picture = with_legend(Image.new("RGB", (300, 10)), parts)
+    pixels = np.asarray(picture)[10:].reshape(-1, 3)
+    for number, color in enumerate(CATEGORIES):
+        assert ((pixels == color).all(axis=1).sum() >= 100) == (number < parts)
+    assert with_legend(picture, 0) is picture

@@ -11,10 +11,14 @@ import torch
 from helpers.fakes import PatchColors
 from PIL import Image
 
-from dino.data.sources.open import open_source
+from dino.data.images.decode import read_picture
+from dino.data.images.patch_grid import resize_to_patches
+from dino.data.images.pixel_format import RGB
+from dino.data.sources.named_inputs import NamedInput, named_inputs
+from dino.data.views.photometric import normalize
 from dino.files import UserError
 from dino.models.create import create
-from dino.show.patch_maps import PatchMaps, prepared
+from dino.show.patch_maps import PatchMaps
 
 
 def vit(depth: int = 3) -> Any:
@@ -34,45 +38,45 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_an_image_covers_complete_patches_and_keeps_its_ratio(photos: Path) -> None:
-    maps = PatchMaps(vit(), open_source(photos), size=16)
+    maps = PatchMaps(vit(), named_inputs([str(photos)], RGB), size=16)
     shapes = [(one.tokens.shape, one.picture.size) for i in range(3) if (one := maps.read(i))]
     assert shapes == [
-        ((12, 4, 6), (24, 16)),
+        ((12, 4, 6), (30, 20)),
         ((12, 4, 4), (16, 16)),
-        ((12, 4, 31), (124, 16)),  # 9 x 70: 7.8
+        ((12, 4, 31), (70, 9)),  # 7.8
     ]
-    _, images = prepared(vit(), Image.new("RGB", (200, 10)), 16)
-    assert images.shape == (3, 16, 128)  # at most 8
 
 
 def test_tokens_are_those_of_the_block(photos: Path) -> None:
-    network, source = vit(), open_source(photos)
-    _, images = prepared(network, source[0], 16)
+    network, inputs = vit(), named_inputs([str(photos)], RGB)
+    pixels = resize_to_patches(read_picture(photos / "0.png"), 16, 4, keep_aspect=True)
+    transform = network.preprocessing
+    images = normalize(pixels, transform.mean, transform.std)
     expected = network.features(images[None], last=3).patches[:, 0]
     for block, index in ((-1, 2), (2, 2), (0, 0), (-3, 0), (1, 1)):
-        maps = PatchMaps(network, source, 16, block)
+        maps = PatchMaps(network, inputs, 16, block)
         found = maps.read(0)
         assert found is not None
         assert torch.allclose(found.tokens, expected[index])
         assert maps.block == index
     for block in (3, -4):
         with pytest.raises(UserError, match=rf"no block {block}: the features of 3"):
-            PatchMaps(network, source, 16, block)
+            PatchMaps(network, inputs, 16, block)
 
 
 def test_networks_without_blocks_or_patch_size_have_maps(photos: Path) -> None:
     network = PatchColors().eval()
     network.patch_size = None
-    one = PatchMaps(network, open_source(photos), 26).read(1)
+    one = PatchMaps(network, named_inputs([str(photos)], RGB), 26).read(1)
     assert one is not None
     assert one.tokens.shape == (3, 6, 6)
     with pytest.raises(UserError, match="no block -2"):
-        PatchMaps(network, open_source(photos), 26, -2)
+        PatchMaps(network, named_inputs([str(photos)], RGB), 26, -2)
 
 
 def test_kept_maps_are_computed_once(photos: Path) -> None:
     counts: list[int] = []
-    maps = PatchMaps(vit(), open_source(photos), 16, advance=counts.append)
+    maps = PatchMaps(vit(), named_inputs([str(photos)], RGB), 16, advance=counts.append)
     kept = maps.keep([0, 2])
     assert [*map(id, kept)] == [id(maps.read(0)), id(maps.read(2))]
     again = maps.read(0)
@@ -85,7 +89,7 @@ def test_images_that_cannot_be_used_are_skipped_and_counted(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "1.png").write_bytes(b"damaged")
-    maps = PatchMaps(vit(), open_source(photos), 16)
+    maps = PatchMaps(vit(), named_inputs([str(photos)], RGB), 16)
     assert len(maps.keep([0, 1])) == 1
     assert maps.read(1) is None
     assert [*maps.skipped] == [1]
@@ -97,13 +101,16 @@ def test_images_that_cannot_be_used_are_skipped_and_counted(
     with pytest.raises(
         UserError, match=r"none of 1 images can be used, the first because .*1\.png"
     ):
-        PatchMaps(vit(), open_source(photos), 16).keep([1])
+        PatchMaps(vit(), named_inputs([str(photos)], RGB), 16).keep([1])
 
 
 def test_impossible_features_are_refused(photos: Path) -> None:
+    inputs = named_inputs([str(photos)], RGB)
     with pytest.raises(UserError, match="--size 3 holds no patch of 4 px"):
-        PatchMaps(vit(), open_source(photos), 3)
+        PatchMaps(vit(), inputs, 3).read(0)
+    with pytest.raises(UserError, match=r"clip\.mp4 is a video"):
+        PatchMaps(vit(), [*inputs, NamedInput("clip.mp4", "clip")], 16)
     network = vit()
     network.norm.weight.data.fill_(torch.nan)
     with pytest.raises(UserError, match="NaN"):
-        PatchMaps(network, open_source(photos), 16).read(0)
+        PatchMaps(network, named_inputs([str(photos)], RGB), 16).read(0)

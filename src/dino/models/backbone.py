@@ -6,6 +6,7 @@ heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, ClassVar
@@ -202,6 +203,23 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def attention_rows(
+        self, images: Float[Tensor, "B C H W"], queries: Sequence[int], block: int = -1
+    ) -> Float[Tensor, "B heads Q T"]:
+        """The attention of some tokens to all tokens, after the softmax.
+
+        These rows of `Features.attention` need memory for Q x T numbers a head, not T x T.
+
+        Args:
+            images: normalised images.
+            queries: indices of the tokens: 0 is CLS, then come the patches row by row.
+            block: index of the block, negative from the end.
+
+        Raises:
+            UserError: if the network has no such attention.
+        """
+        raise no_attention(self.spec["arch"])
+
     def check_images(self, images: Any) -> None:
         """Raise `UserError` for images that `forward` cannot take; nothing in a compiled graph."""
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
@@ -246,3 +264,8 @@ class Backbone(nn.Module):
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether outputs of `module` depend on the other samples of a batch."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
+def no_attention(name: str) -> UserError:
+    """The error for a network `name` whose attention is requested and that has none."""
+    return UserError(f"{name} has no CLS attention: use a vit_tiny, vit_small or vit_base")

@@ -12,17 +12,19 @@ from PIL import Image
 
 from dino.data.images.contact_sheet import Cell, contact_sheet
 from dino.data.sampler import spread
-from dino.data.sources.open import open_images
-from dino.files import UserError, atomic_json, check_output, check_outside, flat_names, replacing
+from dino.data.sources.named_inputs import named_inputs
+from dino.files import UserError, atomic_json, check_output, check_outside, replacing
 from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import memory_errors, pick_device
 from dino.settings import Range, validated
 from dino.show import patch_pca
-from dino.show.component_pictures import PALETTE, component_picture, part_picture, with_legend
+from dino.show.component_pictures import component_picture, part_picture, with_legend
+from dino.show.map_overlay import CATEGORIES
+from dino.show.outputs import print_paths, provenance, save_picture
 from dino.show.patch_maps import PatchMap, PatchMaps
 from dino.show.patch_pca import Basis
-from dino.weights.load import fingerprint, load
+from dino.weights.load import load
 
 SIZE = 480
 """Shorter side of an image, in pixels."""
@@ -35,14 +37,14 @@ SHEET, PER_ROW, TILE = 12, 2, 240
 class ComponentSettings:
     """Show the principal components of patch features as colours, and parts."""
 
-    examples: ClassVar[dict[str, str]] = {"out": "components/"}
+    examples: ClassVar[dict[str, str]] = {"out": "components"}
 
     weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder, file of weights or published name."""
-    data: Annotated[str, tyro.conf.arg(metavar="PATH")]
-    """Images: an image, a folder, a list (.txt, .csv, .tsv, .parquet), or demo."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")]
+    """Images, folders, patterns such as 'photos/*.jpg', lists, or demo."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder for the pictures."""
+    """Folder of the pictures."""
     basis: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A basis that --save-basis wrote: the images are shown in its colours."""
     save_basis: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -50,25 +52,27 @@ class ComponentSettings:
     foreground: bool = False
     """Components and parts of the foreground only: the side of the first component of all patches
     of which fewer lie at the borders of the images."""
-    parts: Annotated[int, Range(low=2, high=len(PALETTE))] | None = None
+    parts: Annotated[int, Range(low=2, high=len(CATEGORIES))] | None = None
     """Also show so many clusters of patches (k-means)."""
     block: int | None = None
-    """Block of the features, negative from the end; by default the last, or that of the basis."""
+    """Whose features: counted from 0, or from the end; by default the last, or that of the
+    basis."""
     size: Annotated[int, Range(low=1, high=10**5)] | None = None
-    """Shorter side of an image in pixels; by default 480, or that of the basis."""
+    """Shorter side of the network's input, to which images are resized; by default 480, or that of
+    the basis; nothing is cropped."""
     fit_images: Annotated[int, Range(low=1, high=10**6)] = 64
     """The basis is computed from so many images at most, evenly spread over all."""
     arrays: bool = False
-    """Also write the numbers of each picture (.npz)."""
+    """Also write the numbers of each image (.npz)."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
 
 def run(settings: ComponentSettings) -> dict[str, Any]:
-    """`dino components`: pictures of each image, a contact sheet, and a JSON file about them.
+    """`dino components`: pictures, and components.json with what they show; prints the paths.
 
     Returns:
-        The JSON's content.
+        The content of the JSON.
 
     Raises:
         UserError: for weights, images or a basis that do not exist or do not fit.
@@ -77,48 +81,56 @@ def run(settings: ComponentSettings) -> dict[str, Any]:
     _check_outputs(settings)
     backbone = load(settings.weights, pick_device(settings.device))
     basis, about = _saved(settings, backbone)
-    source = open_images(settings.data, backbone.preprocessing.pixels)
+    inputs = named_inputs(settings.data, backbone.preprocessing.pixels)
     size, block = (
         about[name] if given is None else given
         for name, given in (("size", settings.size), ("block", settings.block))
     )
-    with bar("images", len(source)) as advance:
-        maps = PatchMaps(backbone, source, size, block, advance)
+    with bar("images", len(inputs)) as advance:
+        maps = PatchMaps(backbone, inputs, size, block, advance)
+        about = {**about, "size": size, "block": maps.block}
         if basis is None:
-            fitted = [one.tokens for one in maps.keep(spread(len(source), settings.fit_images))]
-            with memory_errors("--fit-images"):
-                basis = Basis.fit(fitted, foreground=settings.foreground, parts=settings.parts or 0)
-            about = {"data": settings.data, "images": len(fitted)}
-            about |= {"size": size, "block": maps.block}
-        pictures = _write_pictures(maps, basis, settings)
+            chosen = maps.keep(spread(len(inputs), settings.fit_images))
+            about |= {"data": list(settings.data), "images": len(chosen)}
+            basis = _fitted(chosen, settings)
+        shown = _write_pictures(maps, basis, settings)
     maps.warn_skipped()
+    sheet, listing = settings.out / "sheet.png", settings.out / "components.json"
+    others = [sheet, listing]
     if settings.save_basis is not None:
         patch_pca.save(basis, settings.save_basis, backbone, about)
-        print(settings.save_basis)
+        others.insert(0, settings.save_basis)
     content = {
-        "weights": fingerprint(backbone),
-        "loaded": backbone.loaded,
-        "size": size,
-        "block": maps.block,
-        "basis": {**about, "file": settings.basis and str(settings.basis)},
-        "variance": basis.variance.tolist(),
-        "pictures": pictures,
+        "shown": shown,
+        "sheet": str(sheet),
         "skipped": [error.path for error in maps.skipped.values()],
+        "basis": {**about, "variance": basis.variance.tolist()},
+        **provenance(backbone, settings),
     }
-    atomic_json(settings.out / "components.json", content)
-    print(settings.out / "components.json", settings.out / "sheet.png", sep="\n")
+    atomic_json(listing, content)
+    print_paths([file for facts in shown for file in facts["files"]], others)
     return content
+
+
+def _fitted(chosen: list[PatchMap], settings: ComponentSettings) -> Basis:
+    with memory_errors("--fit-images"):
+        return Basis.fit(
+            [one.tokens for one in chosen],
+            foreground=settings.foreground,
+            parts=settings.parts or 0,
+        )
 
 
 # -------------------------------------------------------------------------------------- settings
 def _check_outputs(settings: ComponentSettings) -> None:
     check_output(settings.out, folder=True)
-    check_outside(settings.out, settings.data)
+    for word in settings.data:
+        check_outside(settings.out, word)
+        check_outside(settings.save_basis, word, "--save-basis")
     if settings.save_basis is not None:
         if settings.basis is not None:
             raise UserError("--basis shows a basis and --save-basis writes one: leave one out")
         check_output(settings.save_basis, (".safetensors",), option="--save-basis")
-        check_outside(settings.save_basis, settings.data, "--save-basis")
 
 
 def _saved(settings: ComponentSettings, backbone: Backbone) -> tuple[Basis | None, dict[str, Any]]:
@@ -147,35 +159,32 @@ def _saved(settings: ComponentSettings, backbone: Backbone) -> tuple[Basis | Non
 # -------------------------------------------------------------------------------------- pictures
 def _write_pictures(
     maps: PatchMaps, basis: Basis, settings: ComponentSettings
-) -> dict[str, list[str]]:
-    """Write the pictures of each image, and the contact sheet; their names by image."""
-    count, parts = len(maps.source), 0 if basis.centers is None else len(basis.centers)
-    paths = [maps.source.path(index) for index in range(count)]
-    shown, cells, written = {*spread(count, SHEET)}, list[Cell](), dict[str, list[str]]()
-    for index, (path, name) in enumerate(zip(paths, flat_names(paths), strict=True)):
+) -> list[dict[str, Any]]:
+    """Write the pictures of each image, and the contact sheet; what is shown of each image."""
+    parts = 0 if basis.centers is None else len(basis.centers)
+    in_sheet, cells = {*spread(len(maps.inputs), SHEET)}, list[Cell]()
+    shown: list[dict[str, Any]] = []
+    for index, named in enumerate(maps.inputs):
         if (one := maps.read(index)) is None:
             continue
-        pictures = _pictures(one, basis)
-        files = {f"{name}.{kind}.png": picture for kind, picture in pictures.items()}
-        for file, picture in files.items():
-            legend = parts if file.endswith(".parts.png") else 0
-            _save(with_legend(picture, legend) if legend else picture, settings.out / file)
+        pictures, files = _pictures(one, basis), []
+        for kind, picture in pictures.items():
+            files.append(settings.out / f"{named.name}-{kind}.png")
+            save_picture(with_legend(picture, parts * (kind == "parts")), files[-1])
         if settings.arrays:
-            _write_arrays(settings.out / f"{name}.npz", one, basis)
-        written[path] = [*files, *[f"{name}.npz"] * settings.arrays]
-        if index in shown or not cells:
-            cells += [Cell(one.picture, name), *(Cell(p, kind) for kind, p in pictures.items())]
+            files.append(settings.out / f"{named.name}.npz")
+            _write_arrays(files[-1], one, basis)
+        grid = [*one.tokens.shape[1:]]
+        shown.append({"path": named.path, "grid": grid, "files": [str(file) for file in files]})
+        if index in in_sheet or not cells:
+            cells += [Cell(one.picture, Path(named.path).name)]
+            cells += [Cell(picture, kind) for kind, picture in pictures.items()]
     maps.check_usable()
     columns = PER_ROW * (3 if parts else 2)
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    sheet = contact_sheet(rows, TILE, _title(basis))
-    _save(with_legend(sheet, parts) if parts else sheet, settings.out / "sheet.png")
-    return written
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    with replacing(path) as temporary:
-        picture.save(temporary, "PNG")
+    sheet = contact_sheet(rows, TILE, _title(basis), compact=True)
+    save_picture(with_legend(sheet, parts), settings.out / "sheet.png")
+    return shown
 
 
 def _pictures(one: PatchMap, basis: Basis) -> dict[str, Image.Image]:
@@ -195,7 +204,7 @@ def _write_arrays(path: Path, one: PatchMap, basis: Basis) -> None:
     if basis.centers is not None:
         arrays["parts"] = basis.parts(one.tokens)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def _title(basis: Basis) -> str:

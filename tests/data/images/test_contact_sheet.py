@@ -49,6 +49,15 @@ def test_captions_have_lines_below_the_picture() -> None:
     assert (below[:, :MARGIN] == 255).all()
 
 
+def test_compact_rows_are_as_high_as_their_highest_picture() -> None:
+    wide, high = Image.new("RGB", (400, 200), RED), Image.new("RGB", (10, 90), BLUE)
+    sheet = contact_sheet([[Cell(wide, "one")], [Cell(wide), Cell(high)]], tile=100, compact=True)
+    assert sheet.height == MARGIN + 50 + LINE + MARGIN + 90 + LINE + MARGIN
+    assert where(sheet, BLUE) == (2 * MARGIN + 100 + 45, 2 * MARGIN + 50 + LINE, 10, 90)
+    below = np.asarray(sheet)[MARGIN + 50 : MARGIN + 50 + LINE]
+    assert (below < 128).any()  # the caption
+
+
 @pytest.mark.parametrize("frame", FRAMES)
 def test_a_frame_marks(frame: Frame) -> None:
     """Around the picture, none of which it hides; dashes are half of the line."""

@@ -14,9 +14,8 @@ from torchvision.datasets import ImageFolder
 
 from dino.data.images.decode import as_pixels
 from dino.data.images.image_errors import ImageError
-from dino.data.images.pixel_format import PixelFormat
 from dino.data.sources.base import number_classes
-from dino.data.sources.open import Folder, Source, open_images, open_source
+from dino.data.sources.open import Folder, Source, open_source
 from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError
 
@@ -261,16 +260,3 @@ def test_what_is_no_data_set() -> None:
         open_source([])
     with pytest.raises(ImageError, match="item 0 of the list"):
         open_source([torch.rand(3, 4, 4)])[0]
-
-
-def test_a_single_image_is_a_source_where_images_are_looked_at(tmp_path: Path) -> None:
-    file = tmp_path / "One.JPG"
-    Image.new("RGB", (8, 6), (255, 0, 0)).save(file)
-    source = open_images(str(file), PixelFormat(channels=1))
-    assert [source.path(index) for index in range(len(source))] == [str(file)]
-    assert as_pixels(source[0]).shape == (1, 6, 8)
-    assert len(open_images(str(tmp_path))) == 1
-    np.save(tmp_path / "array.npy", np.zeros((5, 4, 4), dtype=np.uint8))
-    assert len(open_images(str(tmp_path / "array.npy"), PixelFormat(channels=1))) == 5
-    with pytest.raises(UserError, match="does not exist"):
-        open_images(str(tmp_path / "none.jpg"))

@@ -105,7 +105,7 @@ def test_the_file_of_objects_holds_masks_and_boxes_of_the_first_method(
         assert np.array_equal(decoded(one["segmentation"]), mask)
         left, top, width, height = one["bbox"]
         assert one["area"] == mask.sum() == mask[top : top + height, left : left + width].sum()
-    for name in ("sheet.png", *(f"{index}.objects.png" for index in range(3))):
+    for name in ("sheet.png", *(f"{index}-object.png" for index in range(3))):
         Image.open(tmp_path / "found" / name).verify()
 
 
@@ -134,7 +134,8 @@ def test_the_order_of_the_images_does_not_matter(tmp_path: Path, weights: str) -
 
     def found(order: list[int]) -> Any:
         chosen = [scenes[index] for index in order]
-        images = Images([str(scene.image) for scene in chosen], lambda i: chosen[i].read())
+        names = [str(scene.image) for scene in chosen]
+        images = Images(names, names, lambda i: chosen[i].read())
         return discover(
             load(weights), images, settings(weights, tmp_path), title="", write=False
         ).agreements

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from dino.data.images.pixel_format import EXTENSIONS, RGB, PixelFormat
+from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.arrays import Arrays
 from dino.data.sources.base import Source
 from dino.data.sources.demo import DemoTiles
-from dino.data.sources.folder import Folder, ImageFiles, warn_left_out
+from dino.data.sources.folder import Folder, warn_left_out
 from dino.data.sources.huggingface import HubImages
 from dino.data.sources.lists import FileList, list_settings
 from dino.data.sources.parquet import ParquetImages, image_column
@@ -24,7 +24,7 @@ from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.sources.torch_dataset import TorchDataset
 from dino.data.sources.torchvision_datasets import TorchvisionDataset
 
-__all__ = ["Folder", "Source", "open_images", "open_source"]
+__all__ = ["Folder", "Source", "open_source"]
 
 
 def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
@@ -64,14 +64,6 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
         source = copy(source)  # the user's object must not change
         source.pixels = pixels
     return source
-
-
-def open_images(data: str, pixels: PixelFormat = RGB) -> Source:
-    """`open_source`, which also takes the path of one image: for commands that look at images."""
-    path = Path(data)
-    if path.suffix.lower() in EXTENSIONS and path.suffix.lower() != ".npy" and path.is_file():
-        return open_source(ImageFiles(path.parent, [path.name]), pixels)
-    return open_source(data, pixels)
 
 
 def _named(data: str) -> Source:

@@ -25,7 +25,7 @@ from dino.data.images.contact_sheet import Cell, Frame
 from dino.data.images.decode import as_picture
 from dino.data.images.image_errors import ImageError
 from dino.data.sampler import spread
-from dino.data.sources.open import open_images
+from dino.data.sources.named_inputs import NamedInput, named_inputs
 from dino.evaluate import command
 from dino.evaluate.contact_sheet import save_sheet
 from dino.evaluate.features.table import my_share, warn_skipped
@@ -37,7 +37,7 @@ from dino.evaluate.segmentation.discovery_metrics import MEASURES, Agreement, ag
 from dino.evaluate.segmentation.normalized_cut import normalized_cut
 from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.evaluate.segmentation.seed_expansion import seed_expansion
-from dino.files import UserError, atomic_write, check_output, check_outside, flat_names, replacing
+from dino.files import UserError, atomic_write, check_output, check_outside, replacing
 from dino.models.attention import mass_mask
 from dino.models.backbone import Backbone
 from dino.progress import bar
@@ -61,8 +61,8 @@ class ObjectSettings(command.ComparisonSettings):
     examples: ClassVar[dict[str, str]] = {"out": "objects/"}
 
     data: command.Images
-    """Images: an image, a folder or a list; with images and masks in it, or a folder like PASCAL
-    VOC's, what is found is also measured."""
+    """An image, a folder, a pattern, a list, or demo; of a folder with images and masks in it, or
+    like PASCAL VOC's, what is found is also measured."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder for objects.json in the layout of COCO, overlays and a contact sheet."""
     methods: Annotated[tuple[Method, ...], tyro.conf.arg(metavar="METHODS")] = ("ncut", "lost")
@@ -107,19 +107,32 @@ def run(settings: ObjectSettings) -> dict[str, Any]:
         raise UserError("--baseline and --compare need masks: give --data with images and masks")
     with process_group(device := pick_device(settings.device)):
         network = settings.networks(device, rgb=True)[command.TRAINED]
-        source = open_images(settings.data)
-        paths = [source.path(index) for index in range(len(source))]
-        images = Images(paths, lambda index: (as_picture(source[index]), None))
+        inputs = named_inputs([settings.data], network.preprocessing.pixels)
+        images = Images(
+            [one.path for one in inputs],
+            [one.name for one in inputs],
+            lambda index: (_picture(inputs[index]), None),
+        )
         found = discover(network, images, settings, title="images", write=True)
-        for path in _write(found, network, settings, len(paths)):
+        for path in _write(found, network, settings, len(inputs)):
             command.print_path(path)
     return {}
+
+
+def _picture(one: NamedInput) -> Image.Image:
+    if one.source is None:
+        raise UserError(f"{one.path} is a video: save some of its frames as images")
+    return as_picture(one.source[one.index])
 
 
 def _measured(settings: ObjectSettings) -> dict[str, Any]:
     with command.evaluation_run("objects", settings, settings.data, rgb=True) as started:
         scenes = scored_scenes(Path(settings.data), settings.split, settings.objects)
-        images = Images([str(scene.image) for scene in scenes], lambda index: scenes[index].read())
+        images = Images(
+            [str(scene.image) for scene in scenes],
+            [scene.image.stem for scene in scenes],
+            lambda index: scenes[index].read(),
+        )
         content, files = {}, list[Path]()
         for name, network in started.networks.items():
             trained = name == command.TRAINED
@@ -159,10 +172,12 @@ class Images:
 
     Attributes:
         paths: of all images.
+        names: relative paths, without ending, of the files that are written of them.
         read: an RGB picture and its mask, or None where there are no masks.
     """
 
     paths: list[str]
+    names: list[str]
     read: Callable[[int], tuple[Image.Image, Ids | None]]
 
 
@@ -212,8 +227,8 @@ def discover(
         UserError: for an image with a mask that cannot be read.
     """
     extractor = PatchExtractor(network, settings.size, settings.keep_aspect, settings.precision)
-    names, shown = flat_names(images.paths), {*spread(len(images.paths), SHEET)}
-    mine, found = my_share(range(len(names))), Findings()
+    shown = {*spread(len(images.paths), SHEET)}
+    mine, found = my_share(range(len(images.paths))), Findings()
     with bar(title, len(mine), shown=ranks().main) as advance:
         for index in mine:
             advance(1)
@@ -232,10 +247,12 @@ def discover(
                 row, one = next(iter(by_row.items()))
                 found.objects.append(_annotated(images.paths[index], picture, one))
                 overlay = drawn(picture, one)
-                with replacing(settings.out / f"{names[index]}.objects.png") as temporary:
+                with replacing(settings.out / f"{images.names[index]}-object.png") as temporary:
                     overlay.save(temporary, "PNG")
                 if index in shown or not found.cells:
-                    found.cells.append(_cell(overlay, names[index], scores.get(row)))
+                    found.cells.append(
+                        _cell(overlay, Path(images.paths[index]).name, scores.get(row))
+                    )
     everything = Findings()
     for share in gather_objects(found):
         everything.join(share)
