@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.small import TINY_RUN
+from helpers.videos import write_video
 from PIL import Image
 
 import dino
@@ -35,6 +36,12 @@ COMMANDS = {
     "stats": "data stats IN/data --workers 0 --out OUT/stats.json",
     "preview": f"data preview IN/data --images 1 --out OUT/sheet.png {VIEWS}",
     "features": f"features {EVALUATE} --out OUT/f.npy",
+    "attention": "attention IN/w.safetensors IN/data --out OUT/attention --size 16 --arrays "
+    "--write sheet mean",
+    "film": "attention IN/w.safetensors IN/clip.mp4 --out OUT/film --size 16",
+    "components": "components IN/w.safetensors IN/data --size 16 --parts 2 --arrays "
+    "--save-basis OUT/b.safetensors --out OUT/components",
+    "objects": "objects IN/w.safetensors IN/data --size 16 --out OUT/objects",
     "knn": f"evaluate knn {EVALUATE} --confusion --out OUT/knn.json",
     "linear": f"evaluate linear {EVALUATE} --val IN/data --mode cached --epochs 1 --batch 4 "
     "--out OUT/linear.json",
@@ -84,12 +91,13 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of three classes in `data`, and weights."""
+    """Images of three classes in `data`, a video of them, and weights."""
     root = tmp_path_factory.mktemp("inputs")
     noise = np.random.default_rng(0).integers(0, 256, (12, 24, 24, 3), dtype=np.uint8)
     for index, pixels in enumerate(noise):
         (root / "data" / f"class{index % 3}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / "data" / f"class{index % 3}" / f"{index:02}.png")
+    write_video(root / "clip.mp4", [Image.fromarray(pixels) for pixels in noise])
     network = dino.create("vit_tiny", patch_size=8, image_size=16, depth=1)
     save(network, root / "w.safetensors")
     return root

@@ -61,6 +61,8 @@ APPENDED = {
     "dino evaluate finetune": "--workers 0 --epochs 2 --warmup 1 --batch 4",
     "dino evaluate retrieval": "--workers 0",
     "dino evaluate copies": "--workers 0",
+    "dino components": "--size 64",
+    "dino objects": "--size 64",
 }
 """Options behind the commands that begin so: less time, and no other processes."""
 

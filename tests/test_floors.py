@@ -47,7 +47,7 @@ CLOSED = {"cli": {"__main__"}, "show.explorer": {"cli"}}
 
 # What the extras of pyproject.toml install (but for `dev`), by its import name.
 OPTIONAL = {
-    *("datasets", "fsspec", "imagecodecs", "onnx", "onnxruntime", "onnxscript", "pyarrow"),
+    *("av", "datasets", "fsspec", "imagecodecs", "onnx", "onnxruntime", "onnxscript", "pyarrow"),
     *("pydicom", "skimage", "tensorboard", "tifffile", "timm", "webdataset"),
 }
 

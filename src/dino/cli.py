@@ -84,6 +84,14 @@ def _after_features(settings: Any) -> None:
     _note(f"next: {'pandas.read_parquet' if parquet else 'numpy.load'}({str(out)!r}){rows}")
 
 
+def _after_components(settings: Any) -> None:
+    if settings.save_basis is None:
+        _note(f"next: open {settings.out / 'sheet.png'}")
+    else:
+        words = ("others/", "--basis", settings.save_basis, "--out", "others-components/")
+        _next("dino components", settings.weights, *words)
+
+
 # ------------------------------------------------------------------ the commands
 DATA = {
     "check": Command(
@@ -147,6 +155,23 @@ COMMANDS: dict[str, Command | Group] = {
         "write features to a file",
         "evaluate.features.export:FeatureSettings:run",
         after=_after_features,
+    ),
+    "attention": Command(
+        "show what a Vision Transformer attends to",
+        "show.attention_maps:AttentionSettings:run",
+        after=lambda s: _note(
+            f"next: open the pictures in {s.out}; 'dino evaluate segmentation' scores such masks"
+        ),
+    ),
+    "components": Command(
+        "show principal components of patch features, and parts",
+        "show.components:ComponentSettings:run",
+        after=_after_components,
+    ),
+    "objects": Command(
+        "find objects without labels: boxes and masks",
+        "evaluate.segmentation.object_discovery:ObjectSettings:run",
+        after=lambda s: _note(f"next: open {s.out / 'sheet.png'}"),
     ),
     "export": Command(
         "write weights for other libraries",

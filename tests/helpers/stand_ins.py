@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from helpers.pictures import write_plain, write_voc
-from helpers.videos import write_davis
+from helpers.videos import write_davis, write_video
 from PIL import Image
 
 from dino.models.create import create
@@ -33,6 +33,7 @@ def write_all(root: Path) -> None:
     }.items():
         _images(root / name, [f"{index:02}.jpg" for index in range(count)])
     _images(root, ["a.jpg", "b.jpg"])
+    write_video(root / "clip.mp4", [Image.fromarray(_noise(40, 48, 3)) for _ in range(3)])
     for name in ("labelled", "imagenet", "flowers", "imagenette-128"):
         for split, count in {"train": TRAIN, "val": VAL}.items():
             for kind in CLASSES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,29 @@ def write_davis(
     lists.mkdir(parents=True, exist_ok=True)
     (lists / "val.txt").write_text("".join(f"{name}\n" for name in sequences))
     return root
+
+
+def write_video(
+    path: Path,
+    frames: Sequence[Image.Image],
+    rate: Fraction = Fraction(25),
+    times: Sequence[int] | None = None,
+    codec: str = "libx264",
+) -> Path:
+    """A video of pictures of one size, at a constant rate or at these times in milliseconds."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height = frames[0].size
+        even = all(side % 2 == 0 for side in frames[0].size)
+        stream.pix_fmt = "yuv420p" if even else "yuv444p"
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.asarray(picture), "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

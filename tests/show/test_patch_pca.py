@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
-from dino.show.patch_pca import components
+from dino.files import UserError
+from dino.models.create import create
+from dino.show.patch_pca import Basis, Foreground, _otsu, components, load, save
+from dino.weights.files import read_safetensors
+from dino.weights.load import fingerprint
+from dino.weights.load import save as save_weights
 
 
 @pytest.fixture
@@ -72,3 +85,172 @@ def test_fewer_directions_than_colors() -> None:
     assert (picture[..., 1:] == 128).all()
     (narrow,) = components([torch.randn(2, 3, 4)])  # only two dimensions
     assert (narrow[..., 2] == 128).all()
+
+
+# ------------------------------------------------------------------------------------------ basis
+def object_tokens(seed: int, height: int = 8, width: int = 9, strength: float = 4.0) -> Tensor:
+    """Patches of a rectangle off the border that differ from the others in one direction."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(16, height, width, generator=generator)
+    tokens[5, 2:6, 3:7] += strength
+    return tokens
+
+
+def inside(height: int = 8, width: int = 9) -> np.ndarray:
+    mask = np.zeros((height, width), dtype=bool)
+    mask[2:6, 3:7] = True
+    return mask
+
+
+def test_projection_equals_that_of_the_definition(tokens: list[Tensor]) -> None:
+    basis = Basis.fit(tokens)
+    rows = np.concatenate([part.flatten(1).T.double().numpy() for part in tokens])
+    centred = rows - rows.mean(axis=0)
+    _, values, vectors = np.linalg.svd(centred, full_matrices=False)
+    found = np.concatenate([basis.project(part).reshape(-1, 3) for part in tokens])
+    for index, vector in enumerate(vectors[:3]):
+        sign = np.sign(vector[np.abs(vector).argmax()])
+        assert found[:, index] == pytest.approx(sign * centred @ vector, abs=1e-9)
+    assert basis.variance == pytest.approx(values[:3] ** 2 / (values**2).sum())
+
+
+def test_an_image_has_the_same_colors_alone_and_among_others(tokens: list[Tensor]) -> None:
+    basis = Basis.fit(tokens)
+    assert np.array_equal(basis.colors(tokens[1]), components(tokens)[1])
+    other = object_tokens(0)
+    assert np.array_equal(basis.colors(other), basis.colors(other.clone()))
+    assert (basis.colors(1e6 * other) % 255 == 0).mean() > 0.9  # beyond both ends
+
+
+@given(seed=st.integers(0, 10**6), scale=st.floats(1e-2, 1e3), offset=st.floats(-50, 50))
+def test_foreground_and_parts_do_not_depend_on_scale_offset_and_order(
+    seed: int, scale: float, offset: float
+) -> None:
+    images = [object_tokens(seed).double(), object_tokens(seed + 1, 7, 10).double()]
+    found = Foreground.fit(images)
+    changed = [scale * image + offset for image in images][::-1]
+    other = Foreground.fit(changed)
+    for image, mirrored in zip(images, changed[::-1], strict=True):
+        values = (image.flatten(1).T.numpy() - found.mean) @ found.direction - found.threshold
+        sure = np.abs(values).reshape(image.shape[1:]) > 1e-6
+        assert np.array_equal(found(image)[sure], other(mirrored)[sure])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_foreground_is_the_side_that_avoids_the_border(sign: int) -> None:
+    images = [sign * object_tokens(seed, strength=8.0) for seed in range(3)]
+    divide = Foreground.fit(images)
+    for image in images:
+        assert np.array_equal(divide(image), inside())
+
+
+def test_otsu_is_the_best_of_all_thresholds() -> None:
+    for seed in range(20):
+        values = np.random.default_rng(seed).integers(0, 12, 25) * 1.0
+        threshold = _otsu(values)
+
+        def within(limit: float, values: np.ndarray = values) -> float:
+            sides = (values[values <= limit], values[values > limit])
+            return sum(((side - side.mean()) ** 2).sum() for side in sides if len(side))
+
+        best = min(within(limit) for limit in np.unique(values)[:-1])
+        assert within(threshold) == pytest.approx(best)
+
+
+def test_components_of_the_foreground_leave_the_background_out() -> None:
+    images = [object_tokens(seed, strength=8.0) for seed in range(3)]
+    for image in images:
+        image[7, 2:6, 3:7] += torch.linspace(-3, 3, 4)[:, None]  # varies within the object
+    plain, basis = Basis.fit(images), Basis.fit(images, foreground=True)
+    assert np.abs(plain.directions[0]).argmax() == 5
+    assert np.abs(basis.directions[0]).argmax() == 7
+    assert basis.foreground is not None
+    rows = np.concatenate([im.flatten(1).T.numpy()[inside().ravel()] for im in images])
+    assert basis.mean == pytest.approx(rows.mean(axis=0), abs=1e-5)
+
+
+def test_parts_are_clusters_the_largest_first() -> None:
+    image = object_tokens(0, strength=0.0) / 10
+    labels = np.zeros((8, 9), dtype=int)
+    labels[2:6, 3:7], labels[0, :3] = 1, 2
+    for number in range(3):
+        image[number, torch.from_numpy(labels == number)] += 3
+    basis = Basis.fit([image], parts=3)
+    assert basis.centers is not None
+    assert np.array_equal(basis.parts(image), labels)
+    assert np.array_equal(basis.parts(50 * image), labels)  # by direction, not by length
+    again = Basis.fit([image], parts=3).centers
+    assert again is not None
+    assert np.array_equal(again, basis.centers)
+    with pytest.raises(UserError, match="4 patches cannot be divided into 5 parts"):
+        Basis.fit([image[:, :2, :2]], parts=5)
+
+
+def test_fewer_kinds_of_patches_than_parts() -> None:
+    basis = Basis.fit([torch.ones(4, 3, 3)], parts=3)
+    assert (basis.parts(torch.ones(4, 3, 3)) == basis.parts(torch.ones(4, 1, 1))).all()
+
+
+@pytest.mark.parametrize("constant", [torch.ones(8, 3, 4), torch.full((8, 3, 4), 0.1)])
+def test_patches_that_are_alike_have_no_foreground(constant: Tensor) -> None:
+    with pytest.raises(UserError, match="leave out --foreground"):
+        Foreground.fit([constant])
+
+
+# ------------------------------------------------------------------------------------------ files
+@pytest.fixture
+def network() -> Any:
+    torch.manual_seed(0)
+    return create("vit_tiny", embed_dim=16, depth=1, heads=2, patch_size=4, image_size=8)
+
+
+@pytest.mark.parametrize("options", [{}, {"foreground": True, "parts": 3}, {"parts": 2}])
+def test_a_saved_basis_is_the_same_basis(tmp_path: Path, network: Any, options: Any) -> None:
+    images = [object_tokens(seed) for seed in range(2)]
+    basis = Basis.fit(images, **options)
+    save(basis, tmp_path / "b.safetensors", network, {"size": 24, "block": 0, "data": "photos/"})
+    loaded, about = load(tmp_path / "b.safetensors", network)
+    assert (about["size"], about["block"], about["data"]) == (24, 0, "photos/")
+    for image in images:
+        assert np.array_equal(loaded.project(image), basis.project(image))
+        assert np.array_equal(loaded.colors(image), basis.colors(image))
+        if basis.foreground is not None:
+            assert loaded.foreground is not None
+            assert np.array_equal(loaded.foreground(image), basis.foreground(image))
+        if basis.centers is not None:
+            assert np.array_equal(loaded.parts(image), basis.parts(image))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_basis_of_the_network_is_refused(tmp_path: Path, network: Any) -> None:
+    path, good = tmp_path / "b.safetensors", Basis.fit([object_tokens(0)], foreground=True)
+    about = {"size": 24, "block": 0}
+    with pytest.raises(UserError, match=r"there is no basis .*b\.safetensors: write one"):
+        load(path, network)
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(UserError, match=r"b\.safetensors"):
+        load(path, network)
+    save_weights(network, path)
+    with pytest.raises(UserError, match="is no basis of components"):
+        load(path, network)
+    other = create("vit_tiny", embed_dim=16, depth=1, heads=2, patch_size=4, image_size=8)
+    save(good, path, other, about)
+    with pytest.raises(UserError, match="is of other weights"):
+        load(path, network)
+    for changes in ({"low": np.zeros(2)}, {"mean": np.full(16, np.nan)}, {"mean": np.zeros(15)}):
+        save(replace(good, **changes), path, network, about)
+        with pytest.raises(UserError, match="is damaged"):
+            load(path, network)
+    save(good, path, network, {"size": 24})
+    with pytest.raises(UserError, match="is damaged"):
+        load(path, network)
+    tensors = read_safetensors(path)[0]
+    for name in ("high", "foreground.threshold"):
+        fewer = {key: tensor for key, tensor in tensors.items() if key != name}
+        content = {"weights": fingerprint(network), **about}
+        save_file(fewer, path, metadata={"dino-basis": json.dumps(content)})
+        with pytest.raises(UserError, match="is damaged"):
+            load(path, network)
+    save_file(tensors, path, metadata={"dino-basis": "{"})
+    with pytest.raises(UserError, match="is damaged"):
+        load(path, network)

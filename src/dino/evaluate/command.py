@@ -68,15 +68,13 @@ class ExtractionSettings(NetworkSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings(NetworkSettings):
-    """Settings of every evaluation."""
+class ComparisonSettings(NetworkSettings):
+    """Settings of every command that measures networks side by side."""
 
     compare: tuple[str, ...] = ()
     """More weights to measure, such as those of a supervised network."""
     baseline: bool = False
     """Also measure the same network untrained."""
-    out: Path | None = None
-    """The result as JSON; by default RUN/results/NAME-DATA.json, or beside a file of weights."""
 
     def networks(self, device: torch.device, *, rgb: bool = False) -> dict[str, Backbone]:
         """All networks on the device: "trained", "untrained" and the others by their weights.
@@ -106,6 +104,14 @@ class EvaluationSettings(NetworkSettings):
                     f"{name} takes other pixels than {self.weights}: measure them one by one"
                 )
         return named
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(ComparisonSettings):
+    """Settings of every evaluation."""
+
+    out: Path | None = None
+    """The result as JSON; by default RUN/results/NAME-DATA.json, or beside a file of weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +188,7 @@ class EvaluationRun:
 
 @contextmanager
 def evaluation_run(
-    name: str, settings: EvaluationSettings, *data: str | Path | None, rgb: bool = False
+    name: str, settings: ComparisonSettings, *data: str | Path | None, rgb: bool = False
 ) -> Iterator[EvaluationRun]:
     """Check where the result `name` goes, join the process group and load all networks.
 
@@ -193,7 +199,7 @@ def evaluation_run(
         rgb: whether it reads RGB images only.
 
     Raises:
-        UserError: see `destination`, `pick_device` and `EvaluationSettings.networks`.
+        UserError: see `destination`, `pick_device` and `ComparisonSettings.networks`.
     """
     used = [one for one in data if one is not None]
     sources = [results.located(one) for one in used]
@@ -263,15 +269,16 @@ def print_path(path: Path) -> None:
     Console().print(str(path), soft_wrap=True)
 
 
-def destination(name: str, settings: EvaluationSettings, sources: Sequence[str]) -> Path:
+def destination(name: str, settings: ComparisonSettings, sources: Sequence[str]) -> Path:
     """The JSON file of the result `name` of the images `sources`, which is tried.
 
-    It is `settings.out`, or lies in the run folder or beside the weights (`evaluate.results`).
+    It is the `out` of `EvaluationSettings`, or lies in the run folder or beside the weights
+    (`evaluate.results`).
 
     Raises:
         UserError: for another ending than .json, or a place that cannot be written.
     """
     default = results.numbered(results.default_path(settings.weights, name), sources)
-    path = settings.out or default
+    path = (isinstance(settings, EvaluationSettings) and settings.out) or default
     check_output(path, (".json",))
     return path

@@ -91,7 +91,7 @@ def collected(run: str | Path) -> list[dict[str, Any]]:
     has, whatever was measured:
 
     - "evaluation": knn, linear, logistic, finetune, retrieval, neighbours, copies, duplicates,
-      segmentation or video;
+      segmentation, video or objects;
     - "data": name of the data set; "sources": its folders or files; "written": date and time;
     - "measured_images": how many images the scores are of;
     - "scores": {measure: {network: {"percent": ..., "standard_error": ...}}}, where the error is

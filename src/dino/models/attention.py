@@ -1,4 +1,4 @@
-"""Attention maps of the CLS token and masks of their mass (section 4.2.2, Fig. 4).
+"""Attention maps of the CLS token or of a patch, and masks of their mass (section 4.2.2, Fig. 4).
 
 Shapes: B batch, T tokens (CLS first), h w patches, H W pixels.
 """
@@ -14,14 +14,29 @@ from dino.models.backbone import Backbone
 
 @torch.inference_mode()
 def attention_maps(
-    backbone: Backbone, images: Float[Tensor, "B C H W"]
+    backbone: Backbone,
+    images: Float[Tensor, "B C H W"],
+    block: int = -1,
+    query: tuple[int, int] | None = None,
 ) -> Float[Tensor, "B heads h w"]:
-    """`Features.attention_maps` of the last block.
+    """The attention of one token to the patches on their grid, after the softmax of all tokens.
+
+    A map sums to less than 1: attention to tokens that are no patches (CLS) is left out.
+
+    Args:
+        backbone: in evaluation mode.
+        images: normalised images.
+        block: its index, negative from the end.
+        query: row and column of a patch; None for the CLS token.
 
     Raises:
-        UserError: if the network has no CLS attention (convnets).
+        UserError: if the network has no CLS attention (convnets), or no such block.
     """
-    return backbone.features(images, attention=True).attention_maps
+    patch = backbone.patch_size or 1
+    grid = (images.shape[-2] // patch, images.shape[-1] // patch)
+    token = 0 if query is None else 1 + query[0] * grid[1] + query[1]
+    rows = backbone.attention_rows(images, [token], block)
+    return rows[:, :, 0, 1:].unflatten(2, grid)
 
 
 def mass_mask(

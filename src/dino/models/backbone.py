@@ -1,10 +1,12 @@
 """The interface of all networks: one vector an image, named features, transform, description.
 
-Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D embed_dim.
+Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D embed_dim, d = D over
+heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, ClassVar
@@ -31,11 +33,13 @@ class Features:
         cls: [last, B, D], the CLS token (convnets: the pooled feature).
         patches: [last, B, D, h, w], the patch tokens on their grid.
         attention: [B, heads, T, T] of one block, after the softmax; None unless requested.
+        keys: [B, heads, T, d] of that attention.
     """
 
     cls: Float[Tensor, "last B D"]
     patches: Float[Tensor, "last B D h w"]
     attention: Float[Tensor, "B heads T T"] | None = None
+    keys: Float[Tensor, "B heads T d"] | None = None
 
     @property
     def attention_maps(self) -> Float[Tensor, "B heads h w"]:
@@ -49,6 +53,18 @@ class Features:
         if self.attention is None:
             raise UserError("attention_maps needs features(images, attention=True)")
         return self.attention[:, :, 0, 1:].unflatten(2, self.patches.shape[-2:])
+
+    @property
+    def key_maps(self) -> Float[Tensor, "B D h w"]:
+        """The keys of the patches on their grid, those of all heads joined.
+
+        Raises:
+            UserError: if the attention was not requested.
+        """
+        if self.keys is None:
+            raise UserError("key_maps needs features(images, attention=True)")
+        keys = self.keys[:, :, 1:].transpose(2, 3).flatten(1, 2)
+        return keys.unflatten(2, self.patches.shape[-2:])
 
 
 class Backbone(nn.Module):
@@ -187,6 +203,23 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def attention_rows(
+        self, images: Float[Tensor, "B C H W"], queries: Sequence[int], block: int = -1
+    ) -> Float[Tensor, "B heads Q T"]:
+        """The attention of some tokens to all tokens, after the softmax.
+
+        These rows of `Features.attention` need memory for Q x T numbers a head, not T x T.
+
+        Args:
+            images: normalised images.
+            queries: indices of the tokens: 0 is CLS, then come the patches row by row.
+            block: index of the block, negative from the end.
+
+        Raises:
+            UserError: if the network has no such attention.
+        """
+        raise no_attention(self.spec["arch"])
+
     def check_images(self, images: Any) -> None:
         """Raise `UserError` for images that `forward` cannot take; nothing in a compiled graph."""
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
@@ -231,3 +264,8 @@ class Backbone(nn.Module):
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether outputs of `module` depend on the other samples of a batch."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
+def no_attention(name: str) -> UserError:
+    """The error for a network `name` whose attention is requested and that has none."""
+    return UserError(f"{name} has no CLS attention: use a vit_tiny, vit_small or vit_base")

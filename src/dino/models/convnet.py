@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
-from dino.models.backbone import Backbone, Features
+from dino.models.backbone import Backbone, Features, no_attention
 
 RESNETS = {"resnet10t": 512, "resnet18": 512, "resnet50": 2048}
 """The feature's length of each."""
@@ -199,6 +199,6 @@ def laid_out(images: Tensor) -> Tensor:
 
 def _refuse(name: str, last: int, attention: bool | int) -> None:
     if attention is not False:
-        raise UserError(f"{name} has no CLS attention: use a vit_tiny, vit_small or vit_base")
+        raise no_attention(name)
     if last != 1:
         raise UserError(f"{name} offers the features of its last block only, not of {last}")

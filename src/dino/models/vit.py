@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -54,26 +55,48 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
+    def _by_head(self) -> tuple[Float[Tensor, "3 heads d D"], Float[Tensor, "3 heads 1 d"]]:
+        """Weights and biases of queries, keys and values."""
+        weights = self.qkv.weight.unflatten(0, (3, self.heads, -1))
+        return weights, self.qkv.bias.unflatten(0, (3, self.heads, 1, -1))
+
+    def _queries(self, tokens: Float[Tensor, "n D"]) -> Float[Tensor, "n heads D"]:
+        """Vectors whose products with all tokens are the logits of these tokens' attention.
+
+        q . (W x + b) = (W' q) . x + q . b, whose last term cancels in the softmax: only the queries
+        are multiplied by W, and no token needs a key.
+        """
+        weights, bias = self._by_head()
+        q = tokens @ weights[0].transpose(1, 2) + bias[0]  # [heads, n, d]
+        return (q @ weights[1] * q.shape[-1] ** -0.5).transpose(0, 1)
+
     def first(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B 1 D"]:
         """Row 0 of `forward`, from one query and without keys or values.
 
-        q . (W x + b) = (W' q) . x + q . b, whose last term cancels in the softmax, and the mean of
-        W x + b is W mean(x) + b: only the query and the `heads` mean tokens are multiplied by W.
+        The mean of W x + b is W mean(x) + b: only the `heads` mean tokens are multiplied by W.
         """
-        weights = self.qkv.weight.unflatten(0, (3, self.heads, -1))  # [3, heads, d, D]
-        bias = self.qkv.bias.unflatten(0, (3, self.heads, 1, -1))  # [3, heads, 1, d]
-        q = x[:, 0] @ weights[0].transpose(1, 2) + bias[0]  # [heads, B, d]
-        query = (q @ weights[1] * q.shape[-1] ** -0.5).transpose(0, 1)  # [B, heads, D]
-        attention = (query @ x.transpose(1, 2)).softmax(dim=-1)  # [B, heads, T]
+        attention = (self._queries(x[:, 0]) @ x.transpose(1, 2)).softmax(dim=-1)  # [B, heads, T]
+        weights, bias = self._by_head()
         mean = (attention @ x).transpose(0, 1)  # [heads, B, D]
         mixed = mean @ weights[2].transpose(1, 2) + bias[2]  # [heads, B, d]
         return self.proj(mixed.transpose(0, 1).flatten(1)[:, None])
 
-    def explicit(self, x: Tensor) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B heads T T"]]:
-        """`forward` together with its attention matrix, after the softmax."""
+    def rows(
+        self, x: Float[Tensor, "B T D"], queries: Sequence[int]
+    ) -> Float[Tensor, "B heads Q T"]:
+        """Some rows of the attention matrix, after the softmax, without keys or other rows."""
+        count = len(queries)
+        vectors = self._queries(x[:, list(queries)].flatten(0, 1)).unflatten(0, (-1, count))
+        logits = vectors.flatten(1, 2) @ x.transpose(1, 2)  # [B, Q heads, T]
+        return logits.softmax(dim=-1).unflatten(1, (count, -1)).transpose(1, 2)
+
+    def explicit(
+        self, x: Tensor
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B heads T T"], Float[Tensor, "B heads T d"]]:
+        """`forward` together with its attention matrix, after the softmax, and its keys."""
         q, k, v = self._split(self.qkv(x))
         attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        return self.proj((attention @ v).transpose(1, 2).flatten(2)), attention
+        return self.proj((attention @ v).transpose(1, 2).flatten(2)), attention, k
 
 
 class Block(nn.Module):
@@ -97,11 +120,13 @@ class Block(nn.Module):
         x = _residual(x[:, :1] if first else x, attention(self.norm1(x)), scale, 0)
         return _residual(x, self.mlp(self.norm2(x)), scale, 1)
 
-    def explicit(self, x: Tensor) -> tuple[Tensor, Float[Tensor, "B heads T T"]]:
-        """All tokens, and the attention matrix."""
-        mixed, attention = self.attn.explicit(self.norm1(x))
+    def explicit(
+        self, x: Tensor
+    ) -> tuple[Tensor, Float[Tensor, "B heads T T"], Float[Tensor, "B heads T d"]]:
+        """All tokens, the attention matrix and its keys."""
+        mixed, attention, keys = self.attn.explicit(self.norm1(x))
         x = x + mixed
-        return x + self.mlp(self.norm2(x)), attention
+        return x + self.mlp(self.norm2(x)), attention, keys
 
 
 def _residual(x: Tensor, branch: Tensor, scale: Tensor | None, row: int) -> Tensor:
@@ -219,21 +244,35 @@ class ViT(Backbone):
         """Tokens of the last blocks through the final norm; see `Backbone.features`."""
         if not 1 <= last <= self.depth:
             raise UserError(f"last must lie between 1 and the {self.depth} blocks, not {last}")
-        explicit = self.depth - 1 if attention is True else attention
-        if not -self.depth <= explicit < self.depth:
-            raise UserError(f"there is no block {explicit}: the network has {self.depth}")
+        explicit = self._block(-1 if attention is True else attention)
         x, grid = self.tokens(images)
-        matrix, outputs = None, []
+        matrix, keys, outputs = None, None, []
         for index, block in enumerate(cast(list[Block], list(self.blocks))):
-            if attention is not False and index == explicit % self.depth:
-                x, matrix = block.explicit(x)
+            if attention is not False and index == explicit:
+                x, matrix, keys = block.explicit(x)
             else:
                 x = block(x)
             if index >= self.depth - last:
                 outputs.append(self.norm(x))
         stacked = torch.stack(outputs)  # [last, B, T, D]
         patches = stacked[:, :, 1:].transpose(2, 3).unflatten(3, grid)
-        return Features(stacked[:, :, 0], patches, matrix)
+        return Features(stacked[:, :, 0], patches, matrix, keys)
+
+    def attention_rows(
+        self, images: Float[Tensor, "B C H W"], queries: Sequence[int], block: int = -1
+    ) -> Float[Tensor, "B heads Q T"]:
+        """See `Backbone.attention_rows`; no later block is computed."""
+        blocks = cast(list[Block], list(self.blocks))[: self._block(block) + 1]
+        x, _ = self.tokens(images)
+        for earlier in blocks[:-1]:
+            x = earlier(x)
+        return blocks[-1].attn.rows(blocks[-1].norm1(x), queries)
+
+    def _block(self, index: int) -> int:
+        """The index of a block from 0, from one that may be negative."""
+        if not -self.depth <= index < self.depth:
+            raise UserError(f"there is no block {index}: the network has {self.depth}")
+        return index % self.depth
 
     def describe(self) -> dict[str, str]:
         """See `Backbone.describe`."""

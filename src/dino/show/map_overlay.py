@@ -1,15 +1,18 @@
 """Images of maps and masks, such as the attention of the CLS token (Figures 1, 3, 4).
 
-The maps are those of `dino.models.attention`. Shapes: h w patches, H W pixels.
+The maps are those of `dino.models.attention`. Patches are enlarged by nearest neighbours.
+Shapes: n maps, h w patches, H W pixels.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
-from PIL import Image
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image, ImageDraw, ImageEnhance
 from torch import Tensor
 
 ColorMap = Literal["viridis", "inferno"]
@@ -21,6 +24,20 @@ COLORS: dict[ColorMap, str] = {
     "d14643 e45a31 f1721d f98e08 fbac10 f8cb34 f1e968 fcfea4",
 }
 """Evenly spaced colours of matplotlib's maps; linear between them, at most 6 levels away."""
+
+Color: TypeAlias = tuple[int, int, int]
+
+CATEGORIES: tuple[Color, ...] = (
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
+    *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
+)
+"""Colours that the colour-blind can distinguish (Okabe and Ito 2008), without black."""
+
+DIM = 0.35
+"""Brightness of an image outside of what is shown."""
+
+OPAQUE = 0.85
+"""Largest opacity of a colour over an image."""
 
 
 def colored(values: Float[Tensor, "h w"], colors: ColorMap) -> Image.Image:
@@ -50,3 +67,72 @@ def overlay(image: Image.Image, values: Float[Tensor, "h w"], strength: float = 
     base = image.convert("RGB")
     sharp = colored(values, "inferno").resize(base.size, Image.Resampling.NEAREST)
     return Image.blend(base, sharp, strength)
+
+
+def cut_out(image: Image.Image, mask: Bool[Tensor, "h w"]) -> Image.Image:
+    """An image within a mask of patches, dim and grey elsewhere."""
+    return Image.composite(image.convert("RGB"), dimmed(image), stencil(mask, image.size))
+
+
+def stencil(mask: Bool[Tensor, "h w"], size: tuple[int, int]) -> Image.Image:
+    """A mask of patches as an image of this width and height, white (255) inside, black outside."""
+    pixels = mask.cpu().numpy().astype(np.uint8) * 255
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+
+
+def outlined(image: Image.Image, mask: Bool[Tensor, "h w"]) -> Image.Image:
+    """An image with a white line inside of the border of a mask of patches, black beside it."""
+    inside = np.asarray(stencil(mask, image.size)) > 0
+    width = max(1, round(min(image.size) / 200))
+    line, pixels = inside & ~_shrunk(inside, width), np.array(image.convert("RGB"))
+    pixels[_shrunk(inside, width) & ~_shrunk(inside, 2 * width)] = 0
+    pixels[line] = 255
+    return Image.fromarray(pixels)
+
+
+def _shrunk(inside: Bool[np.ndarray, "H W"], width: int) -> Bool[np.ndarray, "H W"]:
+    """Without a border of this many pixels; the border of the image is none."""
+    padded = np.pad(inside, width, mode="edge")
+    rows, columns = inside.shape
+    result = inside.copy()
+    for shift in (0, 2 * width):
+        result &= padded[shift : shift + rows, width : width + columns]
+        result &= padded[width : width + rows, shift : shift + columns]
+    return result
+
+
+def dimmed(image: Image.Image) -> Image.Image:
+    """An image in grey and dark, as what lies outside of what is shown."""
+    return ImageEnhance.Brightness(image.convert("L").convert("RGB")).enhance(DIM)
+
+
+def composite(
+    image: Image.Image,
+    maps: Float[Tensor, "n h w"],
+    masks: Bool[Tensor, "n h w"],
+    colors: Sequence[Color],
+) -> Image.Image:
+    """A colour for each map, over a dim and grey image (Fig. 3).
+
+    A patch has the colour of the map that is largest there relative to its own maximum, among the
+    maps whose mask holds the patch; its opacity grows with the root of this ratio.
+    """
+    ratios = maps.cpu() / maps.amax(dim=(1, 2), keepdim=True).cpu().clamp(min=1e-12)
+    opacity, winner = (ratios * masks.cpu()).sqrt().max(dim=0)
+    levels = Image.fromarray((opacity * 255 * OPAQUE).round().to(torch.uint8).numpy())
+    rgb = Image.fromarray(np.array(colors, dtype=np.uint8)[winner.numpy()])
+    nearest = Image.Resampling.NEAREST
+    return Image.composite(
+        rgb.resize(image.size, nearest), dimmed(image), levels.resize(image.size, nearest)
+    )
+
+
+def ringed(image: Image.Image, x: float, y: float) -> Image.Image:
+    """An image with a ring around the point x, y, white on black."""
+    radius, result = max(4, round(min(image.size) / 40)), image.convert("RGB")
+    draw = ImageDraw.Draw(result)
+    for color, width in (((0, 0, 0), 4), ((255, 255, 255), 2)):
+        grown = radius + width // 2
+        box = (x - grown, y - grown, x + grown, y + grown)
+        draw.ellipse(box, outline=color, width=max(1, radius * width // 8))
+    return result

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image, ImageEnhance
+from PIL import Image
 from torch import Tensor
 
 from dino.data.images.decode import Sample, as_picture, as_pixels
@@ -27,7 +26,7 @@ from dino.files import UserError
 from dino.models.attention import attention_maps, mass_mask
 from dino.models.backbone import Backbone
 from dino.show.html import figure, picture
-from dino.show.map_overlay import colored, overlay
+from dino.show.map_overlay import colored, cut_out, overlay
 from dino.show.patch_pca import components
 
 QUERIES, NEIGHBOURS, BANK = 6, 5, 600
@@ -215,7 +214,9 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> 
             "trained, mean of the heads: bright patches have the most attention": overlay(
                 image, trained
             ),
-            "trained: the patches that hold 60 % of the attention": _cut_out(image, trained),
+            "trained: the patches that hold 60 % of the attention": cut_out(
+                image, mass_mask(trained)
+            ),
             "untrained, mean of the heads, for comparison": overlay(image, untrained),
         }
         row = "".join(figure(picture(p, f"{name}: {text}"), text) for text, p in columns.items())
@@ -235,14 +236,6 @@ def attention(pair: Pair, photos: Sequence[tuple[str, Sample]], origin: str) -> 
         f"untrained network shows neither. {origin}"
     )
     return f"<h2>Attention</h2><p>{intro}</p>{''.join(blocks)}"
-
-
-def _cut_out(image: Image.Image, values: Float[Tensor, "h w"]) -> Image.Image:
-    """The image within the mask of 60 % of the mass, dim and grey elsewhere."""
-    mask = mass_mask(values).numpy().astype(np.uint8) * 255
-    dim = ImageEnhance.Brightness(image.convert("L").convert("RGB")).enhance(0.3)
-    stencil = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
-    return Image.composite(image, dim, stencil)
 
 
 # ---------------------------------------------------------------------------------- components

@@ -49,6 +49,15 @@ def test_captions_have_lines_below_the_picture() -> None:
     assert (below[:, :MARGIN] == 255).all()
 
 
+def test_compact_rows_are_as_high_as_their_highest_picture() -> None:
+    wide, high = Image.new("RGB", (400, 200), RED), Image.new("RGB", (10, 90), BLUE)
+    sheet = contact_sheet([[Cell(wide, "one")], [Cell(wide), Cell(high)]], tile=100, compact=True)
+    assert sheet.height == MARGIN + 50 + LINE + MARGIN + 90 + LINE + MARGIN
+    assert where(sheet, BLUE) == (2 * MARGIN + 100 + 45, 2 * MARGIN + 50 + LINE, 10, 90)
+    below = np.asarray(sheet)[MARGIN + 50 : MARGIN + 50 + LINE]
+    assert (below < 128).any()  # the caption
+
+
 @pytest.mark.parametrize("frame", FRAMES)
 def test_a_frame_marks(frame: Frame) -> None:
     """Around the picture, none of which it hides; dashes are half of the line."""
@@ -86,3 +95,8 @@ def test_long_captions_keep_their_ends(length: int) -> None:
     assert font.getlength(fitted) <= 144
     assert fitted == line or (fitted[:3] == "sta" and fitted[-8:] == "0001.jpg" and "..." in fitted)
     assert (fitted == line) == (length == 5)
+
+
+def test_frames_of_all_sizes_are_drawn() -> None:
+    for side in range(1, 40):
+        contact_sheet([[Cell(Image.new("RGB", (side, side)), frame="wrong")]], tile=40)

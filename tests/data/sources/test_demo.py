@@ -21,6 +21,13 @@ def test_every_photograph_is_there_in_colour_and_large_enough() -> None:
     assert all(min(picture.size) >= 300 for picture in pictures.values())
 
 
+def test_photographs_are_a_source() -> None:
+    source = demo.DemoPhotographs()
+    assert len(source) == len(PHOTOGRAPHS)
+    assert source.path(4) == "demo/chelsea"
+    assert source[4].tobytes() == photographs()["chelsea"].tobytes()
+
+
 def test_tiles_are_many_and_balanced() -> None:
     for split, least in (("train", 1000), ("test", 400)):
         tiles = DemoTiles(split)

@@ -40,37 +40,46 @@ class Cell:
     frame: Frame | None = None
 
 
-def contact_sheet(rows: Sequence[Sequence[Cell]], tile: int = 144, title: str = "") -> Image.Image:
+def contact_sheet(
+    rows: Sequence[Sequence[Cell]], tile: int = 144, title: str = "", compact: bool = False
+) -> Image.Image:
     """Rows (of any lengths) with one or more cells, and a title on top, as an RGB picture on white.
 
-    Each picture is at the centre of a square of side `tile`, in pixels. The title is broken into
-    lines of the sheet's width.
+    Each picture is at the centre of a square of side `tile`, in pixels; with `compact` a row is
+    only as high as its highest picture. The title is broken into lines of the sheet's width.
     """
+    pictures = [[_shrunk(cell.picture, tile) for cell in row] for row in rows]
+    heights = [max(one.height for one in row) if compact and row else tile for row in pictures]
     lines = max(len(cell.caption.splitlines()) for row in rows for cell in row)
-    step = (tile + MARGIN, tile + lines * LINE + MARGIN)
-    width = max(len(row) for row in rows) * step[0] + MARGIN
+    below = lines * LINE + MARGIN
+    width = max(len(row) for row in rows) * (tile + MARGIN) + MARGIN
     font = ImageFont.load_default(TEXT)
     titles = _wrapped(title, width - 2 * MARGIN, font)
-    head = MARGIN + len(titles) * LINE + MARGIN * bool(titles)
-    sheet = Image.new("RGB", (width, len(rows) * step[1] + head), PAPER)
+    top = MARGIN + len(titles) * LINE + MARGIN * bool(titles)
+    sheet = Image.new("RGB", (width, top + sum(heights) + len(rows) * below), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(titles):
         draw.text((MARGIN, MARGIN + number * LINE), line, INK, font)
-    for down, row in enumerate(rows):
-        for along, cell in enumerate(row):
-            left, top = MARGIN + along * step[0], head + down * step[1]
-            small = cell.picture.convert("RGB")
-            small.thumbnail((tile, tile), Image.Resampling.LANCZOS)
-            x, y = left + (tile - small.width) // 2, top + (tile - small.height) // 2
+    for row, shrunk, height in zip(rows, pictures, heights, strict=True):
+        for along, (cell, small) in enumerate(zip(row, shrunk, strict=True)):
+            left = MARGIN + along * (tile + MARGIN)
+            x, y = left + (tile - small.width) // 2, top + (height - small.height) // 2
             sheet.paste(small, (x, y))
             if cell.frame is not None:
                 _draw_frame(
                     draw, (x - 3, y - 3, x + small.width + 2, y + small.height + 2), cell.frame
                 )
             for number, line in enumerate(cell.caption.splitlines()):
-                place = (left + tile // 2, top + tile + number * LINE + LINE // 2)
+                place = (left + tile // 2, top + height + number * LINE + LINE // 2)
                 draw.text(place, _fitted(line, tile, font), INK, font, anchor="mm")
+        top += height + below
     return sheet
+
+
+def _shrunk(picture: Image.Image, tile: int) -> Image.Image:
+    small = picture.convert("RGB")
+    small.thumbnail((tile, tile), Image.Resampling.LANCZOS)
+    return small
 
 
 def _draw_frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], frame: Frame) -> None:
@@ -79,10 +88,10 @@ def _draw_frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], frame
     draw.rectangle(box, outline=color, width=2)
     if dashed:
         left, top, right, bottom = box
-        for x in range(left + DASH, right - 1, 2 * DASH):
+        for x in range(left + DASH, right - 2, 2 * DASH):
             for y in (top, bottom - 1):
                 draw.rectangle((x, y, min(x + DASH, right - 2) - 1, y + 1), PAPER)
-        for y in range(top + DASH, bottom - 1, 2 * DASH):
+        for y in range(top + DASH, bottom - 2, 2 * DASH):
             for x in (left, right - 1):
                 draw.rectangle((x, y, x + 1, min(y + DASH, bottom - 2) - 1), PAPER)
 

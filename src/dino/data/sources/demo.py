@@ -65,6 +65,28 @@ def _locate(file: str) -> Path:
     return path
 
 
+class DemoPhotographs(Source):
+    """The photographs themselves, uncropped.
+
+    Raises:
+        UserError: if a photograph cannot be found.
+    """
+
+    def __init__(self) -> None:
+        self._files = {name: _locate(file) for name, file in PHOTOGRAPHS.items()}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def content(self, index: int) -> Path:
+        """The photograph's file."""
+        return list(self._files.values())[index]
+
+    def path(self, index: int) -> str:
+        """Such as "demo/chelsea"."""
+        return f"demo/{list(self._files)[index]}"
+
+
 class DemoTiles(Source):
     """Square tiles of the demo's photographs, `TILE` pixels wide, in memory.
 

@@ -57,6 +57,22 @@ class Scene(NamedTuple):
         return picture, ids
 
 
+def has_masks(data: str | Path) -> bool:
+    """Whether images are a folder in one of the two layouts."""
+    layouts = (("images", "masks"), ("JPEGImages", FOLDERS["class"]))
+    return any(all((Path(data) / name).is_dir() for name in names) for names in layouts)
+
+
+def scored_scenes(root: Path, split: str, objects: Objects = "class") -> list[Scene]:
+    """The scenes of a split; of images and masks without such a list, all scenes.
+
+    Raises:
+        UserError: see `open_scenes`.
+    """
+    listed = is_voc(root) or list_file(root, split).is_file()
+    return open_scenes(root, split if listed else None, objects)
+
+
 def list_file(root: Path, split: str) -> Path:
     """The list of a split's scenes."""
     return root / ("ImageSets/Segmentation" if is_voc(root) else "") / f"{split}.txt"

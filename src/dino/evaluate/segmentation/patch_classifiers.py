@@ -21,8 +21,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from dino.data.images.decode import to_tensor
-from dino.data.images.preprocessing import LONGEST
+from dino.data.images.patch_grid import resize_to_patches
 from dino.data.views.photometric import normalize
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import my_share
@@ -62,14 +61,7 @@ class PatchExtractor:
             UserError: if no patch fits.
         """
         patch = self.backbone.patch_size or 1
-        if self.size < patch:
-            raise UserError(f"--size {self.size} holds no patch of {patch} px")
-        shorter = min(image.size) if self.keep_aspect else None
-        width, height = (
-            max(1, round(self.size * min(side / (shorter or side), LONGEST) / patch)) * patch
-            for side in image.size
-        )
-        pixels = to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
+        pixels = resize_to_patches(image, self.size, patch, self.keep_aspect)
         transform, device = self.backbone.preprocessing, next(self.backbone.parameters()).device
         return normalize(pixels.to(device), transform.mean, transform.std)[None]
 
