@@ -108,7 +108,10 @@ function annotate(image, index) {
   image.tile.mark(marks);
   const notes = {
     similarity: () => (own ? `row ${row}, column ${column}` : `nearest ${cosine(image.values[best])}`),
-    attention: () => (own ? `here ${percent(attentionOf(image)[query.patch], 2)}` : ""),
+    attention: () => {
+      const values = attentionOf(image);
+      return `${own ? "here" : "peak"} ${percent(values[own ? query.patch : largest(values)], 2)}`;
+    },
     components: () => "",
     mask: () => `${percent(state.masks[index].reduce((sum, one) => sum + one, 0) / image.count)} inside`,
   };
@@ -218,7 +221,8 @@ function save(index, what) {
   canvas.toBlob((blob) => {
     const href = URL.createObjectURL(blob);
     const stem = name.replace(/^.*\//, "").replace(/\.\w+$/, "");
-    element("a", { href, download: `${stem}-${what === "mask" ? what : state.mode}.png` }).click();
+    const kind = what === "mask" ? "mask" : { mask: "cutout" }[state.mode] ?? state.mode;
+    element("a", { href, download: `${stem}-${kind}.png` }).click();
     setTimeout(() => URL.revokeObjectURL(href), 60000);
   });
 }

@@ -14,11 +14,11 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-function svgElement(tag, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+/** Two paths, of which the lower one is the casing of the upper one. */
+function lines(rows, columns) {
+  const holder = element("template", { innerHTML: `<svg viewBox="0 0 ${columns} ${rows}"
+    preserveAspectRatio="none" aria-hidden="true"><path class="casing"/><path class="line"/></svg>` });
+  return holder.content.firstChild;
 }
 
 class Tile {
@@ -29,16 +29,12 @@ class Tile {
     this.canvas = element("canvas", { width: image.columns, height: image.rows });
     this.context = this.canvas.getContext("2d", { willReadFrequently: true });
     this.pixels = this.context.createImageData(image.columns, image.rows);
-    this.paths = ["casing", "line"].map((name) => svgElement("path", { class: name }));
-    const lines = svgElement("svg", {
-      viewBox: `0 0 ${image.columns} ${image.rows}`, preserveAspectRatio: "none",
-      "aria-hidden": "true",
-    }, ...this.paths);
+    this.lines = lines(image.rows, image.columns);
     this.marks = element("div", { className: "marks" });
     const label = `${image.name}, ${image.rows} rows and ${image.columns} columns of patches`;
     this.surface = element("div", { className: "surface", tabIndex: 0, role: "application",
       "aria-label": label, "aria-describedby": "keys" },
-    this.picture, this.canvas, lines, this.marks);
+    this.picture, this.canvas, this.lines, this.marks);
     this.surface.style.aspectRatio = `${image.width} / ${image.height}`;
     this.note = element("span", { className: "note" });
     this.buttons = ["mask", "picture"].map((what) => element("button", {
@@ -95,7 +91,7 @@ class Tile {
   /** The outline of a mask; none for null. */
   outlineMask(mask) {
     const data = mask === null ? "" : outline(mask, this.image.rows, this.image.columns);
-    for (const path of this.paths) path.setAttribute("d", data);
+    for (const path of this.lines.children) path.setAttribute("d", data);
   }
 
   /** Marks [{kind, patch, text}] over the picture. */
@@ -136,15 +132,17 @@ class Tile {
     return canvas;
   }
 
-  /** The picture as it is shown, with a legend [{text, bar}] below it. */
+  /** The picture as it is shown, of 1000 pixels or more, with a legend below it. */
   pictureCanvas(strength, { text, table, low, high }) {
-    const [width, height] = [this.picture.naturalWidth, this.picture.naturalHeight];
-    const unit = Math.max(width / 48, 9);
+    const { naturalWidth, naturalHeight } = this.picture;
+    const times = Math.max(1, Math.round(1000 / Math.max(naturalWidth, naturalHeight)));
+    const [width, height] = [naturalWidth * times, naturalHeight * times];
+    const unit = width / 48;
     const canvas = element("canvas", { width, height: Math.ceil(height + 4 * unit) });
     const context = canvas.getContext("2d");
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(this.picture, 0, 0);
+    context.drawImage(this.picture, 0, 0, width, height);
     context.globalAlpha = strength;
     context.imageSmoothingEnabled = false;
     context.drawImage(this.canvas, 0, 0, width, height);
@@ -172,7 +170,7 @@ class Tile {
   #drawLines(context, width, height, unit) {
     const path = new Path2D();
     const { rows, columns } = this.image;
-    path.addPath(new Path2D(this.paths[0].getAttribute("d") ?? ""),
+    path.addPath(new Path2D(this.lines.firstChild.getAttribute("d") ?? ""),
       new DOMMatrix().scale(width / columns, height / rows));
     for (const [color, line] of [["#000c", unit / 4], ["#fff", unit / 8]]) {
       Object.assign(context, { strokeStyle: color, lineWidth: line, lineCap: "square" });
