@@ -31,8 +31,8 @@ from dino.show.html import DARK, LIGHT
 from dino.show.map_overlay import COLORS
 from dino.weights.load import load
 
-SCRIPTS = ("similarity.js", "tile.js", "page.js")
-"""In the order in which they are joined: a served page may replace the last."""
+SCRIPTS = ("similarity.js", "tile.js", "page.js", "embedded.js")
+"""In the order in which they are joined. The last one is only of a page in one file."""
 
 Size = Annotated[int, Range(low=1, high=10_000)]
 
@@ -73,7 +73,7 @@ def explore(
     """A page in which similar patches of images light up under the pointer.
 
     Args:
-        weights: a network in evaluation mode, or what `dino.load` takes.
+        weights: a network, or what `dino.load` takes.
         images: a file, a folder, a PIL image or an array, or a sequence of these.
         out: the HTML file to write; None for none.
         size: longer side of the images in pixels, for the network.
@@ -88,11 +88,14 @@ def explore(
     if not isinstance(weights, Backbone):
         weights = load(weights, pick_device(str(device)))
     samples = named_images(images, weights.preprocessing.pixels)
-    found = []
-    with bar("images", len(samples)) as advance:
-        for name, sample in samples:
-            found.append(patch_features(weights, name, sample, size))
-            advance(1)
+    found, training = [], weights.training
+    try:
+        with bar("images", len(samples)) as advance:
+            for name, sample in samples:
+                found.append(patch_features(weights.eval(), name, sample, size))
+                advance(1)
+    finally:
+        weights.train(training)
     filled = content(found)
     html, summary = document(filled, repr(weights).strip("<>"))
     if out is not None:

@@ -1,4 +1,3 @@
-"use strict";
 // One picture of the page: its map, outline, marks and caption, and what is saved of it.
 
 const VEIL = [16, 18, 22, 200]; // over what a mask leaves out
