@@ -108,8 +108,8 @@ def main(settings: Settings) -> None:
     for name, values in {"ms to draw": drawn, "ms to the frame": frames}.items():
         quantiles = statistics.quantiles(values, n=100)
         rows[name] = [f"{quantiles[p - 1]:.1f}" for p in (50, 95, 99)]
-    Console().print(table(page.summary, ["", "median", "95 %", "99 %"], rows))
-    Console().print(f"{size:.2f} MB, written in {seconds:.0f} s")
+    Console().print(table(settings.arch, ["", "median", "95 %", "99 %"], rows))
+    Console().print(f"{page.summary}: {size:.2f} MB, written in {seconds:.0f} s", soft_wrap=True)
 
 
 if __name__ == "__main__":

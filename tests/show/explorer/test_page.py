@@ -153,6 +153,14 @@ def test_python_returns_a_page_that_a_notebook_shows(
     assert frame["sandbox"] == "allow-scripts allow-downloads"
 
 
+def test_a_network_in_training_is_read_in_evaluation(photos: list[str]) -> None:
+    network = dino.create("resnet10t")
+    page = dino.explore(network, photos, size=64)
+    assert network.training
+    assert dino.explore(network.eval(), photos, size=64).html == page.html
+    assert not network.training
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

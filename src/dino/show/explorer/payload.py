@@ -108,8 +108,8 @@ def content(images: Sequence[PatchFeatures]) -> dict[str, Any]:
         "error": found.error,
         "pairs": found.pairs,
         "images": [
-            _image(image, *arrays, wide)
-            for image, *arrays in zip(images, found.rows, colors, strict=True)
+            _image(image, rows, own_colors, wide)
+            for image, rows, own_colors in zip(images, found.rows, colors, strict=True)
         ],
     }
 

@@ -36,8 +36,7 @@ function featureRows(low, high, count, dimensions, wide) {
   const features = new Int16Array(count * stride);
   for (let d = 0, k = 0; d < dimensions; d++) {
     for (let i = 0; i < count; i++, k++) {
-      const value = d < wide ? ((high[k] << 24) >> 16) | low[k] : (low[k] << 24) >> 24;
-      features[i * stride + d] = value;
+      features[i * stride + d] = d < wide ? low[k] | (high[k] << 8) : (low[k] << 24) >> 24;
     }
   }
   const inverse = new Float32Array(count);
