@@ -173,6 +173,11 @@ COMMANDS: dict[str, Command | Group] = {
         "evaluate.segmentation.object_discovery:ObjectSettings:run",
         after=lambda s: _note(f"next: open {s.out / 'sheet.png'}"),
     ),
+    "explore": Command(
+        "write a page where similar patches of images light up",
+        "show.explorer.page:ExploreSettings:run",
+        after=lambda s: _note(f"next: open {s.out} in a browser"),
+    ),
     "export": Command(
         "write weights for other libraries",
         "weights.export.command:Export:run",
