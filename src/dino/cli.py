@@ -186,7 +186,7 @@ COMMANDS: dict[str, Command | Group] = {
     "weights": Group("known and foreign weights", WEIGHTS),
     "report": Command(
         "write the page of a run",
-        "show.report:ReportSettings:run",
+        "show.report.report:ReportSettings:run",
         after=lambda s: _note(f"next: open {Path(s.weights) / 'report.html'} in a browser"),
     ),
 }

@@ -43,12 +43,21 @@ from dino.runtime import (
     ranks,
 )
 from dino.settings import conform, parsed, validated
-from dino.show.report import report
-from dino.train.budget import DEFAULT, Budget, chosen, duration, ladder, parse, resumed, timed
+from dino.show.report.report import report
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig, setting_names
-from dino.train.introduction import duration as describe_time
 from dino.train.loop import Result, train
+from dino.train.planning.budget import (
+    DEFAULT,
+    Budget,
+    chosen,
+    duration,
+    ladder,
+    parse,
+    resumed,
+    timed,
+)
+from dino.train.planning.introduction import duration as describe_time
 from dino.train.recipes import RECIPES
 from dino.train.recipes import recipe as recipe_named
 from dino.train.sessions import Session
@@ -109,7 +118,7 @@ def pretrain(
         command: the command line, for the report; by default the call of this function.
         budget: the time that the run may take, such as "2h" or "90min". Without a recipe, network
             and settings are chosen from what is timed on this machine with these images
-            (`train.budget`); a resumed run keeps them. "+2h" trains on a run that had a budget.
+            (`train.planning.budget`); a resumed run keeps them. "+2h" trains on one that had one.
 
     Returns:
         How the run ended: `result.backbone()` is the trained network, `result.metrics()` its

@@ -25,10 +25,10 @@ from dino.runtime import Ranks, default_workers, gather_objects
 from dino.settings import validated
 from dino.train.build import build, check_memory, float_views
 from dino.train.config import PretrainConfig
-from dino.train.estimate import estimate
+from dino.train.planning.estimate import estimate
+from dino.train.planning.time_budget import UNKNOWN
 from dino.train.recipes import laptop
 from dino.train.run_folder import read_config
-from dino.train.time_budget import UNKNOWN
 from dino.weights.checkpoint import last_step
 
 

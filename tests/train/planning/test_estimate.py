@@ -16,12 +16,12 @@ from PIL import Image
 from dino import cli
 from dino.files import UserError
 from dino.runtime import Ranks
-from dino.train import estimate as module
-from dino.train import introduction
 from dino.train.config import PretrainConfig
-from dino.train.estimate import Estimate, Trial
-from dino.train.introduction import advice, describe, duration
 from dino.train.loop import _Loop, train
+from dino.train.planning import estimate as module
+from dino.train.planning import introduction
+from dino.train.planning.estimate import Estimate, Trial
+from dino.train.planning.introduction import advice, describe, duration
 from dino.train.recipes import demo, small_data
 from dino.train.run_folder import RunFolder, read_config
 

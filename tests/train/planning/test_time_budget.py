@@ -20,13 +20,14 @@ from dino.distillation.schedules import in_seconds
 from dino.distillation.step import Distillation
 from dino.files import UserError
 from dino.runtime import Ranks
-from dino.train import budget, loop, time_budget
-from dino.train.budget import Budget, Candidate, chosen, ladder, parse, timed
+from dino.train import loop
 from dino.train.config import PretrainConfig
+from dino.train.planning import budget, time_budget
+from dino.train.planning.budget import Budget, Candidate, chosen, ladder, parse, timed
+from dino.train.planning.time_budget import FITS, TimeBudget
 from dino.train.recipes import demo
 from dino.train.run_folder import read_config
 from dino.train.run_log import read_metrics
-from dino.train.time_budget import FITS, TimeBudget
 
 CPU = torch.device("cpu")
 TIMED = TINY_RUN | {"run.duration": "1 minutes", "optim.warmup": "10%"}
