@@ -79,7 +79,7 @@ class OpenedImage:
         self.stored = bit_depth.of_values(values, info)
 
     def decode(self, factor: int = 1) -> Sample:
-        """The pixels: an RGB picture where the format is plain RGB, else a uint8 tensor [C, H, W].
+        """The pixels: an RGB picture from Pillow for plain RGB, or a uint8 tensor [C, H, W].
 
         Args:
             factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its height and width, by
