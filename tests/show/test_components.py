@@ -191,8 +191,8 @@ def test_pictures_by_hand() -> None:
 
 @pytest.mark.parametrize("parts", [2, len(CATEGORIES)])
 def test_legends_show_every_color(parts: int) -> None:
-    picture = with_legend(Image.new("RGB", (300, 10)), parts)
+    picture = with_legend(Image.new("RGB", (300, 10)), parts, 16)
     pixels = np.asarray(picture)[10:].reshape(-1, 3)
     for number, color in enumerate(CATEGORIES):
         assert ((pixels == color).all(axis=1).sum() >= 100) == (number < parts)
-    assert with_legend(picture, 0) is picture
+    assert with_legend(picture, 0, 16) is picture

@@ -332,7 +332,7 @@ def _cell(overlay: Image.Image, name: str, score: Agreement | None) -> Cell:
     if score is None:
         return Cell(overlay, name)
     frame: Frame = "right" if score.localized else "wrong"
-    return Cell(overlay, f"{name}\nIoU {score.iou:.2f}", frame)
+    return Cell(overlay, f"{name}\nmask IoU {score.iou:.2f}", frame)
 
 
 def _write(found: Findings, network: Backbone, settings: ObjectSettings, count: int) -> list[Path]:
