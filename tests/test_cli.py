@@ -160,7 +160,7 @@ class Limited:
 def test_settings_of_every_command_are_validated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dino.show.report.ReportSettings", Limited)
+    monkeypatch.setattr("dino.show.report.report.ReportSettings", Limited)
     sentence = "share is 1.5: it must be a number from 0 to 1"
     assert sentence in refused(capsys, "report", "--share", "1.5")
     assert "share is nan" in refused(capsys, "report", "--share", "nan")
@@ -172,7 +172,7 @@ def test_settings_of_every_command_are_validated(
 def test_names_that_are_not_utf_8_are_printed() -> None:
     name = os.fsdecode(b"pipe\xff")
     code = (
-        "import dino.show.report as r; from dino.cli import main\n"
+        "import dino.show.report.report as r; from dino.cli import main\n"
         f"r.run = lambda settings: print(settings.weights == {name!a}, settings.weights)\n"
         f"main(['report', {name!a}])"
     )
@@ -192,7 +192,7 @@ def test_an_interruption_ends_in_status_130(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dino.show.report.run", interrupted)
+    monkeypatch.setattr("dino.show.report.report.run", interrupted)
     assert status("report x") == 130
     assert capsys.readouterr() == ("", "")
     stopped = SimpleNamespace(finished=False, run=tmp_path, refused=0)

@@ -46,6 +46,8 @@ COMMANDS = {
     "linear": f"evaluate linear {EVALUATE} --val IN/data --mode cached --epochs 1 --batch 4 "
     "--out OUT/linear.json",
     "logistic": f"evaluate logistic {EVALUATE} --val IN/data --fractions 1 --out OUT/logistic.json",
+    "explore": "explore IN/data/class0 --weights IN/w.safetensors --size 16 --device cpu "
+    "--out OUT/page.html",
     "list": "weights list --json OUT/list.json",
     "inspect": "weights inspect IN/w.safetensors --json OUT/inspect.json",
     "convert": "weights convert IN/w.safetensors --to safetensors --out OUT/c.safetensors",

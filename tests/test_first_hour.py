@@ -128,6 +128,10 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("features runs/old photos", "features needs --out: for example", ""),
     ("evaluate knn runs/old", "knn needs --data: for example", ""),
     ("export runs/old", "export needs --format and --out: for example", ""),
+    ("export runs/old --out w.onnx", "--out w.onnx --format onnx", ""),
+    ("export runs/old --format official", "--out exports/official.safetensors", ""),
+    ("weights convert runs/old --out w.safetensors", "--out w.safetensors --to safetensors", ""),
+    ("weights convert runs/old --to timm", "--to timm --out exports/timm", ""),
     # Folders.
     (f"pretrain demo fotos/ {STEPS} --out NEW", "fotos does not exist", f"{RUN} --out NEW"),
     (
@@ -203,7 +207,8 @@ def test_the_recipe_is_never_chosen_silently(
 
     monkeypatch.setattr("dino.pretraining.pretrain", pretrain)
     words = {
-        "photos/ --out x": ("small_data", "photos/"),
+        "photos/ --epochs 3 --out x": ("small_data", "photos/"),
+        "photos/ --init-from W --out x": ("small_data", "photos/"),
         "--out x": ("demo", "demo"),
         "demo --out x": ("demo", "demo"),
         "--out x small_data photos": ("small_data", "photos"),

@@ -17,7 +17,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "dino"
 
 # Room (a folder or a file of the package, "" is its __init__.py) -> floor.
-FLOORS = dict.fromkeys(("arguments", "files", "progress", "runtime", "settings"), 1)
+FLOORS = dict.fromkeys(("arguments", "cgroups", "files", "progress", "runtime", "settings"), 1)
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation",), 3)
 FLOORS |= dict.fromkeys(("train", "evaluate", "show"), 4)
@@ -25,6 +25,7 @@ FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
 
 # (Room, the module or room of the same floor that it may import).
 SIDEWAYS = {
+    ("runtime", "cgroups"),
     ("runtime", "files"),
     ("settings", "files"),
     *(("arguments", "files"), ("arguments", "settings")),

@@ -70,3 +70,16 @@ def test_no_module_prints_with_another_console() -> None:
                 if names & {"Console", "TextColumn", "print", "get_console"}:
                     found.append(path.name)
     assert found == ["progress.py"]
+
+
+@pytest.mark.parametrize(("encoding", "cell"), [("ascii", "29.0 +- 3.2"), ("utf-8", "29.0 ± 3.2")])
+def test_tables_keep_their_columns_in_ascii(encoding: str, cell: str) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    table = Table("λ", title="± error")
+    table.add_row("29.0 ± 3.2")
+    Console(file=file).print(table)
+    file.seek(0)
+    lines = file.read().splitlines()
+    assert cell in lines[4]
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert ("lambda" in lines[2]) == (encoding == "ascii")

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from helpers.ranks import run
 
-from dino import cli, runtime
+from dino import cgroups, cli, runtime
 from dino.files import UserError
 from dino.runtime import Ranks, barrier, gather_objects, process_group, ranks
 
@@ -178,19 +178,14 @@ def test_processes_that_do_not_meet_end_in_one_sentence(
 
 
 # ---------------------------------------------------------------------------------- cores
-def test_cores_are_those_that_the_process_may_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(runtime, "CPU_QUOTA", tmp_path / "cpu.max")
-    assert runtime.cores() == 8
-    for quota, cores in (("max 100000", 8), ("250000 100000", 3), ("5000 100000", 1)):
-        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    for quota, cores in ((None, 8), (3, 3), (64, 8)):
+        monkeypatch.setattr(cgroups, "cpu_quota", lambda quota=quota: quota)
         assert runtime.cores() == cores
     monkeypatch.delattr(os, "sched_getaffinity")
-    (tmp_path / "cpu.max").unlink()
-    assert runtime.cores() == 128
+    assert runtime.cores() == 64
 
 
 def test_cores_that_others_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

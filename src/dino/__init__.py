@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dino.models.create import create
     from dino.pretraining import pretrain
+    from dino.show.explorer.page import explore
     from dino.weights.load import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create", "load", "pretrain"]
+__all__ = ["__version__", "create", "explore", "load", "pretrain"]
 
-_MODULES = {"create": "models.create", "load": "weights.load", "pretrain": "pretraining"}
+_MODULES = {
+    "create": "models.create",
+    "explore": "show.explorer.page",
+    "load": "weights.load",
+    "pretrain": "pretraining",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -64,7 +64,8 @@ def parse(
 
     Args:
         settings: a field is an option. As class variables it may have `renamed`, the new names of
-            former options, and `examples`, values for the commands that messages propose.
+            former options, and `examples`, values for the commands that messages propose, or
+            functions of the values so far.
         prog: the command, for messages and the help.
         words: what follows it.
         before: what the usage shows before weights and images.
@@ -237,8 +238,11 @@ def _require(
     if not missing:
         return
     examples = {**EXAMPLES, **getattr(settings, "examples", {})}
-    groups = {name: [f"--{name}", examples.get(name, name.upper())] for name in missing}
-    groups = {**given, **groups}
+    groups = dict(given)
+    for name in missing:
+        example = examples.get(name, name.upper())
+        values = {other: words[-1] for other, words in groups.items()}
+        groups[name] = [f"--{name}", example(values) if callable(example) else example]
     first = [word for name in POSITIONAL for word in groups.pop(name, [])[1:]]
     command = [*prog.split(), *first, *(word for group in groups.values() for word in group)]
     raise UserError(

@@ -104,8 +104,7 @@ DATA = {
         "range, mean and deviation of channels",
         "data.commands.stats:StatsSettings:run",
         after=lambda settings: _next(
-            *("dino pretrain", "small_data", settings.data, "--stats", settings.out),
-            *("--out", "runs/mine"),
+            *("dino pretrain", settings.data, "--stats", settings.out, "--out", "runs/mine"),
         ),
     ),
     "preview": Command("show the views that a recipe makes, with their numbers", "cli:preview"),
@@ -174,6 +173,11 @@ COMMANDS: dict[str, Command | Group] = {
         "evaluate.segmentation.object_discovery:ObjectSettings:run",
         after=lambda s: _note(f"next: open {s.out / 'sheet.png'}"),
     ),
+    "explore": Command(
+        "write a page where similar patches of images light up",
+        "show.explorer.page:ExploreSettings:run",
+        after=lambda s: _note(f"next: open {s.out} in a browser"),
+    ),
     "export": Command(
         "write weights for other libraries",
         "weights.export.command:Export:run",
@@ -182,7 +186,7 @@ COMMANDS: dict[str, Command | Group] = {
     "weights": Group("known and foreign weights", WEIGHTS),
     "report": Command(
         "write the page of a run",
-        "show.report:ReportSettings:run",
+        "show.report.report:ReportSettings:run",
         after=lambda s: _note(f"next: open {Path(s.weights) / 'report.html'} in a browser"),
     ),
 }
@@ -214,12 +218,15 @@ def pretrain(arguments: Sequence[str]) -> Any:
     )
     config = settings.changed()
     chosen = given(arguments, config)
-    by_budget = settings.budget is not None and named is None
-    if named is None and not by_budget:
-        _say_recipe(name, "dino pretrain")
     from dino import pretraining
     from dino.runtime import ranks
 
+    by_budget = named is None and (
+        settings.budget is not None
+        or pretraining.chooses_network(named, settings.data, settings.init_from, chosen)
+    )
+    if named is None and not by_budget:
+        _say_recipe(name, "dino pretrain")
     result = pretraining.pretrain(
         None if by_budget else config,
         data=settings.data,
@@ -252,14 +259,14 @@ def preview(arguments: Sequence[str]) -> None:
     from dino.train.recipes import RECIPES, recipe
 
     named, words = _recipe(Preview, "dino data preview", arguments, alone=False)
-    name = named or "small_data"
+    name = named or "laptop"
     config = recipe(name)
     settings = parse(
         Preview,
         f"dino data preview {named or ''}".strip(),
         words,
         before=[] if named else ["[RECIPE]"],
-        description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default small_data.",
+        description=f"{Preview.__doc__}\n\nRecipes: {', '.join(RECIPES)}; by default laptop.",
         default=Preview(data=tyro.MISSING, views=config.views, pixels=config.pixels),
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     )
@@ -269,7 +276,7 @@ def preview(arguments: Sequence[str]) -> None:
     print(pretraining.preview(validated(settings), config, name))
     if named is None:
         _say_recipe(name, "dino data preview")
-    _next("dino pretrain", name, settings.data, "--out", "runs/mine")
+    _next("dino pretrain", *filter(None, [named]), settings.data, "--out", "runs/mine")
 
 
 def _recipe(

@@ -121,8 +121,12 @@ def check_output(
     path = as_path(path, option)
     if endings and path.suffix.lower() not in endings:
         raise UserError(f"{option} {path} has another ending than {', '.join(endings)}")
+    _try_output(path, folder, option)
     for ending in siblings:
-        check_output(path.with_suffix(ending), option=option)
+        _try_output(path.with_suffix(ending), False, option)
+
+
+def _try_output(path: Path, folder: bool, option: str) -> None:
     with disk_errors():
         mode = _mode(path)
         if mode is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -43,12 +43,21 @@ from dino.runtime import (
     ranks,
 )
 from dino.settings import conform, parsed, validated
-from dino.show.report import report
-from dino.train.budget import Budget, chosen, duration, ladder, parse, resumed, timed
+from dino.show.report.report import report
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig, setting_names
-from dino.train.introduction import duration as describe_time
 from dino.train.loop import Result, train
+from dino.train.planning.budget import (
+    DEFAULT,
+    Budget,
+    chosen,
+    duration,
+    ladder,
+    parse,
+    resumed,
+    timed,
+)
+from dino.train.planning.introduction import duration as describe_time
 from dino.train.recipes import RECIPES
 from dino.train.recipes import recipe as recipe_named
 from dino.train.sessions import Session
@@ -87,7 +96,8 @@ def pretrain(
     the untrained network and raw pixels. Labels are never trained on.
 
     Args:
-        recipe: name of a recipe or a configuration; by default `small_data`, for the demo `demo`.
+        recipe: name of a recipe or a configuration. Without one, the demo has `demo`; other images
+            have a budget of an hour, or `small_data` where `init_from` or a duration is given.
         data: a folder, list, shards, array, `demo`, or any data set of images: whatever
             `dino.data.sources.open.open_source` takes. A folder with `train` and `val` in it
             trains on the one and measures on the other, and never reads `test`.
@@ -108,7 +118,7 @@ def pretrain(
         command: the command line, for the report; by default the call of this function.
         budget: the time that the run may take, such as "2h" or "90min". Without a recipe, network
             and settings are chosen from what is timed on this machine with these images
-            (`train.budget`); a resumed run keeps them. "+2h" trains on a run that had a budget.
+            (`train.planning.budget`); a resumed run keeps them. "+2h" trains on one that had one.
 
     Returns:
         How the run ended: `result.backbone()` is the trained network, `result.metrics()` its
@@ -128,9 +138,10 @@ def pretrain(
     for argument, value in {"stats": stats, "init_from": init_from}.items():
         if value is not None:
             as_path(value, argument)
-    name = recipe or ("demo" if isinstance(data, str) and data == "demo" else "small_data")
+    demo = isinstance(data, str) and data == "demo"
+    name = recipe or ("demo" if demo else "small_data")
     named = val is not None
-    if isinstance(data, str) and data == "demo" and val is None:
+    if demo and val is None:
         val = "demo:test"
     else:
         data, val = use_splits(data, val)
@@ -139,22 +150,25 @@ def pretrain(
     settings = setting_names(conform(settings, dict[str, Any] | None, "settings") or {})
     given = set(settings)
     config = recipe_named(name) if isinstance(name, str) else name
-    if budget is not None:
-        time = parse(budget)
-        if "run.duration" in given:
-            raise UserError("--budget is the duration of the run: give no other")
-        if recipe is not None:
-            config = config.changed({"run.duration": duration(out, time)})
-        else:
-            if init_from is not None:
-                raise UserError(
-                    "--init-from decides the network, so --budget cannot: name a recipe, such as "
-                    f"dino pretrain small_data --budget {budget}"
-                )
-            name = "budget"
-            config = resumed(out, time) or _chosen(
-                time, data, out, settings, stats, pick_device(device), started
+    if budget is not None and "run.duration" in given:
+        raise UserError("--budget is the duration of the run: give no other")
+    if budget is not None and recipe is not None:
+        config = config.changed({"run.duration": duration(out, parse(budget))})
+    elif budget is not None or chooses_network(recipe, data, init_from, given):
+        if init_from is not None:
+            raise UserError(
+                "--init-from decides the network, so --budget cannot: name a recipe, such as "
+                f"dino pretrain small_data --budget {budget}"
             )
+        time = parse(budget or DEFAULT)
+        before = resumed(out, None if budget is None else time)
+        if before is None and budget is None and ranks().main:
+            said = f"a budget of {DEFAULT}, since no recipe and no --budget is given"
+            Console(stderr=True).print(said, soft_wrap=True)
+        config, name = before or (
+            _chosen(time, data, out, settings, stats, pick_device(device), started),
+            "budget",
+        )
     config = validated(config.changed(settings))
     config = measured(config, stats)
     if stats is not None:
@@ -213,6 +227,21 @@ def pretrain(
     return result
 
 
+def chooses_network(
+    recipe: object, data: object, init_from: object, given: Collection[str]
+) -> bool:
+    """Whether a run without a budget gets the default one: nothing says what to train, or how long.
+
+    Args:
+        recipe: as for `pretrain`.
+        data: as for `pretrain`.
+        init_from: as for `pretrain`.
+        given: names of the settings that are given.
+    """
+    demo = isinstance(data, str) and data == "demo"
+    return recipe is None and not demo and init_from is None and "run.duration" not in given
+
+
 def _chosen(
     budget: Budget,
     data: Any,
@@ -233,9 +262,10 @@ def _chosen(
     source = open_source(data, configured(ladder(1)[0]).pixels.format)
     with process_group(device) as current:
         console = Console(stderr=True, quiet=not current.main)
-        configs = [configured(config) for config in ladder(len(source), current.world)]
-        with console.status(f"timing {len(configs)} networks"):
-            found = timed(configs, source, device, current)
+        networks = ladder(len(source), current.world, device.type)
+        with console.status("timing networks"):
+            left = budget.seconds - (monotonic() - started)
+            found = timed([*map(configured, networks)], source, device, current, left)
         left = budget.seconds - (monotonic() - started)
         config, why = chosen(found, len(source), left, budget)
     rows = {

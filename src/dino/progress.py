@@ -17,6 +17,9 @@ from rich.text import Text
 FILE_WIDTH = 160
 """Columns of tables in files and pipes, unless the variable COLUMNS says otherwise."""
 
+SPELLED = str.maketrans({"±": "+-", "λ": "lambda"})
+"""Our characters that some terminals lack."""
+
 
 class Console(rich.console.Console):
     """A console without markup, emoji and highlighting: rich would remove `[out]` from names."""
@@ -25,6 +28,14 @@ class Console(rich.console.Console):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
         if not (self.is_terminal or "width" in options or os.environ.get("COLUMNS")):
             self.width = FILE_WIDTH
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text; spelled otherwise in an ASCII terminal, so that tables keep their columns."""
+        try:
+            text.encode(self.encoding)
+        except UnicodeEncodeError:
+            text = text.translate(SPELLED)
+        return super().render_str(text, **options)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
         """A spinner beside a text."""

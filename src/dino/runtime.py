@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import math
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dino import cgroups
 from dino.files import UserError
 
 Precision = Literal["fp32", "bf16"]
@@ -127,18 +127,12 @@ A training step is then 1.10 times as fast for ViT-S/16 with 8 images and 1.13 t
 demo (AMD EPYC with AVX512, two threads, torch 2.14; median over pairs of alternating steps).
 """
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""The CPU time in microseconds, and its period (Linux, cgroup v2)."""
-
 
 def cores() -> int:
-    """Processor cores that this process may use: its affinity, and its container's CPU quota."""
+    """Processor cores that this process may use: its affinity, and its control group's quota."""
     affinity = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # without cgroup v2 no such file, without a quota "max"
-        quota, period = map(int, CPU_QUOTA.read_text().split())
-        count = min(count, max(1, math.ceil(quota / period)))
-    return count
+    return min(count, cgroups.cpu_quota() or count)
 
 
 CPU_TIMES = Path("/proc/stat")
@@ -187,8 +181,8 @@ def total_memory(device: torch.device) -> int | None:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process can still take; None where the system does not say.
 
-    On a CPU the least of what the machine has available, the container's limit (cgroup v2) and the
-    limit of the address space (`ulimit -v`) leave.
+    On a CPU the least of what the machine has available, the control groups' limits and the limit
+    of the address space (`ulimit -v`) leave.
     """
     if device.type == "cuda":
         reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
@@ -197,8 +191,8 @@ def free_memory(device: torch.device) -> int | None:
     if available is None:
         return None
     free = [available]
-    with suppress(OSError, ValueError):  # without cgroup v2 no such file, without a limit "max"
-        free.append(int((CGROUP / "memory.max").read_text()) - _cgroup_memory())
+    if (left := cgroups.memory_left()) is not None:
+        free.append(left)
     with suppress(ImportError):
         import resource
 
@@ -208,16 +202,6 @@ def free_memory(device: torch.device) -> int | None:
     return max(0, min(free))
 
 
-def _cgroup_memory() -> int:
-    """Bytes that the container holds and cannot give back."""
-    used = int((CGROUP / "memory.current").read_text())
-    for line in (CGROUP / "memory.stat").read_text().splitlines():
-        if line.startswith("inactive_file "):
-            used -= int(line.split()[1])
-    return used
-
-
-CGROUP = Path("/sys/fs/cgroup")
 STATUS = Path("/proc/self/status")
 
 

@@ -157,6 +157,7 @@ def test_spread_and_rank_of_known_features() -> None:
     assert feature_spread(sphere).item() == pytest.approx(1.0, abs=0.02)
     assert effective_rank(sphere).item() == pytest.approx(32, abs=0.5)
     assert feature_spread(torch.ones(10, 32)).item() == pytest.approx(0, abs=1e-5)
+    assert feature_spread(torch.randn(1, 32)).item() == 0
     line = torch.randn(100, 1) * torch.ones(1, 8)
     assert effective_rank(line).item() == pytest.approx(1, abs=1e-3)
 

@@ -40,7 +40,9 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "150")
 
 
-def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_list(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = cached_path(CATALOGUE["dino_vitb8"])
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
@@ -52,11 +54,16 @@ def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         if published.kind == "backbone":
             assert published.name in out
     (row,) = [line for line in out.splitlines() if " dino_vits16 " in line]
-    assert "full, linear, onnx, args, log" in row
+    assert [cell.strip() for cell in row.split("│")[3:6]] == ["21", "74.5", "77.0"]
+    assert "NAME_full, NAME_linear, NAME_onnx, NAME_args" in out
     assert "dino_vits16_k4096" in out
     written = json.loads((tmp_path / "list.json").read_text())
     assert len(written["files"]) == len(CATALOGUE)
     assert [file["name"] for file in written["files"] if file["cached"]] == ["dino_vitb8"]
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = printed_by(capsys, "list")
+    assert "…" not in narrow
+    assert "74.5" in narrow
     every = printed_by(capsys, "list", "--all")
     assert all(BASE + published.file in every for published in CATALOGUE.values())
 

@@ -38,7 +38,8 @@ def feature_spread(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
     1 where the features fill the sphere evenly, 0 where all images have the same feature.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=1)
-    return unit.std(dim=0).mean() * features.shape[1] ** 0.5
+    std = unit.std(dim=0, correction=min(1, len(unit) - 1))  # that of a single image is 0
+    return std.mean() * features.shape[1] ** 0.5
 
 
 @torch.no_grad()

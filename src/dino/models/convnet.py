@@ -42,7 +42,7 @@ class ResNet(Backbone):
         self.channels = channels
         self.first_layer = "network.conv1.weight"
         if name == "resnet10t":
-            self.network: Any = _resnet10t(channels)
+            self.network: Any = resnet10t(channels)
             self.first_layer = "network.conv1.0.weight"
         else:
             self.network = getattr(models, name)()
@@ -164,7 +164,7 @@ class Timm(Backbone):
         return x[:, prefix:].transpose(1, 2).unflatten(2, (count // columns, columns))
 
 
-def _resnet10t(channels: int) -> nn.Module:
+def resnet10t(channels: int) -> nn.Module:
     """One basic block a stage, and the changes of ResNet-D (arXiv 1812.01187, section 4).
 
     Three 3x3 convolutions take the place of the 7x7 one, shortcuts are pooled rather than

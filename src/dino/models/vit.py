@@ -23,9 +23,14 @@ from torch import Tensor, nn
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.backbone import Backbone, Features
-from dino.models.convnet import laid_out
+from dino.models.convnet import laid_out, resnet10t
 from dino.models.cpu_linear import Linear
 from dino.models.position_embedding import Position, resample, resample_with_cls
+
+Stem = Literal["patch", "conv", "resnet"]
+"""What turns pixels into tokens: the paper's linear layer; 3x3 convolutions of stride 2, each twice
+as wide (arXiv 2106.14881, section 4); or the stages of a ResNet-10 up to the patch size, as in the
+hybrids of the ViT paper (arXiv 2010.11929, section 3.1)."""
 
 
 class Attention(nn.Module):
@@ -142,13 +147,12 @@ class ViT(Backbone):
         channels: C.
         position: how the position embedding is resampled to other grids, see `position_embedding`.
         norm_eps: epsilon of every layer norm (published code: 1e-6, transformers: 1e-12).
-        stem: what turns patches into tokens: one linear layer ("patch"), or convolutions ("conv",
-            see `_stem`), with which the networks that export knows have no layout in common.
+        stem: what turns pixels into tokens, `STEMS`; timm and transformers know "patch" only.
         preprocessing: the transform of the weights; by default the paper's for `image_size`.
 
     Raises:
-        UserError: if `heads` does not divide `embed_dim`, no patch fits into the image, or
-            convolutions of stride 2 cannot make the patches.
+        UserError: if `heads` does not divide `embed_dim`, no patch fits into the image, or the stem
+            does not make patches of this size.
     """
 
     has_drop_path = True
@@ -167,7 +171,7 @@ class ViT(Backbone):
         channels: int = 3,
         position: Position = "reference",
         norm_eps: float = 1e-6,
-        stem: Literal["patch", "conv"] = "patch",
+        stem: Stem = "patch",
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
@@ -183,13 +187,9 @@ class ViT(Backbone):
         self.grid, self.channels = (side, side), channels
         self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
         self.stem = stem
-        # As in the published code, this layer has PyTorch's default init.
-        if stem == "patch":
-            layers = {"proj": nn.Conv2d(channels, embed_dim, patch_size, stride=patch_size)}
-        else:
-            layers = _stem(channels, embed_dim, patch_size)
-        self.first_layer = f"patch_embed.{next(iter(layers))}.weight"
-        self.patch_embed = nn.Sequential(OrderedDict(layers))
+        self.patch_embed = _patch_embed(stem, channels, embed_dim, patch_size)
+        convolutions = (name for name, x in self.patch_embed.named_parameters() if x.ndim == 4)
+        self.first_layer = f"patch_embed.{next(convolutions)}"
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, embed_dim))
         self.blocks = nn.ModuleList(
@@ -205,8 +205,10 @@ class ViT(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)
-            elif isinstance(module, (nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d)):
+            elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
+            elif module is self.patch_embed.proj:
+                cast(nn.Conv2d, module).reset_parameters()
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [B, 1 + h*w, D] that enter the first block, and the grid (h, w)."""
@@ -214,7 +216,7 @@ class ViT(Backbone):
         height, width = images.shape[-2:]
         if min(height, width) < self.patch_size:
             raise UserError(f"images of {height}x{width} px hold no patch of {self.patch_size} px")
-        if self.stem == "conv":  # pixels that fill no patch are cropped, as the linear layer does
+        if self.stem != "patch":  # pixels that fill no patch are cropped, as the linear layer does
             rows, columns = height % self.patch_size, width % self.patch_size
             images = laid_out(images[..., : height - rows, : width - columns])
         patches = self.patch_embed(images).permute(0, 2, 3, 1)  # [B, h, w, D]
@@ -359,25 +361,36 @@ class ViT(Backbone):
         }
 
 
-def _stem(channels: int, embed_dim: int, patch_size: int) -> dict[str, nn.Module]:
-    """The stem of arXiv 2106.14881 (section 4): 3x3 convolutions of stride 2, doubling in width.
-
-    Each is followed by batch norm and ReLU; the last one of 1x1 by nothing.
-    """
-    count = patch_size.bit_length() - 1
-    if patch_size != 2**count or embed_dim % 2**count or not count:
-        raise UserError(
-            f"a stem of convolutions halves the image again and again: patch size {patch_size} "
-            f"must be 2, 4, 8, ... and embed_dim {embed_dim} a multiple of it"
-        )
+def _patch_embed(stem: Stem, channels: int, embed_dim: int, patch_size: int) -> nn.Sequential:
+    """The layers of a stem; the last, `proj`, has the bias and PyTorch's init, as in DeiT."""
     layers: dict[str, nn.Module] = {}
-    for index in range(count):
-        width = embed_dim >> (count - 1 - index)
-        layers[f"conv{index + 1}"] = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
-        layers[f"bn{index + 1}"] = nn.BatchNorm2d(width)
-        layers[f"relu{index + 1}"] = nn.ReLU(inplace=True)
-        channels = width
-    return {**layers, "proj": nn.Conv2d(channels, embed_dim, 1)}
+    inputs, stride = channels, patch_size
+    if stem == "conv":
+        count = patch_size.bit_length() - 1
+        if patch_size != 2**count or embed_dim % patch_size:
+            raise UserError(
+                f"a stem of convolutions halves the image again and again: patch size {patch_size} "
+                f"must be a power of 2 that divides embed_dim {embed_dim}"
+            )
+        for index in range(count):
+            width = embed_dim >> (count - 1 - index)
+            layers[f"conv{index + 1}"] = nn.Conv2d(inputs, width, 3, 2, padding=1, bias=False)
+            layers[f"bn{index + 1}"] = nn.BatchNorm2d(width)
+            layers[f"relu{index + 1}"] = nn.ReLU(inplace=True)
+            inputs = width
+        stride = 1
+    elif stem == "resnet":
+        stages = {4: 1, 8: 2, 16: 3, 32: 4}
+        if patch_size not in stages:
+            raise UserError(
+                f"a stem of ResNet-10 makes patches of {', '.join(map(str, stages))} px"
+            )
+        names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+        network = resnet10t(channels)
+        layers = {name: getattr(network, name) for name in names[: 4 + stages[patch_size]]}
+        inputs, stride = 64 * patch_size // 4, 1
+    layers["proj"] = nn.Conv2d(inputs, embed_dim, stride, stride=stride)
+    return nn.Sequential(OrderedDict(layers))
 
 
 def init_linear(layer: nn.Linear) -> None:

@@ -9,12 +9,19 @@ from html import escape
 
 from PIL import Image
 
-STYLE = """
-:root { color-scheme: light dark; --ground: #fbfaf7; --card: #fff; --ink: #1d1f24; --soft: #5d636e;
-  --line: #e3e1da; --trained: #1f63c6; --other: #9a9ea7; --warn: #a4550b; --good: #1c7a43; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14161a; --card: #1c1f25; --ink: #e9e9e6;
+LIGHT = """--ground: #fbfaf7; --card: #fff; --ink: #1d1f24; --soft: #5d636e;
+  --line: #e3e1da; --trained: #1f63c6; --other: #9a9ea7; --warn: #a4550b; --good: #1c7a43;"""
+DARK = """--ground: #14161a; --card: #1c1f25; --ink: #e9e9e6;
   --soft: #a3a8b2; --line: #31353d; --trained: #79abff; --other: #777d88; --warn: #f0a860;
-  --good: #66cf92; } }
+  --good: #66cf92;"""
+"""The colours of a page on a light and on a dark screen."""
+
+STYLE = (
+    f"""
+:root {{ color-scheme: light dark; {LIGHT} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}
+"""
+    + """\
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
@@ -77,6 +84,7 @@ summary { cursor: pointer; font-weight: 600; margin-top: 44px; }
   .query { grid-template-columns: 1fr; }
   .query .query-image { width: 40%; } }
 """
+)
 
 PAGE = """<!doctype html>
 <html lang="en">

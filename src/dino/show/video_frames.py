@@ -134,17 +134,20 @@ def _writing(
     """A function that appends a picture to an MP4 file, at the time of a frame."""
     import av
 
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=video.rate, options=QUALITY)
-        stream.width, stream.height = video.size
-        # Colours for two by two pixels, which every player has, need even sides.
-        stream.pix_fmt = "yuv444p" if any(side % 2 for side in video.size) else "yuv420p"
-        stream.codec_context.time_base, stream.codec_context.colorspace = unit, BT601
+    try:
+        with av.open(str(path), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=video.rate, options=QUALITY)
+            stream.width, stream.height = video.size
+            # Colours for two by two pixels, which every player has, need even sides.
+            stream.pix_fmt = "yuv444p" if any(side % 2 for side in video.size) else "yuv420p"
+            stream.codec_context.time_base, stream.codec_context.colorspace = unit, BT601
 
-        def write(picture: Image.Image, at: Frame) -> None:
-            frame = av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), "rgb24")
-            frame.pts, frame.time_base = at.time, unit
-            container.mux(stream.encode(frame))
+            def write(picture: Image.Image, at: Frame) -> None:
+                frame = av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), "rgb24")
+                frame.pts, frame.time_base = at.time, unit
+                container.mux(stream.encode(frame))
 
-        yield write
-        container.mux(stream.encode())
+            yield write
+            container.mux(stream.encode())
+    except av.FFmpegError as error:  # an OSError of av, whose file name cannot be changed
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -38,9 +38,9 @@ class Pretrain:
     torchvision:NAME?split=SPLIT&root=DIR&download=1. Or demo, the photographs installed with the
     program. Labels serve the k-NN evaluation only."""
     budget: Annotated[str | None, tyro.conf.arg(metavar="TIME")] = None
-    """The time that the run may take, such as 2h, 90min or 1h30m. Without a recipe, network and
-    settings are chosen from what is timed on this machine with these images; a resumed run keeps
-    them. +2h trains on a run that had a budget."""
+    """The time that the run may take, such as 2h, 90min or 1h30m; without a recipe and a duration,
+    1h. Without a recipe, network and settings are chosen from what is timed on this machine with
+    these images; a resumed run keeps them. +2h trains on a run that had a budget."""
     batch: Size | None = None
     """Images a step, over all processes: short for --run.batch."""
     epochs: Size | None = None

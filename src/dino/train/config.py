@@ -54,8 +54,9 @@ class ModelSettings:
     """vit_tiny, vit_small, vit_base, resnet10t, resnet18, resnet50 or timm:NAME."""
     patch_size: Size | None = 16
     """Pixels a side of a patch (ViTs only)."""
-    stem: Literal["patch", "conv"] | None = "patch"
-    """From patches to tokens: the paper's linear layer, or 3x3 convolutions (ViTs only)."""
+    stem: Literal["patch", "conv", "resnet"] | None = "patch"
+    """From pixels to tokens: the paper's linear layer, 3x3 convolutions, or the stages of a
+    ResNet-10 (ViTs only)."""
     position: Literal["reference", "exact"] | None = "reference"
     """How position embeddings are resampled: as the published code does, or exactly (ViTs only)."""
     embed_dim: Size | None = None

@@ -37,15 +37,15 @@ from dino.settings import validated
 from dino.train.build import build, check_memory, float_views
 from dino.train.checkpoint import Checkpoints, RunState
 from dino.train.config import PretrainConfig
-from dino.train.estimate import estimate
 from dino.train.evaluation_tracker import EvaluationTracker
-from dino.train.introduction import introduction
+from dino.train.planning.estimate import estimate
+from dino.train.planning.introduction import introduction
+from dino.train.planning.time_budget import FITS, UNKNOWN, TimeBudget
 from dino.train.run_folder import RunFolder, describe_images
 from dino.train.run_log import RunLog, flat, read_metrics
 from dino.train.signals import stop_on_signals
 from dino.train.skipped_images import SkippedImages
 from dino.train.step_metrics import StepMetrics
-from dino.train.time_budget import FITS, UNKNOWN, TimeBudget
 from dino.train.warm_start import Initial
 from dino.weights.load import load, save
 

@@ -172,7 +172,7 @@ def laptop() -> PretrainConfig:
         ),
         optim=OptimSettings(lr=5e-3, warmup="1 epochs", weight_decay_end=0.1, clip=1.0),
         run=RunSettings(duration="20 epochs", batch=32),
-        execution=ExecutionSettings(checkpoint_every="1 epochs", knn_every="2 epochs"),
+        execution=ExecutionSettings(checkpoint_every="5%", knn_every="10%"),
     )
 
 

@@ -18,7 +18,7 @@ from dino.models.position_embedding import Position
 from dino.progress import Console
 from dino.weights.checkpoint import Checkpoint, NetworkState
 from dino.weights.download import cached_path, fetch, source_url
-from dino.weights.export.command import Export, check, write
+from dino.weights.export.command import Export, check, format_for, out_for, write
 from dino.weights.files import file_hash
 from dino.weights.load import check_state_dict, load, mismatches, read_checkpoint
 from dino.weights.published import CATALOGUE, LICENCE, LOADABLE, Published, advice
@@ -58,27 +58,27 @@ def run_list(settings: List) -> list[dict[str, Any]]:
 
 
 def _models() -> Table:
-    notes = [f"{file.name}: {file.note}." for file in CATALOGUE.values() if file.note]
+    others = ", ".join(f"NAME_{kind}" for kind in SIBLINGS)
+    notes = [f"Where there are accuracies also {others} (not all are published): --all lists them."]
+    notes += [f"{file.name}: {file.note}." for file in CATALOGUE.values() if file.note]
     siblings = {f"{name}_{kind}" for name in CATALOGUE for kind in SIBLINGS}
     table = Table(
-        *(Column(title, no_wrap=True) for title in ("name", "architecture")),
-        *(Column(title, justify="right") for title in ("M", "k-NN", "linear")),
-        "also, as NAME_...",
+        Column("name", no_wrap=True),
+        Column("architecture", overflow="fold"),
+        *(Column(title, justify="right", no_wrap=True) for title in ("M", "k-NN", "linear")),
         title=f"published weights ({LICENCE}); top-1 % on ImageNet, * is in the cache",
         caption="\n".join([PREPROCESSING, *notes]),
         caption_justify="left",
     )
     for published in CATALOGUE.values():
-        if published.kind not in LOADABLE or published.name in siblings:
-            continue
-        also = [CATALOGUE.get(f"{published.name}_{kind}") for kind in SIBLINGS]
-        table.add_row(
-            published.name + _mark(published),
-            published.architecture,
-            str(published.parameters),
-            *("" if top1 is None else f"{top1:.1f}" for top1 in (published.knn, published.linear)),
-            ", ".join(other.kind + _mark(other) for other in also if other is not None),
-        )
+        if published.kind in LOADABLE and published.name not in siblings:
+            accuracies = (published.knn, published.linear)
+            table.add_row(
+                published.name + _mark(published),
+                published.architecture,
+                str(published.parameters),
+                *("" if top1 is None else f"{top1:.1f}" for top1 in accuracies),
+            )
     return table
 
 
@@ -206,7 +206,7 @@ def inspect(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
 class Convert:
     """Write weights in another library's layout, for other channels or from a full checkpoint."""
 
-    examples: ClassVar[dict[str, str]] = {"to": "timm", "out": "exports/timm"}
+    examples: ClassVar[dict[str, Any]] = {"to": format_for, "out": out_for}
 
     weights: Weights
     """Run folder, file or folder of weights, or published name."""

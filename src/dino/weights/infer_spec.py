@@ -77,14 +77,14 @@ def _resnet(tensors: Tensors, named: bool) -> tuple[Spec, list[str]]:
 
 def _vit(tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
     positions = _shape(tensors, "pos_embed", 3)
-    first, patch = "patch_embed.proj.weight", _shape(tensors, "patch_embed.proj.weight", 4)
-    if stem := _count(tensors, r"patch_embed\.conv(\d+)\.weight"):
-        first, patch = "patch_embed.conv1.weight", (*patch[:2], 2 ** (stem - 1), 2 ** (stem - 1))
+    patch = _shape(tensors, "patch_embed.proj.weight", 4)
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     count, embed_dim = positions[1] - 1, positions[2]
     side, depth = math.isqrt(count), _count(tensors, r"blocks\.(\d+)\.")
     if side * side != count:
         raise UserError(f"its {count} positions are no square grid of patches: resample them first")
+    if any(name.startswith("patch_embed.") and ".proj." not in name for name in tensors):
+        raise UserError("it has a stem of convolutions, but no description: load the run's folder")
     if patch[2] != patch[3]:
         raise UserError(f"its patches of {patch[2]} x {patch[3]} px are not square")
     heads, assumed = hints.get("heads"), []
@@ -98,8 +98,7 @@ def _vit(tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
         **({} if arch else sizes),
         "patch_size": patch[2],
         "image_size": side * patch[2],
-        **({"stem": "conv"} if stem else {}),
-        **_channels(tensors, first),
+        **_channels(tensors, "patch_embed.proj.weight"),
         "position": hints.get("position", "reference"),
     }
     if hidden != 4 * embed_dim:  # halfway to the next integer, so that rounding cannot matter

@@ -160,7 +160,7 @@ def test_the_command_writes_a_sheet(
     with pytest.raises(SystemExit) as caught:
         cli.main(["data", "preview", str(folder), "--help"])
     assert caught.value.code == 0
-    assert "small_data" in capsys.readouterr().out
+    assert "laptop" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

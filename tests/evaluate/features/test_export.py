@@ -84,7 +84,8 @@ def test_the_command_writes_the_features_of_the_library(
         device="cpu",
     )
     table = run(settings)
-    assert capsys.readouterr().out.strip() == str(out)
+    printed = capsys.readouterr().out.split()
+    assert printed == [str(out), *(str(out.with_suffix(end)) for end in (".csv", ".json"))]
     assert np.array_equal(np.load(out), table.features.numpy())
     np.testing.assert_allclose(vit.embed(table.paths), table.features.numpy(), rtol=1e-5, atol=1e-6)
     about = json.loads(out.with_suffix(".json").read_text())

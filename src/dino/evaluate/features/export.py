@@ -81,7 +81,7 @@ class FeatureSettings(ExtractionSettings):
 
 
 def run(settings: FeatureSettings) -> FeatureTable:
-    """`dino features`: extract, write, print the path; F.json beside it has the provenance.
+    """`dino features`: extract, write, print the paths; F.json has the provenance.
 
     Raises:
         UserError: for weights or data that do not exist, or an unknown ending of the file.
@@ -103,6 +103,8 @@ def run(settings: FeatureSettings) -> FeatureTable:
                 "classes": table.classes,
                 **provenance(backbone, settings),
             }
-            atomic_json(settings.out.with_suffix(".json"), about)
-            print_path(files[0])
+            provenance_file = settings.out.with_suffix(".json")
+            atomic_json(provenance_file, about)
+            for path in (*files, provenance_file):
+                print_path(path)
     return table

@@ -10,9 +10,10 @@ exported-program   a graph for `torch.export.load`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import tyro
 
@@ -45,11 +46,23 @@ SUFFIXES = {
 GRAPHS = ("onnx", "exported-program")
 
 
+def format_for(values: Mapping[str, str]) -> str:
+    """A format that suits --out, for messages."""
+    out = values.get("out", "")
+    return next((name for name, ending in SUFFIXES.items() if out.endswith(ending)), "timm")
+
+
+def out_for(values: Mapping[str, str]) -> str:
+    """A place that suits --format or --to, for messages."""
+    name = values.get("format") or values.get("to") or "timm"
+    return f"exports/{name}{SUFFIXES.get(name, '')}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """Write trained weights for timm, transformers, ONNX and others, with a model card."""
 
-    examples: ClassVar[dict[str, str]] = {"format": "timm", "out": "exports/timm"}
+    examples: ClassVar[dict[str, Any]] = {"format": format_for, "out": out_for}
 
     weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder, file of weights or published name."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dino.show.run_contents import Run
-from dino.show.verdict import LINES, Verdict, judge
+from dino.show.report.run_contents import Run
+from dino.show.report.verdict import LINES, Verdict, judge
 
 LIMIT = math.log(1024)
 HEALTHY = {

@@ -25,10 +25,10 @@ from dino.runtime import Ranks, default_workers, gather_objects
 from dino.settings import validated
 from dino.train.build import build, check_memory, float_views
 from dino.train.config import PretrainConfig
-from dino.train.estimate import estimate
+from dino.train.planning.estimate import estimate
+from dino.train.planning.time_budget import UNKNOWN
 from dino.train.recipes import laptop
 from dino.train.run_folder import read_config
-from dino.train.time_budget import UNKNOWN
 from dino.weights.checkpoint import last_step
 
 
@@ -48,12 +48,18 @@ RUNGS = (
     Rung({}, 0),
     Rung({"views.global_size": 96, "views.local_size": 48}, 6e5),
     Rung({"views.global_size": 128, "views.local_size": 64}, 1.5e6),
+    Rung({"model.arch": "resnet18", "views.global_size": 128, "views.local_size": 64}, 4e6),
 )
+ALWAYS_TIMED = 3
+"""Rungs of the table; larger ones only where the one before processes enough images."""
+DEFAULT = "1 hour"
+"""The budget of a run without a recipe."""
 MOST_EPOCHS = 800
 """Longer runs than the published ones are not planned."""
 STEPS = 20_000
 """With fewer the batch is the smallest."""
 SMALLEST_BATCH, LARGEST_BATCH = 32, 256
+"""GPUs, which are not busy with the smallest, take the largest."""
 SAVE_SECONDS = 300
 """About how often a run is saved."""
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -72,21 +78,23 @@ class Budget(NamedTuple):
         return f"{hours:g} hours" if hours >= 1 else f"{self.seconds / 60:g} minutes"
 
 
-def resumed(run: str | Path, budget: Budget) -> PretrainConfig | None:
-    """The configuration of the run in a folder, for `budget`; None if it holds no checkpoint.
+def resumed(run: str | Path, budget: Budget | None) -> tuple[PretrainConfig, str] | None:
+    """The configuration of the run in a folder, and its recipe; None if it holds no checkpoint.
+
+    With `budget` its duration is that time, unless it is a number of epochs or steps.
 
     Raises:
         UserError: as `duration` does.
     """
-    length = duration(run, budget)
+    length = None if budget is None else duration(run, budget)
     stored = _stored(run)
     if stored is None:
         return None
     config = PretrainConfig()
     config = validated(config.changed({n: stored[n] for n in config.flat() if n in stored}))
-    if in_seconds(config.run.duration) is None:  # fewer epochs than the time allows were enough
-        return config
-    return config.changed({"run.duration": length})
+    if length is not None and in_seconds(config.run.duration) is not None:
+        config = config.changed({"run.duration": length})
+    return config, str(stored["recipe"])
 
 
 def duration(run: str | Path, budget: Budget) -> str:
@@ -110,13 +118,15 @@ def duration(run: str | Path, budget: Budget) -> str:
 
 
 def _stored(run: str | Path) -> dict[str, Any] | None:
-    """The settings of the run in a folder; None if it holds no checkpoint."""
+    """The settings and the recipe of the run in a folder; None if it holds no checkpoint."""
     folder = Path(run)
     if last_step(folder / "checkpoints") is None:
         return None
     content = read_config(folder / "config.json")
     execution = content.get("execution", {})
-    return {**content["defining"], **{f"execution.{name}": execution[name] for name in execution}}
+    settings = {f"execution.{name}": value for name, value in execution.items()}
+    recipe = content.get("about", {}).get("recipe", "own")
+    return {**content["defining"], **settings, "recipe": recipe}
 
 
 def parse(text: str) -> Budget:
@@ -160,45 +170,67 @@ class Candidate:
         return f"{model.arch}{patch}, {views.global_size} px"
 
 
-def ladder(images: int, world: int = 1) -> list[PretrainConfig]:
-    """The configurations of the ladder, from the cheapest on, for a number of images."""
+def ladder(images: int, world: int = 1, device: str = "cpu") -> list[PretrainConfig]:
+    """The configurations of the ladder, from the cheapest on.
+
+    Args:
+        images: number of images.
+        world: number of processes.
+        device: type of their devices.
+    """
     batch = SMALLEST_BATCH * max(1, world // SMALLEST_BATCH)
     while batch > images and batch > world:
         batch //= 2
     prototypes = min(65536, max(1024, 2 ** round(math.log2(max(images, 1) / 5))))
     base = laptop().changed({"run.batch": batch, "head.prototypes": prototypes})
+    if device == "cuda":
+        base = base.changed(_batch(base, min(images, LARGEST_BATCH)))
     return [base.changed(rung.settings) for rung in RUNGS]
 
 
 def timed(
-    configs: Sequence[PretrainConfig], source: Source, device: torch.device, ranks: Ranks
+    configs: Sequence[PretrainConfig],
+    source: Source,
+    device: torch.device,
+    ranks: Ranks,
+    seconds: float,
 ) -> list[Candidate]:
-    """Every configuration with its speed on this machine, which takes some seconds each."""
-    found = []
-    for config in configs:
-        try:
-            sampler = EpochSampler(
-                len(source), config.run.batch, 0, ranks.rank, ranks.world, blocks=source.blocks
-            )
-            check_memory(config, device, ranks)
-            workers = config.execution.workers
-            workers = default_workers() if workers is None else workers
-            schedules = config.schedules(sampler.steps_per_epoch, UNKNOWN)
-            cost = estimate(
-                build(config, schedules, device, ranks),
-                PretrainLoader(
-                    source, config.views.specs(), sampler, seed=0, channels=config.pixels.channels
-                ),
-                partial(float_views, pixels=config.pixels, device=device),
-                batch=config.run.batch // ranks.world,
-                micro_batch=None,
-                step=0,
-                workers=workers,
-            )
-            found.append(Candidate(config, config.run.batch / cost.step_seconds, cost.peak))
-        except UserError as error:
-            found.append(Candidate(config, 0.0, problem=str(error)))
-    return gather_objects(found)[0]
+    """The configurations with their speed on this machine, which takes some seconds each.
+
+    Those that are never chosen in so many `seconds` are left out at the end, but for the first
+    `ALWAYS_TIMED`.
+    """
+    found: list[Candidate] = []
+    for config, rung in zip(configs, RUNGS, strict=True):
+        if len(found) >= ALWAYS_TIMED and found[-1].speed * seconds < rung.images:
+            break
+        found += gather_objects(_timed(config, source, device, ranks))[:1]
+    return found
+
+
+def _timed(config: PretrainConfig, source: Source, device: torch.device, ranks: Ranks) -> Candidate:
+    try:
+        sampler = EpochSampler(
+            len(source), config.run.batch, 0, ranks.rank, ranks.world, blocks=source.blocks
+        )
+        check_memory(config, device, ranks)
+        workers = config.execution.workers
+        workers = default_workers() if workers is None else workers
+        schedules = config.schedules(sampler.steps_per_epoch, UNKNOWN)
+        cost = estimate(
+            build(config, schedules, device, ranks),
+            PretrainLoader(
+                source, config.views.specs(), sampler, seed=0, channels=config.pixels.channels
+            ),
+            partial(float_views, pixels=config.pixels, device=device),
+            batch=config.run.batch // ranks.world,
+            micro_batch=None,
+            step=0,
+            workers=workers,
+        )
+        return Candidate(config, config.run.batch / cost.step_seconds, cost.peak)
+    except UserError as error:
+        return Candidate(config, 0.0, problem=str(error))
 
 
 def chosen(
@@ -215,7 +247,7 @@ def chosen(
     Raises:
         UserError: if none fits into the memory.
     """
-    fitting = [pair for pair in zip(found, RUNGS, strict=True) if pair[0].speed]
+    fitting = [pair for pair in zip(found, RUNGS, strict=False) if pair[0].speed]
     if not fitting:
         raise UserError(found[0].problem)
     best, rung = fitting[0]

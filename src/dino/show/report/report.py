@@ -23,13 +23,13 @@ import tyro
 from dino.files import UserError, atomic_write
 from dino.models.backbone import Backbone
 from dino.runtime import pick_device
-from dino.show.curves import Curve, Level, chart
-from dino.show.evaluations import evaluations_section
 from dino.show.html import figure, page
-from dino.show.origin import date, origin_section
-from dino.show.run_contents import NETWORKS, Run, finite
-from dino.show.sections import Pair, attention, component_maps, neighbours, photographs
-from dino.show.verdict import verdict_section
+from dino.show.report.curves import Curve, Level, chart
+from dino.show.report.evaluations import evaluations_section
+from dino.show.report.origin import date, origin_section
+from dino.show.report.run_contents import NETWORKS, Run, finite
+from dino.show.report.sections import Pair, attention, component_maps, neighbours, photographs
+from dino.show.report.verdict import verdict_section
 from dino.weights.load import fingerprint, load, untrained_like
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from dino.files import UserError, read_json
-from dino.show.curves import Curve
+from dino.show.report.curves import Curve
 
 NETWORKS = {
     "trained": "the trained network",

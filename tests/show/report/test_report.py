@@ -18,10 +18,10 @@ from PIL import Image
 
 from dino.files import UserError
 from dino.models.create import create
-from dino.show import sections
 from dino.show.html import picture
-from dino.show.report import report
-from dino.show.run_contents import Run
+from dino.show.report import sections
+from dino.show.report.report import report
+from dino.show.report.run_contents import Run
 from dino.weights.load import save
 
 VOID = {"meta", "img"}
@@ -509,8 +509,8 @@ def test_a_page_without_images_loads_itself_again(
     make_run: MakeRun, photos: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(data=str(photos("train", True)), lines=metrics(3), **VIT)
-    monkeypatch.delattr("dino.show.report.load")  # neither the weights nor the data are read
-    monkeypatch.delattr("dino.show.report.photographs")
+    monkeypatch.delattr("dino.show.report.report.load")  # neither the weights nor the data are read
+    monkeypatch.delattr("dino.show.report.report.photographs")
     text = report(run, images=False, refresh=60).read_text()
     assert Reader(text).headings == ["a & b", "Verdict: healthy so far", "How the training went"]
     assert '<meta http-equiv="refresh" content="60">' in text

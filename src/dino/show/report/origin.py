@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dino.show.html import table
-from dino.show.run_contents import Run, finite
+from dino.show.report.run_contents import Run, finite
 
 
 def origin_section(run: Run) -> str:

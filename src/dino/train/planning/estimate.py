@@ -205,7 +205,8 @@ def _check_fits(
 
     def gib(images: int) -> str:
         needed = (fixed + _bytes(trials, images)) / 2**30
-        return f"about {needed:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+        room = f"{HEADROOM:.0%} of the {free / 2**30:.1f} GiB that are free"
+        return f"about {needed:.1f} GiB, and may take {room}"
 
     chosen = distillation.micro_batch
     if not fits:

@@ -16,12 +16,12 @@ from PIL import Image
 from dino import cli
 from dino.files import UserError
 from dino.runtime import Ranks
-from dino.train import estimate as module
-from dino.train import introduction
 from dino.train.config import PretrainConfig
-from dino.train.estimate import Estimate, Trial
-from dino.train.introduction import advice, describe, duration
 from dino.train.loop import _Loop, train
+from dino.train.planning import estimate as module
+from dino.train.planning import introduction
+from dino.train.planning.estimate import Estimate, Trial
+from dino.train.planning.introduction import advice, describe, duration
 from dino.train.recipes import demo, small_data
 from dino.train.run_folder import RunFolder, read_config
 
@@ -141,7 +141,9 @@ def test_what_never_fits_is_refused(tmp_path: Path, memory: dict[str, float]) ->
 
 def test_batch_norm_gets_the_batch_that_fits(tmp_path: Path, memory: dict[str, float]) -> None:
     memory.update(free=3 * GIB, image=GIB)
-    with pytest.raises(UserError, match=r"4.0 GiB, and 3.0 GiB are free.*take --batch 2 "):
+    with pytest.raises(
+        UserError, match=r"4.0 GiB, and may take 85% of the 3.0 GiB that are free.*--batch 2 "
+    ):
         loop(tmp_path, head__batch_norm=True)._estimate_cost()
 
 

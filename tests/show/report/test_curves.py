@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.show.curves import HEIGHT, WIDTH, Curve, Level, chart, nice_ticks, thinned
+from dino.show.report.curves import HEIGHT, WIDTH, Curve, Level, chart, nice_ticks, thinned
 
 FINITE = st.floats(-1e9, 1e9, allow_subnormal=False)
 

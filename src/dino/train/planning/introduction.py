@@ -11,7 +11,7 @@ from dino.data.views.view_spec import COLOUR_ONLY
 from dino.distillation.step import Distillation
 from dino.runtime import busy_cores, cores
 from dino.train.config import PretrainConfig
-from dino.train.estimate import Estimate
+from dino.train.planning.estimate import Estimate
 
 DAY = 24 * 3600
 FEW_IMAGES = 5_000

@@ -15,16 +15,19 @@ from PIL import Image
 
 import dino
 from dino import cli, pretraining
+from dino.data.sources.open import open_source
 from dino.distillation.schedules import in_seconds
 from dino.distillation.step import Distillation
 from dino.files import UserError
-from dino.train import budget, loop, time_budget
-from dino.train.budget import Budget, Candidate, chosen, ladder, parse
+from dino.runtime import Ranks
+from dino.train import loop
 from dino.train.config import PretrainConfig
+from dino.train.planning import budget, time_budget
+from dino.train.planning.budget import Budget, Candidate, chosen, ladder, parse, timed
+from dino.train.planning.time_budget import FITS, TimeBudget
 from dino.train.recipes import demo
 from dino.train.run_folder import read_config
 from dino.train.run_log import read_metrics
-from dino.train.time_budget import FITS, TimeBudget
 
 CPU = torch.device("cpu")
 TIMED = TINY_RUN | {"run.duration": "1 minutes", "optim.warmup": "10%"}
@@ -160,8 +163,10 @@ def test_a_finished_run_goes_on_for_more_time(tmp_path: Path, clock: Clock) -> N
     first = loop.train(config(), images(), tmp_path, device=CPU)
     with pytest.raises(UserError, match=r"run.duration is '1 minutes' there and '0.5 minutes'"):
         loop.train(config(run__duration="0.5 minutes"), images(), tmp_path, device=CPU)
-    more = budget.resumed(tmp_path, parse("+2min"))
-    assert more == config(run__duration="3 minutes")
+    before = budget.resumed(tmp_path, parse("+2min"))
+    assert before is not None
+    more, recipe = before
+    assert (more, recipe) == (config(run__duration="3 minutes"), "own")
     result = loop.train(more, images(), tmp_path, device=CPU)
     assert first.total <= 60 < 170 <= result.total == result.step <= 180
     assert budget.resumed(tmp_path / "none", parse("2h")) is None
@@ -179,7 +184,7 @@ def test_a_run_of_epochs_gets_no_more_time(tmp_path: Path) -> None:
 def found(*speeds: float) -> list[Candidate]:
     return [
         Candidate(config, speed, problem="" if speed else "too large")
-        for config, speed in zip(ladder(10_000), speeds, strict=True)
+        for config, speed in zip(ladder(10_000), speeds, strict=False)
     ]
 
 
@@ -254,6 +259,75 @@ def test_the_command_chooses_trains_and_goes_on(
     assert content["defining"]["run.duration"] == "1 minutes"
     assert content["defining"]["optim.lr"] == 1e-3
     assert 50 <= content["total_steps"] <= 60
+
+
+def test_without_a_recipe_and_a_budget_there_is_one_hour(
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = photos.parent / "run"
+    monkeypatch.setattr("dino.pretraining.DEFAULT", "30s")
+    cli.main(["pretrain", str(photos), "--out", str(run), "--lr", "1e-3"])
+    shown = capsys.readouterr().err
+    assert "a budget of 30s, since no recipe and no --budget is given" in shown
+    content = read_config(run / "config.json")
+    assert content["about"]["recipe"] == "budget"
+    assert content["defining"]["run.duration"] == "0.5 minutes"
+    assert content["defining"]["optim.lr"] == 1e-3
+    cli.main(["pretrain", str(photos), "--budget", "1m", "--out", str(run)])
+    cli.main(["pretrain", str(photos), "--out", str(run)])  # is finished, and stays so
+    shown = capsys.readouterr().err
+    assert "a budget of" not in shown
+    assert "chosen" not in shown
+    assert read_config(run / "config.json")["defining"]["run.duration"] == "1 minutes"
+
+
+def test_any_run_is_resumed_without_its_recipe(photos: Path) -> None:
+    run = photos.parent / "run"
+    recipe = demo().changed({**TINY_RUN, "run.duration": "3 steps"})
+    dino.pretrain(recipe, data=photos, out=run, recipe_name="mine")
+    before = read_config(run / "config.json")
+    result = dino.pretrain(data=photos, out=run)
+    assert (result.step, result.finished) == (3, True)
+    assert read_config(run / "config.json") == before
+
+
+def test_networks_out_of_reach_are_not_timed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "ALWAYS_TIMED", 1)
+    source = open_source(photos)
+    configs = ladder(len(source))
+    for seconds, count in ((1e-6, 1), (1e12, 2)):
+        found = timed(configs, source, CPU, Ranks(), seconds)
+        assert len(found) == count
+        assert chosen(found, len(source), seconds, Budget(60))[0].views.global_size in (16, 24)
+
+
+def test_gpus_are_given_large_batches() -> None:
+    cpu, gpu = ladder(10_000)[0], ladder(10_000, device="cuda")[0]
+    assert (cpu.run.batch, gpu.run.batch) == (32, 256)
+    # AdamW's rate grows by the root of 8; the setting is for 256 images.
+    assert gpu.optim.lr == pytest.approx(cpu.optim.lr / 8 * 8**0.5)
+    assert gpu.teacher.momentum == pytest.approx(cpu.teacher.momentum**8)
+    assert ladder(40, device="cuda")[0].run.batch == 32
+
+
+@pytest.mark.parametrize("case", ["five channels", "one image", "a month"])
+def test_unusual_images_and_times(photos: Path, case: str, clock: Clock) -> None:
+    options: dict[str, Any] = {"budget": "20s", "data": photos}
+    settings: dict[str, Any] = {}
+    if case == "five channels":
+        options["data"] = np.random.default_rng(0).integers(0, 255, (9, 24, 24, 5), dtype=np.uint8)
+        settings = {"pixels.channels": 5, "pixels.mean": (0.5,) * 5, "pixels.std": (0.2,) * 5}
+    elif case == "one image":
+        for path in sorted(photos.iterdir())[1:]:
+            path.unlink()
+    else:
+        options |= {"budget": "30 days", "dry_run": True}
+    result = dino.pretrain(out=photos.parent / "run", settings=settings, **options)
+    if case != "a month":
+        assert result.step == result.total > 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Literal
 
 from dino.distillation.collapse import ADVICE
 from dino.show.html import figure
-from dino.show.run_contents import NETWORKS, Run, finite
+from dino.show.report.run_contents import NETWORKS, Run, finite
 
 LINES = 5
 """Of `metrics.jsonl`: the mean of so many is read, since each is of one batch."""

@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from dino.show.html import figure, table
-from dino.show.origin import date
-from dino.show.run_contents import ORIGIN, Evaluation, Run, finite
+from dino.show.report.origin import date
+from dino.show.report.run_contents import ORIGIN, Evaluation, Run, finite
 
 NUMBERS = 60
 """At most so many numbers are shown of a result without scores."""

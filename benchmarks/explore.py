@@ -1,0 +1,116 @@
+"""The page of `dino explore`: its size, and the time from a move of the mouse to the new map.
+
+    python benchmarks/explore.py photos/ --images 4
+
+A ViT-S/8 with random weights, whose features are as many as those of a trained one, and images of
+60 x 60 patches. Headless Chromium moves the mouse from patch to patch. "ms to draw" is the work of
+the page for a move: all cosines, colours and marks. "ms to the frame" goes from the event of the
+mouse until the browser has painted the frame after it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+
+import dino
+from dino.data.images.decode import as_picture
+from dino.data.sources.open import open_source
+from dino.evaluate.command import table
+
+SIDE = 480
+
+WATCH = """() => {
+    window.frames_ms = [];
+    const surface = document.querySelector(".surface");
+    surface.addEventListener("pointermove", (event) => {
+        requestAnimationFrame(() => {
+            const channel = new MessageChannel();
+            channel.port1.onmessage = () =>
+                window.frames_ms.push(performance.now() - event.timeStamp);
+            channel.port2.postMessage(null);
+        });
+    });
+}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Measure the page of `dino explore`."""
+
+    data: tyro.conf.Positional[str]
+    """Photographs, cropped to squares."""
+    images: int = 4
+    """How many of them the page holds."""
+    arch: str = "vit_small"
+    """With patches of 8 px."""
+    moves: int = 200
+    """Moves of the mouse."""
+    threads: Annotated[int, tyro.conf.arg(metavar="N")] = 2
+    """Of PyTorch."""
+
+
+def squares(data: str, count: int) -> list[Image.Image]:
+    source = open_source(data)
+    found = []
+    for index in range(count):
+        picture = as_picture(source[index])
+        side = min(picture.size)
+        found.append(picture.crop((0, 0, side, side)).resize((2 * SIDE, 2 * SIDE)))
+    return found
+
+
+def moves(path: Path, count: int) -> tuple[list[float], list[float]]:
+    """Milliseconds to draw, and to the frame, of each move."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page: Any = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-ready]", timeout=60_000)
+        page.evaluate(WATCH)
+        box = page.locator(".surface").first.bounding_box()
+        for index in range(count + 20):  # the first are compiled
+            x, y = (0.02 + 0.96 * (index * step % 1) for step in (0.618, 0.414))
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+            page.wait_for_timeout(25)
+        drawn = page.evaluate("performance.getEntriesByName('draw').map((one) => one.duration)")
+        frames = page.evaluate("window.frames_ms")
+        browser.close()
+    return drawn[-count:], frames[-count:]
+
+
+def main(settings: Settings) -> None:
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    network = dino.create(settings.arch, patch_size=8).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "page.html"
+        start = time.perf_counter()
+        page = dino.explore(network, squares(settings.data, settings.images), path, size=SIDE)
+        seconds = time.perf_counter() - start
+        size = path.stat().st_size / 1e6
+        drawn, frames = moves(path, settings.moves)
+    rows = {}
+    for name, values in {"ms to draw": drawn, "ms to the frame": frames}.items():
+        quantiles = statistics.quantiles(values, n=100)
+        rows[name] = [f"{quantiles[p - 1]:.1f}" for p in (50, 95, 99)]
+    Console().print(table(settings.arch, ["", "median", "95 %", "99 %"], rows))
+    Console().print(f"{page.summary}: {size:.2f} MB, written in {seconds:.0f} s", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

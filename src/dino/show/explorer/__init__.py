@@ -1,0 +1,1 @@
+"""`dino explore`: a page in which similar patches of images light up under the pointer."""
