@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from dino import cli
+from dino.data.sampler import spread
 from dino.files import UserError
 from dino.models.create import create
 from dino.show.component_pictures import component_picture, part_picture, with_legend
-from dino.show.components import ComponentSettings, run
+from dino.show.components import PER_ROW, SHEET, ComponentSettings, run
 from dino.show.map_overlay import CATEGORIES, DIM
 from dino.weights.load import save
 
@@ -121,6 +122,20 @@ def test_the_basis_is_of_some_of_many_images(tmp_path: Path, weights: str) -> No
     assert len(content["shown"]) == 5
 
 
+def test_the_sheet_shows_some_of_many_images(tmp_path: Path, weights: str) -> None:
+    photos = write_photos(tmp_path / "photos", 0, count=2 * SHEET)
+    sizes = []
+    for ending in ("full", "few"):
+        run(settings(weights, photos, ending, size=8))
+        with Image.open(tmp_path / ending / "sheet.png") as sheet:
+            sizes.append(sheet.height)
+        paths = sorted(photos.iterdir(), key=str)  # as they are read
+        for index in spread(len(paths), SHEET):  # those of the sheet
+            paths[index].write_bytes(b"damaged")
+    assert sizes[0] > (SHEET / PER_ROW - 1) * sizes[1] / 2
+    assert sizes[1] < sizes[0] / 3
+
+
 def test_convnets_have_components(tmp_path: Path) -> None:
     save(create("resnet10t", image_size=32), tmp_path / "net.safetensors")
     photos = write_photos(tmp_path / "photos", 0)
@@ -191,8 +206,8 @@ def test_pictures_by_hand() -> None:
 
 @pytest.mark.parametrize("parts", [2, len(CATEGORIES)])
 def test_legends_show_every_color(parts: int) -> None:
-    picture = with_legend(Image.new("RGB", (300, 10)), parts)
+    picture = with_legend(Image.new("RGB", (300, 10)), parts, 16)
     pixels = np.asarray(picture)[10:].reshape(-1, 3)
     for number, color in enumerate(CATEGORIES):
         assert ((pixels == color).all(axis=1).sum() >= 100) == (number < parts)
-    assert with_legend(picture, 0) is picture
+    assert with_legend(picture, 0, 16) is picture

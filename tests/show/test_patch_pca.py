@@ -186,6 +186,16 @@ def test_parts_are_clusters_the_largest_first() -> None:
         Basis.fit([image[:, :2, :2]], parts=5)
 
 
+def test_a_patch_belongs_to_the_nearest_center() -> None:
+    image = torch.randn(4, 8, 9)
+    basis = Basis.fit([image], parts=5)
+    assert basis.centers is not None
+    rows = image.flatten(1).T.double().numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    distances = np.linalg.norm(rows[:, None] - basis.centers, axis=2)
+    assert np.array_equal(basis.parts(image).ravel(), distances.argmin(axis=1))
+
+
 def test_fewer_kinds_of_patches_than_parts() -> None:
     basis = Basis.fit([torch.ones(4, 3, 3)], parts=3)
     assert (basis.parts(torch.ones(4, 3, 3)) == basis.parts(torch.ones(4, 1, 1))).all()

@@ -33,7 +33,9 @@ class ImagesByPath:
             return image.size
 
 
-def save_sheet(path: Path, rows: Sequence[Sequence[Cell]], title: str, tile: int = 144) -> None:
+def save_sheet(
+    path: Path, rows: Sequence[Sequence[Cell]], title: str, tile: int = 144, compact: bool = False
+) -> None:
     """Write a contact sheet as PNG, atomically."""
     with replacing(path) as temporary:
-        contact_sheet(rows, tile, title).save(temporary, "PNG")
+        contact_sheet(rows, tile, title, compact).save(temporary, "PNG")

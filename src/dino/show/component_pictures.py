@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from dino.show.legends import below, letters_for, swatches
+from dino.show.legends import below, swatches
 from dino.show.map_overlay import CATEGORIES, dimmed, stencil
 
 STRENGTH = 0.7
@@ -48,8 +48,7 @@ def _within(
     return Image.composite(colored, dimmed(picture), mask)
 
 
-def with_legend(picture: Image.Image, parts: int) -> Image.Image:
-    """A picture with the colours of so many parts below it; none for 0."""
+def with_legend(picture: Image.Image, parts: int, letters: int) -> Image.Image:
+    """A picture with the colours of so many parts below it, in letters of this height."""
     colors = {f"{number + 1}": CATEGORIES[number] for number in range(parts)}
-    letters = min(letters_for(picture.width), 2 * letters_for(0))
     return below(picture, swatches("part", colors, letters)) if parts else picture

@@ -20,6 +20,7 @@ from dino.runtime import memory_errors, pick_device
 from dino.settings import Range, validated
 from dino.show import patch_pca
 from dino.show.component_pictures import component_picture, part_picture, with_legend
+from dino.show.legends import letters_for
 from dino.show.map_overlay import CATEGORIES
 from dino.show.outputs import print_paths, provenance, save_picture
 from dino.show.patch_maps import PatchMap, PatchMaps
@@ -29,8 +30,9 @@ from dino.weights.load import load
 SIZE = 480
 """Shorter side of an image, in pixels."""
 
-SHEET, PER_ROW, TILE = 12, 2, 240
-"""Most images of a contact sheet, images a row, and side of its pictures in pixels."""
+SHEET, PER_ROW, TILE, LETTERS = 12, 2, 240, 16
+"""Most images of a contact sheet, images a row, side of its pictures and height of the letters of
+its legend in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,20 +172,21 @@ def _write_pictures(
         pictures, files = _pictures(one, basis), []
         for kind, picture in pictures.items():
             files.append(settings.out / f"{named.name}-{kind}.png")
-            save_picture(with_legend(picture, parts * (kind == "parts")), files[-1])
+            letters = letters_for(picture.width)
+            save_picture(with_legend(picture, parts * (kind == "parts"), letters), files[-1])
         if settings.arrays:
             files.append(settings.out / f"{named.name}.npz")
             _write_arrays(files[-1], one, basis)
         grid = [*one.tokens.shape[1:]]
         shown.append({"path": named.path, "grid": grid, "files": [str(file) for file in files]})
-        if index in in_sheet or not cells:
-            cells += [Cell(one.picture, Path(named.path).name)]
-            cells += [Cell(picture, kind) for kind, picture in pictures.items()]
+        last = [Cell(one.picture, Path(named.path).name)]
+        last += [Cell(picture, kind) for kind, picture in pictures.items()]
+        cells += last if index in in_sheet else []
     maps.check_usable()
-    columns = PER_ROW * (3 if parts else 2)
+    cells, columns = cells or last, PER_ROW * len(last)
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     sheet = contact_sheet(rows, TILE, _title(basis), compact=True)
-    save_picture(with_legend(sheet, parts), settings.out / "sheet.png")
+    save_picture(with_legend(sheet, parts, LETTERS), settings.out / "sheet.png")
     return shown
 
 

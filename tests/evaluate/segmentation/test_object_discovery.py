@@ -15,11 +15,14 @@ from helpers.videos import save_mask
 from oracle.discovery import decoded
 from PIL import Image
 
+from dino.data.sampler import spread
 from dino.evaluate.segmentation.datasets import has_masks, open_scenes, scored_scenes
 from dino.evaluate.segmentation.discovery_metrics import agreement, summary
 from dino.evaluate.segmentation.normalized_cut import normalized_cut
 from dino.evaluate.segmentation.object_discovery import (
     LONGEST,
+    SHEET,
+    TILE,
     Images,
     ObjectSettings,
     discover,
@@ -127,6 +130,21 @@ def test_images_without_masks_have_objects_and_no_result(
         UserError, match=r"none of 1 images can be used, the first because .*1\.png"
     ):
         run(settings(weights, photos / "1.png"))
+
+
+def test_sheets_show_readable_images(tmp_path: Path, weights: str) -> None:
+    photos = write_plain(tmp_path / "plain", 2 * SHEET) / "images"
+    sheets = []
+    for ending in ("full", "few"):
+        chosen = settings(weights, photos, out=tmp_path / ending, methods=("lost",))
+        run(chosen)
+        with Image.open(chosen.out / "sheet.png") as sheet:
+            sheets.append(sheet.size)
+        paths = sorted(photos.iterdir(), key=str)  # as they are read
+        for index in spread(len(paths), SHEET):  # those of the sheet
+            paths[index].write_bytes(b"damaged")
+    assert sheets[0][0] > 5 * TILE
+    assert sheets[1][0] < 2 * TILE
 
 
 def test_the_order_of_the_images_does_not_matter(tmp_path: Path, weights: str) -> None:

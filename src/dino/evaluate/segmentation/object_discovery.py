@@ -189,12 +189,14 @@ class Findings:
         agreements: by row of the table, one for each image whose mask holds an object.
         objects: path, size (height, width) and COCO annotation of each image.
         cells: of the contact sheet.
+        spare: the cell of the last image, in case that no image for the sheet can be read.
         skipped: images that cannot be read.
     """
 
     agreements: dict[str, list[Agreement]] = field(default_factory=dict)
     objects: list[tuple[str, tuple[int, int], dict[str, Any]]] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
+    spare: list[Cell] = field(default_factory=list)
     skipped: list[ImageError] = field(default_factory=list)
 
     @property
@@ -208,6 +210,7 @@ class Findings:
             self.agreements.setdefault(row, []).extend(found)
         self.objects += other.objects
         self.cells += other.cells
+        self.spare = other.spare or self.spare
         self.skipped += other.skipped
 
 
@@ -249,10 +252,9 @@ def discover(
                 overlay = drawn(picture, one)
                 with replacing(settings.out / f"{images.names[index]}-object.png") as temporary:
                     overlay.save(temporary, "PNG")
-                if index in shown or not found.cells:
-                    found.cells.append(
-                        _cell(overlay, Path(images.paths[index]).name, scores.get(row))
-                    )
+                cell = _cell(overlay, Path(images.paths[index]).name, scores.get(row))
+                found.spare = [cell]
+                found.cells += [cell] if index in shown else []
     everything = Findings()
     for share in gather_objects(found):
         everything.join(share)
@@ -332,7 +334,7 @@ def _cell(overlay: Image.Image, name: str, score: Agreement | None) -> Cell:
     if score is None:
         return Cell(overlay, name)
     frame: Frame = "right" if score.localized else "wrong"
-    return Cell(overlay, f"{name}\nIoU {score.iou:.2f}", frame)
+    return Cell(overlay, f"{name}\nmask IoU {score.iou:.2f}", frame)
 
 
 def _write(found: Findings, network: Backbone, settings: ObjectSettings, count: int) -> list[Path]:
@@ -355,6 +357,7 @@ def _write(found: Findings, network: Backbone, settings: ObjectSettings, count: 
     )
     if found.agreements:
         title += " Solid green frame: the box has an IoU above .5 with that of an object."
-    rows = [found.cells[start : start + PER_ROW] for start in range(0, len(found.cells), PER_ROW)]
-    save_sheet(sheet, rows, title, TILE)
+    cells = found.cells or found.spare
+    rows = [cells[start : start + PER_ROW] for start in range(0, len(cells), PER_ROW)]
+    save_sheet(sheet, rows, title, TILE, compact=True)
     return [listing, sheet]
