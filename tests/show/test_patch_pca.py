@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dino.files import UserError
 from dino.models.create import create
-from dino.show.patch_pca import Basis, Foreground, _otsu, components, load, save
+from dino.show.patch_pca import Basis, Foreground, _nearest, _otsu, components, load, save
 from dino.weights.files import read_safetensors
 from dino.weights.load import fingerprint
 from dino.weights.load import save as save_weights
@@ -187,13 +187,10 @@ def test_parts_are_clusters_the_largest_first() -> None:
 
 
 def test_a_patch_belongs_to_the_nearest_center() -> None:
-    image = torch.randn(4, 8, 9)
-    basis = Basis.fit([image], parts=5)
-    assert basis.centers is not None
-    rows = image.flatten(1).T.double().numpy()
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    distances = np.linalg.norm(rows[:, None] - basis.centers, axis=2)
-    assert np.array_equal(basis.parts(image).ravel(), distances.argmin(axis=1))
+    rows, centers = np.random.default_rng(0).standard_normal((2, 30, 4))
+    centers = centers[:5] * np.arange(1, 6)[:, None] / 3  # of different lengths
+    distances = np.linalg.norm(rows[:, None] - centers, axis=2)
+    assert np.array_equal(_nearest(rows, centers), distances.argmin(axis=1))
 
 
 def test_fewer_kinds_of_patches_than_parts() -> None:

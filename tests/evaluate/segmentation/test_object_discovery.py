@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,30 @@ def test_patches_in_place_of_keys(tmp_path: Path, weights: str) -> None:
     (found,) = discoveries(extractor, picture, chosen, measured=False).values()
     expected = seed_expansion(extractor.features(picture))
     assert np.array_equal(found.mask, expected.mask)
+
+
+def test_what_all_patches_have_in_common_can_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = create("vit_tiny", embed_dim=12, depth=2, heads=3, patch_size=4, image_size=16)
+    network.norm.bias.data.fill_(40.0)
+    save(network, tmp_path / "alike.safetensors")
+    photos = write_plain(tmp_path / "plain", 2) / "images"
+    alike = settings(str(tmp_path / "alike.safetensors"), photos, features="patches")
+    run(alike)
+    message = "2 of 2 objects are the entire image, since all of its patches are alike"
+    assert message in " ".join(capsys.readouterr().err.split())
+    centred = replace(alike, center=True)
+    run(centred)
+    assert "entire image" not in capsys.readouterr().err
+    extractor = PatchExtractor(load(alike.weights), 24)
+    picture = Image.open(photos / "0.png")
+    tokens = extractor.features(picture)
+    (found,) = discoveries(extractor, picture, centred, measured=False).values()
+    expected = normalized_cut(tokens - tokens.mean(dim=(1, 2), keepdim=True))
+    assert np.array_equal(found.mask, expected.mask)
+    assert not found.mask.all()
 
 
 def test_overlays_show_the_object_as_it_is_and_the_rest_grey() -> None:

@@ -25,6 +25,7 @@ from dino.data.images.contact_sheet import Cell, Frame
 from dino.data.images.decode import as_picture
 from dino.data.images.image_errors import ImageError
 from dino.data.sampler import spread
+from dino.data.sources.base import warn
 from dino.data.sources.named_inputs import NamedInput, named_inputs
 from dino.evaluate import command
 from dino.evaluate.contact_sheet import save_sheet
@@ -71,6 +72,9 @@ class ObjectSettings(command.ComparisonSettings):
     features: Literal["auto", "keys", "patches"] = "auto"
     """keys of the last block's attention, as both methods take; or patch tokens after the final
     norm, which is all that convnets and networks of timm have; auto takes keys where there are."""
+    center: bool = False
+    """Subtract the mean of an image's patches from each of them. To some networks all patches are
+    alike, and both methods find the entire image."""
     threshold: Annotated[float, Range(low=-1, high=1)] = 0.2
     """For ncut, cosine similarity above which two patches are alike."""
     k: command.Count = 100
@@ -269,6 +273,8 @@ def discoveries(
     Then also, for comparison, the masks of the attention and of the entire image.
     """
     tokens, attention = _described(extractor, picture, settings.features)
+    if settings.center:
+        tokens = tokens - tokens.mean(dim=(1, 2), keepdim=True)
     found = {}
     for method in settings.methods if measured else settings.methods[:1]:
         if method == "ncut":
@@ -345,6 +351,12 @@ def _write(found: Findings, network: Backbone, settings: ObjectSettings, count: 
     if not found.objects:
         raise UserError(
             f"none of {count:,} images can be used, the first because {found.skipped[0]}"
+        )
+    entire = sum(one["area"] == height * width for _, (height, width), one in found.objects)
+    if 2 * entire > len(found.objects) and not settings.center:
+        warn(
+            f"{entire:,} of {len(found.objects):,} objects are the entire image, since all of its "
+            "patches are alike to this network: try --center"
         )
     listing, sheet = settings.out / "objects.json", settings.out / "sheet.png"
     about = {"skipped": [error.path for error in found.skipped]}
