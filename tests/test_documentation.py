@@ -48,6 +48,8 @@ REPLACED = {
     "torchrun --nproc_per_node 8 -m dino": "dino",  # tests/distributed runs several processes
     "--weights dino_vitb8": "--weights W",  # would be downloaded
     "--budget 1h ": "",  # would time networks of the real size
+    "--budget 75m ": "",
+    "--budget 85m ": "",
 }
 
 APPENDED = {

@@ -29,6 +29,7 @@ def write_all(root: Path) -> None:
     for name, count in {
         "photos": 16,
         "photos-full": 16,
+        "drawings": 8,
         "others": 2,
         "yfcc10k": 4,
         "yfcc20k": 16,
