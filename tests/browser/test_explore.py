@@ -140,6 +140,11 @@ def click(page: Any, image: int, patch: int, key: str | None = None) -> None:
     draw(page)
 
 
+def press(page: Any, key: str) -> None:
+    page.keyboard.press(key)
+    draw(page)
+
+
 def choose(page: Any, group: str, value: str) -> None:
     page.locator(f"label:has([name={group}][value='{value}'])").click()
     draw(page)
@@ -250,7 +255,7 @@ def test_pins_cut_out_a_mask_which_is_saved(browser: Any, explored: Explored) ->
             assert ((pixels[down][:, right] > 0).ravel() == ~veil).all()
         click(page, *like[0])  # again: the pin goes
         assert page.locator(".marks .like").count() == 1
-        page.keyboard.press("Escape")
+        press(page, "Escape")
         assert page.locator(".marks .like, .marks .unlike").count() == 0
 
 
@@ -324,24 +329,24 @@ def test_keys_do_what_the_mouse_does(browser: Any, explored: Explored) -> None:
         surface = page.get_by_role("application", name="<b>.png, 12 rows and 12 columns of patches")
         surface.focus()
         for key in ("ArrowUp", "ArrowLeft", "ArrowLeft", "Shift+ArrowDown"):
-            page.keyboard.press(key)
+            press(page, key)
         draw(page)
         patch = (6 - 1 + 5) * 12 + 6 - 2
         assert_shows(canvas(page, 0), explored.cosines(1, patch)[0], "inferno", explored.error)
-        page.keyboard.press("Enter")
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("-")
+        press(page, "Enter")
+        press(page, "ArrowRight")
+        press(page, "-")
         draw(page)
         assert page.locator(".marks .like").count() == page.locator(".marks .unlike").count() == 1
         page.get_by_role("status").get_by_text("Row 11, column 6 of <b>.png").wait_for()
         outlined = "el => getComputedStyle(el).outlineStyle"
         assert surface.evaluate(outlined) == "solid"
         hover(page, 0, 40)
-        page.keyboard.press("ArrowRight")  # the marked patch moves, wherever the focus is
+        press(page, "ArrowRight")  # the marked patch moves, wherever the focus is
         draw(page)
         assert_shows(canvas(page, 1), explored.cosines(0, 41)[1], "inferno", explored.error)
         page.get_by_role("radio", name="Similarity").focus()
-        page.keyboard.press("ArrowRight")
+        press(page, "ArrowRight")
         assert page.get_by_role("radio", name="Attention").is_checked()
 
 
