@@ -102,14 +102,13 @@ def main(settings: Settings) -> None:
         start = time.perf_counter()
         page = dino.explore(network, squares(settings.data, settings.images), path, size=SIDE)
         seconds = time.perf_counter() - start
-        size = path.stat().st_size / 1e6
         drawn, frames = moves(path, settings.moves)
     rows = {}
     for name, values in {"ms to draw": drawn, "ms to the frame": frames}.items():
         quantiles = statistics.quantiles(values, n=100)
         rows[name] = [f"{quantiles[p - 1]:.1f}" for p in (50, 95, 99)]
     Console().print(table(settings.arch, ["", "median", "95 %", "99 %"], rows))
-    Console().print(f"{page.summary}: {size:.2f} MB, written in {seconds:.0f} s", soft_wrap=True)
+    Console().print(f"{page.summary}, written in {seconds:.0f} s", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def test_python_takes_stats_too(tmp_path: Path) -> None:
 def test_stats_and_settings_that_differ_are_refused(tmp_path: Path) -> None:
     stats = tmp_path / "s.json"
     found = Stats(
-        channels=2, page=0, low=None, high=None, mean=(0.5, 0.4), std=(0.1, 0.2),
+        channels=2, page=None, low=None, high=None, mean=(0.5, 0.4), std=(0.1, 0.2),
         images=7, skipped=1, data="tiles",
     )  # fmt: skip
     stats.write_text(json.dumps(asdict(found)))

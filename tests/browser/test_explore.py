@@ -336,6 +336,10 @@ def test_keys_do_what_the_mouse_does(browser: Any, explored: Explored) -> None:
         page.get_by_role("status").get_by_text("Row 11, column 6 of <b>.png").wait_for()
         outlined = "el => getComputedStyle(el).outlineStyle"
         assert surface.evaluate(outlined) == "solid"
+        hover(page, 0, 40)
+        page.keyboard.press("ArrowRight")  # the marked patch moves, wherever the focus is
+        draw(page)
+        assert_shows(canvas(page, 1), explored.cosines(0, 41)[1], "inferno", explored.error)
         page.get_by_role("radio", name="Similarity").focus()
         page.keyboard.press("ArrowRight")
         assert page.get_by_role("radio", name="Attention").is_checked()

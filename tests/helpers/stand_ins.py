@@ -7,7 +7,9 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
+from helpers.dicoms import dicom
 from helpers.pictures import write_plain, write_voc
 from helpers.videos import write_davis, write_video
 from PIL import Image
@@ -43,6 +45,7 @@ def write_all(root: Path) -> None:
         lines = [f"{kind}/{index:02}.jpg\n" for kind in CLASSES for index in range(count)]
         (root / name).write_text("".join(lines))
     _many_channels(root / "tiles", channels=9, count=8)
+    _scientific(root, count=8)
     for name in ("datasets/roxford5k", "datasets/rparis6k", "mini-oxford"):
         _buildings(root / name)
     _images(root / "copydays/original", ["200000.jpg", "200100.jpg"])
@@ -80,6 +83,24 @@ def _many_channels(folder: Path, channels: int, count: int) -> None:
     folder.mkdir()
     for index in range(count):
         np.save(folder / f"{index}.npy", _noise(40, 48, channels).astype(np.uint16) * 100)
+
+
+def _scientific(root: Path, count: int) -> None:
+    """Five channels as pages of an OME-TIFF, four bands with a margin without data, and DICOMs."""
+    for name in ("microscopy", "satellites", "medicine"):
+        (root / name).mkdir()
+    for index in range(count):
+        deep = _noise(5, 40, 48).astype(np.uint16) * 16
+        path = root / f"microscopy/{index}.ome.tif"
+        tifffile.imwrite(path, deep, photometric="minisblack", metadata={"axes": "CYX"})
+        bands = np.moveaxis(deep[:4].astype(np.int16), 0, 2)
+        bands[:4] = -32768
+        tags = [(42113, "s", 0, "-32768", True)]
+        path = root / f"satellites/{index}.tif"
+        tifffile.imwrite(path, bands, photometric="rgb", extratags=tags, metadata=None)
+        dicom(root / f"medicine/IM{index:04}", deep[0], RescaleIntercept=-1024, RescaleSlope=1)
+    (root / "stacks").mkdir()
+    tifffile.imwrite(root / "stacks/0.tif", deep, photometric="minisblack")
 
 
 def _buildings(root: Path) -> None:

@@ -8,7 +8,15 @@ import torch
 from PIL import Image
 
 from dino.models.attention import mass_mask
-from dino.show.attention_pictures import TILE, HeadMaps, head_rows, pictures, sheet, summary
+from dino.show.attention_pictures import (
+    TILE,
+    HeadMaps,
+    _percent,
+    head_rows,
+    pictures,
+    sheet,
+    summary,
+)
 from dino.show.map_overlay import CATEGORIES, composite, overlay, stencil
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
@@ -110,3 +118,16 @@ def test_cells_fit_into_a_sheet_without_shrinking(size: tuple[int, int]) -> None
     assert rows[0][3].caption.startswith(f"most concentrated: head {heads.best}\n60 % in ")
     assert [cell.caption.split("\n")[0] for cell in rows[2]] == ["head 6", "head 7"]
     assert sheet(rows, "title").width > 6 * TILE
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0000099, 0.0112, ("0.0 %", "1.1 %")),
+        (0.00039, 0.0049, ("0.04 %", "0.49 %")),
+        (0.1, 0.52, ("10 %", "52 %")),
+        (0.0, 0.0, ("0.000 %", "0.000 %")),
+    ],
+)
+def test_ranges_have_two_digits(low: float, high: float, expected: tuple[str, str]) -> None:
+    assert _percent(low, high) == expected

@@ -37,6 +37,8 @@ from dino.weights.load import load
 
 Output = Literal["sheet", "mean", "best", "heads", "masks", "composite"]
 
+Pixel = Annotated[str, Form(r"\d+,\d+", "X,Y, a column and a row in pixels")]
+
 ROWS = 12
 """Images in a page of the sheet of all images."""
 
@@ -49,7 +51,7 @@ class AttentionSettings:
 
     weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder, file of weights or published name."""
-    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")]
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
     """Images, videos, folders, patterns such as 'photos/*.jpg', lists, or demo."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the pictures."""
@@ -63,9 +65,9 @@ class AttentionSettings:
     """These heads only, counted from 0."""
     block: int = -1
     """Whose attention: counted from 0, or from the end."""
-    query: Annotated[str, Form(r"\d+,\d+", "X,Y, a column and a row in pixels")] | None = None
-    """Attention of the patch at this pixel, X,Y from the upper left corner; by default of the CLS
-    token."""
+    query: Annotated[Pixel | None, tyro.conf.arg(metavar="X,Y")] = None
+    """Attention of the patch at this pixel, counted from the upper left corner; by default of the
+    CLS token."""
     mass: Annotated[float, Range(above=0, below=1)] = 0.6
     """Share of the attention that masks hold."""
     size: Annotated[int, Range(low=1, high=10**5)] = 480

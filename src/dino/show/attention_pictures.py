@@ -5,6 +5,7 @@ Shapes: n heads, h w patches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -191,8 +192,14 @@ def _map_cell(small: Image.Image, found: HeadMaps, caption: str) -> Cell:
     """An overlay of a single map with the border of its mask and its range of values."""
     values = found.maps[0]
     picture = outlined(overlay(small, values), found.masks[0])
-    low, high = (f"{100 * float(end):.2g} %" for end in (values.min(), values.max()))
-    return Cell(below(picture, color_bar(low, high, TEXT)), f"{caption}\n{_area(found)}")
+    bar = color_bar(*_percent(float(values.min()), float(values.max())), TEXT)
+    return Cell(below(picture, bar), f"{caption}\n{_area(found)}")
+
+
+def _percent(low: float, high: float) -> tuple[str, str]:
+    """Both with as many decimals as give the larger two digits."""
+    decimals = max(0, 1 - math.floor(math.log10(max(100 * high, 0.01))))
+    return f"{100 * low:.{decimals}f} %", f"{100 * high:.{decimals}f} %"
 
 
 def _area(found: HeadMaps) -> str:

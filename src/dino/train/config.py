@@ -95,12 +95,14 @@ class PixelSettings:
 
     channels: Annotated[Size, tyro.conf.arg(aliases=["--channels"])] = 3
     """C; with others than 3, saturation, hue and grey are switched off."""
-    page: Annotated[int, Range(low=0)] = 0
-    """Page of multi-page TIFFs, frame of DICOMs, from 0."""
+    page: Annotated[Annotated[int, Range(low=0)] | None, tyro.conf.arg(aliases=["--page"])] = None
+    """Page of multi-page TIFFs, frame of DICOMs, from 0; the first of C where pages are grey."""
     low: tuple[float, ...] | None = None
     """Value that becomes 0, for each channel or one for all; None for what the type offers."""
     high: tuple[float, ...] | None = None
     """Value that becomes 255."""
+    nodata: float | None = None
+    """Value of pixels without data, which get the mean; None for what a TIFF says."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, of pixels in [0, 1]."""
     std: Annotated[tuple[float, ...], Range(above=0)] = IMAGENET_STD
@@ -119,7 +121,7 @@ class PixelSettings:
                 f"'dino data stats PATH --channels {self.channels} --out stats.json' and "
                 "give --stats stats.json"
             )
-        return PixelFormat(self.channels, self.page, self.low, self.high)
+        return PixelFormat(self.channels, self.page, self.low, self.high, self.nodata)
 
     @property
     def transform(self) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def _pixel_settings(
     found = {"channels": channels, "mean": transform.mean, "std": transform.std}
     if given.isdisjoint({"pixels.low", "pixels.high"}):
         pixels = transform.pixels
-        found |= {"low": pixels.low, "high": pixels.high, "page": pixels.page}
+        found |= {name: getattr(pixels, name) for name in ("low", "high", "page", "nodata")}
     return {f"pixels.{name}": value for name, value in found.items()}
 
 

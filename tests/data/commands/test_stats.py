@@ -225,11 +225,12 @@ def test_the_command_writes_what_stats_takes(
     assert "1 images could not be used (1 not an image), the first: " in printed
     content = json.loads(out.read_text())
     assert list(content) == [
-        *("channels", "page", "low", "high", "mean", "std", "images", "skipped", "data")
+        *("channels", "page", "low", "high", "nodata", "mean", "std", "images", "skipped", "data"),
+        "nodata_share",
     ]
     stats = read_stats(out)
     assert (stats.images, stats.skipped, stats.data) == (5, 1, str(data))
-    assert stats.format == PixelFormat(5, 0, stats.low, stats.high)
+    assert stats.format == PixelFormat(5, None, stats.low, stats.high)
     cli.main([*words, "--low", "0", "--high", "1000", "--images", "3"])
     assert read_stats(out).low == (0.0,)
 

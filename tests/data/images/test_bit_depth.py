@@ -21,7 +21,6 @@ from dino.data.images.decode import as_pixels, open_image, read_image
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sources.open import open_source
-from dino.files import UserError
 
 TWELVE = np.random.default_rng(0).integers(0, 4096, (12, 10, 4), dtype=np.uint16)
 TWELVE[..., 3] = 65535  # opaque where it is transparency
@@ -86,15 +85,25 @@ def test_transparent_values_become_white_and_colour_grey() -> None:
 
 
 @pytest.mark.parametrize("bits", [10, 12])
-def test_fewer_bits_are_scaled_to_sixteen(bits: int) -> None:
+def test_fewer_bits_are_scaled_by_their_number(bits: int) -> None:
+    """White is 255, and values stay as they are stored, in colour and in grey."""
     small = COLOUR >> (12 - bits)
-    found = values(jpeg2000(small, bits))
-    assert np.array_equal(found, small.transpose(2, 0, 1) << (16 - bits))
+    small[0, 0] = 2**bits - 1
+    expected = small.transpose(2, 0, 1)
+    assert np.array_equal(values(jpeg2000(small, bits)), expected)
+    grey = jpeg2000(np.ascontiguousarray(small[..., 0]), bits)
+    assert np.array_equal(values(grey), expected[:1])
+    for content in (jpeg2000(small, bits), grey):
+        for pixels in (RGB, PixelFormat(3, nodata=-1)):  # by Pillow, and by values
+            found = as_pixels(read_image(io.BytesIO(content), "a", pixels)).numpy()
+            shares = (expected if content is not grey else expected[[0, 0, 0]]) / (2**bits - 1)
+            assert np.abs(found - 255 * shares).max() <= 1
+            assert found[:, 0, 0].tolist() == [255] * 3
     content = imagecodecs.avif_encode(small >> (bits - 10), level=100, bitspersample=10)
     with open_image(io.BytesIO(content)) as image:
         assert image.stored == Stored(3, 10, False)
         assert image.values().dtype == np.uint16
-        assert image.values().max() > 60_000
+        assert 900 < image.values().max() < 1024
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -132,7 +141,7 @@ def test_formats_without_another_decoder_are_refused(content: bytes, bits: int) 
 
 def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(UserError, match=r"16 bits, of which Pillow reads 8: .*dino-ssl\[tiff\]"):
+    with pytest.raises(ImageError, match=r"16 bits, of which Pillow reads 8: .*dino-ssl\[tiff\]"):
         values(FILES["rgb.png"])
     assert as_pixels(read_image(io.BytesIO(FILES["rgb.png"]))).max() == 15
 

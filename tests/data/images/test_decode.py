@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import transforms
 
 from dino.data.images import preprocessing
-from dino.data.images.decode import crop_resize, read_image, to_pil, to_rgb, to_tensor
+from dino.data.images.decode import as_picture, crop_resize, read_image, to_pil, to_rgb, to_tensor
 from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from dino.data.images.preprocessing import Preprocessing
@@ -76,14 +76,14 @@ def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
 def test_sixteen_bits_keep_their_scale(tmp_path: Path) -> None:
     levels = np.array([[0, 256, 257, 128 * 257, 65535]], dtype=np.uint16)
     for name in ("a.png", "a.tif"):
-        image = read_image(saved(Image.fromarray(levels), tmp_path / name))
+        image = as_picture(read_image(saved(Image.fromarray(levels), tmp_path / name)))
         assert image.mode == "RGB"
         assert np.asarray(image)[0, :, 1].tolist() == [0, 0, 1, 128, 255]
 
 
 def test_numbers_without_a_range_are_stretched(tmp_path: Path) -> None:
     values = np.array([[-2.0, 0.0, np.nan, 2.0, np.inf]], dtype=np.float32)
-    image = read_image(saved(Image.fromarray(values), tmp_path / "a.tif"))
+    image = as_picture(read_image(saved(Image.fromarray(values), tmp_path / "a.tif")))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 128, 0, 255, 255]
     integers = Image.fromarray(np.array([[1000, 3000]], dtype=np.int32))
     assert np.asarray(to_rgb(integers))[0, :, 2].tolist() == [0, 255]
@@ -141,7 +141,7 @@ def test_damaged_bytes_are_an_image_or_an_image_error(
         first = int(place * len(content))
         path.write_bytes(content[:first] + junk + content[first + len(junk) :])
         with suppress(ImageError):
-            assert read_image(path).mode == "RGB"
+            assert as_picture(read_image(path)).mode == "RGB"
 
 
 def test_an_image_error_survives_pickling() -> None:

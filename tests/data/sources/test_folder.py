@@ -6,7 +6,9 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.dicoms import dicom
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,3 +198,14 @@ def test_the_digest_is_that_of_names_and_classes(root: Path, tmp_path: Path) -> 
     assert other != digest
     make(moved, "7.png")
     assert Folder(moved).digest() not in (digest, other)
+
+
+# ---------------------------------------------------------------------------------- DICOM
+def test_dicom_files_need_no_ending(tmp_path: Path) -> None:
+    for name in ("IM0001", "1.2.840.17", "a.dcm"):
+        dicom(tmp_path / name, np.zeros((4, 4), np.uint16))
+    (tmp_path / "README").write_text("no image")
+    (tmp_path / "b.17").write_bytes(b"")
+    source = open_source(tmp_path)
+    assert [Path(source.path(i)).name for i in range(3)] == ["1.2.840.17", "IM0001", "a.dcm"]
+    assert source.left_out == {"": 1, ".17": 1}

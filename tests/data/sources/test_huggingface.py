@@ -171,3 +171,20 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         open_source("hf:")
     with pytest.raises(UserError, match="'spilt' is no setting of data sets of the hub"):
         open_source("hf:x?spilt=train")
+
+
+@pytest.mark.parametrize("form", ["struct", "bytes"])
+def test_parquet_without_the_metadata_of_the_hub(root: Path, tmp_path: Path, form: str) -> None:
+    """The same rows as a file and as a folder."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    contents = [content for _, content, _ in samples(root)]
+    rows = [{"bytes": content, "path": None} for content in contents]
+    columns = {"image": rows if form == "struct" else contents, "label": [0, 1] * (COUNT // 2)}
+    (tmp_path / "a").mkdir()
+    parquet.write_table(arrow.table(columns), tmp_path / "a" / "train.parquet")
+    found = [open_source(f"hf:{tmp_path / 'a'}"), open_source(tmp_path / "a" / "train.parquet")]
+    for source in found:
+        assert (len(source), source.labels) == (COUNT, [0, 1] * (COUNT // 2))
+    for index in range(COUNT):
+        first, second = (as_pixels(source[index]) for source in found)
+        assert torch.equal(first, second)

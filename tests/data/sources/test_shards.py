@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import ranks as processes
+from helpers.dicoms import dicom
 from helpers.packing import CLASSES, members, pictures, samples, shards, tar
 from torch import Tensor
 
@@ -571,3 +574,18 @@ def test_a_shards_index_is_small(many: str) -> None:
     }
     assert not any(isinstance(value, list) for value in vars(source).values())
     assert json.dumps(source.blocks.tolist()) == json.dumps([1] * COUNT)
+
+
+def test_dicom_members_need_no_ending(tmp_path: Path) -> None:
+    dicom(stream := io.BytesIO(), np.full((4, 5), 7, np.uint16))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("case/IM0001", "case/1.2.840.17", "case/README", "case/a.dcm"):
+            content = b"no image" if name.endswith("README") else stream.getvalue()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    source = open_source(tmp_path / "a.tar")
+    names = [Path(source.path(index)).name for index in range(len(source))]
+    assert names == ["IM0001", "1.2.840.17", "a.dcm"]
+    assert source.left_out == {"": 1}
+    assert np.asarray(source[0]).shape == (3, 4, 5)

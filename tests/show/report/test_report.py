@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import weakref
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dino.data.sources.base import Source
 from dino.files import UserError
 from dino.models.create import create
 from dino.show.html import picture
@@ -226,6 +228,38 @@ def test_no_query_is_its_own_neighbour(
         query, *neighbours = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
         assert query not in neighbours
         assert len(neighbours) == 2 * sections.NEIGHBOURS
+
+
+def test_photographs_of_neighbours_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 images, one or two are decoded at a time; thumbnails and inputs remain."""
+    alive, most = 0, 0
+
+    class Photographs(Source):
+        def __len__(self) -> int:
+            return 40
+
+        def path(self, index: int) -> str:
+            return f"{index}.png"
+
+        def __getitem__(self, index: int) -> Image.Image:
+            nonlocal alive, most
+            image = Image.new("RGB", (400, 300), (index, 0, 255 - index))
+            alive, most = alive + 1, max(most, alive + 1)
+            weakref.finalize(image, gone)
+            return image
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    monkeypatch.setattr(sections, "open_source", lambda *_: Photographs())
+    networks = [
+        create("vit_tiny", embed_dim=24, depth=1, heads=2, patch_size=16, image_size=32)
+    ] * 2
+    text = sections.neighbours(sections.Pair(*networks), "images", None)
+    assert text.count("<img") == sections.QUERIES * (1 + 2 * sections.NEIGHBOURS)
+    assert most <= 2
+    assert alive == 0
 
 
 def test_convnets_have_components_but_no_attention(

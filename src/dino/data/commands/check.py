@@ -20,6 +20,7 @@ from torch import Tensor
 from dino.data.commands.stats import read_stats
 from dino.data.images.bit_depth import Stored
 from dino.data.images.image_errors import count_each, write_list
+from dino.data.images.other_formats import REMEDIES
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.loader import decoded, image_batches
 from dino.data.sources.open import Source, open_source
@@ -121,7 +122,7 @@ class Check:
     channels: Annotated[int, Range(low=1)] | None = None
     """C that they must have; by default 3."""
     page: Annotated[int, Range(low=0)] | None = None
-    """Page of multi-page TIFFs, frame of DICOMs; by default 0, the first."""
+    """Page of multi-page TIFFs, frame of DICOMs, from 0; the first of C where pages are grey."""
     stats: Path | None = None
     """Channels, page and range of values from this file of `dino data stats` instead."""
     workers: Annotated[int, Range(low=0, high=1000)] | None = None
@@ -139,7 +140,7 @@ def run(settings: Check) -> Checked:
     check_output(settings.out, (".csv",), siblings=(".json",))
     if settings.stats is None:
         channels = 3 if settings.channels is None else settings.channels
-        pixels = PixelFormat(channels, settings.page or 0)
+        pixels = PixelFormat(channels, settings.page)
     elif (settings.channels, settings.page) != (None, None):
         raise UserError("--stats says channels and page: leave out --channels and --page")
     else:
@@ -164,7 +165,9 @@ def _table(checked: Checked, summary: dict[str, Any]) -> Table:
         table.add_row(defect, f"{count:,}", style="red")
     table.add_row("all", f"{checked.images:,}", end_section=True)
     for ending, count in sorted(checked.left_out.items(), key=lambda item: -item[1]):
-        table.add_row(f"left out, no image: {ending or 'no ending'}", f"{count:,}", style="yellow")
+        remedy = f" ({REMEDIES[ending]})" if ending in REMEDIES else ""
+        label = f"left out, no image: {ending or 'no ending'}{remedy}"
+        table.add_row(label, f"{count:,}", style="yellow")
     table.add_section()
     for kind, count in checked.stored.items():
         table.add_row(f"stored as {kind}", f"{count:,}")

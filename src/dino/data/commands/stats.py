@@ -8,7 +8,7 @@ Shapes: C channels, G side of the sample of one image, N sampled pixels.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -49,6 +49,7 @@ class Stats(PixelFormat):
         images: number of images that were read.
         skipped: number of images that could not be used.
         data: where they came from.
+        nodata_share: share of the sampled pixels without data, of each channel.
     """
 
     mean: tuple[float, ...]
@@ -56,11 +57,12 @@ class Stats(PixelFormat):
     images: int
     skipped: int
     data: str
+    nodata_share: tuple[float, ...] = ()
 
     @property
     def format(self) -> PixelFormat:
         """The pixel format alone."""
-        return PixelFormat(self.channels, self.page, self.low, self.high)
+        return PixelFormat(self.channels, self.page, self.low, self.high, self.nodata)
 
     def settings(self) -> dict[str, Any]:
         """The values of `dino.train.config.PixelSettings`."""
@@ -99,7 +101,7 @@ def measure(
         UserError: if no image can be used, 8 bits and others are mixed, or a channel is constant.
     """
     # With any range given, a DICOM's window is not applied.
-    no_window = PixelFormat(pixels.channels, pixels.page, (0.0,), (1.0,))
+    no_window = replace(pixels, low=(0.0,), high=(1.0,))
     source = open_source(source, no_window if range == "percentile" else pixels)
     read, indices = partial(_pixel_sample, pixels=pixels), spread(len(source), images)
     skipped: list[ImageError] = []
@@ -113,30 +115,35 @@ def measure(
             samples += batch.images.flatten(2)
     if not names:
         raise UserError(f"none of {len(indices):,} images can be used, the first: {skipped[0]}")
-    values, levels, (deep,) = np.split(
-        torch.cat(samples, dim=1).numpy(), [pixels.channels, 2 * pixels.channels]
+    values, levels, valid, (deep, inverted) = np.split(
+        torch.cat(samples, dim=1).numpy(), [pixels.channels * part for part in (1, 2, 3)]
     )
-    deep = deep[:: SIDE**2].astype(bool)
+    valid, deep, inverted = valid > 0, deep[:: SIDE**2] > 0, inverted > 0
     if pixels.low is None and (range == "percentile" or (range == "auto" and deep.any())):
         if not deep.all() and range == "auto":
             raise UserError(
                 f"{names[deep.argmin()]} has 8 bits and {names[deep.argmax()]} has not: "
                 "give images of one kind, or say --range full or --range percentile"
             )
-        bounds = [_bounds(number, channel) for number, channel in enumerate(values)]
+        pairs = zip(values, valid, strict=True)
+        bounds = [_bounds(number, channel[known]) for number, (channel, known) in enumerate(pairs)]
         low, high = zip(*bounds, strict=True)
-        pixels = PixelFormat(pixels.channels, pixels.page, low, high)
+        pixels = replace(pixels, low=low, high=high)
         levels = pixels.levels(values[:, None]).squeeze(1)
-    for number, channel in enumerate(levels):
-        _check_variation(number, channel.min(), channel.max())
-    shares = levels / 255
+        levels = np.where(inverted, 255 - levels, levels)
+    shares = [channel[known] / 255 for channel, known in zip(levels, valid, strict=True)]
+    for number, share in enumerate(shares):
+        if share.size == 0:
+            raise UserError(f"no sampled pixel of channel {number} holds data: leave it out")
+        _check_variation(number, 255 * share.min(), 255 * share.max())
     stats = Stats(
         **asdict(pixels),
-        mean=tuple(shares.mean(axis=1).tolist()),
-        std=tuple(shares.std(axis=1).tolist()),
+        mean=tuple(float(share.mean()) for share in shares),
+        std=tuple(float(share.std()) for share in shares),
         images=len(names),
         skipped=len(skipped),
         data=data,
+        nodata_share=tuple((~valid).mean(axis=1).tolist()),
     )
     return stats, skipped
 
@@ -164,17 +171,22 @@ def _check_variation(number: int, low: float, high: float) -> None:
 def _pixel_sample(
     source: Source, index: int, pixels: PixelFormat
 ) -> Float64[Tensor, "rows {SIDE} {SIDE}"]:
-    """Sampled pixels of an image, 2 C + 1 rows.
+    """Sampled pixels of an image, 3 C + 2 rows.
 
-    First the values as they are stored, then their levels, then 1 if they have other than 8 bits.
+    First the values as they are stored, then their levels, then 1 where they hold data; then 1 if
+    they have other than 8 bits and no window, and 1 if the smallest is white.
     """
     with source.open(index) as image:
-        values = pixels.with_channels(image.values(), source.path(index))
+        values, info = pixels.with_channels(image.values(), source.path(index)), image.info
     drawn = generator(0, 0, index).integers(values[0].size, size=(SIDE, SIDE))
-    levels = pixels.levels(values)
-    rows = [np.reshape(channels, (len(channels), -1))[:, drawn] for channels in (values, levels)]
-    deep = np.full((1, SIDE, SIDE), values.dtype.itemsize > 1)
-    return torch.from_numpy(np.concatenate([*rows, deep], dtype=np.float64))
+    valid = np.broadcast_to(pixels.valid(values, info), values.shape)
+    rows = [
+        np.reshape(channels, (len(channels), -1))[:, drawn]
+        for channels in (values, pixels.levels(values, info), valid)
+    ]
+    deep = values.dtype.itemsize > 1 and info.window is None
+    flags = [np.full((1, SIDE, SIDE), flag) for flag in (deep, info.inverted)]
+    return torch.from_numpy(np.concatenate([*rows, *flags], dtype=np.float64))
 
 
 # ---------------------------------------------------------------------------------- command
@@ -186,8 +198,8 @@ class StatsSettings:
     """Images: whatever `dino pretrain --data` takes."""
     channels: Annotated[int, Range(low=1)] = 3
     """C."""
-    page: Annotated[int, Range(low=0)] = 0
-    """Page of multi-page TIFFs, frame of DICOMs, from 0."""
+    page: Annotated[int, Range(low=0)] | None = None
+    """Page of multi-page TIFFs, frame of DICOMs, from 0; the first of C where pages are grey."""
     images: Annotated[int, Range(low=1)] = 2000
     """At most so many are read, evenly spread over all."""
     range: RangeChoice = "auto"
@@ -198,6 +210,8 @@ class StatsSettings:
     """Value that becomes 0, for each channel or one for all, instead of a measured one."""
     high: tuple[float, ...] | None = None
     """Value that becomes 255."""
+    nodata: float | None = None
+    """Value of pixels without data, which are left out; None for what a TIFF says."""
     workers: Annotated[int, Range(low=0, high=1000)] | None = None
     """Processes that read images; by default one for each core but one, at most 16."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("stats.json")
@@ -211,7 +225,9 @@ def run(settings: StatsSettings) -> Stats:
         UserError: for data that do not exist or cannot be measured (see `measure`).
     """
     check_output(settings.out)
-    pixels = PixelFormat(settings.channels, settings.page, settings.low, settings.high)
+    pixels = PixelFormat(
+        settings.channels, settings.page, settings.low, settings.high, settings.nodata
+    )
     stats, skipped = measure(
         open_source(settings.data, pixels),
         pixels,
@@ -236,12 +252,14 @@ def run(settings: StatsSettings) -> Stats:
 
 def _table(stats: Stats) -> Table:
     table = Table(title=f"{stats.images:,} images of {stats.data}")
-    for name in ("channel", "low", "high", "mean", "std"):
+    without = any(stats.nodata_share)
+    for name in ("channel", "low", "high", "mean", "std", *["no data"] * without):
         table.add_column(name, justify="right")
     for number, moments in enumerate(zip(stats.mean, stats.std, strict=True)):
         bounds = (
             "full" if values is None else f"{np.resize(values, stats.channels)[number]:.6g}"
             for values in (stats.low, stats.high)
         )
-        table.add_row(str(number), *bounds, *(f"{moment:.4f}" for moment in moments))
+        shares = [f"{stats.nodata_share[number]:.1%}"] if without else []
+        table.add_row(str(number), *bounds, *(f"{moment:.4f}" for moment in moments), *shares)
     return table

@@ -1,7 +1,7 @@
 """Bits of the values in image files, and the files that Pillow would cut to 8 bits.
 
-Pillow has no mode for colour of more than 8 bits a channel: it opens 16-bit PNGs, TIFFs, JPEG 2000
-and others in a mode of 8 bits. Where the values matter, imagecodecs and tifffile read them.
+Pillow has no mode for colour of more than 8 bits a channel: it opens 16-bit PNGs, JPEG 2000 and
+others in a mode of 8 bits. Where the values matter, imagecodecs reads them.
 
 Shapes: C channels, H height and W width.
 """
@@ -16,10 +16,15 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image, ImageMode
 
-from dino.data.images.image_errors import ImageError
-from dino.data.images.pixel_format import PixelFormat, Stream, check_size, planes
-from dino.data.images.readers import read_tiff
-from dino.files import UserError
+from dino.data.images.image_errors import ImageError, missing_extra
+from dino.data.images.pixel_format import (
+    NO_INFO,
+    PixelFormat,
+    Stream,
+    ValueInfo,
+    check_size,
+    planes,
+)
 
 _CODECS = {"PNG": "png_decode", "JPEG2000": "jpeg2k_decode", "AVIF": "avif_decode"}
 _LUMA = (0.299, 0.587, 0.114)  # as Pillow's "L" (ITU-R 601-2)
@@ -49,9 +54,10 @@ class Stored(NamedTuple):
         return f"{self.channels} channel{plural} of {bits}{' (floats)' * self.floating}"
 
 
-def of_values(values: Shaped[np.ndarray, "C H W"]) -> Stored:
-    """What an array is stored as."""
-    return Stored(len(values), _bits(values.dtype), values.dtype.kind == "f")
+def of_values(values: Shaped[np.ndarray, "C H W"], info: ValueInfo = NO_INFO) -> Stored:
+    """What an array is stored as; the bits of a file count, if it states them."""
+    floating = values.dtype.kind == "f" and info.bits is None
+    return Stored(info.channels or len(values), info.bits or _bits(values.dtype), floating)
 
 
 def of_picture(picture: Image.Image, stream: Stream | None) -> Stored:
@@ -71,6 +77,12 @@ def narrowed(picture: Image.Image, stored: Stored) -> bool:
     return stored.bits > max(8, _bits(np.dtype(ImageMode.getmode(picture.mode).typestr)))
 
 
+def spare_bits(picture: Image.Image, stored: Stored) -> int:
+    """By how many bits Pillow shifts the grey values of a file up, to fill 16."""
+    shifted = picture.format == "JPEG2000" and picture.mode.startswith("I;16")
+    return 16 - stored.bits if shifted else 0
+
+
 def read_all_bits(
     picture: Image.Image,
     stream: Stream,
@@ -81,29 +93,35 @@ def read_all_bits(
 ) -> Shaped[np.ndarray, "C H W"]:
     """The values of a file that Pillow would cut, turned upright from EXIF's orientation 1 to 8.
 
-    With 3 channels or 1, what is transparent becomes white; with 1, colour becomes grey. Values of
-    9 to 15 `bits` are scaled to 16 bits, but for TIFF.
+    With 3 channels or 1, what is transparent becomes white; with 1, colour becomes grey.
 
     Raises:
-        ImageError: for a format that has no other decoder.
-        UserError: if the decoder is not installed.
+        ImageError: for a format that has no other decoder, or if it is not installed.
     """
     stream.seek(0)
-    if picture.format == "TIFF":
-        values = read_tiff(stream, name, pixels)
-    else:
-        values = _decoded(picture, stream, name, bits)
-    if orientation in SWAPPED:
-        values = values.swapaxes(1, 2)
-    values = np.flip(values, _FLIPS.get(orientation, ()))
-    if pixels.channels not in (1, 3) or values.dtype != np.uint16:
+    values = upright(_decoded(picture, stream, name, bits), orientation)
+    if pixels.channels not in (1, 3):
         return values
     if len(values) in (2, 4) and picture.mode in ("LA", "RGBA"):
-        alpha = values[-1:] / 65535
-        values = np.rint(values[:-1] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
-    if pixels.channels == 1 and len(values) == 3:
-        values = np.rint(np.tensordot(_LUMA, values, 1))[None].astype(np.uint16)
-    return values
+        top = 2**bits - 1
+        alpha = values[-1:] / top
+        values = np.rint(values[:-1] * alpha + top * (1 - alpha)).astype(values.dtype)
+    return grey(values) if pixels.channels == 1 else values
+
+
+def upright(values: Shaped[np.ndarray, "C H W"], orientation: int) -> Shaped[np.ndarray, "C h w"]:
+    """An image turned upright from an orientation 1 to 8 of EXIF or TIFF."""
+    if orientation in SWAPPED:
+        values = values.swapaxes(1, 2)
+    return np.flip(values, _FLIPS.get(orientation, ()))
+
+
+def grey(values: Shaped[np.ndarray, "stored H W"]) -> Shaped[np.ndarray, "C H W"]:
+    """Three channels as one of grey; others as they are."""
+    if len(values) != 3:
+        return values
+    found = np.tensordot(_LUMA, values, 1)[None]
+    return (found if values.dtype.kind == "f" else np.rint(found)).astype(values.dtype)
 
 
 def _decoded(picture: Image.Image, stream: Stream, name: str, bits: int) -> np.ndarray:
@@ -114,12 +132,9 @@ def _decoded(picture: Image.Image, stream: Stream, name: str, bits: int) -> np.n
     try:
         import imagecodecs
     except ImportError:
-        raise UserError(f"{name}: {reason}: pip install 'dino-ssl[tiff]'") from None
+        raise missing_extra(name, reason, "tiff") from None
     check_size(name, picture.width * picture.height)
-    values: np.ndarray = getattr(imagecodecs, decoder)(stream.read())
-    if bits < 16:
-        values = values << (16 - bits)
-    return planes(values)
+    return planes(getattr(imagecodecs, decoder)(stream.read()))
 
 
 # ---------------------------------------------------------------------------------- bits of files
@@ -132,7 +147,7 @@ def _file_bits(picture: Image.Image, stream: Stream) -> int:
     arguments = _arguments(picture)
     if picture.format == "TIFF":
         bits: Any = picture.tag_v2.get(258, 1)  # type: ignore[attr-defined]
-        return max(bits) if isinstance(bits, tuple) else int(bits)
+        return int(np.max(bits))
     if picture.format == "PPM" and len(arguments) > 1:  # the mode and the largest value
         return int(arguments[1]).bit_length()
     if picture.format == "JPEG2000":  # Ssiz of the first component, behind SOC and SIZ

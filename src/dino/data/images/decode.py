@@ -9,27 +9,49 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
 from dino.data.images import bit_depth
-from dino.data.images.image_errors import ImageError
+from dino.data.images.dicom import count_frames, read_dicom
+from dino.data.images.image_errors import ImageError, missing_extra
 from dino.data.images.library_messages import Messages, log_and_stderr, python_warnings
-from dino.data.images.pixel_format import RGB, PixelFormat, Stream, kind_of, planes
-from dino.data.images.readers import beyond_pillow, read_dicom, read_npy, read_tiff
+from dino.data.images.metadata import pixels_only
+from dino.data.images.npy import read_npy
+from dino.data.images.other_formats import recognized
+from dino.data.images.pixel_format import (
+    NO_INFO,
+    RGB,
+    PixelFormat,
+    Stream,
+    ValueInfo,
+    kind_of,
+    planes,
+)
+from dino.data.images.tiff import count_pages, pillow_reads, read_tiff
 from dino.files import UserError
 
 Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]
 """What a source gives: an RGB picture, or its pixels."""
 
 _ORIENTATION = 0x0112  # EXIF tag
+_HEIF = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 # ---------------------------------------------------------------------------------- opened images
@@ -41,6 +63,7 @@ class OpenedImage:
     Attributes:
         size: height and width in pixels, upright.
         stored: channels and bits of the file.
+        info: what the file says about its values.
     """
 
     def __init__(
@@ -48,13 +71,15 @@ class OpenedImage:
         values: Shaped[np.ndarray, "stored H W"],
         name: str,
         pixels: PixelFormat,
+        info: ValueInfo = NO_INFO,
         unusable: str | None = None,
     ) -> None:
         self._values, self._name, self._pixels, self._unusable = values, name, pixels, unusable
-        self.size, self.stored = (values.shape[1], values.shape[2]), bit_depth.of_values(values)
+        self.size, self.info = (values.shape[1], values.shape[2]), info
+        self.stored = bit_depth.of_values(values, info)
 
     def decode(self, factor: int = 1) -> Sample:
-        """The pixels: an RGB picture where the format is plain RGB, else a uint8 tensor [C, H, W].
+        """The pixels: an RGB picture from Pillow for plain RGB, or a uint8 tensor [C, H, W].
 
         Args:
             factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its height and width, by
@@ -62,7 +87,8 @@ class OpenedImage:
         """
         if self._unusable is not None:
             raise ImageError(self._name, self._unusable, "misfit")
-        levels = self._pixels.with_channels(self._pixels.levels(self.values()), self._name)
+        levels = self._pixels.levels(self.values(), self.info)
+        levels = self._pixels.with_channels(levels, self._name)
         # What was read may be read-only, or one plane for all channels.
         return torch.from_numpy(np.require(levels, requirements=["C", "W"]))
 
@@ -80,19 +106,30 @@ class _OpenedPicture(OpenedImage):
         self._picture, self._name, self._pixels, self._stream = picture, name, pixels, stream
         self._unusable = None
         self.stored = bit_depth.of_picture(picture, stream)  # before a PNG is decoded for its EXIF
-        self._orientation = 1 if stream is None else picture.getexif().get(_ORIENTATION, 1)
+        self._narrowed = stream is not None and bit_depth.narrowed(picture, self.stored)
+        self._spare = 0 if stream is None else bit_depth.spare_bits(picture, self.stored)
+        deep = self._narrowed or self._spare
+        self.info = ValueInfo(bits=self.stored.bits) if deep else NO_INFO
+        self._orientation = 1
+        if stream is not None:
+            with suppress(Exception):  # damaged EXIF raises nearly anything
+                self._orientation = picture.getexif().get(_ORIENTATION, 1)
         width, height = picture.size
         self.size = (width, height) if self._orientation in bit_depth.SWAPPED else (height, width)
 
     def decode(self, factor: int = 1) -> Sample:
-        if self._pixels.channels == 3 and self._pixels.low is None:
+        pixels = self._pixels
+        # Of JPEG 2000 with more than 8 bits, Pillow makes white black, or darker.
+        wraps = self._picture.format == "JPEG2000" and self.info.bits is not None
+        if pixels.channels == 3 and pixels.low is None and pixels.nodata is None and not wraps:
             return to_rgb(self._upright(factor))
         return super().decode()
 
     def values(self) -> Shaped[np.ndarray, "C H W"]:
         picture, stream, bits = self._picture, self._stream, self.stored.bits
-        if stream is None or not bit_depth.narrowed(picture, self.stored):
-            return picture_values(self._upright(), self._pixels)
+        if stream is None or not self._narrowed:
+            values = picture_values(self._upright(), self._pixels)
+            return values >> self._spare if self._spare else values
         with log_and_stderr(Messages()):  # harmless, or part of the error
             return bit_depth.read_all_bits(
                 picture, stream, self._name, self._pixels, bits, self._orientation
@@ -100,11 +137,16 @@ class _OpenedPicture(OpenedImage):
 
     def _upright(self, factor: int = 1) -> Image.Image:
         picture = self._picture
-        if self._stream is not None:
-            if factor > 1 and picture.format == "JPEG":
-                picture.draft(None, (picture.width // factor, picture.height // factor))
-            ImageOps.exif_transpose(picture, in_place=True)
-        picture.load()
+        if self._stream is not None and factor > 1 and picture.format in ("JPEG", "MPO"):
+            picture.draft(None, (picture.width // factor, picture.height // factor))
+        try:
+            picture.load()
+        except Exception as error:
+            picture = _without_metadata(self._stream, error)
+        if self._orientation in _UPRIGHT:
+            turned = picture.transpose(_UPRIGHT[self._orientation])
+            turned.format = picture.format
+            return turned
         return picture
 
 
@@ -167,25 +209,87 @@ def _opened_file(
     if kind == "npy":
         return OpenedImage(read_npy(stream, name, pixels), name, pixels)
     if kind == "dicom":
-        return OpenedImage(read_dicom(stream, name, pixels), name, pixels)
-    picture = None
-    if kind == "picture" or pixels.channels in (1, 3):
+        values, info = read_dicom(stream, name, pixels)
+        return OpenedImage(values, name, pixels, info)
+    if kind == "tiff":
+        return _opened_tiff(stream, name, pixels, stack)
+    picture: Image.Image
+    try:
+        picture = stack.enter_context(Image.open(stream))
+    except UnidentifiedImageError as error:
         try:
-            picture = stack.enter_context(Image.open(stream))
+            picture = _heif(stream, name) or _without_metadata(stream, error)
         except UnidentifiedImageError:
-            if kind != "tiff":
-                raise
-    if picture is None or beyond_pillow(picture, name):
-        stream.seek(0)
-        return OpenedImage(read_tiff(stream, name, pixels), name, pixels)
+            raise ImageError(name, recognized(stream), "not an image") from None
+    except (ValueError, OSError) as error:
+        picture = _without_metadata(stream, error)
+    if isinstance(picture, ImageFile.StubImageFile):  # which Pillow only identifies
+        raise ImageError(name, recognized(stream, picture.format), "not an image")
     if picture.format == "EPS":  # Pillow would run it by Ghostscript
         raise ImageError(name, "it is a program in PostScript", "not an image")
+    _seek(picture, name, pixels)
+    return _OpenedPicture(picture, name, pixels, stream)
+
+
+def _without_metadata(stream: Stream | None, error: Exception) -> Image.Image:
+    """The picture without its metadata, if those were damaged; raises `error` otherwise."""
+    plain = None if stream is None else pixels_only(stream)
+    if plain is None:
+        raise error
+    try:
+        picture = Image.open(plain)
+        picture.load()
+    except Exception:
+        raise error from None
+    return picture
+
+
+def _heif(stream: Stream, name: str) -> Image.Image | None:
+    """A picture in HEIC or HEIF, by pillow-heif; None for other files."""
+    stream.seek(4)
+    if stream.read(8) not in _HEIF:
+        return None
+    try:
+        import pillow_heif
+    except ImportError:
+        raise missing_extra(name, "it is a HEIC image", "heic") from None
+    stream.seek(0)
+    picture: Image.Image = pillow_heif.open_heif(stream).to_pillow()
+    return picture
+
+
+def _opened_tiff(stream: Stream, name: str, pixels: PixelFormat, stack: ExitStack) -> OpenedImage:
+    """By Pillow where it reads the values as they are stored, else, or if it fails, by tifffile."""
+    try:
+        picture = stack.enter_context(Image.open(stream))
+        _seek(picture, name, pixels)
+        if pillow_reads(picture, name, pixels):
+            picture.load()
+            return _OpenedPicture(picture, name, pixels, stream)
+    except (UserError, Image.DecompressionBombError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        pass
+    except Exception as error:
+        try:
+            return _by_tifffile(stream, name, pixels)
+        except Exception:
+            raise error from None
+    return _by_tifffile(stream, name, pixels)
+
+
+def _by_tifffile(stream: Stream, name: str, pixels: PixelFormat) -> OpenedImage:
+    stream.seek(0)
+    values, info = read_tiff(stream, name, pixels)
+    return OpenedImage(values, name, pixels, info)
+
+
+def _seek(picture: Image.Image, name: str, pixels: PixelFormat) -> None:
     if pixels.page:
         try:
             picture.seek(pixels.page)
         except EOFError:
             raise ImageError(name, f"it has no page {pixels.page}", "misfit") from None
-    return _OpenedPicture(picture, name, pixels, stream)
 
 
 def _opened_sample(sample: Any, name: str, pixels: PixelFormat) -> OpenedImage:
@@ -200,8 +304,11 @@ def _opened_sample(sample: Any, name: str, pixels: PixelFormat) -> OpenedImage:
         raise ImageError(name, _unusable(sample, pixels), "misfit")
     if values.ndim == 2 or not isinstance(sample, Tensor):
         values = planes(values)
-    typed = pixels.low is not None or values.dtype in (np.uint8, np.uint16, np.int16)
-    return OpenedImage(values, name, pixels, None if typed else _unusable(sample, pixels, True))
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    small = values.dtype.kind in "ui" and values.dtype.itemsize <= 2
+    typed = pixels.low is not None or small
+    unusable = None if typed else _unusable(sample, pixels, True)
+    return OpenedImage(values, name, pixels, unusable=unusable)
 
 
 def _unusable(sample: Any, pixels: PixelFormat, convertible: bool = False) -> str:
@@ -248,6 +355,21 @@ def _open_regular(path: str | os.PathLike[str], name: str) -> Stream:
 
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+
+
+def page_count(content: Any, name: str) -> int:
+    """The number of pages of a TIFF or frames of a DICOM file; 1 of all else.
+
+    What cannot be read counts as one, too: reading it says why.
+    """
+    with ExitStack() as stack, suppress(Exception):
+        stack.enter_context(python_warnings(Messages()))
+        stack.enter_context(log_and_stderr(Messages()))
+        if isinstance(content, (str, os.PathLike)):
+            content = stack.enter_context(_open_regular(content, name))
+        count = {"tiff": count_pages, "dicom": count_frames}.get(kind_of(content, name))
+        return 1 if count is None else max(1, count(content))
+    return 1
 
 
 def read_image(content: Any, name: str | None = None, pixels: PixelFormat = RGB) -> Sample:

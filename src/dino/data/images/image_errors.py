@@ -15,7 +15,7 @@ Defect = Literal["missing", "unreadable", "empty", "not an image", "damaged", "t
 
 Missing: no such file. Unreadable: the system refuses. Empty: no bytes. Not an image: bytes in no
 known format. Damaged: truncated or corrupt. Too large: a decompression bomb. Misfit: pixels that
-do not fit the network.
+do not fit the network, or that need an extra.
 """
 
 
@@ -36,6 +36,11 @@ class ImageError(UserError):
     def __str__(self) -> str:
         """One sentence naming the file."""
         return f"{self.path} cannot be read as an image: {self.reason}"
+
+
+def missing_extra(path: str, what: str, extra: str) -> ImageError:
+    """The error of an image for which an optional package is not installed."""
+    return ImageError(path, f"{what}: pip install 'dino-ssl[{extra}]'", "misfit")
 
 
 def count_each(defects: Iterable[str]) -> dict[str, int]:

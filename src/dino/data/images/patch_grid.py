@@ -40,7 +40,7 @@ def patch_multiples(
 
 def resize_to_patches(
     image: Sample, size: int, patch: int, keep_aspect: bool
-) -> UInt8[Tensor, "C H W"]:
+) -> UInt8[Tensor, "C _ _"]:
     """The levels of an image at the size of `patch_multiples`, by an antialiased bilinear filter.
 
     Raises:

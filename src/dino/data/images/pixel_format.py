@@ -10,12 +10,13 @@ Shapes: C channels, H height and W width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Annotated, BinaryIO, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
 from dino.data.images.image_errors import ImageError
@@ -28,9 +29,9 @@ EXTENSIONS = (
     *(".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".sgi", ".rgb", ".rgba", ".bw", ".tga"),
     *(".icb", ".vda", ".vst", ".psd", ".qoi", ".dds", ".blp", ".ftc", ".ftu", ".pcx", ".dcx"),
     *(".pcd", ".pxr", ".ras", ".fit", ".fits", ".fli", ".flc", ".gbr", ".ico", ".cur"),
-    *(".icns", ".msp", ".xbm", ".xpm"),
+    *(".icns", ".msp", ".xbm", ".xpm", ".heic", ".heif", ".hif"),
 )
-"""Endings of image files, in any case: all that Pillow decodes, .npy and .dcm.
+"""Endings of image files, in any case: all that Pillow decodes, .npy, .dcm and HEIC.
 
 PostScript is left out, which Pillow would run; IM, which it gives up; and what it only identifies:
 video, metafiles, GRIB, BUFR, HDF5."""
@@ -43,25 +44,50 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class ValueInfo:
+    """What a file says about its values, which stay as they are stored; see `PixelFormat.levels`.
+
+    Attributes:
+        bits: of integers; None for all bits of their type.
+        inverted: whether the smallest value is white (MINISWHITE of TIFF, MONOCHROME1 of DICOM).
+        nodata: the value of pixels that hold none.
+        window: values that become 0 and 255 unless a range is given (VOI window of DICOM).
+        channels: in the file, where the values have others (of a palette, or without alpha).
+    """
+
+    bits: int | None = None
+    inverted: bool = False
+    nodata: float | None = None
+    window: tuple[float, float] | None = None
+    channels: int | None = None
+
+
+NO_INFO = ValueInfo()
+
+
+@dataclass(frozen=True)
 class PixelFormat:
     """What is expected of an image, and how its values become levels from 0 to 255.
 
     Args:
         channels: C. With 3, images of one channel are repeated in all three, and what is
             transparent becomes white. With 1, colour becomes grey. All others must have C.
-        page: of a multi-page TIFF or a DICOM of several frames, counted from 0.
+        page: of a multi-page TIFF or a DICOM of several frames, counted from 0; of pages of one
+            channel, the first of C. None takes the only page, or the channels that the file names.
         low: value that becomes 0, for each channel or one for all; None takes what the type
             offers: all of 8 and 16-bit integers, of all else the range of each image.
         high: value that becomes 255; given if and only if `low` is.
+        nodata: value of pixels that hold none; None for what the file says (GDAL's tag in TIFF).
 
     Raises:
         UserError: if a value lies outside its range, naming it.
     """
 
     channels: Annotated[int, Range(low=1)] = 3
-    page: Annotated[int, Range(low=0)] = 0
+    page: Annotated[int, Range(low=0)] | None = None
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    nodata: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -81,29 +107,54 @@ class PixelFormat:
     @property
     def plain(self) -> bool:
         """Whether these are Pillow's RGB pictures."""
-        return self == RGB
+        return replace(self, page=None) == RGB
 
-    def levels(self, values: Shaped[np.ndarray, "C H W"]) -> UInt8[np.ndarray, "C H W"]:
+    def levels(
+        self, values: Shaped[np.ndarray, "C H W"], info: ValueInfo = NO_INFO
+    ) -> UInt8[np.ndarray, "C H W"]:
         """Values of any type as 8-bit levels.
 
         With a range, what lies outside it becomes 0 or 255, and so do infinities; NaN becomes 0.
+        Pixels without data get the mean level of the others in their channel, 0 if there is none.
         """
+        valid = self.valid(values, info)
+        levels = self._levels(values, info, valid)
+        if not valid.all():
+            levels = levels.copy()
+            for channel, known in zip(levels, np.broadcast_to(valid, values.shape), strict=True):
+                channel[~known] = round(float(channel[known].mean())) if known.any() else 0
+        return levels
+
+    def valid(
+        self, values: Shaped[np.ndarray, "C H W"], info: ValueInfo = NO_INFO
+    ) -> Bool[np.ndarray, ...]:
+        """Which pixels hold data, for each channel: [C, H, W], or a single True for all."""
+        nodata = info.nodata if self.nodata is None else self.nodata
+        if nodata is None:
+            return np.array(True)
+        with np.errstate(over="ignore"):
+            return np.logical_not(np.isnan(values) if np.isnan(nodata) else values == nodata)
+
+    def _levels(self, values: np.ndarray, info: ValueInfo, valid: np.ndarray) -> np.ndarray:
+        kind, bits = values.dtype, info.bits
         if self.low is not None and self.high is not None:
-            bounds = (np.reshape(np.array(b), (-1, 1, 1)) for b in (self.low, self.high))
-            return _scaled(values, *bounds)
-        if values.dtype == np.uint8:
-            return values
-        if values.dtype == np.bool_:
-            return values * np.uint8(255)
-        if values.dtype == np.uint16:
-            return (values // 257).astype(np.uint8)
-        if values.dtype == np.int16:
-            return ((values.astype(np.int32) + 2**15) // 257).astype(np.uint8)
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        if not low < high:
-            return np.zeros(values.shape, np.uint8)
-        return _scaled(values, np.array(low), np.array(high))
+            bounds = [np.reshape(np.array(b), (-1, 1, 1)) for b in (self.low, self.high)]
+        elif info.window is not None:
+            bounds = [np.array(bound) for bound in info.window]
+        elif kind == np.bool_ or (kind.kind in "ui" and kind.itemsize <= 2):
+            top = 1 if kind == np.bool_ else 2 ** (bits or 8 * kind.itemsize) - 1
+            if top == 255 and kind == np.uint8:
+                return ~values if info.inverted else values
+            start = (top + 1) // 2 if kind.kind == "i" else 0
+            offsets = np.clip(values.astype(np.int32) + start, 0, top)
+            return ((top - offsets if info.inverted else offsets) * 255 // top).astype(np.uint8)
+        else:
+            finite = values[np.isfinite(values) & valid]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+            if not low < high:
+                return np.zeros(values.shape, np.uint8)
+            bounds = [np.array(low), np.array(high)]
+        return _scaled(values, *(reversed(bounds) if info.inverted else bounds))
 
     def with_channels(
         self, values: Shaped[np.ndarray, "stored H W"], name: str
@@ -134,6 +185,15 @@ def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
 # ---------------------------------------------------------------------------------- kinds
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+# The first element of a DICOM data set without its preamble: group 2 or 8, then an explicit type,
+# or the length of a short value.
+_BARE_DICOM = re.compile(rb"[\2\x08]\0.\0([A-Z]{2}|[^\0]\0\0\0)", re.DOTALL)
+
+
+def is_dicom(start: bytes) -> bool:
+    """Whether a file that starts with these 132 bytes is a DICOM file."""
+    return start[128:132] == b"DICM" or bool(_BARE_DICOM.match(start))
+
 
 def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
     """The format by its first bytes, where it may be more than a picture.
@@ -146,11 +206,11 @@ def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dic
     stream.seek(0)
     if not start:
         raise ImageError(name, "it is empty", "empty")
+    if is_dicom(start):  # looked at first, since its preamble may be that of a TIFF
+        return "dicom"
     if start.startswith(b"\x93NUMPY"):
         return "npy"
-    if start.startswith(_TIFF):
-        return "tiff"
-    return "dicom" if start[128:132] == b"DICM" else "picture"
+    return "tiff" if start.startswith(_TIFF) else "picture"
 
 
 # ---------------------------------------------------------------------------------- checks

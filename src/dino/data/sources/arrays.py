@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dino.data.images.decode import OpenedImage
+from dino.data.images.pixel_format import planes
 from dino.data.sources.base import Source, sampled
 from dino.files import UserError
 
@@ -57,10 +61,20 @@ class Arrays(Source):
 
     def content(self, index: int) -> np.ndarray:
         """The values of image `index`, [H, W] or [H, W, C]."""
-        image = np.array(self._images[index])  # copied, since a mapping is read-only
+        native = self._images.dtype.newbyteorder("=")
+        image = np.array(self._images[index], dtype=native)  # copied: a mapping is read-only
         if image.ndim == 3 and image.shape[0] < image.shape[2]:
             image = image.transpose(1, 2, 0)
         return image
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[OpenedImage]:
+        """Image `index`; numbers of any type in a file, as in a `.npy` file of a folder."""
+        if isinstance(self._data, Path) and self._images.dtype.kind in "buif":
+            yield OpenedImage(planes(self.content(index)), self.path(index), self.pixels)
+        else:
+            with super().open(index) as image:
+                yield image
 
     def path(self, index: int) -> str:
         """The image's index in the array."""

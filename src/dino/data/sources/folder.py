@@ -11,7 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from dino.data.images.pixel_format import EXTENSIONS
+from dino.data.images.other_formats import REMEDIES
+from dino.data.images.pixel_format import EXTENSIONS, is_dicom
 from dino.data.sources.base import Source, warn
 from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError
@@ -74,7 +75,9 @@ class Folder(ImageFiles):
         root = Path(root)
         if not os.path.isdir(root):  # noqa: PTH112, Path's raises for very long names
             reason = "is a file" if os.path.exists(root) else "does not exist"  # noqa: PTH110
-            raise UserError(f"{root} {reason}: give --data {KINDS}")
+            name = root.name.lower()
+            remedies = [what for ending, what in REMEDIES.items() if name.endswith(ending)]
+            raise UserError(f"{root} {reason}: {(remedies or [f'give --data {KINDS}'])[-1]}")
         if found := [str(path) for path in splits(root).values()]:
             raise UserError(
                 f"{root} is divided into splits, which are no classes: "
@@ -156,8 +159,12 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
     for name in files:
         if _is_image(name):
             names.append(name)
+            continue
+        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122, pathlib is slow
+        if may_be_dicom(ending) and _starts_as_dicom(root / name):
+            names.append(name)
         else:
-            others[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122, pathlib is slow
+            others[ending] += 1
     if names:
         return sorted(names), others
     if not others:
@@ -168,6 +175,17 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
     if others.keys() == {".parquet"}:
         raise UserError(f"{root} holds {found}: give --data one of them, or hf:{root}")
     raise UserError(f"{root} holds no images: found {found}; images end in {' '.join(EXTENSIONS)}")
+
+
+def may_be_dicom(ending: str) -> bool:
+    """Whether files of this ending, such as "" or ".17", may be DICOM, which needs none."""
+    return ending[1:].isdecimal() or not ending
+
+
+def _starts_as_dicom(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return is_dicom(file.read(132))
+    return False
 
 
 def _is_image(name: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.base import Source, needs_extra, number_classes, split_settings
 from dino.data.sources.lists import LABEL_COLUMNS
+from dino.data.sources.parquet import IMAGE_COLUMNS
 from dino.files import UserError
 
 FORM = "hf:NAME?split=SPLIT&image=COLUMN&label=COLUMN&config=NAME"
@@ -47,6 +48,7 @@ class HubImages(Source):
             raise UserError(f"{self.name} is empty: choose another split")
         kinds = table.features.items()
         images = [column for column, kind in kinds if isinstance(kind, datasets.Image)]
+        images = images or [column for column, kind in kinds if _holds_bytes(column, kind)]
         classes = [column for column, kind in kinds if isinstance(kind, datasets.ClassLabel)]
         if not images:
             columns = ", ".join(table.column_names)
@@ -108,6 +110,13 @@ class HubImages(Source):
             self.classes, self.labels = list(names), values
         elif required:
             raise UserError(f"some rows of {self.name} have no class in {column}")
+
+
+def _holds_bytes(column: str, kind: Any) -> bool:
+    """Whether a column without the hub's metadata holds images, as in `ParquetImages`."""
+    if isinstance(kind, dict):
+        return "bytes" in kind
+    return getattr(kind, "dtype", "").endswith("binary") and column.lower() in IMAGE_COLUMNS
 
 
 def _opened(datasets: Any, name: str, config: str | None, split: str | None) -> Any:

@@ -19,10 +19,12 @@ from dino.data.sources.demo import DemoTiles
 from dino.data.sources.folder import Folder, warn_left_out
 from dino.data.sources.huggingface import HubImages
 from dino.data.sources.lists import FileList, list_settings
+from dino.data.sources.pages import SUFFIX, Pages
 from dino.data.sources.parquet import ParquetImages, image_column
 from dino.data.sources.shards import Shards, expand, shard_settings
 from dino.data.sources.torch_dataset import TorchDataset
 from dino.data.sources.torchvision_datasets import TorchvisionDataset
+from dino.files import UserError
 
 __all__ = ["Folder", "Source", "open_source"]
 
@@ -35,6 +37,7 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
 
             * a folder of images, nested or flat;
             * a text, CSV, TSV or Parquet list of files, with settings (module `lists`);
+            * either of them with `?pages=all`, for every page of its stacks (`pages`);
             * a Parquet table of encoded images (`parquet`);
             * tar shards of webdataset, `DIR/train-{000..127}.tar`, as paths or URLs (`shards`);
             * a `.npy` file or an array, [N, H, W], [N, H, W, C] or [N, C, H, W] (`arrays`);
@@ -60,6 +63,8 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
         source = Arrays(data)
     else:
         source = data if isinstance(data, Source) else TorchDataset(data)
+    if isinstance(source, Pages) and pixels.page is not None:
+        raise UserError(f"{data} takes all pages: leave out --page {pixels.page}")
     if source.pixels != pixels:
         source = copy(source)  # the user's object must not change
         source.pixels = pixels
@@ -67,6 +72,8 @@ def open_source(data: Any, pixels: PixelFormat = RGB) -> Source:
 
 
 def _named(data: str) -> Source:
+    if data.endswith(SUFFIX):
+        return Pages(_named(data.removesuffix(SUFFIX)))
     if os.path.isdir(data):  # noqa: PTH112, Path's raises for a name as long as a list of shards
         return Folder(data)
     kind, mark, name = data.partition(":")

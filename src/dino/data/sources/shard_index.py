@@ -21,8 +21,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from dino.data.images.pixel_format import EXTENSIONS
+from dino.data.images.pixel_format import EXTENSIONS, is_dicom
 from dino.data.sources.byte_ranges import LONGEST_READ, RangeFile, is_remote
+from dino.data.sources.folder import may_be_dicom
 from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError, atomic_write, cache_folder
 from dino.progress import bar
@@ -116,7 +117,7 @@ def index_shards(urls: Sequence[str]) -> list[Index]:
 def _index(url: str) -> Index:
     """The index of a shard, from the cache if the shard has the same size and version."""
     file = RangeFile(url)
-    key = f"2 {' '.join(EXTENSIONS)} {url if is_remote(url) else Path(url).absolute()}"
+    key = f"3 {' '.join(EXTENSIONS)} {url if is_remote(url) else Path(url).absolute()}"
     name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
     cached = cache_folder() / "shards" / f"{name}.safetensors"
     if file.version:
@@ -201,9 +202,14 @@ def _read_index(file: RangeFile) -> Index:
         for member in members(file, file.size):
             key, extension = _key_and_extension(member.name)
             kind = _kind(member)
-            if not kind or not key or _META.match(member.name):
+            if not kind or _META.match(member.name):
                 continue
             is_image = f".{extension.rpartition('.')[2]}" in EXTENSIONS
+            if kind == "file" and may_be_dicom(f".{extension.rpartition('.')[2]}".rstrip(".")):
+                file.seek(member.offset_data)
+                if is_dicom(file.read(min(132, member.size))):
+                    key, extension, is_image = member.name, "dcm", True
+            key = key or member.name
             if kind != "file":
                 if is_image:
                     raise UserError(
@@ -213,7 +219,7 @@ def _read_index(file: RangeFile) -> Index:
                 continue
             if key != sample_key:
                 sample, sample_key = sample + 1, key
-            kinds[f".{extension}"] += 1
+            kinds[f".{extension}" if extension else ""] += 1
             if is_image:
                 names.append(member.name)
                 places.append((member.offset_data, member.size, sample))

@@ -194,15 +194,16 @@ function onPointer(event, index) {
 
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
-function onKey(event, index) {
-  const { rows, columns } = state.images[index];
+function onKey(event) {
+  const { image } = state.query;
+  const { rows, columns } = state.images[image];
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   if (event.key in ARROWS) {
     const [down, right] = ARROWS[event.key].map((step) => step * (event.shiftKey ? 5 : 1));
     const row = Math.floor(state.query.patch / columns) + down;
     const column = (state.query.patch % columns) + right;
     const within = (value, count) => Math.max(0, Math.min(count - 1, value));
-    look(index, within(row, rows) * columns + within(column, columns));
+    look(image, within(row, rows) * columns + within(column, columns));
   } else if (event.key === "Enter" || event.key === " ") {
     pin(!event.shiftKey);
   } else if (event.key === "-") {
@@ -240,7 +241,7 @@ async function addImage(entry) {
   surface.addEventListener("click", (event) => {
     if (event.pointerType !== "touch") pin(!event.shiftKey);
   });
-  surface.addEventListener("keydown", (event) => onKey(event, index));
+  surface.addEventListener("keydown", onKey);
   surface.addEventListener("focus", () => {
     const middle = Math.floor(image.rows / 2) * image.columns + Math.floor(image.columns / 2);
     if (state.query.image !== index) look(index, middle);

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,12 +96,14 @@ def photographs(
     return names, "These images were " + ("trained on." if val is None else "not trained on.")
 
 
-def _usable(source: Source, indices: Sequence[int]) -> dict[int, Sample]:
-    """The readable images, by index; the run has listed the others."""
+def _usable(
+    source: Source, indices: Sequence[int], keep: Callable[[Sample], Any] = lambda sample: sample
+) -> dict[int, Any]:
+    """What is kept of the readable images, by index; the run has listed the others."""
     images = {}
     for index in indices:
         with suppress(ImageError):
-            images[index] = source[index]
+            images[index] = keep(source[index])
     return images
 
 
@@ -133,21 +135,29 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
     pixels = pair.trained.preprocessing.pixels
     bank = open_source(data, pixels)
     source = bank if val is None else open_source(val, pixels)
-    searched = _usable(bank, spread(len(bank), BANK))
+
+    def keep(sample: Sample) -> tuple[Image.Image, Tensor]:
+        """A thumbnail and the network's input: hundreds of photographs would fill the memory."""
+        tile = as_picture(sample)
+        height = max(1, round(tile.height * TILE / tile.width))
+        tile = tile.resize((TILE, height)) if tile.width > TILE else tile
+        return tile, pair.trained.preprocess(sample)
+
+    searched = _usable(bank, spread(len(bank), BANK), keep)
     indices = list(searched)
     chosen = [indices[i] for i in spread(len(indices), QUERIES)]
-    queries = _usable(source, chosen if val is None else spread(len(source), QUERIES))
+    queries = _usable(source, chosen if val is None else spread(len(source), QUERIES), keep)
     if len(indices) < 2 or not queries:
         return ""
-    images, nearest = [*queries.values(), *searched.values()], {}
-    for name, (rows,) in pair.features(lambda network: [_embedded(network, images)]).items():
+    inputs, nearest = [kept for _, kept in (*queries.values(), *searched.values())], {}
+    for name, (rows,) in pair.features(lambda network: [_embedded(network, inputs)]).items():
         similarity = rows[: len(queries)] @ rows[len(queries) :].T
         if val is None:  # an image is not a neighbour of itself
             same = torch.tensor([[i == query for i in indices] for query in queries])
             similarity[same] = -torch.inf
         nearest[name] = similarity.topk(min(NEIGHBOURS, len(indices) - 1), dim=1)
     blocks = []
-    for row, (query, image) in enumerate(queries.items()):
+    for row, (query, (image, _)) in enumerate(queries.items()):
         label = source.class_name(query)
         tile = _tile("query", image, _name(source, query, val or data), "query-image")
         groups = [f'<div><div class="name">query</div>{tile}</div>']
@@ -157,7 +167,7 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
                 other = bank.class_name(indices[place])
                 frame = "" if not (label and other) else "same" if other == label else "apart"
                 caption = f"{value:.2f} {_name(bank, indices[place], data)}"
-                tiles.append(_tile("neighbour", searched[indices[place]], caption, frame))
+                tiles.append(_tile("neighbour", searched[indices[place]][0], caption, frame))
             groups.append(f'<div class="neighbours">{"".join(tiles)}</div>')
         blocks.append(f'<div class="query">{"".join(groups)}</div>')
     what = "training images" if val is None else "images that were not trained on"
@@ -172,11 +182,11 @@ def neighbours(pair: Pair, data: str, val: str | None) -> str:
     return f"<h2>Nearest neighbours</h2><p>{intro}</p>{''.join(blocks)}"
 
 
-def _embedded(network: Backbone, images: Sequence[Sample]) -> Float[Tensor, "n D"]:
+def _embedded(network: Backbone, inputs: Sequence[Tensor]) -> Float[Tensor, "n D"]:
     """Features of length 1."""
     device, rows = next(network.parameters()).device, []
-    for start in range(0, len(images), 64):
-        batch = torch.stack([network.preprocess(image) for image in images[start : start + 64]])
+    for start in range(0, len(inputs), 64):
+        batch = torch.stack(list(inputs[start : start + 64]))
         rows.append(network(batch.to(device)).float().cpu())
     return F.normalize(torch.cat(rows), dim=1)
 
@@ -189,8 +199,8 @@ def _name(source: Source, index: int, data: str) -> str:
     return name if not label or label in name.split("/") else f"{name} ({label})"
 
 
-def _tile(what: str, sample: Sample, caption: str, css: str) -> str:
-    return figure(picture(as_picture(sample), f"{what}: {caption}", width=TILE), caption, css)
+def _tile(what: str, image: Image.Image, caption: str, css: str) -> str:
+    return figure(picture(image, f"{what}: {caption}", width=TILE), caption, css)
 
 
 # ----------------------------------------------------------------------------------- attention

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
-from helpers.dicoms import dicom
+from helpers.reading import levels, misfit
 from PIL import Image
 
-from dino.data.images.decode import as_picture, as_pixels, open_image, read_image
+from dino.data.images.decode import as_picture, as_pixels, read_image
 from dino.data.images.image_errors import ImageError
-from dino.data.images.pixel_format import EXTENSIONS, RGB, PixelFormat
+from dino.data.images.pixel_format import EXTENSIONS, PixelFormat
 from dino.data.images.preprocessing import Preprocessing
 from dino.data.sources.open import open_source
 from dino.files import UserError
 
 
-def levels(path: Path, *channels: Any, **options: Any) -> np.ndarray:
-    """The file's levels [C, H, W]."""
-    return as_pixels(read_image(path, pixels=PixelFormat(*channels, **options))).numpy()
-
-
-def stored_values(path: Path, pixels: PixelFormat = RGB) -> np.ndarray:
-    """The file's values as they are stored."""
-    with open_image(path, pixels=pixels) as image:
-        return image.values()
-
-
 def npy(path: Path, values: np.ndarray) -> Path:
     np.save(path, values)
     return path
-
-
-def tiff(path: Path, values: np.ndarray, **options: Any) -> Path:
-    tifffile.imwrite(path, values, **{"photometric": "minisblack", **options})
-    return path
-
-
-def misfit(path: Path, *channels: Any, **options: Any) -> str:
-    with pytest.raises(ImageError) as caught:
-        levels(path, *channels, **options)
-    assert caught.value.defect == "misfit"
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ---------------------------------------------------------------------------------- the format
@@ -67,6 +41,7 @@ def test_a_format_that_cannot_be_is_refused(settings: dict[str, Any], sentence: 
         PixelFormat(**settings)
 
 
+@pytest.mark.usefixtures("unchecked")  # JSON has lists for tuples
 def test_a_format_survives_json() -> None:
     form = PixelFormat(2, 1, (0.0, 1.0), (5.0, 6.0))
     stated = {"channels": 2, "page": 1, "low": [0.0, 1.0], "high": [5.0, 6.0]}
@@ -167,59 +142,6 @@ def test_npy_of_other_things_is_refused(tmp_path: Path) -> None:
     assert "an array of object is no image" in misfit(tmp_path / "f.npy", 1)
 
 
-@pytest.mark.parametrize("planar", ["separate", "contig"])
-@pytest.mark.parametrize("channels", [2, 5, 9])
-def test_tiff_samples_are_channels(planar: str, channels: int, tmp_path: Path) -> None:
-    values = np.arange(channels * 16 * 17, dtype=np.uint16).reshape(channels, 16, 17) * 23
-    stored = values if planar == "separate" else values.transpose(1, 2, 0)
-    for name, options in (("a.tif", {}), ("b.tif", {"tile": (16, 16), "compression": "zlib"})):
-        path = tiff(tmp_path / name, stored, planarconfig=planar, **options)
-        assert np.array_equal(levels(path, channels), values // 257)
-        assert np.array_equal(stored_values(path, PixelFormat(channels)), values)
-        for wanted in (1, 3):
-            assert f"it has {channels} channels, not {wanted}" in misfit(path, wanted)
-
-
-@pytest.mark.parametrize("planar", ["separate", "contig"])
-@pytest.mark.parametrize("compression", [None, "zlib"])
-def test_rgb_tiffs_of_eight_and_sixteen_bits(
-    planar: str, compression: str | None, tmp_path: Path
-) -> None:
-    for kind, unit in ((np.uint8, 1), (np.uint16, 257)):
-        values = (np.arange(3 * 16 * 17).reshape(3, 16, 17) % 256 * unit).astype(kind)
-        stored = values if planar == "separate" else values.transpose(1, 2, 0)
-        options = {"photometric": "rgb", "planarconfig": planar, "compression": compression}
-        path = tiff(tmp_path / "a.tif", stored, **options)
-        assert np.array_equal(levels(path), values // unit)
-
-
-def test_tiff_pages_are_channels_or_chosen(tmp_path: Path) -> None:
-    path = tmp_path / "pages.tif"
-    tifffile.imwrite(path, FIVE, photometric="minisblack", metadata={"axes": "CYX"})
-    assert np.array_equal(levels(path, 5), FIVE // 257)
-    assert np.array_equal(levels(path, 1), FIVE[:1] // 257)
-    assert np.array_equal(levels(path, 1, 3), FIVE[3:4] // 257)
-    grey = levels(path, 3, 3)
-    assert np.array_equal(grey, np.broadcast_to(FIVE[3] // 257, (3, 6, 7)))
-    assert "it has no page 7" in misfit(path, 1, 7)
-    assert "it has 5 pages, no 7" in misfit(path, 5, 7)
-    assert "it has 1 channel, not 2" in misfit(path, 2)
-
-
-def test_tiff_of_floats_in_channels(tmp_path: Path) -> None:
-    values = np.linspace(-1, 1, 4 * 6 * 7, dtype=np.float32).reshape(4, 6, 7)
-    path = tiff(tmp_path / "a.tif", values, planarconfig="separate")
-    assert levels(path, 4).min() == 0
-    assert levels(path, 4).max() == 255
-    assert levels(path, 4, low=(-1.0,), high=(3.0,)).max() == 128
-
-
-def test_complex_tiffs_are_refused(tmp_path: Path) -> None:
-    path = tiff(tmp_path / "a.tif", np.ones((6, 7), np.complex64))
-    for channels in (1, 3, 5):
-        assert "complex64 is no image" in misfit(path, channels)
-
-
 def test_pictures_in_their_own_channels(tmp_path: Path) -> None:
     Image.new("RGBA", (3, 2), (9, 8, 7, 6)).save(tmp_path / "a.png")
     assert levels(tmp_path / "a.png", 4)[:, 0, 0].tolist() == [9, 8, 7, 6]
@@ -260,56 +182,40 @@ def test_a_picture_of_any_channels() -> None:
     assert as_picture(image).getpixel((0, 0)) == (50, 50, 50)
 
 
-# ---------------------------------------------------------------------------------- DICOM
-def scan(path: Path, values: np.ndarray, **fields: Any) -> Path:
-    dicom(path, values, **fields)
-    return path
+# ---------------------------------------------------------------------------------- no data
+def test_pixels_without_data_get_the_mean_and_stretch_nothing(tmp_path: Path) -> None:
+    values = np.array([[10.0, 12.0, 20.0, -9999.0]], np.float32)
+    path = npy(tmp_path / "a.npy", values)
+    assert levels(path, 1, nodata=-9999.0).tolist() == [[[0, 51, 255, 102]]]
+    bounds = {"low": (10.0,), "high": (30.0,), "nodata": -9999.0}
+    assert levels(path, 1, **bounds).tolist() == [[[0, 26, 128, 51]]]
+    byte = npy(tmp_path / "b.npy", np.array([[0, 100, 200]], np.uint8))
+    assert levels(byte, 1, nodata=0.0).tolist() == [[[150, 100, 200]]]
+    assert levels(byte, 1, nodata=-9999.0).tolist() == [[[0, 100, 200]]]  # none has it
+    empty = npy(tmp_path / "c.npy", np.full((1, 2), 7, np.uint16))
+    assert levels(empty, 1, nodata=7.0).tolist() == [[[0, 0]]]
 
 
-RAMP = np.array([[0, 1000, 2000, 4000]], np.uint16)
+def test_each_channel_has_its_own_pixels_without_data(tmp_path: Path) -> None:
+    values = np.array([[[0, 5, 5]], [[4, 0, 4]]], np.uint8)
+    path = npy(tmp_path / "a.npy", values)
+    assert levels(path, 2, nodata=0.0).tolist() == [[[5, 5, 5]], [[4, 4, 4]]]
+    Image.new("RGB", (3, 2), (0, 64, 128)).save(tmp_path / "a.png")
+    assert levels(tmp_path / "a.png", 3, nodata=64.0)[:, 0, 0].tolist() == [0, 0, 128]
 
 
-def test_dicom_in_its_own_units(tmp_path: Path) -> None:
-    path = scan(tmp_path / "a.dcm", RAMP, RescaleSlope=2, RescaleIntercept=-1000)
-    values = stored_values(path, PixelFormat(1))
-    assert values.tolist() == [[[-1000, 1000, 3000, 7000]]]
-    assert levels(path, 1).tolist() == [[[0, 64, 128, 255]]]
-    assert levels(path, 1, low=(-1000.0,), high=(1000.0,)).tolist() == [[[0, 255, 255, 255]]]
-    assert levels(path).shape == (3, 1, 4)
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["u2", "i2", "f4", "f8", "i4"])
+def test_npy_of_any_byte_order_alone_and_as_data(kind: str, order: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 99, (4, 6, 7)).astype(order + kind)
+    found = open_source(npy(tmp_path / "a.npy", values))
+    for index, image in enumerate(values):
+        expected = levels(npy(tmp_path / "b.npy", image))
+        assert np.array_equal(as_pixels(found[index]).numpy(), expected)
+        with found.open(index) as opened:
+            assert np.array_equal(opened.values()[0], image)
 
 
-def test_dark_on_bright_is_turned_over(tmp_path: Path) -> None:
-    path = scan(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
-    assert levels(path, 1).tolist() == [[[255, 191, 128, 0]]]
-
-
-def test_a_window_is_used_unless_there_is_a_range(tmp_path: Path) -> None:
-    window = {"WindowCenter": [1500, 9], "WindowWidth": [1000, 9]}
-    path = scan(tmp_path / "a.dcm", RAMP, **window)
-    assert levels(path, 1).tolist() == [[[0, 0, 255, 255]]]
-    assert levels(path, 1, low=(0.0,), high=(4000.0,)).tolist() == [[[0, 64, 128, 255]]]
-    turned = scan(tmp_path / "b.dcm", RAMP, PhotometricInterpretation="MONOCHROME1", **window)
-    assert levels(turned, 1).tolist() == [[[255, 255, 0, 0]]]
-
-
-def test_dicom_frames_and_colours(tmp_path: Path) -> None:
-    frames = scan(tmp_path / "a.dcm", np.stack([RAMP, RAMP[:, ::-1]]))
-    assert levels(frames, 1, 1).tolist() == [[[255, 128, 64, 0]]]
-    assert "it has 2 frames, no 2" in misfit(frames, 1, 2)
-    colour = np.zeros((4, 5, 3), np.uint8)
-    colour[..., 1] = 9
-    path = scan(tmp_path / "b.dcm", colour)
-    assert levels(path)[:, 0, 0].tolist() == [0, 9, 0]
-    assert "it has 3 channels, not 1" in misfit(path, 1)
-
-
-# ---------------------------------------------------------------------------------- extras
-def test_what_an_extra_reads_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = scan(tmp_path / "a.dcm", RAMP)
-    bands = tiff(tmp_path / "a.tif", FIVE, planarconfig="separate")
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(UserError, match=r"a\.dcm is a DICOM image: pip install 'dino-ssl\[dicom\]"):
-        levels(image, 1)
-    with pytest.raises(UserError, match=r"a\.tif is a TIFF .* pip install 'dino-ssl\[tiff\]"):
-        levels(bands, 5)
+def test_npy_of_truth_values_as_data(tmp_path: Path) -> None:
+    found = open_source(npy(tmp_path / "a.npy", np.eye(6, dtype=bool)[None]))
+    assert np.array_equal(as_pixels(found[0]).numpy()[0], np.eye(6) * 255)
