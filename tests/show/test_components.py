@@ -101,16 +101,17 @@ def test_what_is_written(tmp_path: Path, weights: str, capsys: pytest.CaptureFix
     printed, errors = capsys.readouterr()
     assert printed.split() == [*files, *others]
     assert "1 of 3 images could not be used" in errors
-    arrays = np.load(out / "0.npz")
+    with np.load(out / "0.npz") as file:
+        arrays = dict(file)
     assert {name: arrays[name].shape for name in arrays} == {
         "components": (8, 10, 3),
         "colors": (8, 10, 3),
         "foreground": (8, 10),
         "parts": (8, 10),
     }
-    picture = Image.open(out / "0-components.png")
-    assert picture.size == (40, 32)  # of the original image
-    shown, mask = np.asarray(picture)[2::4, 2::4], arrays["foreground"]
+    with Image.open(out / "0-components.png") as picture:
+        assert picture.size == (40, 32)  # of the original image
+        shown, mask = np.asarray(picture)[2::4, 2::4], arrays["foreground"]
     assert np.array_equal(shown[mask], arrays["colors"][mask])
     assert (np.ptp(shown[~mask].astype(int), axis=1) == 0).all()  # grey
 
