@@ -330,20 +330,17 @@ def test_keys_do_what_the_mouse_does(browser: Any, explored: Explored) -> None:
         surface.focus()
         for key in ("ArrowUp", "ArrowLeft", "ArrowLeft", "Shift+ArrowDown"):
             press(page, key)
-        draw(page)
         patch = (6 - 1 + 5) * 12 + 6 - 2
         assert_shows(canvas(page, 0), explored.cosines(1, patch)[0], "inferno", explored.error)
         press(page, "Enter")
         press(page, "ArrowRight")
         press(page, "-")
-        draw(page)
         assert page.locator(".marks .like").count() == page.locator(".marks .unlike").count() == 1
         page.get_by_role("status").get_by_text("Row 11, column 6 of <b>.png").wait_for()
         outlined = "el => getComputedStyle(el).outlineStyle"
         assert surface.evaluate(outlined) == "solid"
         hover(page, 0, 40)
         press(page, "ArrowRight")  # the marked patch moves, wherever the focus is
-        draw(page)
         assert_shows(canvas(page, 1), explored.cosines(0, 41)[1], "inferno", explored.error)
         page.get_by_role("radio", name="Similarity").focus()
         press(page, "ArrowRight")
