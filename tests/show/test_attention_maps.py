@@ -21,6 +21,8 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.data.views.photometric import normalize
 from dino.models.attention import mass_mask
 from dino.models.create import create
+from dino.show.attention_maps import Viewer
+from dino.show.attention_pictures import HeadMaps, Shown
 from dino.weights.load import load, save
 
 # tyro hands over its MISSING in place of a string.
@@ -219,19 +221,35 @@ def test_a_video_becomes_a_video() -> None:
         assert np.abs(expected - np.asarray(one.picture)).mean() < 8
 
 
-def test_videos_and_images_together_and_the_best_head_stays() -> None:
+def test_videos_and_images_together() -> None:
     write_video(Path("clip.mp4"), frames())
     content = run("W clip.mp4 photos/0.png --size 16 --write sheet best masks --heads 0 2")
     names = ["best", "head0-mask", "head2-mask", "mean-mask"]
     expected = [f"{stem}-{name}" for stem in ("0", "clip") for name in names]
-    assert [name.rpartition(".")[0] for name in files()] == sorted(
-        [*expected, "0-sheet", "attention"]
-    )
+    found = sorted(name.rpartition(".")[0] for name in files())
+    assert found == sorted([*expected, "0-sheet", "attention"])
     assert [one["path"] for one in content["shown"]] == ["photos/0.png", "clip.mp4"]
-    first, *_ = frames()
-    first.save("first.png")
-    head = content["shown"][1]["most_concentrated_head"]
-    assert head in (0, 2)
+
+
+def test_the_head_of_the_first_frame_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = iter((1, 0, 2))
+
+    def look(self: Viewer, sample: Image.Image) -> HeadMaps:
+        maps = torch.ones(3, 4, 5)
+        maps[next(heads), 0, 0] = 100  # the most concentrated
+        return HeadMaps(maps, [0, 1, 2], 0.6)
+
+    def shown(image: Any, found: HeadMaps, kinds: Any, query: Any, best: int) -> Any:
+        places.append((found.best, best))
+        return iter([Shown("best", image)])
+
+    places: list[tuple[int, int]] = []
+    monkeypatch.setattr(Viewer, "look", look)
+    monkeypatch.setattr("dino.show.attention_pictures.pictures", shown)
+    write_video(Path("clip.mp4"), frames(3))
+    content = run("W clip.mp4 --write best")
+    assert places == [(1, 1), (0, 1), (2, 1)]
+    assert content["shown"][0]["most_concentrated_head"] == 1
 
 
 # ----------------------------------------------------------------------------------- mistakes
