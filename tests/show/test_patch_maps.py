@@ -74,14 +74,14 @@ def test_networks_without_blocks_or_patch_size_have_maps(photos: Path) -> None:
         PatchMaps(network, named_inputs([str(photos)], RGB), 26, -2)
 
 
-def test_kept_maps_are_computed_once(photos: Path) -> None:
+def test_cached_maps_are_computed_once(photos: Path) -> None:
     counts: list[int] = []
     maps = PatchMaps(vit(), named_inputs([str(photos)], RGB), 16, advance=counts.append)
-    kept = maps.keep([0, 2])
-    assert [*map(id, kept)] == [id(maps.read(0)), id(maps.read(2))]
+    cached = maps.cache([0, 2])
+    assert [*map(id, cached)] == [id(maps.read(0)), id(maps.read(2))]
     again = maps.read(0)
     assert again is not None
-    assert torch.equal(again.tokens, kept[0].tokens)
+    assert torch.equal(again.tokens, cached[0].tokens)
     assert counts == [1, 1, 1]
 
 
@@ -90,7 +90,7 @@ def test_images_that_cannot_be_used_are_skipped_and_counted(
 ) -> None:
     (photos / "1.png").write_bytes(b"damaged")
     maps = PatchMaps(vit(), named_inputs([str(photos)], RGB), 16)
-    assert len(maps.keep([0, 1])) == 1
+    assert len(maps.cache([0, 1])) == 1
     assert maps.read(1) is None
     assert [*maps.skipped] == [1]
     maps.check_usable()
@@ -101,7 +101,7 @@ def test_images_that_cannot_be_used_are_skipped_and_counted(
     with pytest.raises(
         UserError, match=r"none of 1 images can be used, the first because .*1\.png"
     ):
-        PatchMaps(vit(), named_inputs([str(photos)], RGB), 16).keep([1])
+        PatchMaps(vit(), named_inputs([str(photos)], RGB), 16).cache([1])
 
 
 def test_impossible_features_are_refused(photos: Path) -> None:

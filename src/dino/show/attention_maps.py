@@ -18,11 +18,10 @@ from PIL import Image
 from dino.data.images.contact_sheet import Cell
 from dino.data.images.decode import Sample, as_picture, read_image
 from dino.data.images.image_errors import ImageError
-from dino.data.images.patch_grid import resize_to_patches
+from dino.data.images.patch_grid import patch_input
 from dino.data.sources.base import Source, warn
 from dino.data.sources.named_inputs import NamedInput, named_inputs
-from dino.data.views.photometric import normalize
-from dino.files import UserError, atomic_json, check_output, check_outside, replacing
+from dino.files import UserError, atomic_json, check_output, check_outside
 from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone, no_attention
 from dino.progress import bar
@@ -31,7 +30,7 @@ from dino.settings import Form, Range, validated
 from dino.show import attention_pictures as drawing
 from dino.show.attention_pictures import HeadMaps, Point
 from dino.show.legends import below, inside
-from dino.show.outputs import print_paths, provenance, save_picture
+from dino.show.outputs import print_paths, provenance, save_arrays, save_picture
 from dino.show.video_frames import Video, open_video, redraw
 from dino.weights.load import load
 
@@ -212,8 +211,8 @@ class Viewer:
         """The attention in an image."""
         settings, transform = self.settings, self.backbone.preprocessing
         device, patch = next(self.backbone.parameters()).device, self.backbone.patch_size or 1
-        pixels = resize_to_patches(sample, settings.size, patch, settings.keep_aspect)
-        images = normalize(pixels.to(device), transform.mean, transform.std)[None]
+        keep_aspect = settings.keep_aspect
+        images = patch_input(sample, settings.size, patch, keep_aspect, transform, device)
         query = None
         if settings.point is not None:
             (x, y), (width, height) = settings.point, as_picture(sample).size
@@ -255,8 +254,7 @@ class Viewer:
             save_picture(labelled, file(f"-{name}.png"))
         if settings.arrays:
             maps, masks, heads = found.maps.numpy(), found.masks.numpy(), np.array(self.heads)
-            with replacing(file(".npz")) as temporary, temporary.open("wb") as stream:
-                np.savez_compressed(stream, attention=maps, masks=masks, heads=heads)
+            save_arrays(file(".npz"), attention=maps, masks=masks, heads=heads)
         return self.facts(one, image.size, found, files), cells
 
     def show_video(

@@ -73,8 +73,8 @@ class HeadMaps:
     def best(self) -> int:
         """The place of the map whose mask is smallest, the first among equals.
 
-        No criterion without the ground truth tells which head shows the object. This one finds the
-        most concentrated attention, which may also be that of a single odd patch.
+        Without ground truth no criterion determines which head shows the object. This one finds
+        the most concentrated attention, which may also be that of a single odd patch.
         """
         return self.areas.index(min(self.areas))
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import tyro
 from PIL import Image
 
 from dino.data.images.contact_sheet import Cell, contact_sheet
 from dino.data.sampler import spread
 from dino.data.sources.named_inputs import named_inputs
-from dino.files import UserError, atomic_json, check_output, check_outside, replacing
+from dino.files import UserError, atomic_json, check_output, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import memory_errors, pick_device
@@ -22,7 +21,7 @@ from dino.show import patch_pca
 from dino.show.component_pictures import component_picture, part_picture, with_legend
 from dino.show.legends import letters_for
 from dino.show.map_overlay import CATEGORIES
-from dino.show.outputs import print_paths, provenance, save_picture
+from dino.show.outputs import print_paths, provenance, save_arrays, save_picture
 from dino.show.patch_maps import PatchMap, PatchMaps
 from dino.show.patch_pca import Basis
 from dino.weights.load import load
@@ -92,7 +91,7 @@ def run(settings: ComponentSettings) -> dict[str, Any]:
         maps = PatchMaps(backbone, inputs, size, block, advance)
         about = {**about, "size": size, "block": maps.block}
         if basis is None:
-            chosen = maps.keep(spread(len(inputs), settings.fit_images))
+            chosen = maps.cache(spread(len(inputs), settings.fit_images))
             about |= {"data": list(settings.data), "images": len(chosen)}
             basis = _fitted(chosen, settings)
         shown = _write_pictures(maps, basis, settings)
@@ -206,8 +205,7 @@ def _write_arrays(path: Path, one: PatchMap, basis: Basis) -> None:
         arrays["foreground"] = basis.foreground(one.tokens)
     if basis.centers is not None:
         arrays["parts"] = basis.parts(one.tokens)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    save_arrays(path, **arrays)
 
 
 def _title(basis: Basis) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dino.files import replacing
@@ -24,6 +25,12 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture as PNG, atomically."""
     with replacing(path) as temporary:
         picture.save(temporary, "PNG")
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays by their names (.npz), atomically."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def print_paths(files: Sequence[str], others: Sequence[Path]) -> None:

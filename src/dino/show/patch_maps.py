@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from dino.data.images.decode import Sample, as_picture
-from dino.data.images.image_errors import ImageError, count_defects
-from dino.data.images.patch_grid import resize_to_patches
+from dino.data.images.image_errors import ImageError, left_out
+from dino.data.images.patch_grid import patch_input
 from dino.data.sources.base import warn
 from dino.data.sources.named_inputs import NamedInput
-from dino.data.views.photometric import normalize
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.runtime import memory_errors
@@ -72,17 +71,17 @@ class PatchMaps:
         self.backbone, self.inputs, self.size, self.advance = backbone, inputs, size, advance
         self.block = block % depth
         self.skipped: dict[int, ImageError] = {}
-        self._kept: dict[int, PatchMap] = {}
+        self._cached: dict[int, PatchMap] = {}
 
-    def keep(self, indices: Sequence[int]) -> list[PatchMap]:
-        """The maps of some images, which are kept in memory until `read` returns them.
+    def cache(self, indices: Sequence[int]) -> list[PatchMap]:
+        """The maps of some images, which stay in memory until `read` returns them.
 
         Raises:
             UserError: if none of the images can be read.
         """
         found = {index: one for index in indices if (one := self.read(index))}
         self.check_usable(len(indices))
-        self._kept |= found
+        self._cached |= found
         return [*found.values()]
 
     def read(self, index: int) -> PatchMap | None:
@@ -91,8 +90,8 @@ class PatchMaps:
         Raises:
             UserError: if no patch fits, features are not finite, or the memory does not suffice.
         """
-        if index in self._kept or index in self.skipped:
-            return self._kept.pop(index, None)
+        if index in self._cached or index in self.skipped:
+            return self._cached.pop(index, None)
         self.advance(1)
         try:
             sample = self._sample(index)
@@ -112,9 +111,8 @@ class PatchMaps:
     @torch.inference_mode()
     def _tokens(self, sample: Sample) -> Float[Tensor, "D h w"]:
         backbone, transform = self.backbone, self.backbone.preprocessing
-        pixels = resize_to_patches(sample, self.size, backbone.patch_size or 1, keep_aspect=True)
-        device = next(backbone.parameters()).device
-        images = normalize(pixels.to(device), transform.mean, transform.std)[None]
+        patch, device = backbone.patch_size or 1, next(backbone.parameters()).device
+        images = patch_input(sample, self.size, patch, True, transform, device)
         last = (backbone.depth or 1) - self.block
         with memory_errors("--size"):
             return backbone.features(images, last=last).patches[0, 0].float()
@@ -129,8 +127,4 @@ class PatchMaps:
     def warn_skipped(self) -> None:
         """One sentence on stderr about the images that could not be read, if there are any."""
         if errors := list(self.skipped.values()):
-            defects = count_defects(error.defect for error in errors)
-            warn(
-                f"{len(errors):,} of {len(self.inputs):,} images could not be used and were left "
-                f"out ({defects}), the first: {errors[0]}"
-            )
+            warn(left_out(errors, len(self.inputs)))

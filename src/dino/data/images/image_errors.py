@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +51,14 @@ def count_each(defects: Iterable[str]) -> dict[str, int]:
 def count_defects(defects: Iterable[str]) -> str:
     """Such as "12 damaged, 3 missing"; see `count_each`."""
     return ", ".join(f"{count:,} {defect}" for defect, count in count_each(defects).items())
+
+
+def left_out(skipped: Sequence[ImageError], count: int) -> str:
+    """The sentence about the images, of `count`, that could not be used; `skipped` holds some."""
+    return (
+        f"{len(skipped):,} of {count:,} images could not be used and were left out "
+        f"({count_defects(error.defect for error in skipped)}), the first: {skipped[0]}"
+    )
 
 
 def write_list(path: Path, found: Mapping[str, tuple[str, str]]) -> None:

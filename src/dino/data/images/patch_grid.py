@@ -5,13 +5,15 @@ Shapes: C channels, H W pixels.
 
 from __future__ import annotations
 
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from dino.data.images.decode import Sample, to_tensor
-from dino.data.images.preprocessing import LONGEST
+from dino.data.images.preprocessing import LONGEST, Preprocessing
+from dino.data.views.photometric import normalize
 from dino.files import UserError
 
 
@@ -51,3 +53,20 @@ def resize_to_patches(
         return to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
     sides = patch_multiples(image.shape[1], image.shape[2], size, patch, keep_aspect)
     return F.interpolate(image[None], sides, mode="bilinear", antialias=True)[0]
+
+
+def patch_input(
+    image: Sample,
+    size: int,
+    patch: int,
+    keep_aspect: bool,
+    transform: Preprocessing,
+    device: torch.device,
+) -> Float[Tensor, "1 C _ _"]:
+    """An image of `resize_to_patches` with the mean and deviation of a network's transform.
+
+    Raises:
+        UserError: if no patch fits.
+    """
+    pixels = resize_to_patches(image, size, patch, keep_aspect)
+    return normalize(pixels.to(device), transform.mean, transform.std)[None]

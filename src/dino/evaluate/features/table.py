@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from dino.data.images.image_errors import ImageError, count_defects
+from dino.data.images.image_errors import ImageError, left_out
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.sources.base import Source, warn
 from dino.data.sources.open import open_source
@@ -239,10 +239,7 @@ def check_usable(source: Source, skipped: dict[int, ImageError]) -> None:
 def warn_skipped(skipped: Sequence[ImageError], count: int) -> None:
     """Warn once about the images, of `count`, that could not be used."""
     if skipped:
-        warn_once(
-            f"{len(skipped):,} of {count:,} images could not be used and were left out "
-            f"({count_defects(error.defect for error in skipped)}), the first: {skipped[0]}"
-        )
+        warn_once(left_out(skipped, count))
 
 
 warn_once = lru_cache(maxsize=1024)(warn)

@@ -21,8 +21,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from dino.data.images.patch_grid import resize_to_patches
-from dino.data.views.photometric import normalize
+from dino.data.images.patch_grid import patch_input
 from dino.evaluate.features.search import nearest
 from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import VOID, Ids
@@ -61,9 +60,8 @@ class PatchExtractor:
             UserError: if no patch fits.
         """
         patch = self.backbone.patch_size or 1
-        pixels = resize_to_patches(image, self.size, patch, self.keep_aspect)
         transform, device = self.backbone.preprocessing, next(self.backbone.parameters()).device
-        return normalize(pixels.to(device), transform.mean, transform.std)[None]
+        return patch_input(image, self.size, patch, self.keep_aspect, transform, device)
 
     @torch.inference_mode()
     def features(self, image: Image.Image) -> Float[Tensor, "D h w"]:

@@ -343,13 +343,13 @@ async function start(content) {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") clearPins();
   });
-  const seen = new IntersectionObserver((entries) => {
+  const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       state.images[target.dataset.index].onScreen = isIntersecting;
     }
     redraw();
   });
-  for (const { tile } of state.images) seen.observe(tile.figure);
+  for (const { tile } of state.images) observer.observe(tile.figure);
   window.addEventListener("resize", arrange);
   onControl();
   arrange();

@@ -1,4 +1,4 @@
-"""What travels in the page: patch features as whole numbers, in few bytes and with a known error.
+"""What travels in the page: patch features as integers, in few bytes and with a known error.
 
 Only cosines are computed from the features. They do not change when all features are rotated, so
 they are rotated to their principal components, most of which are small, and rounded to multiples

@@ -1,6 +1,6 @@
 "use strict";
 // Arithmetic on patches: decoding, cosines, ranges, masks. Nothing here touches the document.
-// An image has `count` patches, row by row; its features are whole numbers, whose cosines count.
+// An image has `count` patches, row by row; its features are integers, whose cosines count.
 
 /** The bytes of a base64 text that holds a deflate stream. */
 async function inflated(text) {
