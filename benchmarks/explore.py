@@ -26,7 +26,7 @@ from rich.console import Console
 import dino
 from dino.data.images.decode import as_picture
 from dino.data.sources.open import open_source
-from dino.evaluate.command import table
+from dino.features.command import number_table
 
 SIDE = 480
 
@@ -107,7 +107,7 @@ def main(settings: Settings) -> None:
     for name, values in {"ms to draw": drawn, "ms to the frame": frames}.items():
         quantiles = statistics.quantiles(values, n=100)
         rows[name] = [f"{quantiles[p - 1]:.1f}" for p in (50, 95, 99)]
-    Console().print(table(settings.arch, ["", "median", "95 %", "99 %"], rows))
+    Console().print(number_table(settings.arch, ["", "median", "95 %", "99 %"], rows))
     Console().print(f"{page.summary}, written in {seconds:.0f} s", soft_wrap=True)
 
 

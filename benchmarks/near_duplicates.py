@@ -24,10 +24,10 @@ from torch import Tensor
 from dino.data.images.decode import as_picture
 from dino.data.sources.open import Source, open_source
 from dino.data.sources.torch_dataset import TorchDataset
-from dino.evaluate.command import table
-from dino.evaluate.features.extractor import extract
 from dino.evaluate.retrieval.copies import RIDGE, descriptor
 from dino.evaluate.retrieval.whitening import Whitening
+from dino.features.command import number_table
+from dino.features.extractor import extract
 from dino.weights.load import load
 
 EVERY = 10
@@ -106,7 +106,7 @@ def main(settings: Settings) -> None:
         title = (
             f"copies found in %, descriptor {name}\n{len(rows)} photographs, {len(chosen)} copied"
         )
-        Console().print(table(title, ["cosine", *near, "wrong pairs"], cells))
+        Console().print(number_table(title, ["cosine", *near, "wrong pairs"], cells))
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import measure
 from dino.evaluate.classification.knn_classifier import TEMPERATURE
-from dino.evaluate.command import table
-from dino.evaluate.features.extractor import extract
-from dino.evaluate.features.raw_pixels import raw_pixels
-from dino.evaluate.features.table import FeatureTable
+from dino.features.command import number_table
+from dino.features.extractor import extract
+from dino.features.raw_pixels import raw_pixels
+from dino.features.table import FeatureTable
 from dino.files import atomic_write
 from dino.models.backbone import Backbone
 from dino.runtime import Ranks, cores, default_workers, describe, keep_memory, pick_device
@@ -267,7 +267,7 @@ def results(trial: Trial) -> None:
     model = trial.config.model.arch
     title = f"{model}, {len(trial.bank):,} images, {len(trial.queries):,} queries"
     console = Console(record=True, width=100)
-    console.print(table(title, columns, lines))
+    console.print(number_table(title, columns, lines))
     console.print(
         f"{describe(trial.device)}, {trial.args.workers} workers, torch {torch.__version__}"
     )

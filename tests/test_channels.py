@@ -18,7 +18,7 @@ from dino import cli
 from dino.data.commands.stats import Stats, read_stats
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.sources.open import open_source
-from dino.evaluate.features.raw_pixels import raw_pixels
+from dino.features.raw_pixels import raw_pixels
 from dino.files import UserError
 from dino.pretraining import measured
 from dino.train.recipes import demo

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "dino"
 # Room (a folder or a file of the package, "" is its __init__.py) -> floor.
 FLOORS = dict.fromkeys(("arguments", "cgroups", "files", "progress", "runtime", "settings"), 1)
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
-FLOORS |= dict.fromkeys(("distillation",), 3)
+FLOORS |= dict.fromkeys(("distillation", "features"), 3)
 FLOORS |= dict.fromkeys(("train", "evaluate", "show"), 4)
 FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import dino
 from dino import pretraining
-from dino.evaluate.features import extractor
+from dino.features import extractor
 from dino.files import UserError
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig

@@ -29,7 +29,7 @@ from dino.data.images.decode import as_picture
 from dino.data.sampler import spread
 from dino.data.sources.folder import use_splits
 from dino.data.sources.open import open_source
-from dino.evaluate.command import table
+from dino.features.command import number_table
 from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone
 from dino.progress import Console
@@ -131,7 +131,7 @@ def finish(run: Path, val: str, size: int, device: str) -> None:
     """Print the curve of k-NN and write the picture."""
     curve = [line for line in read_metrics(run) if "knn" in line]
     rows = {f"{line['step']:,}": [f"{x:.1f}" for x in line["knn"].values()] for line in curve}
-    Console().print(table("k-NN while training, %", ["step", *curve[-1]["knn"]], rows))
+    Console().print(number_table("k-NN while training, %", ["step", *curve[-1]["knn"]], rows))
     picture = attention_picture(dino.load(run, pick_device(device)), val, size)
     picture.save(run / "attention.png")
     Console().print(f"{run / 'attention.png'}\n{run / 'report.html'}", soft_wrap=True)

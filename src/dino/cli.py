@@ -153,7 +153,7 @@ COMMANDS: dict[str, Command | Group] = {
     "evaluate": Group("measure features", EVALUATIONS),
     "features": Command(
         "write features to a file",
-        "evaluate.features.export:FeatureSettings:run",
+        "features.export:FeatureSettings:run",
         after=_after_features,
     ),
     "attention": Command(

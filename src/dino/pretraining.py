@@ -19,8 +19,8 @@ from dino.data.sources.folder import use_splits
 from dino.data.sources.open import Source, open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, compare, spread
 from dino.evaluate.classification.knn_classifier import standard_error
-from dino.evaluate.command import table
-from dino.evaluate.features.cache import versions
+from dino.features.cache import versions
+from dino.features.command import number_table
 from dino.files import (
     UserError,
     as_path,
@@ -277,7 +277,7 @@ def _chosen(
         for candidate in found
     }
     columns = ["network", "images/s", f"epochs in {describe_time(left)}", "memory, GiB"]
-    console.print(table("Networks timed with these images", columns, rows))
+    console.print(number_table("Networks timed with these images", columns, rows))
     console.print(f"chosen: {why}", soft_wrap=True)
     return config
 
@@ -468,7 +468,9 @@ def print_result(result: Result) -> None:
         others = {"same network, untrained": found.untrained, "raw pixels": found.pixels}
         for name, top1 in others.items():
             rows[name] = percent(top1), f"{found.trained - top1:+.1f} points"
-        console.print(table(title, ["features", "top-1 %", "lead of the trained network"], rows))
+        console.print(
+            number_table(title, ["features", "top-1 %", "lead of the trained network"], rows)
+        )
     if result.refused:
         console.print(f"{result.refused} steps were refused: {result.run / 'refused.jsonl'}")
     if result.finished:

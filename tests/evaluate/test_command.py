@@ -12,12 +12,13 @@ import torch
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.images.preprocessing import Preprocessing
 from dino.evaluate.classification import finetune, knn, linear, logistic
-from dino.evaluate.command import FeatureEvaluationSettings, evaluation_run, table
-from dino.evaluate.features import export
+from dino.evaluate.command import FeatureEvaluationSettings, evaluation_run
 from dino.evaluate.results import collected
 from dino.evaluate.retrieval import copies, retrieval
 from dino.evaluate.segmentation import segmentation
 from dino.evaluate.video import video
+from dino.features import export
+from dino.features.command import number_table
 from dino.files import UserError, cache_folder
 from dino.models.create import create
 from dino.progress import Console
@@ -47,7 +48,7 @@ def test_features_are_stored_in_the_cache_by_default(tmp_path: Path) -> None:
 
 def test_a_table_shows_names_and_numbers() -> None:
     text = io.StringIO()
-    shown = table("title", ["name", "mAP"], {"trained": ["12.5"], "runs/[out]": ["3.0"]})
+    shown = number_table("title", ["name", "mAP"], {"trained": ["12.5"], "runs/[out]": ["3.0"]})
     Console(file=text, width=80).print(shown)
     for word in ("title", "name", "mAP", "trained", "12.5", "runs/[out]", "3.0"):
         assert word in text.getvalue()

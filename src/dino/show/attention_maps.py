@@ -21,6 +21,7 @@ from dino.data.images.image_errors import ImageError
 from dino.data.images.patch_grid import patch_input
 from dino.data.sources.base import Source, warn
 from dino.data.sources.named_inputs import NamedInput, named_inputs
+from dino.features.command import print_paths, provenance, save_arrays, save_picture
 from dino.files import UserError, atomic_json, check_output, check_outside
 from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone, no_attention
@@ -30,7 +31,6 @@ from dino.settings import Form, Range, validated
 from dino.show import attention_pictures as drawing
 from dino.show.attention_pictures import HeadMaps, Point
 from dino.show.legends import below, inside
-from dino.show.outputs import print_paths, provenance, save_arrays, save_picture
 from dino.show.video_frames import Video, open_video, redraw
 from dino.weights.load import load
 

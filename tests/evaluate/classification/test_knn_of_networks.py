@@ -18,9 +18,9 @@ from PIL import Image
 from dino.data.sources.open import open_source
 from dino.evaluate.classification.knn import KNN, KNNEvaluation, measure, run, spread
 from dino.evaluate.classification.knn_classifier import TEMPERATURE, Accuracy
-from dino.evaluate.features.table import FeatureTable, Subset
 from dino.evaluate.protocol import Evaluation
 from dino.evaluate.results import collected
+from dino.features.table import FeatureTable, Subset
 from dino.files import UserError
 from dino.models.create import create
 from dino.weights.load import save

@@ -29,7 +29,7 @@ from dino.evaluate.classification.linear import Linear, run
 from dino.evaluate.classification.linear_classifier import Sweep
 from dino.evaluate.classification.linear_training import Accuracy, Layers, layers_of
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
-from dino.evaluate.features.table import FeatureTable
+from dino.features.table import FeatureTable
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.models.create import create

@@ -30,8 +30,8 @@ from dino.data.sources.open import Source
 from dino.data.views.photometric import normalize
 from dino.data.views.random_streams import draw_views, epoch_order, generator
 from dino.evaluate.classification.feature_batches import crop_spec
-from dino.evaluate.command import Count, Positive, Share
-from dino.evaluate.features.table import Subset, labels_of, my_shares, warn_skipped
+from dino.features.command import Count, Positive, Share
+from dino.features.table import Subset, labels_of, my_shares, warn_skipped
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.settings import Range

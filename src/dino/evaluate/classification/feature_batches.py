@@ -24,8 +24,8 @@ from dino.data.sources.open import Source
 from dino.data.views.photometric import normalize
 from dino.data.views.random_streams import draw_views, epoch_order, generator
 from dino.data.views.view_spec import ViewSpec
-from dino.evaluate.features.extractor import FeatureExtractor
-from dino.evaluate.features.table import (
+from dino.features.extractor import FeatureExtractor
+from dino.features.table import (
     NO_ROWS,
     FeatureBatch,
     FeatureTable,

@@ -20,10 +20,11 @@ from dino.evaluate.classification.deit_augmentation import (
 from dino.evaluate.classification.finetune_training import Epoch, FineTunedNetwork, measure, tune
 from dino.evaluate.classification.linear_classifier import Classifier
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
-from dino.evaluate.features.cache import files_digest
-from dino.evaluate.features.table import count_classes, labels_in, labels_of, open_labelled
 from dino.evaluate.results import file_name
 from dino.evaluate.shared_images import paths_of
+from dino.features.cache import files_digest
+from dino.features.command import Count, Images, Seed, Workers, number_table
+from dino.features.table import count_classes, labels_in, labels_of, open_labelled
 from dino.files import UserError
 from dino.runtime import ranks
 from dino.settings import validated
@@ -53,18 +54,18 @@ class FineTune(RecipeSettings, command.EvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"forward": "forward-batch"}
 
-    data: command.Images
+    data: Images
     """Images to train on: a folder with one sub-folder for each class, or a list with labels."""
-    val: command.Images
+    val: Images
     """Images to test on, laid out like those of --data."""
     preset: Literal["imagenet", "cifar", "inat"] = "imagenet"
     """The authors' lr, epochs, batch and lr-end for a kind of data; cifar suits small sets.
     Each can be set by itself."""
-    workers: command.Workers | None = None
+    workers: Workers | None = None
     """Processes that read images; by default one for each core but one, at most 16."""
-    forward_batch: command.Count = 64
+    forward_batch: Count = 64
     """Test images at a time."""
-    seed: command.Seed = 0
+    seed: Seed = 0
     """Of the classifier, the orders and all random numbers."""
 
     def recipe(self) -> Recipe:
@@ -189,7 +190,7 @@ def _table(found: dict[str, list[Epoch]], recipe: Recipe, images: int) -> Table:
         cells = [str(last.accuracy), str(best.accuracy)]
         rows[name] = [*cells, str(history.index(best) + 1), f"{last.loss:.3f}"]
     epochs = f"{recipe.epochs} epoch" + "s" * (recipe.epochs > 1)
-    return command.table(
+    return number_table(
         f"Fine-tuned for {epochs}, top-1 ± standard error / top-5 in %\n{images} images",
         ("from", "last epoch", "best epoch", "which", "last loss"),
         rows,

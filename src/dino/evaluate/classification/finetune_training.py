@@ -21,8 +21,8 @@ from dino.evaluate.classification.deit_augmentation import AugmentedBatches, Rec
 from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import hits
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
-from dino.evaluate.features.extractor import FeatureExtractor
-from dino.evaluate.features.table import my_share
+from dino.features.extractor import FeatureExtractor
+from dino.features.table import my_share
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import bar

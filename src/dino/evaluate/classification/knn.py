@@ -24,9 +24,11 @@ from dino.evaluate.classification.knn_classifier import (
     usable_k,
     vote,
 )
-from dino.evaluate.features.extractor import extract
-from dino.evaluate.features.raw_pixels import raw_pixels
-from dino.evaluate.features.table import (
+from dino.evaluate.shared_images import paths_of
+from dino.features.command import Count, Images, OptionalImages, number_table
+from dino.features.extractor import extract
+from dino.features.raw_pixels import raw_pixels
+from dino.features.table import (
     FeatureTable,
     Subset,
     ignored_files,
@@ -34,7 +36,6 @@ from dino.evaluate.features.table import (
     labels_of,
     of_known_classes,
 )
-from dino.evaluate.shared_images import paths_of
 from dino.files import atomic_csv
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
@@ -151,9 +152,9 @@ class KNN(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"val": "queries"}
 
-    data: command.Images
+    data: Images
     """The bank: a folder with one sub-folder for each class, a list with labels, or demo."""
-    queries: command.OptionalImages = None
+    queries: OptionalImages = None
     """Images to classify, laid out like the bank; without it each image of the bank in turn is
     classified by all others."""
     banks: tuple[str, ...] = ()
@@ -167,7 +168,7 @@ class KNN(command.FeatureEvaluationSettings):
     confusion: bool = False
     """Also write the accuracy of each class and its confusions (CSV), for the first bank and the
     best k and temperature."""
-    batch: command.Count = 64
+    batch: Count = 64
     """Images at a time."""
 
 
@@ -303,7 +304,7 @@ def _table(
 ) -> Table:
     queries = f"{sizes['queries']} queries" if settings.queries else "leave-one-out"
     temperatures = ", ".join(f"{t:g}" for t in settings.temperature)
-    return command.table(
+    return number_table(
         f"k-NN accuracy in %, ± standard error\n{queries}, bank of {sizes['bank']}, "
         f"T = {temperatures}",
         ["features", "top-1", "top-5"],
@@ -345,5 +346,5 @@ def _confusion(of: Measurement, path: Path) -> tuple[dict[str, Any], Table]:
         if wrong[true, predicted]
     }
     title = f"Most confused, k = {k}, T = {temperature:g}"
-    table = command.table(title, ["class", "images", "% of its class"], cells)
+    table = number_table(title, ["class", "images", "% of its class"], cells)
     return {"k": k, "temperature": temperature, "top1": accuracy}, table

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dino.evaluate.features.search import nearest
-from dino.evaluate.features.table import check_finite
+from dino.features.search import nearest
+from dino.features.table import check_finite
 from dino.files import UserError
 
 K = (10, 20, 100, 200)

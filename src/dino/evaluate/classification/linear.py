@@ -17,9 +17,12 @@ from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import Classifier, Sweep
 from dino.evaluate.classification.linear_training import Layers, layers_of, scores, train
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
-from dino.evaluate.features.cache import files_digest
-from dino.evaluate.features.extractor import extract
-from dino.evaluate.features.table import (
+from dino.evaluate.results import file_name
+from dino.evaluate.shared_images import paths_of
+from dino.features.cache import files_digest
+from dino.features.command import Count, Images, OptionalImages, Seed, number_table
+from dino.features.extractor import extract
+from dino.features.table import (
     FeatureTable,
     count_classes,
     ignored_files,
@@ -28,8 +31,6 @@ from dino.evaluate.features.table import (
     of_known_classes,
     open_labelled,
 )
-from dino.evaluate.results import file_name
-from dino.evaluate.shared_images import paths_of
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
@@ -50,27 +51,27 @@ class Linear(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"forward": "forward-batch"}
 
-    data: command.OptionalImages = None
+    data: OptionalImages = None
     """Images to train on: a folder with one sub-folder for each class, or a list with labels.
     Not needed with --classifier."""
-    val: command.Images
+    val: Images
     """Images to test on, laid out like those of --data."""
     mode: Literal["augmented", "cached"] = "augmented"
     """augmented: random crops through the network in every epoch, as in the paper. cached: the
     features of the central crops, computed once; far faster, a little less accurate."""
-    blocks: command.Count | None = None
+    blocks: Count | None = None
     """How many last blocks give their CLS token; by default 4, for ViT-B and convnets 1."""
     average: bool | None = None
     """Add the average of the last block's patch tokens; by default for ViT-B only."""
     rates: Annotated[tuple[float, ...], Range(above=0)] = RATES
     """Learning rates per 256 images; all are trained side by side."""
-    epochs: command.Count = 100
+    epochs: Count = 100
     """Passes over the images; the learning rates decay to 0 along a cosine."""
-    batch: command.Count = 1024
+    batch: Count = 1024
     """Images of a step, over all ranks."""
-    forward_batch: command.Count = 64
+    forward_batch: Count = 64
     """Images at a time through the network, on each rank; it does not change the result."""
-    seed: command.Seed = 0
+    seed: Seed = 0
     """Of the initial weights, the orders and the crops."""
     classifier: Path | None = None
     """Do not train, but measure this classifier: written by this command, or published."""
@@ -242,7 +243,7 @@ def _measure(started: command.EvaluationRun, settings: Linear, path: Path) -> di
         )
     truth = labels_in(classifier.classes, test, TASK)
     (score,) = scores(classifier, test.features, truth, next(backbone.parameters()).device)
-    rows = command.table(
+    rows = number_table(
         f"Linear accuracy of {path} in %, ± standard error, {len(test)} images",
         ("features", "top-1", "top-5"),
         {command.TRAINED: str(score).split(" / ")},
@@ -268,7 +269,7 @@ def _table(probes: dict[str, Probe], tested: int) -> Table:
     }
     layers = probes[command.TRAINED].layers
     what = f"CLS of {layers.blocks} block(s)" + " and average patch" * layers.average
-    return command.table(
+    return number_table(
         f"Linear accuracy, top-1 ± standard error / top-5 in %\n{what}, {tested} images; "
         "best epochs and the rate with * were chosen by these images",
         ("features, rate per 256", "last epoch", "best epoch", "which"),

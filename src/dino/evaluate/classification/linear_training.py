@@ -17,7 +17,7 @@ from dino.evaluate.classification.feature_batches import Batches, TableBatches
 from dino.evaluate.classification.knn_classifier import Accuracy
 from dino.evaluate.classification.linear_classifier import Classifier, Sweep, cosine, hits
 from dino.evaluate.epoch_checkpoint import EpochCheckpoint
-from dino.evaluate.features.extractor import Descriptor
+from dino.features.extractor import Descriptor
 from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import ranks

@@ -40,8 +40,10 @@ from dino.evaluate.classification.knn_classifier import Accuracy, K, knn, standa
 from dino.evaluate.classification.label_subsets import LabelSubset, fraction, subsets
 from dino.evaluate.classification.linear_classifier import Classifier
 from dino.evaluate.classification.linear_training import scores
-from dino.evaluate.features.extractor import extract
-from dino.evaluate.features.table import (
+from dino.evaluate.shared_images import paths_of
+from dino.features.command import Count, Images, number_table
+from dino.features.extractor import extract
+from dino.features.table import (
     Subset,
     count_classes,
     labels_in,
@@ -49,7 +51,6 @@ from dino.evaluate.features.table import (
     my_share,
     open_labelled,
 )
-from dino.evaluate.shared_images import paths_of
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import bar
@@ -142,10 +143,10 @@ def held_out_scores(
 class Logistic(command.FeatureEvaluationSettings):
     """Classify with few labelled images: logistic regression and k-NN on frozen features."""
 
-    data: command.Images
+    data: Images
     """Labelled images from which subsets are taken: a folder with one sub-folder for each class, or
     a list with labels."""
-    val: command.Images
+    val: Images
     """Images to test on, laid out like those of --data."""
     fractions: Annotated[tuple[float, ...], Range(above=0, high=1)] = ()
     """Shares of each class to train on; 1 means all images. Without --shots and --lists by default
@@ -154,7 +155,7 @@ class Logistic(command.FeatureEvaluationSettings):
     """Numbers of images of each class to train on."""
     lists: tuple[Path, ...] = ()
     """Files that name the images to train on, one a line, such as the published ImageNet lists."""
-    seeds: command.Count = 3
+    seeds: Count = 3
     """Draws of each subset; the result is their mean and standard deviation."""
     penalties: Annotated[tuple[float, ...], Range(above=0)] = (0.01, 0.1, 1.0)
     """Values of lambda, in front of |W|^2 / 2 with the losses summed."""
@@ -163,7 +164,7 @@ class Logistic(command.FeatureEvaluationSettings):
     images, as published numbers seem to."""
     k: Annotated[tuple[int, ...], Range(low=1)] = K
     """Numbers of neighbours for k-NN with the same subset as bank."""
-    batch: command.Count = 64
+    batch: Count = 64
     """Images at a time through the network."""
 
 
@@ -324,7 +325,7 @@ def _table(found: dict[str, dict[str, Any]], settings: Logistic, images: int) ->
             ]
     chosen_by = "held-out images" if settings.holdout else "the test images"
     penalties = (f"λ {penalty:g}" for penalty in settings.penalties)
-    return command.table(
+    return number_table(
         f"Logistic regression, top-1 in %, {images} test images\n"
         f"mean±deviation of {settings.seeds} draws (of a single one: ±standard error)\n"
         f"lambda chosen on {chosen_by}, best k of k-NN on the test images",

@@ -21,15 +21,16 @@ from dino.data.images.contact_sheet import Cell
 from dino.data.sources.open import Source, open_source
 from dino.evaluate import command
 from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
-from dino.evaluate.features.extractor import Descriptor, extract
-from dino.evaluate.features.raw_pixels import SquareResize
-from dino.evaluate.features.search import nearest
-from dino.evaluate.features.table import FeatureTable
 from dino.evaluate.retrieval.copydays import Block, open_copydays
 from dino.evaluate.retrieval.near_duplicates import copy_to_keep, groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
 from dino.evaluate.retrieval.whitening import Covariance, Whitening
 from dino.evaluate.shared_images import equal_files
+from dino.features.command import OptionalImages, number_table
+from dino.features.extractor import Descriptor, extract
+from dino.features.raw_pixels import SquareResize
+from dino.features.search import nearest
+from dino.features.table import FeatureTable
 from dino.files import UserError, atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
@@ -109,14 +110,14 @@ class Copies(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"copydays": "benchmark"}
 
-    benchmark: command.OptionalImages = None
+    benchmark: OptionalImages = None
     """Copydays: a folder with original/ and strong/, jpegqual/N/ or crops/N/."""
-    data: command.OptionalImages = None
+    data: OptionalImages = None
     """Instead of the benchmark, images among which near duplicates are searched: a folder, a list
     or demo."""
-    distractors: command.OptionalImages = None
+    distractors: OptionalImages = None
     """With --benchmark: more images in the database; the paper takes 10,000 of YFCC100M."""
-    whiten_with: command.OptionalImages = None
+    whiten_with: OptionalImages = None
     """Images from which whitening is learned; the paper takes 20,000 others of YFCC100M. Without
     them features of the benchmark are not whitened, and those of --data learn from themselves."""
     whitening: Covariance = "reference"
@@ -186,7 +187,7 @@ def _benchmark(settings: Copies, root: str) -> dict[str, Any]:
         }
         started.report(
             {"copies": found, **about},
-            command.table(title, ["block", *found, "copies"], rows),
+            number_table(title, ["block", *found, "copies"], rows),
             images=sum(len(block.copies) for block in blocks),
             scores=principal,
         )

@@ -19,7 +19,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from dino.evaluate.features.search import directions
+from dino.features.search import directions
 from dino.progress import bar
 
 Group = list[tuple[int, float]]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dino.evaluate.features.search import directions
+from dino.features.search import directions
 
 KAPPAS = (1, 5, 10)
 """The k of mP@k."""

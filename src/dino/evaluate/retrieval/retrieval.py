@@ -28,11 +28,12 @@ from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
 from dino.evaluate import command
 from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
-from dino.evaluate.features.extractor import Descriptor, extract
-from dino.evaluate.features.search import nearest
-from dino.evaluate.features.table import FeatureTable
 from dino.evaluate.retrieval.ranking_metrics import KAPPAS, positions, rankings, summarize
 from dino.evaluate.retrieval.revisited import Benchmark, GroundTruth, ground_truths, open_benchmark
+from dino.features.command import OptionalImages, number_table
+from dino.features.extractor import Descriptor, extract
+from dino.features.search import nearest
+from dino.features.table import FeatureTable
 from dino.files import UserError, atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
@@ -130,12 +131,12 @@ class Retrieval(command.FeatureEvaluationSettings):
 
     renamed: ClassVar[dict[str, str]] = {"database": "data"}
 
-    benchmark: command.OptionalImages = None
+    benchmark: OptionalImages = None
     """A folder with gnd_NAME.pkl and jpg/ (Revisited Oxford or Paris), or with gnd.json, database/
     and queries/."""
-    data: command.OptionalImages = None
+    data: OptionalImages = None
     """Instead of a benchmark, images to search: a folder, a list or demo. No ground truth."""
-    queries: command.OptionalImages = None
+    queries: OptionalImages = None
     """Images to look up in --data; without them each image of --data is looked up in the others."""
     size: Annotated[int, Range(low=1)] | None = None
     """Longer side of the images in pixels; as published by default 224, for Paris 512."""
@@ -239,7 +240,7 @@ def _table(found: dict[str, dict[str, dict[str, Any]]], data: str, about: dict[s
             values = [f"{value:.1f}" for value in (one["map"], *one["mp"].values())]
             rows[f"{protocol}, {name}"] = [*values, f"{one['queries']}"]
     columns = ["protocol", "mAP", *(f"mP@{k}" for k in KAPPAS), "queries"]
-    return command.table(title, columns, rows)
+    return number_table(title, columns, rows)
 
 
 # ------------------------------------------------------------------------- without ground truth

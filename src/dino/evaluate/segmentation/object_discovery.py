@@ -29,7 +29,6 @@ from dino.data.sources.base import warn
 from dino.data.sources.named_inputs import NamedInput, named_inputs
 from dino.evaluate import command
 from dino.evaluate.contact_sheet import save_sheet
-from dino.evaluate.features.table import my_share, warn_skipped
 from dino.evaluate.masks import Ids, objects_in
 from dino.evaluate.segmentation.coco import annotation, dataset
 from dino.evaluate.segmentation.datasets import Objects, has_masks, scored_scenes
@@ -38,6 +37,8 @@ from dino.evaluate.segmentation.discovery_metrics import MEASURES, Agreement, ag
 from dino.evaluate.segmentation.normalized_cut import normalized_cut
 from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.evaluate.segmentation.seed_expansion import seed_expansion
+from dino.features.command import Count, Images, number_table, print_path, provenance
+from dino.features.table import my_share, warn_skipped
 from dino.files import UserError, atomic_write, check_output, check_outside, replacing
 from dino.models.attention import mass_mask
 from dino.models.backbone import Backbone
@@ -61,7 +62,7 @@ class ObjectSettings(command.ComparisonSettings):
 
     examples: ClassVar[dict[str, str]] = {"out": "objects/"}
 
-    data: command.Images
+    data: Images
     """An image, a folder, a pattern, a list, or demo; of a folder with images and masks in it, or
     like PASCAL VOC's, what is found is also measured."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -77,11 +78,11 @@ class ObjectSettings(command.ComparisonSettings):
     alike, and both methods find the entire image."""
     threshold: Annotated[float, Range(low=-1, high=1)] = 0.2
     """For ncut, cosine similarity above which two patches are alike."""
-    k: command.Count = 100
+    k: Count = 100
     """For lost, how many of the least similar patches may join the seed."""
     mass: Annotated[float, Range(above=0, below=1)] = 0.6
     """Share of the attention in the masks that are measured for comparison."""
-    size: command.Count = 480
+    size: Count = 480
     """Images are resized to squares of this side in pixels; with --keep-aspect the shorter side."""
     keep_aspect: bool = False
     """Keep the ratio of the sides, up to 8."""
@@ -112,14 +113,14 @@ def run(settings: ObjectSettings) -> dict[str, Any]:
     with process_group(device := pick_device(settings.device)):
         network = settings.networks(device, rgb=True)[command.TRAINED]
         inputs = named_inputs([settings.data], network.preprocessing.pixels)
-        images = Images(
+        images = ImageSet(
             [one.path for one in inputs],
             [one.name for one in inputs],
             lambda index: (_picture(inputs[index]), None),
         )
         found = discover(network, images, settings, title="images", write=True)
         for path in _write(found, network, settings, len(inputs)):
-            command.print_path(path)
+            print_path(path)
     return {}
 
 
@@ -132,7 +133,7 @@ def _picture(one: NamedInput) -> Image.Image:
 def _measured(settings: ObjectSettings) -> dict[str, Any]:
     with command.evaluation_run("objects", settings, settings.data, rgb=True) as started:
         scenes = scored_scenes(Path(settings.data), settings.split, settings.objects)
-        images = Images(
+        images = ImageSet(
             [str(scene.image) for scene in scenes],
             [scene.image.stem for scene in scenes],
             lambda index: scenes[index].read(),
@@ -161,7 +162,7 @@ def _measured(settings: ObjectSettings) -> dict[str, Any]:
         counts = {"images": found.count, "empty": len(scenes) - found.count}
         started.report(
             {"objects": content, "features": used, **counts},
-            command.table(title, ["mask", *MEASURES.values()], rows),
+            number_table(title, ["mask", *MEASURES.values()], rows),
             images=found.count,
             scores=scores,
             files=files,
@@ -171,7 +172,7 @@ def _measured(settings: ObjectSettings) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------- all images
 @dataclass(frozen=True)
-class Images:
+class ImageSet:
     """Images by their index.
 
     Attributes:
@@ -219,7 +220,7 @@ class Findings:
 
 
 def discover(
-    network: Backbone, images: Images, settings: ObjectSettings, *, title: str, write: bool
+    network: Backbone, images: ImageSet, settings: ObjectSettings, *, title: str, write: bool
 ) -> Findings:
     """What a network finds in all images, which are divided among the ranks.
 
@@ -360,7 +361,7 @@ def _write(found: Findings, network: Backbone, settings: ObjectSettings, count: 
         )
     listing, sheet = settings.out / "objects.json", settings.out / "sheet.png"
     about = {"skipped": [error.path for error in found.skipped]}
-    about |= command.provenance(network, settings)
+    about |= provenance(network, settings)
     content = dataset(found.objects, settings.data, about)
     atomic_write(listing, json.dumps(content, separators=(",", ":")) + "\n")
     title = (

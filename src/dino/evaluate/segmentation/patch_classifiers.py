@@ -22,10 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from dino.data.images.patch_grid import patch_input
-from dino.evaluate.features.search import nearest
-from dino.evaluate.features.table import my_share
 from dino.evaluate.masks import VOID, Ids
 from dino.evaluate.segmentation.datasets import Scene, patch_counts
+from dino.features.search import nearest
+from dino.features.table import my_share
 from dino.files import UserError
 from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone

@@ -18,6 +18,7 @@ from dino.evaluate import command
 from dino.evaluate.segmentation import patch_classifiers as patches
 from dino.evaluate.segmentation.attention_jaccard import attention_jaccard
 from dino.evaluate.segmentation.datasets import Objects, Scene, is_voc, list_file, open_scenes
+from dino.features.command import number_table
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.settings import Range, validated
@@ -94,7 +95,7 @@ def run(settings: Segmentation) -> dict[str, Any]:
         }
         started.report(
             {"segmentation": found, "images": len(scored), "training_images": len(training)},
-            command.table(f"segmentation, Jaccard index in %\n{title}", ["masks", *found], cells),
+            number_table(f"segmentation, Jaccard index in %\n{title}", ["masks", *found], cells),
             images=len(scored),
             scores={
                 name: {of: {"percent": score} for of, score in zip(found, by_network, strict=True)}

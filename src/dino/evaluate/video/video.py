@@ -15,13 +15,14 @@ from typing import Any, Literal
 from rich.table import Table
 
 from dino.evaluate import command
-from dino.evaluate.features.table import my_share
 from dino.evaluate.results import file_name
 from dino.evaluate.video.davis import Clip, open_davis
 from dino.evaluate.video.davis_metrics import STATISTICS
 from dino.evaluate.video.overlay import write_overlay
 from dino.evaluate.video.scoring import MEASURES, Scores, measure, summary
 from dino.evaluate.video.tracking import Tracking
+from dino.features.command import number_table
+from dino.features.table import my_share
 from dino.files import atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import bar
@@ -131,7 +132,7 @@ def _table(content: Mapping[str, Mapping[str, Any]], frames: int, settings: Vide
     count = len(found[0])
     what = f"{count} sequence{'s' * (count != 1)}, {frames} frames"
     title = f"video object segmentation, J&F in %\n{what}, {settings.size} px, {how}"
-    return command.table(title, ["sequence", "objects", *content], rows)
+    return number_table(title, ["sequence", "objects", *content], rows)
 
 
 def _cell(score: float | None) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dino.evaluate.features.export import FeatureSettings, run, save
-from dino.evaluate.features.table import FeatureTable
+from dino.features.export import FeatureSettings, run, save
+from dino.features.table import FeatureTable
 from dino.files import UserError
 from dino.models.create import create
 from dino.weights.load import fingerprint

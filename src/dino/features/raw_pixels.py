@@ -16,8 +16,8 @@ from dino.data.images.decode import as_pixels, crop_resize
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.sources.open import Source
 from dino.data.views.photometric import normalize
-from dino.evaluate.features.extractor import FeatureExtractor
-from dino.evaluate.features.table import FeatureTable
+from dino.features.extractor import FeatureExtractor
+from dino.features.table import FeatureTable
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dino.evaluate.features import search as neighbours
-from dino.evaluate.features.search import nearest
+from dino.features import search as neighbours
+from dino.features.search import nearest
 
 
 def axes(count: int, seed: int) -> Tensor:

@@ -10,9 +10,9 @@ import numpy as np
 import tyro
 
 from dino.data.sources.open import open_source
-from dino.evaluate.command import Count, ExtractionSettings, Images, print_path, provenance
-from dino.evaluate.features.extractor import extract
-from dino.evaluate.features.table import FeatureTable, ignored_files
+from dino.features.command import Count, ExtractionSettings, Images, print_path, provenance
+from dino.features.extractor import extract
+from dino.features.table import FeatureTable, ignored_files
 from dino.files import UserError, atomic_csv, atomic_json, check_output, replacing
 from dino.runtime import pick_device, process_group
 from dino.settings import validated

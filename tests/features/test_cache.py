@@ -24,9 +24,9 @@ from torch import Tensor
 from dino import files
 from dino.data.images.preprocessing import Preprocessing
 from dino.data.sources.open import Source, open_source
-from dino.evaluate.features import cache as stores
-from dino.evaluate.features.extractor import Descriptor, extract
-from dino.evaluate.features.table import FeatureTable
+from dino.features import cache as stores
+from dino.features.extractor import Descriptor, extract
+from dino.features.table import FeatureTable
 from dino.files import UserError, read_json, replacing
 from dino.models.backbone import Backbone
 from dino.runtime import Ranks

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from dino.data.sources.open import open_source
-from dino.evaluate.features import extractor
-from dino.evaluate.features import table as tables
-from dino.evaluate.features.extractor import Descriptor, extract
-from dino.evaluate.features.table import FeatureBatch, Subset
+from dino.features import extractor
+from dino.features import table as tables
+from dino.features.extractor import Descriptor, extract
+from dino.features.table import FeatureBatch, Subset
 from dino.files import UserError
 from dino.runtime import Ranks
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.sources.open import open_source
-from dino.evaluate.features.raw_pixels import raw_pixels
+from dino.features.raw_pixels import raw_pixels
 
 
 def normalized(values: Tensor) -> Tensor:

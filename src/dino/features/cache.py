@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from dino.data.images.image_errors import ImageError
 from dino.data.sources.open import Source
-from dino.evaluate.features.table import (
+from dino.features.table import (
     FeatureBatch,
     FeatureTable,
     check_usable,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dino.data.sources.open import open_source
 from dino.evaluate.classification.knn import KNNEvaluation
-from dino.evaluate.features.extractor import extract
+from dino.features.extractor import extract
 from dino.models.create import create
 from dino.runtime import Ranks
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from dino.data.images.image_errors import ImageError
 from dino.data.loader import evaluation_loader
 from dino.data.sources.open import Source
-from dino.evaluate.features.cache import cached_table
-from dino.evaluate.features.table import (
+from dino.features.cache import cached_table
+from dino.features.table import (
     NO_ROWS,
     FeatureBatch,
     FeatureTable,
