@@ -49,7 +49,8 @@ CLOSED = {"cli": {"__main__"}, "show.explorer": {"cli"}}
 # What the extras of pyproject.toml install (but for `dev`), by its import name.
 OPTIONAL = {
     *("av", "datasets", "fsspec", "imagecodecs", "onnx", "onnxruntime", "onnxscript", "openvino"),
-    *("pyarrow", "pydicom", "skimage", "tensorboard", "tifffile", "timm", "webdataset"),
+    *("pyarrow", "pydicom", "skimage", "starlette", "tensorboard", "tifffile", "timm", "uvicorn"),
+    "webdataset",
 }
 
 # Imported by tifffile and torch.utils.tensorboard; the data of skimage are read as files.
