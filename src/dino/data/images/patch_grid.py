@@ -40,6 +40,12 @@ def patch_multiples(
     return high, wide
 
 
+def shorter_side(height: int, width: int, longest: int) -> int:
+    """The shorter side of an image, ratio kept up to `LONGEST`, whose longer side is `longest`."""
+    ratio = min(max(height, width) / min(height, width), LONGEST)
+    return max(1, round(longest / ratio))
+
+
 def resize_to_patches(
     image: Sample, size: int, patch: int, keep_aspect: bool
 ) -> UInt8[Tensor, "C _ _"]:

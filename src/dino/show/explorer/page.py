@@ -7,8 +7,6 @@ image is computed in the browser.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from dino.runtime import pick_device
 from dino.settings import Range, conform, validated
 from dino.show.explorer.patches import named_images, patch_features
 from dino.show.explorer.payload import content
-from dino.show.html import DARK, LIGHT
+from dino.show.html import DARK, LIGHT, content_hash
 from dino.show.map_overlay import COLORS
 from dino.weights.load import load
 
@@ -126,9 +124,9 @@ def document(filled: dict[str, Any], network: str) -> tuple[str, str]:
     html = _asset("page.html").format(
         **{name: escape(text) for name, text in texts.items()},
         style=style,
-        style_hash=_hash(style),
+        style_hash=content_hash(style),
         script=script,
-        script_hash=_hash(script),
+        script_hash=content_hash(script),
         content=_json({**filled, "tables": tables}),
     )
     # Names of files may hold bytes that are not UTF-8: they become question marks.
@@ -152,11 +150,6 @@ def _script() -> str:
 def _style() -> str:
     light = f":root {{ color-scheme: light; {LIGHT} }}\n"
     return f"{light}:root[data-theme=dark] {{ color-scheme: dark; {DARK} }}\n{_asset('page.css')}"
-
-
-def _hash(text: str) -> str:
-    """The hash by which the page's policy allows a script or a style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _json(value: Any) -> str:
