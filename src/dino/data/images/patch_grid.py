@@ -33,7 +33,7 @@ def patch_multiples(
         UserError: if no patch fits.
     """
     if size < patch:
-        raise UserError(f"--size {size} holds no patch of {patch} px")
+        raise UserError(f"--size {size} holds no patch of {patch} px: set it to {patch} or more")
     shorter = min(height, width)
     ratios = [min(side / shorter, LONGEST) if keep_aspect else 1.0 for side in (height, width)]
     high, wide = (max(1, round(size * ratio / patch)) * patch for ratio in ratios)

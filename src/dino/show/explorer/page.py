@@ -23,7 +23,7 @@ from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import pick_device
 from dino.settings import Range, conform, validated
-from dino.show.explorer.patches import named_images, patch_features
+from dino.show.explorer.patches import check_patches, named_images, patch_features
 from dino.show.explorer.payload import content
 from dino.show.html import DARK, LIGHT, content_hash
 from dino.show.map_overlay import COLORS
@@ -72,9 +72,9 @@ def explore(
 
     Args:
         weights: a network, or what `dino.load` takes.
-        images: a file, a folder, a PIL image or an array, or a sequence of these.
+        images: a file, a folder, a pattern, a PIL image or an array, or a sequence of these.
         out: the HTML file to write; None for none.
-        size: longer side of the images in pixels, for the network.
+        size: shorter side of the images in pixels, for the network.
         device: where it runs; a network that is given stays where it is.
 
     Raises:
@@ -86,6 +86,7 @@ def explore(
     if not isinstance(weights, Backbone):
         weights = load(weights, pick_device(str(device)))
     samples = named_images(images, weights.preprocessing.pixels)
+    check_patches(samples, size, weights.patch_size or 32)
     found, training = [], weights.training
     try:
         with bar("images", len(samples)) as advance:
@@ -167,11 +168,11 @@ class ExploreSettings:
     weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder, file of weights or published name."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")]
-    """Images: files, and folders of few."""
+    """Images, folders of few, patterns such as 'photos/*.jpg', lists, or demo."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The page, one file (.html) that holds all it needs."""
     size: Size = 480
-    """Longer side of the images in pixels, for the network: 60 patches of 8 px."""
+    """Shorter side of the network's input, to which images are resized; nothing is cropped."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
