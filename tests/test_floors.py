@@ -51,8 +51,8 @@ CLOSED = {
 
 # What the extras of pyproject.toml install (but for `dev`), by its import name.
 OPTIONAL = {
-    *("av", "datasets", "fsspec", "imagecodecs", "onnx", "onnxruntime", "onnxscript", "pyarrow"),
-    *("pydicom", "skimage", "tensorboard", "tifffile", "timm", "webdataset"),
+    *("av", "datasets", "fsspec", "imagecodecs", "onnx", "onnxruntime", "onnxscript", "openvino"),
+    *("pyarrow", "pydicom", "skimage", "tensorboard", "tifffile", "timm", "webdataset"),
 }
 
 # Imported by tifffile and torch.utils.tensorboard; the data of skimage are read as files.

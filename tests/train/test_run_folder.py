@@ -24,6 +24,7 @@ from dino.train.recipes import demo
 from dino.train.run_folder import RunFolder, describe_images
 
 CPU = torch.device("cpu")
+VIT_ONLY = ("model.patch_size", "model.position", "model.stem", "model.depth", "model.heads")
 
 
 def short(out: Path, source: Source | None = None, **changes: Any) -> None:
@@ -186,6 +187,24 @@ def test_views_that_the_network_does_not_take_are_found_first(
     with pytest.raises(UserError, match=words):
         short(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny", "resnet18"])
+def test_a_run_of_before_there_were_some_settings_is_resumed(tmp_path: Path, arch: str) -> None:
+    changes = {} if arch == "vit_tiny" else {"model.arch": arch, **dict.fromkeys(VIT_ONLY)}
+    config = demo().changed({"run.duration": "2 steps", **changes}).for_architecture()
+    earlier = config.defining()
+    for name in ("optim.koleo", "model.token_dropout", "model.stem"):
+        del earlier[name]
+    here = RunFolder(tmp_path, Ranks())
+    here.write_config({"defining": earlier, "images": {"digest": "same"}})
+    (here.checkpoints / "step_1").mkdir(parents=True)
+    (here.checkpoints / "step_1" / "state.json").write_text("{}")
+    (here.checkpoints / "LAST").write_text("step_1")
+    here.compare(config.defining(), {"digest": "same"})
+    other = config.changed({"optim.koleo": 0.5}).defining()
+    with pytest.raises(UserError, match=r"optim.koleo is 0.0 there and 0.5 here"):
+        here.compare(other, {"digest": "same"})
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_changed(tmp_path: Path) -> None:

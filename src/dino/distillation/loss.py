@@ -22,7 +22,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dino.distillation.network import Network
@@ -45,6 +45,7 @@ class StudentViews:
         targets: t_v, of each view or (first axis 1) common to all.
         count: n_v, the number of distributions summed in each row of `targets`.
         drop_path_scale: the factors of drop path; None for no drop path.
+        patches: those that the student processes; None for all.
         is_global: whether they are global views, whose features the regulariser spreads.
     """
 
@@ -52,6 +53,7 @@ class StudentViews:
     targets: Float[Tensor, "v B K"]
     count: int
     drop_path_scale: Float[Tensor, "branches V B"] | None = None
+    patches: Int[Tensor, "V B k"] | None = None
     is_global: bool = False
 
 
@@ -90,7 +92,9 @@ class StudentLoss(nn.Module):
         """
         head = self.student.head
         with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
-            features = [self.student.features(v.images, v.drop_path_scale) for v in groups]
+            features = [
+                self.student.features(v.images, v.drop_path_scale, v.patches) for v in groups
+            ]
         with full_precision(features[0].device):
             flat = [rows.flatten(0, 1) for rows in features]
             z = head.embed(torch.cat(flat))

@@ -6,7 +6,7 @@ Shapes: V views, B batch, S pixels a side, D embed_dim, K prototypes.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dino.models.backbone import Backbone
@@ -26,10 +26,18 @@ class Network(nn.Module):
         self,
         images: Float[Tensor, "V B C S S"],
         drop_path_scale: Float[Tensor, "branches V B"] | None = None,
+        patches: Int[Tensor, "V B k"] | None = None,
     ) -> Float[Tensor, "V B D"]:
-        """Features of a group of equally large views, promoted to at least fp32."""
-        scale = None if drop_path_scale is None else drop_path_scale.flatten(1, 2)
-        features = self.backbone(images.flatten(0, 1), scale)
+        """Features of a group of equally large views, promoted to at least fp32.
+
+        `drop_path_scale` and `patches`: see `Backbone.forward`.
+        """
+        options: dict[str, Tensor] = {}
+        if drop_path_scale is not None:
+            options["drop_path_scale"] = drop_path_scale.flatten(1, 2)
+        if patches is not None:
+            options["patches"] = patches.flatten(0, 1)
+        features = self.backbone(images.flatten(0, 1), **options)
         if features.dtype in (torch.bfloat16, torch.float16):
             features = features.float()
         return features.unflatten(0, images.shape[:2])

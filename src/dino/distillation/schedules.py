@@ -52,6 +52,8 @@ class Schedules:
         momentum: lambda of the teacher, from, and `momentum_end`: to, by a cosine.
         temperature_start: tau_t of the first epoch, `temperature`: after the warm-up.
         temperature_epochs: epochs of its warm-up; it changes once an epoch.
+        token_dropout: share of the patches that the student's global views lack, from; to 0 at
+            three quarters of the run, linearly.
         freeze_steps: steps in which the last layer is frozen.
         backbone_freeze_steps: steps in which only a new head is trained.
         end: number of steps after which the run ends, if that is not `total`: the schedules are
@@ -72,6 +74,7 @@ class Schedules:
     temperature_epochs: int
     freeze_steps: int
     backbone_freeze_steps: int = 0
+    token_dropout: float = 0.0
     end: int | None = None
     anchor: tuple[int, float] = (0, 0.0)
 
@@ -102,6 +105,10 @@ class Schedules:
     def momentum_at(self, step: int) -> float:
         """EMA momentum lambda of the teacher."""
         return cosine(self.position(step), self.momentum, self.momentum_end, self.total)
+
+    def token_dropout_at(self, step: int) -> float:
+        """Share of the patches that the student's global views lack."""
+        return self.token_dropout * max(0.0, 1 - self.position(step) / (0.75 * self.total))
 
     def temperature_at(self, step: int) -> float:
         """Teacher temperature tau_t, constant within an epoch."""

@@ -5,13 +5,14 @@ Shapes: A teacher views, V views of a group, B images of this rank, K prototypes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dino.distillation.loss import StudentLoss, StudentViews, num_pairs
@@ -94,8 +95,9 @@ class Distillation:
             norm requires.
         streamed: process the groups of views one after the other, with the memory of one group;
             heads with batch norm are never streamed.
-        seed: of drop path, whose draws depend on the step and on an image's position in the
-            effective batch, but not on ranks, micro-batches or streaming.
+        seed: of drop path and of the patches that are left out, whose draws depend on the step and
+            on an image's position in the effective batch, but not on ranks, micro-batches or
+            streaming.
         device, precision, ranks: as in `dino.runtime`.
 
     Raises:
@@ -122,6 +124,10 @@ class Distillation:
             raise UserError(f"{needs} needs all images of a step at once: leave micro_batch out")
         if drop_path and not loss.student.backbone.has_drop_path:
             raise UserError("only vit_tiny, vit_small and vit_base have drop path: set it to 0")
+        if schedules.token_dropout and not loss.student.backbone.has_drop_path:
+            raise UserError(
+                "only vit_tiny, vit_small and vit_base have tokens to drop: set it to 0"
+            )
         self.device = device or torch.device("cpu")
         self.loss, self.student = loss.to(self.device).train(), loss.student
         synchronize_batch_norm(self.student, self.device)
@@ -200,6 +206,7 @@ class Distillation:
         self.loss.divisor = num_pairs(len(groups[0]), views) * batch
         student = self.loss if frozen else self._parallel
         scales = self._drop_path_scales(views, batch, step)
+        patches = self._patches(groups[0], step)
         temperature = self.schedules.temperature_at(step)
         mixed = partial(autocast, self.device, self.precision)
         zero = torch.zeros((), device=self.device)
@@ -215,7 +222,7 @@ class Distillation:
             share = targets.shape[1] / batch
             sums.teacher_entropy = sums.teacher_entropy + entropy(targets) * share
 
-            student_views = _student_views(groups, targets, scales, images)
+            student_views = _student_views(groups, targets, scales, patches, images)
             passes = [[v] for v in student_views] if self.streamed else [student_views]
             for number, one_pass in enumerate(passes, 1):
                 last = number == len(passes) and start + size >= batch
@@ -235,22 +242,46 @@ class Distillation:
             return None
         branches = self.student.backbone.residual_branches
         rates = torch.linspace(0, self.drop_path, branches // 2).repeat_interleave(2)[:, None, None]
-        seed = int(np.random.SeedSequence((self.seed, step)).generate_state(1, np.uint64)[0] >> 1)
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(branches, views, batch * self.ranks.world, generator=generator)
+        draws = self._draws(branches, views, batch, self.seed, step)
         factors = (draws >= rates) / (1 - rates)
-        local = factors.unflatten(2, (-1, batch))[:, :, self.ranks.rank]
-        return local.to(self.device, next(self.student.parameters()).dtype, non_blocking=True)
+        dtype = next(self.student.parameters()).dtype
+        return factors.to(self.device, dtype, non_blocking=True)
+
+    def _patches(self, views: Tensor, step: int) -> Int[Tensor, "V B k"] | None:
+        """The patches of each global view of this rank that the student processes, in order."""
+        rate, side = self.schedules.token_dropout_at(step), self.student.backbone.patch_size
+        if not rate or side is None:
+            return None
+        count = math.prod(size // side for size in views.shape[-2:])
+        if (kept := max(1, round(count * (1 - rate)))) == count:
+            return None
+        draws = self._draws(count, len(views), views.shape[1], self.seed, step, 1)
+        chosen = draws.argsort(dim=0)[:kept].sort(dim=0).values
+        return chosen.permute(1, 2, 0).to(self.device, non_blocking=True)
+
+    def _draws(
+        self, rows: int, views: int, batch: int, *key: int
+    ) -> Float[Tensor, "{rows} {views} {batch}"]:
+        """Uniform numbers for the images of this rank, from those of all ranks."""
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.rand(rows, views, batch * self.ranks.world, generator=generator)
+        return draws.unflatten(2, (-1, batch))[:, :, self.ranks.rank]
 
 
 def _student_views(
-    groups: Sequence[Tensor], targets: Tensor, scales: Tensor | None, images: slice
+    groups: Sequence[Tensor],
+    targets: Tensor,
+    scales: Tensor | None,
+    patches: Tensor | None,
+    images: slice,
 ) -> list[StudentViews]:
-    """Some images of each group, with their targets and drop-path factors."""
+    """Some images of each group, with targets, drop-path factors and patches (global views)."""
     found, first = [], 0
     for group in groups:
         scale = None if scales is None else scales[:, first : first + len(group), images]
         summed, count = targets_for_views(targets, first)
-        found.append(StudentViews(group[:, images], summed, count, scale, first == 0))
+        chosen = patches[:, images] if patches is not None and first == 0 else None
+        found.append(StudentViews(group[:, images], summed, count, scale, chosen, first == 0))
         first += len(group)
     return found

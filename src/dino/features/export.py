@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import tyro
 
 from dino.data.sources.open import open_source
 from dino.features.command import Count, ExtractionSettings, Images, print_path, provenance
-from dino.features.extractor import extract
+from dino.features.extractor import Descriptor, extract
+from dino.features.openvino_engine import openvino_engine
 from dino.features.table import FeatureTable, ignored_files
 from dino.files import UserError, atomic_csv, atomic_json, check_output, replacing
+from dino.models.backbone import Backbone
 from dino.runtime import pick_device, process_group
 from dino.settings import validated
 from dino.weights.load import load
@@ -78,6 +80,8 @@ class FeatureSettings(ExtractionSettings):
     """F.npy (with F.csv beside it) or F.parquet."""
     batch: Count = 64
     """Images at a time."""
+    engine: Literal["torch", "openvino"] = "torch"
+    """What computes the network: PyTorch, or OpenVINO on the CPU."""
 
 
 def run(settings: FeatureSettings) -> FeatureTable:
@@ -89,10 +93,14 @@ def run(settings: FeatureSettings) -> FeatureTable:
     settings = validated(settings)
     check_output(settings.out, (".npy", ".parquet"), siblings=(".csv", ".json"))
     device = pick_device(settings.device)
+    if settings.engine == "openvino" and device.type != "cpu":
+        raise UserError("--engine openvino computes on the CPU: add --device cpu")
     with process_group(device) as here:
         backbone = load(settings.weights, device)
         source = open_source(settings.data, backbone.preprocessing.pixels)
-        table = extract(backbone, source, batch=settings.batch, **settings.extraction())
+        descriptor = None if settings.engine == "torch" else _by_openvino(backbone, settings)
+        options = {"batch": settings.batch, **settings.extraction()}
+        table = extract(backbone, source, descriptor, **options)
         if here.main:
             files = save(table, settings.out)
             about = {
@@ -108,3 +116,10 @@ def run(settings: FeatureSettings) -> FeatureTable:
             for path in (*files, provenance_file):
                 print_path(path)
     return table
+
+
+def _by_openvino(backbone: Backbone, settings: FeatureSettings) -> Descriptor:
+    transform = backbone.preprocessing
+    size = (transform.crop, transform.crop)
+    engine = openvino_engine(backbone, size, settings.precision)
+    return Descriptor("cls", transform, lambda _, images: engine(images), {"engine": "openvino"})

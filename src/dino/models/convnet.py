@@ -52,7 +52,10 @@ class ResNet(Backbone):
             nn.init.kaiming_normal_(self.network.conv1.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], drop_path_scale: Tensor | None = None
+        self,
+        images: Float[Tensor, "B C H W"],
+        drop_path_scale: Tensor | None = None,
+        patches: Tensor | None = None,
     ) -> Float[Tensor, "B D"]:
         """The pooled feature; see `Backbone.forward`."""
         self.check_images(images)
@@ -126,7 +129,10 @@ class Timm(Backbone):
             self.embed_dim = self.feature_of_zeros(settings["input_size"][-1]).shape[1]
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], drop_path_scale: Tensor | None = None
+        self,
+        images: Float[Tensor, "B C H W"],
+        drop_path_scale: Tensor | None = None,
+        patches: Tensor | None = None,
     ) -> Float[Tensor, "B D"]:
         """The pooled feature of timm, before any classifier; see `Backbone.forward`."""
         return self.network(self._crop(images))

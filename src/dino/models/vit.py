@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dino.data.images.preprocessing import Preprocessing
@@ -229,9 +229,13 @@ class ViT(Backbone):
         self,
         images: Float[Tensor, "B C H W"],
         drop_path_scale: Float[Tensor, "branches B"] | None = None,
+        patches: Int[Tensor, "B k"] | None = None,
     ) -> Float[Tensor, "B D"]:
         """The CLS token after the final norm; see `Backbone.forward`."""
         x, _ = self.tokens(images)
+        if patches is not None:
+            chosen = x[:, 1:].take_along_dim(patches[..., None], dim=1)
+            x = torch.cat([x[:, :1], chosen], dim=1)
         scales = [None] * self.depth if drop_path_scale is None else drop_path_scale.split(2)
         *earlier, last = cast(list[Block], list(self.blocks))
         for block, scale in zip(earlier, scales[:-1], strict=True):

@@ -98,7 +98,7 @@ def check_memory(
 def _network(config: PretrainConfig, initial: Initial | None) -> Network:
     if initial is None:
         options = asdict(config.model)
-        del options["drop_path"]
+        del options["drop_path"], options["token_dropout"]
         options |= {"image_size": config.views.global_size, "channels": config.pixels.channels}
         backbone = create(**options)
         backbone.preprocessing = replace(backbone.preprocessing, **config.pixels.transform)

@@ -67,6 +67,9 @@ class ModelSettings:
     """Another number of attention heads than the architecture's (ViTs only)."""
     drop_path: Annotated[float, Range(low=0, below=1)] = 0.1
     """Drop-path rate of the student's last block (ViTs only)."""
+    token_dropout: Annotated[float, Range(low=0, below=1)] = 0.0
+    """Share of the patches that the student's global views lack at the start; none from three
+    quarters of the run on; not in the paper (ViTs only)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,10 +278,11 @@ class PretrainConfig:
         from dino.models.create import architecture, defaults
 
         arch = self.model.arch
-        has = {"arch", *defaults(arch), *["drop_path"] * architecture(arch)[0].has_drop_path}
+        student = ("drop_path", "token_dropout")
+        has = {"arch", *defaults(arch), *(student if architecture(arch)[0].has_drop_path else ())}
         dropped = {}
         for setting in (one.name for one in fields(ModelSettings) if one.name not in has):
-            name, off = f"model.{setting}", 0.0 if setting == "drop_path" else None
+            name, off = f"model.{setting}", 0.0 if setting in student else None
             if name in given and getattr(self.model, setting) != off:
                 raise UserError(f"{arch} has no {setting} to set: leave out {option(name)}")
             dropped[name] = off
@@ -370,6 +374,7 @@ class PretrainConfig:
             temperature_epochs=round(steps(teacher.temperature_warmup) / steps_per_epoch),
             freeze_steps=steps(optim.freeze_last_layer),
             backbone_freeze_steps=steps(optim.freeze_backbone),
+            token_dropout=self.model.token_dropout,
         )
 
 

@@ -33,7 +33,7 @@ from dino.weights.checkpoint import last_step
 
 FORMAT = 1
 """Of `config.json`."""
-NEWER = {"optim.koleo": 0.0}
+NEWER = {"optim.koleo": 0.0, "model.token_dropout": 0.0}
 """Settings that runs of earlier versions do not name, with the value that those had."""
 EXAMPLES = 64
 """Images whose names `config.json` holds."""
@@ -69,6 +69,8 @@ class RunFolder:
         if last_step(self.checkpoints) is None:
             return
         before = {**NEWER, **there["defining"]}
+        if before.get("model.patch_size"):  # a ViT of before there were stems
+            before.setdefault("model.stem", "patch")
         found = [
             f"{name} is {before.get(name)!r} there and {defining.get(name)!r} here"
             for name in sorted({*before, *defining})

@@ -205,9 +205,9 @@ def test_a_graph_that_differs_is_not_written(
     graph = Graph(tiny(), (32, 32))
     wrong = [(value + 1e-2).numpy() for value in graph(graph.example(3)).values()]
     with pytest.raises(RuntimeError, match="cls became"):
-        export_graph._check(graph, lambda images: wrong)
+        export_graph.check_graph(graph, lambda images: wrong)
     with pytest.raises(RuntimeError, match="differs from the network"):
-        export_graph._check(graph, lambda images: [value[: len(images)] for value in wrong])
+        export_graph.check_graph(graph, lambda images: [value[: len(images)] for value in wrong])
     monkeypatch.setattr(export_graph, "CLOSE", -1.0)
     with pytest.raises(RuntimeError, match="was not written"):
         write_exported_program(graph, tmp_path / "tiny.pt2", ABOUT)

@@ -13,7 +13,7 @@ import copy
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,22 @@ def write_onnx(graph: Graph, path: Path, about: dict[str, Any], opset: int = OPS
             large for one file.
     """
     try:
-        import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"--format onnx needs {error.name}: pip install 'dino-ssl[onnx]'") from None
+    content = onnx_model(graph, about, opset)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    check_graph(graph, lambda images: session.run(None, {"images": images.numpy()}))
+    path.write_bytes(content)
+
+
+def onnx_model(graph: Graph, about: dict[str, Any], opset: int = OPSET) -> bytes:
+    """The content of an ONNX file; see `write_onnx`, which also compares it with the network."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'dino-ssl[onnx]'") from None
     bytes_of_weights = sum(tensor.nbytes for tensor in graph.state_dict().values())
     if bytes_of_weights > TWO_GIGABYTES:
         raise UserError(
@@ -157,10 +168,8 @@ def write_onnx(graph: Graph, path: Path, about: dict[str, Any], opset: int = OPS
         raise UserError(f"this PyTorch writes opset {written}, not {opset}: change --opset")
     onnx.helper.set_model_props(model, {"dino": json.dumps(about)})
     onnx.checker.check_model(model, full_check=True)
-    content = model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    _check(graph, lambda images: session.run(None, {"images": images.numpy()}))
-    path.write_bytes(content)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def write_exported_program(graph: Graph, path: Path, about: dict[str, Any]) -> None:
@@ -188,7 +197,7 @@ def write_exported_program(graph: Graph, path: Path, about: dict[str, Any]) -> N
         )
     buffer.seek(0)
     loaded = torch.export.load(buffer).module()
-    _check(graph, lambda images: [output.numpy() for output in loaded(images).values()])
+    check_graph(graph, lambda images: [output.numpy() for output in loaded(images).values()])
     path.write_bytes(buffer.getvalue())
 
 
@@ -198,8 +207,8 @@ def pickles(archive: io.BytesIO | Path) -> list[str]:
         return [name for name in file.namelist() if file.read(name).startswith(b"PK\x03\x04")]
 
 
-def _check(graph: Graph, run: Callable[[Tensor], list[np.ndarray]]) -> None:
-    """Compare `run` with `graph` for a batch of one and of three.
+def check_graph(graph: Graph, run: Callable[[Tensor], Sequence[np.ndarray]]) -> None:
+    """Compare `run` with `graph`, in fp32, for a batch of one and of three.
 
     Raises:
         RuntimeError: if their difference is more than `CLOSE`.
