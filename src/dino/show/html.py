@@ -62,7 +62,8 @@ img { display: block; width: 100%; border-radius: 4px; }
 img.map { image-rendering: pixelated; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 16px 18px; }
-.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); }
+.grid { display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 326px), 1fr)); }
 .row { display: grid; grid-template: "name bar value" / 15em 1fr 5.2em; gap: 0 16px;
   align-items: center; padding: 5px 0; }
 .row b { grid-area: value; font-size: 1.35rem; text-align: right; }

@@ -55,7 +55,9 @@ def chart(
     shown = {place: curve for place, curve in enumerate(curves) if curve is not None}
     thin = [(thinned(one.steps, POINTS), thinned(one.values, POINTS)) for one in shown.values()]
     reach = [value for _, values in thin for value in values]
-    reach += [level.value for level in levels] + ([healthy.low] if healthy else [])
+    reach += [level.value for level in levels] + (
+        [min(1.2 * healthy.low, healthy.high)] if healthy else []
+    )
     ticks = nice_ticks(min(0.0, *reach), max(reach))
     low, high = min(ticks[0], *reach), max(ticks[-1], *reach)
     last = max(steps[-1] for steps, _ in thin)

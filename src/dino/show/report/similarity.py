@@ -37,7 +37,8 @@ def similarity(network: Backbone, photos: Sequence[Photograph]) -> Frame:
             size = max(patch, shorter_side(height, width, longest))
             found.append(patch_features(network, photo.name, photo.sample, size))
         inner, _ = document(content(found), repr(network).strip("<>"))
-        if len(inner) <= LARGEST or longest < 4 * patch:
+        attribute = escape(inner)
+        if len(attribute) <= LARGEST or longest < 4 * patch:
             break
         longest = longest * 2 // 3
     intro = (
@@ -47,7 +48,7 @@ def similarity(network: Backbone, photos: Sequence[Photograph]) -> Frame:
     )
     frame = (
         f'<iframe class="explore" title="Similar patches" sandbox="allow-scripts allow-downloads" '
-        f'loading="lazy" srcdoc="{escape(inner)}"></iframe>'
+        f'loading="lazy" srcdoc="{attribute}"></iframe>'
     )
     hashes = re.findall(r"script-src '(sha256-[^']+)'", inner)
     return Frame(f"<h2>Similar patches</h2><p>{intro}</p>{frame}", tuple(hashes))

@@ -40,16 +40,21 @@ def watch(folders: Sequence[Path], write: Callable[[], Path]) -> bool:
     console = Console(stderr=True)
     with suppress(AttributeError, OSError):
         os.nice(10)
+    seen, news = None, time.monotonic()
     try:
-        seen, news = _state(folders), time.monotonic()
-        console.print(f"watching {write()}: Ctrl-C ends this", soft_wrap=True)
         while True:
-            time.sleep(max(EVERY, (time.monotonic() - news) * (1 / SHARE - 1)))
+            pause = EVERY
             if (now := _state(folders)) != seen:
-                seen, news = now, time.monotonic()
-                write()
+                started = time.monotonic()
+                path = write()
+                news = time.monotonic()
+                pause = max(EVERY, (news - started) * (1 / SHARE - 1))
+                if seen is None:
+                    console.print(f"watching {path}: Ctrl-C ends this", soft_wrap=True)
+                seen = now
             elif not any(_goes_on(folder, time.monotonic() - news) for folder in folders):
                 break
+            time.sleep(pause)
     except KeyboardInterrupt:
         return False
     for folder in folders:
