@@ -105,8 +105,8 @@ def test_two_components_are_apart_for_readers_who_confuse_red_with_green(deficie
         colors = seen(mapped(grid.reshape(-1, 3), mapping).astype(float), deficiency)
         distances = np.linalg.norm(colors[:, None] - colors, axis=-1)
         least[mapping] = distances[~np.eye(len(colors), dtype=bool)].min()
-    assert least["opponent"] > 5  # two colours side by side differ by 2.3 for most people
-    assert least["rgb"] < 0.6 * least["opponent"]
+    assert least["opponent"] > 9  # colours that most people can just tell apart differ by 2.3
+    assert least["rgb"] < 1.3
 
 
 @given(shares=st.lists(st.floats(0, 1), min_size=3, max_size=3))

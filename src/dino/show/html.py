@@ -91,7 +91,8 @@ svg .name { fill: var(--ink); }
 .block { margin: 0 0 30px; }
 .pictures { display: grid; gap: 10px; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
-.steps { grid-template-columns: repeat(6, minmax(0, 1fr)); margin-bottom: 12px; }
+.pictures:has(> :nth-child(3):last-child) { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.block.steps { grid-template-columns: repeat(6, minmax(0, 1fr)); margin-bottom: 12px; }
 .views { display: grid; gap: 10px; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); }
 .heads { display: grid; gap: 6px; margin-top: 10px;
@@ -119,14 +120,15 @@ th { font-weight: 500; }
 .card:has(> table) { overflow-x: auto; }
 .facts td, details td, details th { overflow-wrap: anywhere; }
 details th { width: 45%; }
-th[scope] { white-space: nowrap; }
+th[scope=col] { white-space: nowrap; }
+th[scope=row] { min-width: 7em; }
 .explore { width: 100%; height: min(86vh, 900px); border: 1px solid var(--line);
   border-radius: 10px; background: var(--ground); }
 :focus-visible { outline: 3px solid var(--trained); outline-offset: 2px; }
 summary { cursor: pointer; font-weight: 600; margin-top: 44px; }
 @media (max-width: 700px) { main { padding: 24px 14px 48px; }
   .row { grid-template: "name value" "bar bar" / 1fr max-content; }
-  .steps { grid-template-columns: repeat(3, minmax(0, 1fr)); margin-bottom: 24px; }
+  .block.steps { grid-template-columns: repeat(3, minmax(0, 1fr)); margin-bottom: 24px; }
   .query { grid-template-columns: 1fr; }
   .query .query-image { width: 40%; } }
 """

@@ -25,7 +25,7 @@ FILES = ("config.json", "metrics.jsonl", "results.json", "checkpoints/LAST", "sk
 
 
 def watch(folders: Sequence[Path], write: Callable[[], Path]) -> bool:
-    """Call `write` at once, and again when runs have something new, until they end.
+    """Call `write` at once, and again when runs have something new, until all have ended.
 
     A run has ended when its process is gone, whether its last step is done or not. After each page
     there is a pause, so that all pages together take at most `SHARE` of the time.
@@ -42,7 +42,7 @@ def watch(folders: Sequence[Path], write: Callable[[], Path]) -> bool:
         os.nice(10)
     seen, news = None, time.monotonic()
     try:
-        while True:
+        while any(_goes_on(folder, time.monotonic() - news) for folder in folders):
             pause = EVERY
             if (now := _state(folders)) != seen:
                 started = time.monotonic()
@@ -52,8 +52,6 @@ def watch(folders: Sequence[Path], write: Callable[[], Path]) -> bool:
                 if seen is None:
                     console.print(f"watching {path}: Ctrl-C ends this", soft_wrap=True)
                 seen = now
-            elif not any(_goes_on(folder, time.monotonic() - news) for folder in folders):
-                break
             time.sleep(pause)
     except KeyboardInterrupt:
         return False
