@@ -316,6 +316,8 @@ class _Page:
         self._failed = True
         with _after_training("the report", "report"):
             self.session.save(step)
+            import sklearn.decomposition  # noqa: F401 (seconds once, which the last page takes too)
+
             self._snapshot(self._take_snapshot)
             self._page(lambda: report(self.run, images=False, refresh=REFRESH))
             self._failed = False
