@@ -173,7 +173,7 @@ def test_names_that_are_not_utf_8_are_printed() -> None:
     name = os.fsdecode(b"pipe\xff")
     code = (
         "import dino.show.report.report as r; from dino.cli import main\n"
-        f"r.run = lambda settings: print(settings.weights == {name!a}, settings.weights)\n"
+        f"r.run = lambda settings: print(settings.weights == ({name!a},), *settings.weights)\n"
         f"main(['report', {name!a}])"
     )
     done = subprocess.run(

@@ -185,9 +185,11 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "weights": Group("known and foreign weights", WEIGHTS),
     "report": Command(
-        "write the page of a run",
+        "write the page of a run, or compare several",
         "show.report.report:ReportSettings:run",
-        after=lambda s: _note(f"next: open {Path(s.weights) / 'report.html'} in a browser"),
+        after=lambda s: _note(
+            f"next: open {s.out or Path(s.weights[0]) / 'report.html'} in a browser"
+        ),
     ),
 }
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import monotonic
@@ -44,6 +44,8 @@ from dino.runtime import (
 )
 from dino.settings import conform, parsed, validated
 from dino.show.report.report import report
+from dino.show.report.run_contents import Run
+from dino.show.report.snapshots import take
 from dino.train.cli_arguments import Preview
 from dino.train.config import PixelSettings, PretrainConfig, setting_names
 from dino.train.loop import Result, train
@@ -282,8 +284,21 @@ def _chosen(
     return config
 
 
+class _Paced:
+    """Work that takes at most a hundredth of the time, and is left out where it would take more."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, work: Callable[[], object]) -> None:
+        if (started := monotonic()) >= self._next:
+            work()
+            ended = monotonic()
+            self._next = ended + 99 * (ended - started)
+
+
 class _Page:
-    """`report.html` and `sessions.json` while training, written by the main rank.
+    """`report.html`, `snapshots` and `sessions.json` while training, written by the main rank.
 
     Args:
         run: the run folder.
@@ -292,20 +307,26 @@ class _Page:
 
     def __init__(self, run: str | Path, origin: dict[str, Any]) -> None:
         self.run, self.session = Path(run), Session(run, origin)
-        self._next, self._failed = 0.0, False
+        self._page, self._snapshot, self._failed = _Paced(), _Paced(), False
 
     def after_checkpoint(self, step: int) -> None:
-        """Write both, the page in at most a hundredth of the time; no failure stops the run."""
+        """Write all, page and snapshot in 1 % of the time each; no failure stops the run."""
         if self._failed:
             return
         self._failed = True
         with _after_training("the report", "report"):
             self.session.save(step)
-            if (started := monotonic()) >= self._next:
-                report(self.run, images=False, refresh=REFRESH)
-                ended = monotonic()
-                self._next = ended + 99 * (ended - started)
+            import sklearn.decomposition  # noqa: F401 (seconds once, which the last page takes too)
+
+            self._snapshot(self._take_snapshot)
+            self._page(lambda: report(self.run, images=False, refresh=REFRESH))
             self._failed = False
+
+    def _take_snapshot(self) -> None:
+        newest = last_step(self.run / "checkpoints")
+        with suppress(UserError):  # images that cannot be opened by name: the page says so at last
+            if newest is not None:
+                take(Run(self.run), newest)
 
 
 def _call(arguments: dict[str, Any]) -> str:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dino.data.images.highlight import DIM
 from dino.show.map_overlay import (
     CATEGORIES,
     COLORS,
-    DIM,
     OPAQUE,
     colored,
     composite,

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from dino.files import UserError
 from dino.models.create import create
-from dino.show.patch_pca import Basis, Foreground, _nearest, _otsu, components, load, save
+from dino.show.patch_pca import (
+    Basis,
+    Foreground,
+    _nearest,
+    _otsu,
+    color_ends,
+    components,
+    load,
+    mapped,
+    save,
+)
 from dino.weights.files import read_safetensors
 from dino.weights.load import fingerprint
 from dino.weights.load import save as save_weights
@@ -31,7 +41,7 @@ def tokens() -> list[Tensor]:
 
 
 def test_one_picture_an_image(tokens: list[Tensor]) -> None:
-    pictures = components(tokens)
+    pictures = components(tokens, mapping="rgb")
     assert [picture.shape for picture in pictures] == [(6, 7, 3), (4, 9, 3)]
     assert all(picture.dtype == np.uint8 for picture in pictures)
     pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
@@ -42,7 +52,7 @@ def test_one_picture_an_image(tokens: list[Tensor]) -> None:
 def test_components_come_by_strength() -> None:
     strong = torch.linspace(-10, 10, 6)[:, None].expand(6, 7)
     weak = torch.linspace(-1, 1, 7)[None].expand(6, 7)
-    (picture,) = components([torch.stack([weak, strong])], spread=1.0)
+    (picture,) = components([torch.stack([weak, strong])], spread=1.0, mapping="rgb")
     for channel, values in ((0, strong), (1, weak)):
         correlation = np.corrcoef(picture[..., channel].ravel(), values.numpy().ravel())[0, 1]
         assert correlation > 0.999  # positive: the largest loading is
@@ -60,12 +70,71 @@ def test_scale_offset_and_order_do_not_matter(tokens: list[Tensor]) -> None:
         assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
+# ------------------------------------------------------------------------------------ colours
+DEFICIENCIES = {  # Machado, Oliveira and Fernandes 2009, severity 1, of linear red, green, blue
+    "protanopia": [
+        *([0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216]),
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        *([0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413]),
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}
+TO_XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+
+
+def seen(rgb: np.ndarray, deficiency: str) -> np.ndarray:
+    """Colours (0 to 255) as such readers see them, in CIELAB."""
+    shares = rgb / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    xyz = (linear @ np.array(DEFICIENCIES[deficiency]).T).clip(0, 1) @ np.array(TO_XYZ).T
+    ratios = xyz / np.array(TO_XYZ).sum(axis=1)
+    f = np.where(ratios > 0.008856, np.cbrt(ratios), 7.787 * ratios + 16 / 116)
+    return np.stack(
+        [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1
+    )
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_two_components_are_apart_for_readers_who_confuse_red_with_green(deficiency: str) -> None:
+    """Colours of a grid of the first two components, the third in the middle."""
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 2, [0.5], indexing="ij"), axis=-1)
+    least = {}
+    for mapping in ("opponent", "rgb"):
+        colors = seen(mapped(grid.reshape(-1, 3), mapping).astype(float), deficiency)
+        distances = np.linalg.norm(colors[:, None] - colors, axis=-1)
+        least[mapping] = distances[~np.eye(len(colors), dtype=bool)].min()
+    assert least["opponent"] > 9  # colours that most people can just tell apart differ by 2.3
+    assert least["rgb"] < 1.3
+
+
+@given(shares=st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_opponent_colors_can_be_undone(shares: list[float]) -> None:
+    red, green, blue = mapped(np.array(shares)).astype(float) / 255
+    light = (2 * (red + green) / 2 + blue) / 3  # red and green rise by half of what blue falls
+    assert light == pytest.approx(0.2 + 0.6 * shares[0], abs=0.004)
+    reach = min(light, 1 - light)
+    assert (light - blue) / reach == pytest.approx(2 * shares[1] - 1, abs=0.04)
+    assert (red - green) / reach == pytest.approx(2 * shares[2] - 1, abs=0.04)
+
+
+def test_the_ends_of_components() -> None:
+    (dark, bright), (blue, yellow), (green, red) = color_ends()
+    assert (dark, bright) == ((51, 51, 51), (204, 204, 204))
+    assert (blue[2] > blue[0], yellow[0] == yellow[1] > yellow[2]) == (True, True)
+    assert (green[1] > green[0], red[0] > red[1]) == (True, True)
+    assert color_ends("rgb") == [
+        ((0, 0, 0), end) for end in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    ]
+
+
 def test_an_outlier_does_not_dim_the_rest() -> None:
     values = torch.cat([torch.linspace(0, 1, 99), torch.tensor([50.0])])
     tokens = torch.stack([values, torch.zeros(100)]).view(2, 10, 10)
-    (picture,) = components([tokens], spread=0.96)
+    (picture,) = components([tokens], spread=0.96, mapping="rgb")
     assert picture[..., 0].ravel()[:99].std() > 60
-    (dim,) = components([tokens], spread=1.0)
+    (dim,) = components([tokens], spread=1.0, mapping="rgb")
     assert dim[..., 0].ravel()[:99].std() < 5
 
 
@@ -79,11 +148,11 @@ def test_constant_tokens_are_grey(constant: Tensor) -> None:
 
 def test_fewer_directions_than_colors() -> None:
     ramp = torch.linspace(0, 1, 12).view(1, 3, 4).repeat(5, 1, 1)
-    (picture,) = components([ramp])
+    (picture,) = components([ramp], mapping="rgb")
     assert picture[..., 0].min() == 0
     assert picture[..., 0].max() == 255
     assert (picture[..., 1:] == 128).all()
-    (narrow,) = components([torch.randn(2, 3, 4)])  # only two dimensions
+    (narrow,) = components([torch.randn(2, 3, 4)], mapping="rgb")  # only two dimensions
     assert (narrow[..., 2] == 128).all()
 
 
@@ -119,7 +188,7 @@ def test_an_image_has_the_same_colors_alone_and_among_others(tokens: list[Tensor
     assert np.array_equal(basis.colors(tokens[1]), components(tokens)[1])
     other = object_tokens(0)
     assert np.array_equal(basis.colors(other), basis.colors(other.clone()))
-    assert (basis.colors(1e6 * other) % 255 == 0).mean() > 0.9  # beyond both ends
+    assert (basis.shares(1e6 * other) % 1 == 0).mean() > 0.9  # beyond both ends
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-2, 1e3), offset=st.floats(-50, 50))

@@ -8,7 +8,7 @@ from pathlib import Path
 from dino.data.images.contact_sheet import Cell, Frame, contact_sheet
 from dino.data.images.decode import as_picture
 from dino.data.sources.open import Source
-from dino.files import replacing
+from dino.features.command import save_picture
 
 
 class ImagesByPath:
@@ -37,5 +37,4 @@ def save_sheet(
     path: Path, rows: Sequence[Sequence[Cell]], title: str, tile: int = 144, compact: bool = False
 ) -> None:
     """Write a contact sheet as PNG, atomically."""
-    with replacing(path) as temporary:
-        contact_sheet(rows, tile, title, compact).save(temporary, "PNG")
+    save_picture(contact_sheet(rows, tile, title, compact), path)

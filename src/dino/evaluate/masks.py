@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dino.files import UserError, replacing
+from dino.features.command import save_picture
+from dino.files import UserError
 
 VOID = 255
 """Pixels that are excluded: they count neither as right nor as wrong."""
@@ -98,8 +99,7 @@ def write_mask(mask: Mask, path: Path) -> None:
     image = Image.fromarray(ids)
     if mask.palette is not None:
         image.putpalette(list(mask.palette))
-    with replacing(path) as temporary:
-        image.save(temporary, "PNG")
+    save_picture(image, path)
 
 
 def resized_ids(ids: Ids, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:

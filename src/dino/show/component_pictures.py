@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from dino.data.images.highlight import dimmed
 from dino.show.legends import below, swatches
-from dino.show.map_overlay import CATEGORIES, dimmed, stencil
+from dino.show.map_overlay import CATEGORIES, stencil
 
 STRENGTH = 0.7
 """Of the colours of parts over an image, from 0 to 1."""

@@ -20,10 +20,10 @@ from dino.runtime import memory_errors, pick_device
 from dino.settings import Range, validated
 from dino.show import patch_pca
 from dino.show.component_pictures import component_picture, part_picture, with_legend
-from dino.show.legends import letters_for
-from dino.show.map_overlay import CATEGORIES
+from dino.show.legends import below, gradients, letters_for
+from dino.show.map_overlay import CATEGORIES, Color
 from dino.show.patch_maps import PatchMap, PatchMaps
-from dino.show.patch_pca import Basis
+from dino.show.patch_pca import Basis, Mapping, color_ends
 from dino.weights.load import load
 
 SIZE = 480
@@ -53,6 +53,9 @@ class ComponentSettings:
     foreground: bool = False
     """Components and parts of the foreground only: the side of the first component of all patches
     of which fewer lie at the borders of the images."""
+    colors: Mapping = "opponent"
+    """opponent: component 1 from dark to light, 2 from blue to yellow, 3 from green to red, so that
+    readers who confuse red with green miss the last alone; rgb: red, green and blue."""
     parts: Annotated[int, Range(low=2, high=len(CATEGORIES))] | None = None
     """Also show so many clusters of patches (k-means)."""
     block: int | None = None
@@ -168,14 +171,14 @@ def _write_pictures(
     for index, named in enumerate(maps.inputs):
         if (one := maps.read(index)) is None:
             continue
-        pictures, files = _pictures(one, basis), []
+        pictures, files = _pictures(one, basis, settings.colors), []
         for kind, picture in pictures.items():
             files.append(settings.out / f"{named.name}-{kind}.png")
             letters = letters_for(picture.width)
             save_picture(with_legend(picture, parts * (kind == "parts"), letters), files[-1])
         if settings.arrays:
             files.append(settings.out / f"{named.name}.npz")
-            _write_arrays(files[-1], one, basis)
+            _write_arrays(files[-1], one, basis, settings.colors)
         grid = [*one.tokens.shape[1:]]
         shown.append({"path": named.path, "grid": grid, "files": [str(file) for file in files]})
         last = [Cell(one.picture, Path(named.path).name)]
@@ -185,22 +188,23 @@ def _write_pictures(
     cells, columns = cells or last, PER_ROW * len(last)
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     sheet = contact_sheet(rows, TILE, _title(basis), compact=True)
+    sheet = below(sheet, gradients(_legend(basis, settings.colors), LETTERS))
     save_picture(with_legend(sheet, parts, LETTERS), settings.out / "sheet.png")
     return shown
 
 
-def _pictures(one: PatchMap, basis: Basis) -> dict[str, Image.Image]:
+def _pictures(one: PatchMap, basis: Basis, mapping: Mapping) -> dict[str, Image.Image]:
     """The pictures of an image, by what they show."""
     mask = None if basis.foreground is None else basis.foreground(one.tokens)
-    found = {"components": component_picture(one.picture, basis.colors(one.tokens), mask)}
+    found = {"components": component_picture(one.picture, basis.colors(one.tokens, mapping), mask)}
     if basis.centers is not None:
         found["parts"] = part_picture(one.picture, basis.parts(one.tokens), mask)
     return found
 
 
-def _write_arrays(path: Path, one: PatchMap, basis: Basis) -> None:
+def _write_arrays(path: Path, one: PatchMap, basis: Basis, mapping: Mapping) -> None:
     arrays: dict[str, Any] = {"components": basis.project(one.tokens)}
-    arrays["colors"] = basis.colors(one.tokens)
+    arrays["colors"] = basis.colors(one.tokens, mapping)
     if basis.foreground is not None:
         arrays["foreground"] = basis.foreground(one.tokens)
     if basis.centers is not None:
@@ -211,8 +215,13 @@ def _write_arrays(path: Path, one: PatchMap, basis: Basis) -> None:
 def _title(basis: Basis) -> str:
     """What the colours of a contact sheet mean."""
     what = "foreground patches" if basis.foreground is not None else "patch features"
-    red, green, blue = (f"{100 * share:.0f} %" for share in basis.variance)
     return (
-        f"Red, green and blue: principal components 1, 2 and 3 of the {what} ({red}, {green} and "
-        f"{blue} of their variance). Equal colours mean similar features, also between images."
+        f"Principal components of the {what}. Equal colours mean similar features, also between "
+        "images."
     )
+
+
+def _legend(basis: Basis, mapping: Mapping) -> dict[str, tuple[Color, Color]]:
+    """The colours of each component, with the share of the variance that it explains."""
+    names = [f"{n}: {100 * share:.0f} %" for n, share in enumerate(basis.variance, start=1)]
+    return dict(zip(names, color_ends(mapping), strict=True))

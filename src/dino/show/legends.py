@@ -35,6 +35,16 @@ def swatches(title: str, colors: Mapping[str, Color], letters: int) -> Image.Ima
     return _strip(items, letters)
 
 
+def gradients(colors: Mapping[str, tuple[Color, Color]], letters: int) -> Image.Image:
+    """Labels, and behind each the colours from one end to the other."""
+    items: list[str | Image.Image] = []
+    for label, (low, high) in colors.items():
+        first, last = (Image.new("RGB", (5 * letters, letters), color) for color in (low, high))
+        ramp = Image.linear_gradient("L").rotate(90).resize(first.size)
+        items += [label, Image.composite(last, first, ramp)]
+    return _strip(items, letters)
+
+
 def _strip(items: Sequence[str | Image.Image], letters: int) -> Image.Image:
     """Texts and pictures side by side, on white."""
     font, gap = ImageFont.load_default(letters), letters // 3

@@ -12,8 +12,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from dino.data.images.highlight import dimmed, highlighted
 
 ColorMap = Literal["viridis", "inferno"]
 
@@ -32,9 +34,6 @@ CATEGORIES: tuple[Color, ...] = (
     *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
 )
 """Colours that the colour-blind can distinguish (Okabe and Ito 2008), without black."""
-
-DIM = 0.35
-"""Brightness of an image outside of what is shown."""
 
 OPAQUE = 0.85
 """Largest opacity of a colour over an image."""
@@ -71,7 +70,7 @@ def overlay(image: Image.Image, values: Float[Tensor, "h w"], strength: float = 
 
 def cut_out(image: Image.Image, mask: Bool[Tensor, "h w"]) -> Image.Image:
     """An image within a mask of patches, dim and grey elsewhere."""
-    return Image.composite(image.convert("RGB"), dimmed(image), stencil(mask, image.size))
+    return highlighted(image, stencil(mask, image.size))
 
 
 def stencil(mask: Bool[Tensor, "h w"], size: tuple[int, int]) -> Image.Image:
@@ -99,11 +98,6 @@ def _shrunk(inside: Bool[np.ndarray, "H W"], width: int) -> Bool[np.ndarray, "H 
         result &= padded[shift : shift + rows, width : width + columns]
         result &= padded[width : width + rows, shift : shift + columns]
     return result
-
-
-def dimmed(image: Image.Image) -> Image.Image:
-    """An image in grey and dark, as what lies outside of what is shown."""
-    return ImageEnhance.Brightness(image.convert("L").convert("RGB")).enhance(DIM)
 
 
 def composite(

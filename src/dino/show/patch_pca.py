@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -19,11 +19,14 @@ from torch import Tensor
 
 from dino.files import UserError, replacing
 from dino.models.backbone import Backbone
+from dino.show.map_overlay import Color
 from dino.weights.files import read_safetensors
 from dino.weights.load import fingerprint
 
-COLORS = 3
-"""Components that are shown: red, green and blue."""
+COMPONENTS = 3
+"""How many are shown."""
+Mapping = Literal["opponent", "rgb"]
+"""How components become colours, see `mapped`."""
 ENDS = ("low", "high", "variance")
 """Of a basis, what has one number a component."""
 METADATA = "dino-basis"
@@ -31,21 +34,55 @@ METADATA = "dino-basis"
 
 
 def components(
-    patches: Sequence[Float[Tensor, "D _ _"]], spread: float = 0.98
+    patches: Sequence[Float[Tensor, "D _ _"]],
+    spread: float = 0.98,
+    mapping: Mapping = "opponent",
 ) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """The first three principal components of patch tokens as red, green and blue.
+    """The first three principal components of patch tokens as colours.
 
     One basis for all images, so that a colour means the same in each; see `Basis`.
 
     Args:
         patches: tokens of one or several images on their grids.
         spread: share of the values that are not clipped, in (0, 1].
+        mapping: of components to colours.
 
     Returns:
-        One array an image; a component that does not exist (constant tokens) is mid-grey.
+        One array an image; a component that does not exist (constant tokens) is in the middle.
     """
     basis = Basis.fit(patches, spread)
-    return [basis.colors(tokens) for tokens in patches]
+    return [basis.colors(tokens, mapping) for tokens in patches]
+
+
+def mapped(
+    shares: Float[np.ndarray, "*grid 3"], mapping: Mapping = "opponent"
+) -> UInt8[np.ndarray, "*grid 3"]:
+    """Colours of three numbers in [0, 1].
+
+    "rgb" takes them as red, green and blue, as most publications do; readers who confuse red with
+    green then cannot tell the first component from the second. With "opponent" the first goes from
+    dark to light, the second from blue to yellow, the third from green to red, so that such readers
+    miss the third alone, which explains least. Different numbers have different colours in both.
+    """
+    rgb = shares
+    if mapping == "opponent":
+        light = 0.2 + 0.6 * shares[..., :1]
+        yellow, red = 2 * shares[..., 1] - 1, 2 * shares[..., 2] - 1
+        hue = np.stack([(yellow + red) / 2, (yellow - red) / 2, -yellow], axis=-1)
+        rgb = light + np.minimum(light, 1 - light) * hue
+    return (255 * rgb).round().astype(np.uint8)
+
+
+def color_ends(mapping: Mapping = "opponent") -> list[tuple[Color, Color]]:
+    """The colours of each component's ends while the others are in the middle, for legends.
+
+    Of "rgb" the others are dark, so that the end is the colour that gives the component its name.
+    """
+    rest = 0.5 if mapping == "opponent" else 0.0
+    ends = np.full((COMPONENTS, 2, COMPONENTS), rest)
+    for number in range(COMPONENTS):
+        ends[number, :, number] = 0, 1
+    return [((*low,), (*high,)) for low, high in mapped(ends, mapping).tolist()]
 
 
 @dataclass(frozen=True)
@@ -152,14 +189,20 @@ class Basis:
     def project(self, tokens: Float[Tensor, "D h w"]) -> Float[np.ndarray, "h w 3"]:
         """The values of the components."""
         scores: Float[np.ndarray, "n 3"] = (_rows(tokens) - self.mean) @ self.directions.T
-        return scores.reshape(*tokens.shape[1:], COLORS)
+        return scores.reshape(*tokens.shape[1:], COMPONENTS)
 
-    def colors(self, tokens: Float[Tensor, "D h w"]) -> UInt8[np.ndarray, "h w 3"]:
-        """The components as red, green and blue; mid-grey for one that does not exist."""
+    def colors(
+        self, tokens: Float[Tensor, "D h w"], mapping: Mapping = "opponent"
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """The components as colours, see `mapped`."""
+        return mapped(self.shares(tokens), mapping)
+
+    def shares(self, tokens: Float[Tensor, "D h w"]) -> Float[np.ndarray, "h w 3"]:
+        """The components as shares of their range; 1/2 for one that does not exist."""
         usable = self.high > self.low
         width = np.where(usable, self.high - self.low, 1)
         shares = np.where(usable, (self.project(tokens) - self.low) / width, 0.5)
-        return (255 * shares.clip(0, 1)).round().astype(np.uint8)
+        return shares.clip(0, 1)
 
     def parts(self, tokens: Float[Tensor, "D h w"]) -> UInt8[np.ndarray, "h w"]:
         """The number of each patch's part, from 0; only for a basis with parts."""
@@ -177,13 +220,13 @@ def _principal(
     """Mean, directions and shares of the variance; zero for components that do not exist."""
     from sklearn.decomposition import PCA
 
-    count = min(COLORS, *rows.shape)
+    count = min(COMPONENTS, *rows.shape)
     solver = "covariance_eigh" if len(rows) >= rows.shape[1] else "full"
     with np.errstate(invalid="ignore"):  # shares of variance of constant tokens are 0 / 0
         pca = PCA(count, svd_solver=solver).fit(rows)
     # Tokens are single precision: variation below a millionth of their length is rounding.
     found = pca.singular_values_ > 1e-6 * np.linalg.norm(rows)
-    directions, variance = np.zeros((COLORS, rows.shape[1])), np.zeros(COLORS)
+    directions, variance = np.zeros((COMPONENTS, rows.shape[1])), np.zeros(COMPONENTS)
     directions[:count][found] = pca.components_[found]
     variance[:count][found] = pca.explained_variance_ratio_[found]
     return pca.mean_, directions, variance
@@ -286,7 +329,11 @@ def load(path: str | Path, backbone: Backbone) -> tuple[Basis, dict[str, Any]]:
 def _basis(values: dict[str, np.ndarray]) -> Basis:
     """A basis from its tensors; raises KeyError, TypeError or ValueError if they are damaged."""
     width = len(values["mean"])
-    shapes = {"mean": (width,), "directions": (COLORS, width), **dict.fromkeys(ENDS, (COLORS,))}
+    shapes = {
+        "mean": (width,),
+        "directions": (COMPONENTS, width),
+        **dict.fromkeys(ENDS, (COMPONENTS,)),
+    }
     shapes |= {"foreground.mean": (width,), "foreground.direction": (width,)}
     shapes |= {"foreground.threshold": (1,), "centers": (len(values.get("centers", ())), width)}
     for name, tensor in values.items():

@@ -8,6 +8,7 @@ skipped.csv        images that could not be used
 teacher.safetensors, best.safetensors    the newest teacher, and the best by k-NN
 sessions.json      `train.sessions`: when, where and by which command it was trained
 report.html                              written at each checkpoint, complete at the end
+snapshots/         attention and components at checkpoints (`show.report.snapshots`)
 results.json                             written at the end of the run
 results/           what `dino evaluate` measured (`evaluate.results`)
 .lock              locked by the process that trains

@@ -123,7 +123,7 @@ def test_the_command_says_what_the_page_holds(
     printed = capsys.readouterr()
     summary, path = printed.out.splitlines()
     assert re.fullmatch(
-        r"2 images of 3 × 4 patches, similarities differ by at most 0\.0\d\d from those in full "
+        r"2 images of 4 × 5 patches, similarities differ by at most 0\.0\d\d from those in full "
         r"precision, 0\.\d MB",
         summary,
     )
@@ -145,7 +145,7 @@ def test_python_returns_a_page_that_a_notebook_shows(
     page = dino.explore(network, photos[0], tmp_path / "p.html", size=32)
     assert page.path == tmp_path / "p.html"
     assert page.path.read_text(encoding="utf-8") == page.html
-    assert repr(page).startswith(f"<dino page: {tmp_path / 'p.html'}; 1 image of 3 × 4 patches")
+    assert repr(page).startswith(f"<dino page: {tmp_path / 'p.html'}; 1 image of 4 × 5 patches")
     shown = dino.explore(network, Image.open(photos[0]), size=32)
     assert shown.path is None
     ((frame, _),) = Reader(shown._repr_html_()).all("iframe")
@@ -168,7 +168,7 @@ def test_a_network_in_training_is_read_in_evaluation(photos: list[str]) -> None:
         ({"out": 3}, "out must be a path, not 3"),
         ({"size": 0}, "size is 0: it must be an integer from 1 to 10,000"),
         ({"images": []}, "0 images are given"),
-        ({"images": "none.jpg"}, "none.jpg cannot be read"),
+        ({"images": "none.jpg"}, "none.jpg does not exist"),
         ({"weights": "nowhere"}, "there are no weights at nowhere"),
         ({"device": "cpux"}, "unknown device"),
     ],

@@ -18,7 +18,7 @@ from dino.data.views.photometric import normalize
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.show.explorer import patches
-from dino.show.explorer.patches import named_images, patch_features
+from dino.show.explorer.patches import check_patches, named_images, patch_features
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -47,10 +47,10 @@ def test_names_are_the_ends_by_which_paths_differ(tmp_path: Path) -> None:
     assert names(files) == ["1.png", "2.png"]
     assert names([tmp_path / "a/x/1.png", str(tmp_path / "a/y/1.png")]) == ["x/1.png", "y/1.png"]
     assert names(tmp_path / "a") == ["x/1.png", "y/1.png"]
-    assert names([tmp_path / "a", tmp_path / "b"]) == ["a/x/1.png", "a/y/1.png", "b/x/1.png"]
-    assert names([files[1], files[1]]) == ["2.png", "2.png"]
+    assert names([tmp_path / "a", tmp_path / "b"]) == ["a/x/1.png", "y/1.png", "b/x/1.png"]
+    assert names(str(tmp_path / "a" / "*" / "*.png")) == ["x/1.png", "y/1.png"]
     assert names([noise(8, 8), files[1], np.zeros((8, 8), np.uint8)]) == [
-        *("image 1", "2.png", "image 3")
+        *("2.png", "image 1", "image 3")
     ]
     assert names(noise(8, 8)) == ["image 1"]
     assert names(files[1]) == ["2.png"]
@@ -58,42 +58,57 @@ def test_names_are_the_ends_by_which_paths_differ(tmp_path: Path) -> None:
 
 def test_too_many_images_and_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches, "MOST", 2)
-    for images, count in ((["x.jpg"] * 3, 3), ([], 0)):
+    for images, count in (([noise(8, 8)] * 3, 3), ([], 0)):
         with pytest.raises(UserError, match=f"{count} images are given: a page takes from 1 to 2"):
             named_images(images, RGB)
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'none.jpg'} cannot be read")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'none.jpg'} does not exist")):
         named_images([tmp_path / "none.jpg"], RGB)
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'text.jpg'} cannot be read")):
+        named_images([tmp_path / "text.jpg"], RGB)
+    (tmp_path / "film.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"film\.mp4 is a video"):
+        named_images([tmp_path / "film.mp4"], RGB)
+
+
+def test_more_patches_than_a_page_takes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches, "PATCHES", 8 * 8 * 8)
+    panorama, square = ("", noise(800, 100)), ("", noise(20, 20))
+    check_patches([panorama], 64, 8)
+    with pytest.raises(UserError, match=r"have 576 patches, .* takes 512: .* about --size 60"):
+        check_patches([panorama, square], 64, 8)
+    check_patches([panorama, square], 56, 8)
 
 
 # ---------------------------------------------------------------------------------- the features
 def test_features_are_those_of_the_network(network: Backbone) -> None:
     image = noise(48, 32)
-    found = patch_features(network, "name", image, 48)
+    found = patch_features(network, "name", image, 32)
     transform = network.preprocessing
     inputs = normalize(to_tensor(image), transform.mean, transform.std)[None]
     with torch.inference_mode():
-        expected = network.features(inputs, attention=True)
+        expected = network.features(inputs, attention=True)  # of which only one row is computed
     assert found.name == "name"
     assert found.picture.size == (48, 32)
     assert found.attention is not None
-    assert torch.equal(found.features, expected.patches[0, 0])
-    assert torch.equal(found.attention, expected.attention_maps[0])
+    assert torch.allclose(found.features, expected.patches[0, 0], atol=1e-5)
+    assert torch.allclose(found.attention, expected.attention_maps[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("width", "height", "grid"),
     [
         (100, 100, (6, 6)),
-        (100, 50, (3, 6)),
-        (50, 100, (6, 3)),
-        (100, 60, (4, 6)),
-        (900, 10, (1, 6)),
+        (100, 50, (6, 12)),
+        (50, 100, (12, 6)),
+        (100, 60, (6, 10)),
+        (900, 10, (6, 50)),
     ],
 )
-def test_the_longer_side_has_the_size_and_nothing_is_cropped(
+def test_the_shorter_side_has_the_size_and_nothing_is_cropped(
     width: int, height: int, grid: tuple[int, int], network: Backbone
 ) -> None:
     image = noise(width, height)
@@ -127,7 +142,7 @@ def test_a_network_of_one_size_says_so(network: Backbone, monkeypatch: pytest.Mo
 
 
 def test_convnets_have_features_without_attention() -> None:
-    found = patch_features(dino.create("resnet10t").eval(), "", noise(64, 32), 64)
+    found = patch_features(dino.create("resnet10t").eval(), "", noise(64, 32), 32)
     assert found.features.shape == (512, 1, 2)
     assert found.attention is None
 

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino.show.report.curves import HEIGHT, WIDTH, Curve, Level, chart, nice_ticks, thinned
+from dino.show.report.curves import (
+    HEIGHT,
+    WIDTH,
+    Curve,
+    Healthy,
+    Level,
+    apart,
+    chart,
+    nice_ticks,
+    thinned,
+)
 
 FINITE = st.floats(-1e9, 1e9, allow_subnormal=False)
 
@@ -24,7 +34,7 @@ def points(svg: str) -> list[tuple[float, float]]:
 @given(values=st.lists(FINITE, min_size=1, max_size=30), level=FINITE)
 def test_everything_lies_inside_the_frame(values: list[float], level: float) -> None:
     curve = Curve("loss", range(1, len(values) + 1), values)
-    svg = chart(curve, [Level("limit", level)])
+    svg = chart([curve], [Level("limit", level)])
     for x, y in points(svg):
         assert 0 <= x <= WIDTH
         assert 0 <= y <= HEIGHT
@@ -33,13 +43,13 @@ def test_everything_lies_inside_the_frame(values: list[float], level: float) -> 
 
 
 def test_higher_values_are_drawn_higher_and_later_steps_further_right() -> None:
-    (x1, y1), (x2, y2), (x3, y3) = points(chart(Curve("k", [10, 20, 40], [1.0, 3.0, 2.0])))
+    (x1, y1), (x2, y2), (x3, y3) = points(chart([Curve("k", [10, 20, 40], [1.0, 3.0, 2.0])]))
     assert y2 < y3 < y1
     assert x3 - x2 == pytest.approx(2 * (x2 - x1), abs=0.2)
 
 
 def test_names_are_escaped() -> None:
-    svg = chart(Curve('<b>"', [1], [1.0]), [Level("a < b &", 2.0)])
+    svg = chart([Curve('<b>"', [1], [1.0])], [Level("a < b &", 2.0)])
     root = ElementTree.fromstring(svg)
     assert root.attrib["aria-label"].startswith('<b>"')
     assert any("a < b &" in (text.text or "") for text in root.findall("text"))
@@ -80,3 +90,27 @@ def test_few_points_stay_and_many_are_averaged() -> None:
     assert steps == sorted(steps)
     assert (steps[-1], values[-1]) == (999, 1.0)
     assert all(math.isclose(value, 0.5) for value in values[:-1])
+
+
+@pytest.mark.parametrize(
+    ("values", "healthy"),
+    [([3.0, 4.0], Healthy(1.0, 2.0)), ([0.2, 0.1], Healthy(1.0)), ([5.0, 7.0], Healthy(1.0))],
+)
+def test_healthy_values_are_a_band_in_the_frame(values: list[float], healthy: Healthy) -> None:
+    svg = chart([Curve("k", [1, 2], values)], [], healthy)
+    (band,) = ElementTree.fromstring(svg).findall("rect")
+    top, height = float(band.attrib["y"]), float(band.attrib["height"])
+    assert 0 <= top < top + height <= HEIGHT
+    for value, (_, y) in zip(values, points(svg), strict=True):
+        inside = healthy.low <= value <= healthy.high
+        assert (top - 0.1 <= y <= top + height + 0.1) == inside
+
+
+@given(places=st.lists(st.floats(0, 100), min_size=1, max_size=6))
+def test_letters_are_moved_apart_and_stay_in_the_frame(places: list[float]) -> None:
+    moved = apart(places, 11, 0, 100)
+    assert all(-1e-6 <= place <= 100 + 1e-6 for place in moved)
+    for one, other in zip(sorted(moved), sorted(moved)[1:], strict=False):
+        assert other - one >= 11 - 1e-6
+    if all(abs(a - b) >= 11 for i, a in enumerate(places) for b in places[:i]):
+        assert moved == places

@@ -5,80 +5,30 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import re
 import weakref
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.reports import KNN, VIT, Reader, metrics
 from PIL import Image
 
+from dino.data.images.image_errors import write_list
 from dino.data.sources.base import Source
 from dino.files import UserError
 from dino.models.create import create
 from dino.show.html import picture
-from dino.show.report import sections
+from dino.show.report import neighbours, photographs, similarity
 from dino.show.report.report import report
 from dino.show.report.run_contents import Run
+from dino.show.report.skipped import LISTED
+from dino.show.report.views import IMAGES
 from dino.weights.load import save
-
-VOID = {"meta", "img"}
-
-
-class Reader(HTMLParser):
-    """Checks that tags are closed in order, and collects addresses and headings."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.headings: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)  # <line .../>: closed at once
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attributes if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("h1", "h2"):
-            self.headings.append(data)
-
-
-def metrics(steps: int) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    for step in range(10, 10 * steps + 1, 10):
-        lines.append(
-            {
-                "step": step,
-                "epoch": step / 20,
-                "loss": 4.0 - step / 100,
-                "teacher_entropy": 3.0,
-                "kl": 1.0 - step / 100,
-                "feature_std": 0.7,
-                "effective_rank": 12.0,
-                "images_per_s": 250.0,
-                "data_wait": 0.25,
-                "lr": 1e-3,
-                "refused": 0,
-            }
-        )
-    lines.append({"step": 10 * steps, "knn": {"k10": 61.0, "k20": 62.5}})
-    return lines
-
 
 MakeRun = Callable[..., Path]
 
@@ -86,7 +36,8 @@ MakeRun = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photographs of 16 patches a side instead of 60: attention costs the fourth power."""
-    monkeypatch.setattr(sections, "SIDE", 64)
+    monkeypatch.setattr(photographs, "SIDE", 64)
+    monkeypatch.setattr(similarity, "SIDE", 64)
 
 
 @pytest.fixture
@@ -136,17 +87,13 @@ def photos(tmp_path: Path) -> Callable[[str, bool], Path]:
     return make
 
 
-VIT = {
-    "arch": "vit_tiny",
-    "embed_dim": 12,
-    "depth": 1,
-    "heads": 2,
-    "patch_size": 4,
-    "image_size": 8,
-}
-KNN = {"trained": 70.6, "untrained": 58.6, "pixels": 37.0, "k": 20, "bank": 1728, "queries": 576}
 VERDICT = "Verdict: healthy"
-PICTURES = ["Nearest neighbours", "Attention", "Components of the patch features"]
+PICTURES = [
+    "Nearest neighbours",
+    "Attention",
+    "Components of the patch features",
+    "Similar patches",
+]
 
 
 def read(run: Path) -> tuple[str, Reader]:
@@ -183,7 +130,7 @@ def test_a_complete_page(make_run: MakeRun, photos: Callable[[str, bool], Path])
     ):
         assert words in text
     assert page.tags.count("svg") == 8
-    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * sections.NEIGHBOURS
+    assert text.count('class="same"') + text.count('class="apart"') == 2 * 6 * neighbours.NEIGHBOURS
 
 
 def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool], Path]) -> None:
@@ -192,7 +139,7 @@ def test_a_page_is_self_contained(make_run: MakeRun, photos: Callable[[str, bool
     assert page.addresses
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert not re.search(r"https?:|<script|<link|@import|url\(", text)
-    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert {"script", "link", "object"}.isdisjoint(page.tags)
     assert "default-src 'none'" in text
 
 
@@ -225,9 +172,9 @@ def test_no_query_is_its_own_neighbour(
 ) -> None:
     text, _ = read(make_run(data=str(photos("train", False)), **VIT))
     for block in text.split('<div class="query">')[1:]:
-        query, *neighbours = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
-        assert query not in neighbours
-        assert len(neighbours) == 2 * sections.NEIGHBOURS
+        query, *others = re.findall(r'src="([^"]+)"', block.split("<h2>")[0])
+        assert query not in others
+        assert len(others) == 2 * neighbours.NEIGHBOURS
 
 
 def test_photographs_of_neighbours_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,12 +199,13 @@ def test_photographs_of_neighbours_are_not_kept(monkeypatch: pytest.MonkeyPatch)
         nonlocal alive
         alive -= 1
 
-    monkeypatch.setattr(sections, "open_source", lambda *_: Photographs())
+    monkeypatch.setattr(neighbours, "open_source", lambda *_: Photographs())
     networks = [
         create("vit_tiny", embed_dim=24, depth=1, heads=2, patch_size=16, image_size=32)
     ] * 2
-    text = sections.neighbours(sections.Pair(*networks), "images", None)
-    assert text.count("<img") == sections.QUERIES * (1 + 2 * sections.NEIGHBOURS)
+    named = dict(zip(("trained", "untrained"), networks, strict=True))
+    text = neighbours.neighbours(named, "images", None)
+    assert text.count("<img") == neighbours.QUERIES * (1 + 2 * neighbours.NEIGHBOURS)
     assert most <= 2
     assert alive == 0
 
@@ -267,7 +215,7 @@ def test_convnets_have_components_but_no_attention(
 ) -> None:
     run = make_run(data=str(photos("train", False)), arch="resnet50", image_size=32)
     _, page = read(run)
-    assert page.headings == ["a & b", PICTURES[0], PICTURES[2]]
+    assert page.headings == ["a & b", PICTURES[0], *PICTURES[2:]]
 
 
 def test_a_run_that_has_just_begun(make_run: MakeRun) -> None:
@@ -551,7 +499,7 @@ def test_a_page_without_images_loads_itself_again(
     assert "dino report RUN" in text
     monkeypatch.undo()
     text, page = read(run)
-    assert page.headings[-3:] == PICTURES
+    assert page.headings[-4:] == PICTURES
     assert 'http-equiv="refresh' not in text
 
 
@@ -561,7 +509,73 @@ def test_pictures_have_the_names_of_their_files(
     folder = photos("train", True)
     text, _ = read(make_run(data=str(folder), **VIT))
     captions = re.findall(r"<figcaption>([^<]*)</figcaption>", text)
-    query, *neighbours = captions[: 1 + 2 * sections.NEIGHBOURS]
+    query, *others = captions[: 1 + 2 * neighbours.NEIGHBOURS]
     assert re.fullmatch(r"class [01]/[0-7]\.png", query)
-    assert all(re.fullmatch(r"-?\d\.\d\d class [01]/[0-7]\.png", name) for name in neighbours)
+    assert all(re.fullmatch(r"-?\d\.\d\d class [01]/[0-7]\.png", name) for name in others)
     assert str(folder) not in "".join(captions)
+
+
+# ------------------------------------------------------------------ curves, views, skipped images
+def test_advice_stands_below_the_curve_of_a_measure(make_run: MakeRun) -> None:
+    lines = [{**line, "teacher_entropy": math.log(64)} for line in metrics(5)[:-1]]
+    text, _ = read(make_run(lines=lines))
+    curves = text[text.index("How the training went") :]
+    advice = re.findall(r'<p class="advice">([^<]*)</p>', curves)
+    assert len(advice) == 1
+    assert advice[0].startswith("Failed: the targets are almost uniform")
+    assert "Try a lower teacher temperature" in advice[0]
+    assert advice[0] in curves.split("<h3><span>Teacher entropy</span>")[1].split("</figure>")[0]
+    assert "healthy values" in curves
+    assert curves.count("healthy-band") == 4
+
+
+def test_the_views_are_those_of_the_run(
+    make_run: MakeRun, photos: Callable[[str, bool], Path]
+) -> None:
+    folder = photos("train", True)
+    run = make_run(data=str(folder), **VIT)
+    config = json.loads((run / "config.json").read_text())
+    views = {"global_size": 24, "local_count": 3, "local_size": 8, "jitter": 0.0, "flip": 1.0}
+    config["defining"] |= {f"views.{name}": value for name, value in views.items()}
+    (run / "config.json").write_text(json.dumps(config))
+    text, page = read(run)
+    assert page.headings[-1] == "Views"
+    section = text[text.index("<h2>Views</h2>") :]
+    captions = re.findall(r"<figcaption>([^<]*)</figcaption>", section)
+    assert len(captions) == IMAGES * (1 + 2 + 3)
+    assert re.fullmatch(r"\d\.png, \d+ x \d+ px", captions[0])
+    assert captions[1].startswith("1 global1, 24 px: mirrored")
+    assert captions[5].startswith("5 local, 8 px: mirrored")
+    config["defining"]["views.local_count"] = "many"
+    (run / "config.json").write_text(json.dumps(config))
+    text, page = read(run)
+    assert page.headings[-1] == "Views"
+    assert "config.json is damaged (local_count is &#x27;many&#x27;" in text
+
+
+def test_images_that_were_skipped_are_listed(make_run: MakeRun) -> None:
+    run = make_run(lines=metrics(5))
+    found = {f"{n}<b>.jpg": ("damaged", "it ends early") for n in range(LISTED + 5)}
+    write_list(run / "skipped.csv", {**found, "x.jpg": ("missing", "no such file")})
+    text, page = read(run)
+    assert "Images that could not be used" in page.headings
+    assert f"{LISTED + 5} damaged, 1 missing, the first {LISTED} of them; all in skipped" in text
+    assert text.count("<td>it ends early</td>") == LISTED
+    assert "<b>.jpg" not in text
+    (run / "skipped.csv").write_text("no,list\n1,2\n")
+    text, _ = read(run)
+    assert "skipped.csv is damaged" in text
+
+
+def test_the_page_inside_is_kept_small(
+    photos: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = create(**VIT)
+    shown, _ = photographs.photographs(str(photos("train", False)), None)
+    whole = similarity.similarity(network, shown)
+    monkeypatch.setattr(similarity, "LARGEST", len(whole.section) - 5000)
+    small = similarity.similarity(network, shown)
+    assert len(small.section) < len(whole.section) - 5000
+    assert small.scripts == whole.scripts != ()
+    assert "rows&quot;:16," in whole.section
+    assert "rows&quot;:16," not in small.section

@@ -125,12 +125,12 @@ def _altered(group: ViewGroup) -> UInt8[Tensor, "V B C S S"]:
 # ---------------------------------------------------------------------------------- drawing
 def preview_sheet(rows: Sequence[Row], title: str) -> Image.Image:
     """Each image (one or more), its crops drawn in, and its views with their numbers."""
-    scaled = [[_enlarged(view.picture) for view in row.views] for row in rows]
+    scaled = [[enlarged(view.picture) for view in row.views] for row in rows]
     tile = max(TILE, *(picture.width for pictures in scaled for picture in pictures)) + 2 * FRAME
     cells = []
     for row, pictures in zip(rows, scaled, strict=True):
         size = f"{row.original.width} x {row.original.height}"
-        cells.append([Cell(_with_boxes(row, tile), f"{row.name}\n{size}")])
+        cells.append([Cell(with_boxes(row, tile), f"{row.name}\n{size}")])
         for number, (view, picture) in enumerate(zip(row.views, pictures, strict=True)):
             framed = ImageOps.expand(picture, FRAME, _colour(number, len(pictures)))
             heading = f"{number + 1}  {view.spec.name}, {view.spec.size} px"
@@ -138,11 +138,12 @@ def preview_sheet(rows: Sequence[Row], title: str) -> Image.Image:
     return contact_sheet(cells, tile, title)
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
+def enlarged(picture: Image.Image) -> Image.Image:
+    """A small view larger, pixel by pixel."""
     return ImageOps.scale(picture, max(1, ENLARGED // picture.width), Image.Resampling.NEAREST)
 
 
-def _with_boxes(row: Row, tile: int) -> Image.Image:
+def with_boxes(row: Row, tile: int) -> Image.Image:
     """The original with the crop of each view, numbered; later views do not hide earlier ones."""
     picture = ImageOps.contain(row.original, (tile, tile), Image.Resampling.LANCZOS)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)

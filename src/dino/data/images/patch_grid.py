@@ -33,11 +33,17 @@ def patch_multiples(
         UserError: if no patch fits.
     """
     if size < patch:
-        raise UserError(f"--size {size} holds no patch of {patch} px")
+        raise UserError(f"--size {size} holds no patch of {patch} px: set it to {patch} or more")
     shorter = min(height, width)
     ratios = [min(side / shorter, LONGEST) if keep_aspect else 1.0 for side in (height, width)]
     high, wide = (max(1, round(size * ratio / patch)) * patch for ratio in ratios)
     return high, wide
+
+
+def shorter_side(height: int, width: int, longest: int) -> int:
+    """The shorter side of an image, ratio kept up to `LONGEST`, whose longer side is `longest`."""
+    ratio = min(max(height, width) / min(height, width), LONGEST)
+    return max(1, round(longest / ratio))
 
 
 def resize_to_patches(

@@ -37,6 +37,11 @@ class NamedInput:
     source: Source | None = None
     index: int = 0
 
+    @property
+    def title(self) -> str:
+        """The name of the file, behind the folders that tell it from the other inputs."""
+        return (Path(self.name).parent / Path(self.path).name).as_posix()
+
 
 def named_inputs(words: Sequence[str], pixels: PixelFormat) -> list[NamedInput]:
     """What some words of a command line name, in their order.

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dino.data.images.contact_sheet import Cell, Frame
 from dino.data.images.decode import as_picture
+from dino.data.images.highlight import highlighted
 from dino.data.images.image_errors import ImageError
 from dino.data.sampler import spread
 from dino.data.sources.base import warn
@@ -37,9 +38,9 @@ from dino.evaluate.segmentation.discovery_metrics import MEASURES, Agreement, ag
 from dino.evaluate.segmentation.normalized_cut import normalized_cut
 from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.evaluate.segmentation.seed_expansion import seed_expansion
-from dino.features.command import Count, Images, number_table, print_path, provenance
+from dino.features.command import Count, Images, number_table, print_path, provenance, save_picture
 from dino.features.table import my_share, warn_skipped
-from dino.files import UserError, atomic_write, check_output, check_outside, replacing
+from dino.files import UserError, atomic_write, check_output, check_outside
 from dino.models.attention import mass_mask
 from dino.models.backbone import Backbone
 from dino.progress import bar
@@ -52,8 +53,8 @@ METHODS: dict[Method, str] = {"ncut": "normalised cut", "lost": "seed expansion"
 SHEET, PER_ROW, TILE = 24, 6, 200
 """Most images of a contact sheet, images a row, and side of its pictures in pixels."""
 
-LONGEST, DIM, BOX = 960, 0.4, "#f0e442"
-"""Of overlays: longer side in pixels at most, brightness of the background, colour of the box."""
+LONGEST, BOX = 960, "#f0e442"
+"""Of overlays: longer side in pixels at most, and colour of the box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,9 @@ class ObjectSettings(command.ComparisonSettings):
     mass: Annotated[float, Range(above=0, below=1)] = 0.6
     """Share of the attention in the masks that are measured for comparison."""
     size: Count = 480
-    """Images are resized to squares of this side in pixels; with --keep-aspect the shorter side."""
+    """Shorter side of the network's input, to which images are resized; nothing is cropped."""
     keep_aspect: bool = False
-    """Keep the ratio of the sides, up to 8."""
+    """Keep the ratio of the sides, up to 8; without it, squares, as in the paper."""
     objects: Objects = "class"
     """In VOC: class, one object for each class of an image, or instance."""
     split: str = "val"
@@ -255,8 +256,7 @@ def discover(
                 row, one = next(iter(by_row.items()))
                 found.objects.append(_annotated(images.paths[index], picture, one))
                 overlay = drawn(picture, one)
-                with replacing(settings.out / f"{images.names[index]}-object.png") as temporary:
-                    overlay.save(temporary, "PNG")
+                save_picture(overlay, settings.out / f"{images.names[index]}-object.png")
                 cell = _cell(overlay, Path(images.paths[index]).name, scores.get(row))
                 found.spare = [cell]
                 found.cells += [cell] if index in shown else []
@@ -327,9 +327,7 @@ def drawn(picture: Image.Image, one: Discovered) -> Image.Image:
     picture = picture.copy()
     picture.thumbnail((LONGEST, LONGEST))
     size = (picture.height, picture.width)
-    dim = ImageEnhance.Brightness(picture.convert("L").convert("RGB")).enhance(DIM)
-    mask = Image.fromarray(one.pixels(*size).astype(np.uint8) * 255)
-    result = Image.composite(picture, dim, mask)
+    result = highlighted(picture, Image.fromarray(one.pixels(*size).astype(np.uint8) * 255))
     left, top, width, height = one.box(*size)
     corners = (left, top, left + width - 1, top + height - 1)
     for color, line in (("black", 4), (BOX, 2)):

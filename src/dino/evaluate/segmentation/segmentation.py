@@ -41,9 +41,9 @@ class Segmentation(command.EvaluationSettings):
     objects: Objects = "class"
     """In VOC: class, one object for each class of an image, or instance."""
     size: Count = 480
-    """Images are resized to squares of this side in pixels; with --keep-aspect the shorter side."""
+    """Shorter side of the network's input, to which images are resized; nothing is cropped."""
     keep_aspect: bool = False
-    """Keep the ratio of the sides, up to 8."""
+    """Keep the ratio of the sides, up to 8; without it, squares, as in the paper."""
     split: str = "val"
     """List of the images that are scored. With images and masks: if there is such a list, else all
     images, or for linear and knn those that do not train."""

@@ -125,7 +125,8 @@ function annotate(image, index) {
 const MEANINGS = {
   similarity: "cosine similarity to the marked patch",
   attention: "attention of the CLS token to a patch; inside the line: the chosen share of it",
-  components: "equal colours: similar features (red, green, blue: their first three principal components)",
+  components: "equal colours: similar features; their first component from dark to light, the second from "
+    + "blue to yellow, the third from green to red",
   mask: "inside: similarity to an example at least the threshold, and more than to any counterexample",
 };
 const UNPINNED = "inside: similarity to the marked patch at least the threshold";

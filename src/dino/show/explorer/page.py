@@ -7,8 +7,6 @@ image is computed in the browser.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -28,10 +26,10 @@ from dino.progress import bar
 from dino.runtime import pick_device
 from dino.settings import Range, conform, validated
 from dino.show.explorer.live_run import LiveRun
-from dino.show.explorer.patches import named_images, patch_features
+from dino.show.explorer.patches import check_patches, named_images, patch_features
 from dino.show.explorer.payload import content
 from dino.show.explorer.server import MOST_OPEN, TABLES, Explorer, Served, serve
-from dino.show.html import DARK, LIGHT
+from dino.show.html import DARK, LIGHT, content_hash
 from dino.weights.load import load
 
 SCRIPTS = ("similarity.js", "tile.js", "page.js")
@@ -87,9 +85,9 @@ def explore(
 
     Args:
         weights: a network, or what `dino.load` takes.
-        images: a file, a folder, a PIL image or an array, or a sequence of these.
+        images: a file, a folder, a pattern, a PIL image or an array, or a sequence of these.
         out: the HTML file to write; None for none.
-        size: longer side of the images in pixels, for the network.
+        size: shorter side of the images in pixels, for the network.
         folder: many images, to be indexed (`features.index`), mapped and searched.
         index: folder of the index; by default in the cache.
         run: run folder that may be training: its curves, and its newest teacher.
@@ -113,6 +111,7 @@ def explore(
     if served:
         return _serve(weights, images, size, folder, index, run, port)
     samples = named_images(images, weights.preprocessing.pixels)
+    check_patches(samples, size, weights.patch_size or 32)
     found, training = [], weights.training
     try:
         with bar("images", len(samples)) as advance:
@@ -188,8 +187,8 @@ def _filled(
     script, style = "\n".join(map(_asset, (*SCRIPTS, *scripts))), _style()
     pictures, server = ("data: 'self'", "; connect-src 'self'") if above else ("data:", "")
     policy = (
-        f"default-src 'none'; img-src {pictures}; style-src '{_hash(style)}'; "
-        f"script-src '{_hash(script)}'{server}"
+        f"default-src 'none'; img-src {pictures}; style-src '{content_hash(style)}'; "
+        f"script-src '{content_hash(script)}'{server}"
     )
     html = _asset("page.html").format(
         **{name: escape(text) for name, text in texts.items()},
@@ -218,11 +217,6 @@ def _style() -> str:
     return f"{light}:root[data-theme=dark] {{ color-scheme: dark; {DARK} }}\n{_asset('page.css')}"
 
 
-def _hash(text: str) -> str:
-    """The hash by which the page's policy allows a script or a style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
 def _json(value: Any) -> str:
     """JSON that no name of a file can end early."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -242,7 +236,7 @@ class ExploreSettings:
     weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder, file of weights or published name."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")] = ()
-    """Images: files, and folders of few."""
+    """Images, folders of few, patterns such as 'photos/*.jpg', lists, or demo."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The page, one file (.html) that holds all it needs; without, it is served."""
     images: OptionalImages = None
@@ -254,7 +248,7 @@ class ExploreSettings:
     port: Port = 0
     """Of the served page, on 127.0.0.1; 0 for any that is free."""
     size: Size = 480
-    """Longer side of the images in pixels, for the network: 60 patches of 8 px."""
+    """Shorter side of the network's input, to which images are resized; nothing is cropped."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 

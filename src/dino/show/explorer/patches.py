@@ -1,32 +1,34 @@
 """Images as the network sees them in the page: patch features, and attention where it has one.
 
-Shapes: C channels, H W pixels, h w patches, D embed_dim.
+Shapes: h w patches, D embed_dim.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from dino.data.images.decode import Sample, as_picture, as_pixels
+from dino.data.images.decode import Sample, as_picture
+from dino.data.images.patch_grid import patch_input, patch_multiples
 from dino.data.images.pixel_format import PixelFormat
-from dino.data.sources.open import open_source
-from dino.data.views.photometric import normalize
+from dino.data.sources.named_inputs import named_inputs
 from dino.files import UserError
+from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone
 from dino.models.inputs import read_sample
 from dino.runtime import memory_errors
 
 MOST = 64
 """Images of one page."""
+
+PATCHES = MOST * 60 * 60
+"""Patches of all images of one page: with those of ViT-S it has some 70 MB."""
 
 
 class PatchFeatures(NamedTuple):
@@ -50,49 +52,49 @@ def named_images(images: Any, pixels: PixelFormat) -> list[tuple[str, Sample]]:
     """Images with names that tell them apart, without the folders that all of them lie in.
 
     Args:
-        images: a file, a folder, a PIL image or an array, or a sequence of these.
+        images: a PIL image, an array, or whatever `named_inputs` takes (files, folders, patterns,
+            lists, `demo`), or a sequence of these.
         pixels: channels and range of the network's images.
 
     Raises:
-        UserError: for an image that cannot be read, none, or more than `MOST`.
+        UserError: for an image that cannot be read, a video, none, or more than `MOST`.
     """
     several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-    found: list[Any] = []
-    for item in images if several else [images]:
-        found += _files(item, pixels) if _is_path(item) and Path(item).is_dir() else [item]
-    if not 1 <= len(found) <= MOST:
-        raise UserError(f"{len(found):,} images are given: a page takes from 1 to {MOST} of them")
-    names = _names(found)
-    return [
-        (name, read_sample(item, pixels, name)) for name, item in zip(names, found, strict=True)
-    ]
+    items = list(images) if several else [images]
+    paths = [os.fspath(item) for item in items if isinstance(item, (str, os.PathLike))]
+    named = named_inputs(paths, pixels) if paths else []
+    if videos := [one.path for one in named if one.source is None]:
+        raise UserError(f"{videos[0]} is a video: save some of its frames as images")
+    count = len(named) + len(items) - len(paths)
+    if not 1 <= count <= MOST:
+        raise UserError(f"{count:,} images are given: a page takes from 1 to {MOST} of them")
+    found = [(one.title, one.source[one.index]) for one in named if one.source is not None]
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, (str, os.PathLike)):
+            name = f"image {number}"
+            found.append((name, read_sample(item, pixels, name)))
+    return found
 
 
-def _files(folder: str | os.PathLike[str], pixels: PixelFormat) -> list[Any]:
-    source = open_source(folder, pixels)
-    return [source.path(index) for index in range(len(source))]
-
-
-def _names(images: Sequence[Any]) -> list[str]:
-    """The ends of paths by which they differ; numbers for images without a path."""
-    parts = [
-        Path(item).parts if _is_path(item) else (f"image {number}",)
-        for number, item in enumerate(images, start=1)
-    ]
-    depth = 1
-    while len({one[-depth:] for one in parts}) < len({*parts}):
-        depth += 1
-    return ["/".join(one[-depth:]) for one in parts]
-
-
-def _is_path(item: Any) -> bool:
-    return isinstance(item, (str, os.PathLike))
+def check_patches(images: Sequence[tuple[str, Sample]], size: int, patch: int) -> None:
+    """Raise `UserError` if the images have more than `PATCHES` patches together."""
+    total = 0
+    for _, image in images:
+        width, height = as_picture(image).size
+        rows, columns = patch_multiples(height, width, size, patch, True)
+        total += rows * columns // patch**2
+    if total > PATCHES:
+        fitting = max(patch, int(size * (PATCHES / total) ** 0.5))
+        raise UserError(
+            f"at --size {size} the images have {total:,} patches, and a page takes {PATCHES:,}: "
+            f"give fewer images, or about --size {fitting}"
+        )
 
 
 # ---------------------------------------------------------------------------------- the features
 @torch.inference_mode()
 def patch_features(backbone: Backbone, name: str, image: Sample, size: int) -> PatchFeatures:
-    """The patch features of an image of `size` pixels on its longer side.
+    """The patch features of an image whose shorter side has `size` pixels.
 
     Both sides are resized to the nearest number of complete patches, and nothing is cropped.
 
@@ -100,33 +102,18 @@ def patch_features(backbone: Backbone, name: str, image: Sample, size: int) -> P
         UserError: if no patch fits, the network takes no such size, the memory does not suffice, or
             the features are not finite.
     """
-    pixels = as_pixels(image)
-    resized = F.interpolate(
-        pixels[None], _sides(pixels, size, backbone.patch_size or 1), mode="bicubic", antialias=True
-    )
-    transform, device = backbone.preprocessing, next(backbone.parameters()).device
-    inputs = normalize(resized, transform.mean, transform.std).to(device)
-    found = _features(backbone, inputs, size)
-    attention = found.attention_maps[0].float().cpu() if backbone.heads else None
-    features = found.patches[-1, 0].float().cpu()
-    if not features.isfinite().all():
-        raise UserError("the features hold NaN or infinity: the network has diverged")
-    return PatchFeatures(name, as_picture(image), features, attention)
-
-
-def _sides(pixels: Tensor, size: int, patch: int) -> list[int]:
-    if size < patch:
-        raise UserError(f"--size {size} holds no patch of {patch} px: set it to {patch} or more")
-    longest = max(pixels.shape[1:])
-    return [max(1, round(size * side / longest / patch)) * patch for side in pixels.shape[1:]]
-
-
-def _features(backbone: Backbone, inputs: Float[Tensor, "1 C H W"], size: int) -> Any:
+    device = next(backbone.parameters()).device
+    patch, transform = backbone.patch_size or 1, backbone.preprocessing
+    inputs = patch_input(image, size, patch, True, transform, device)
     try:
         with memory_errors("--size"):
-            return backbone.features(inputs, attention=backbone.heads > 0)
+            features = backbone.features(inputs).patches[-1, 0].float().cpu()
+            maps = attention_maps(backbone, inputs)[0].float().cpu() if backbone.heads else None
     except UserError:
         raise
     except (AssertionError, RuntimeError, ValueError):
         backbone.check_size(size)  # whose sentence names what the network takes
         raise
+    if not features.isfinite().all():
+        raise UserError("the features hold NaN or infinity: the network has diverged")
+    return PatchFeatures(name, as_picture(image), features, maps)

@@ -31,7 +31,7 @@ from dino.models.backbone import Backbone
 from dino.show.explorer.folder_map import LANDMARKS, folder_map
 from dino.show.explorer.live_run import LiveRun
 from dino.show.explorer.opened import MOST_BYTES, OpenedImages
-from dino.show.explorer.patches import PatchFeatures, patch_features
+from dino.show.explorer.patches import PatchFeatures, check_patches, patch_features
 from dino.show.explorer.payload import content
 from dino.show.map_overlay import COLORS
 
@@ -123,13 +123,14 @@ class Explorer:
         """
         if len(keys) > MOST_OPEN:
             raise UserError(f"a page shows {MOST_OPEN} images at once: close one of them")
+        images = [self.images.image(key) for key in keys]
         with self._computing:
             version, backbone = self._network(network)
+            check_patches(images, size, backbone.patch_size or 32)
             block = min(block, backbone.depth) or backbone.depth
             shown = backbone.first_blocks(block) if backbone.depth else backbone
             found = []
-            for key in keys:
-                name, sample = self.images.image(key)
+            for key, (name, sample) in zip(keys, images, strict=True):
                 cached = (version, key, size, block)
                 if cached not in self._found:
                     self._found[cached] = patch_features(shown, name, sample, size)

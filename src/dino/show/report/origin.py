@@ -23,9 +23,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     first, last = run.sessions[0], run.sessions[-1]
     yield "started", date(first.get("started"))
     yield "newest checkpoint" if not run.finished else "finished", date(last.get("saved"))
-    seconds = [entry["seconds"] for entry in run.sessions if finite(entry.get("seconds"))]
-    times = f", {len(run.sessions)} sessions" if len(run.sessions) > 1 else ""
-    yield "duration", f"{timedelta(seconds=round(sum(seconds)))}{times}"
+    yield "duration", spent(run)
     if left := _left(run):
         yield "time left", f"about {left}"
     for key in ("command", "machine"):
@@ -39,6 +37,15 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         against = f"against recipe {run.about.get('recipe')}"
         yield f"changed settings, {against}", "\n".join(_changes(changed)) or "none"
     yield "folder", str(run.folder.resolve())
+
+
+def spent(run: Run) -> str:
+    """How long a run has trained, as far as it is recorded."""
+    if not run.sessions:
+        return ""
+    seconds = [entry["seconds"] for entry in run.sessions if finite(entry.get("seconds"))]
+    times = f", {len(run.sessions)} sessions" if len(run.sessions) > 1 else ""
+    return f"{timedelta(seconds=round(sum(seconds)))}{times}"
 
 
 def _changes(changed: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`report.html`: a run on one page that opens without a network and needs no script.
+"""`report.html`: a run on one page that opens without a network; `dino report` writes it.
 
 Everything comes from the run folder (`config.json`, `metrics.jsonl`, `results.json`, the teacher's
 weights) and, for the images, from the data of the run. A section appears where its data exist; what
@@ -8,9 +8,8 @@ cannot be read or drawn becomes a sentence on the page, never an error.
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -20,30 +19,44 @@ from typing import Annotated, ClassVar
 import torch
 import tyro
 
-from dino.files import UserError, atomic_write
+from dino.files import UserError, atomic_write, check_output
 from dino.models.backbone import Backbone
 from dino.runtime import pick_device
-from dino.show.html import figure, page
-from dino.show.report.curves import Curve, Level, chart
+from dino.settings import validated
+from dino.show.html import RUNS, figure, page, section
+from dino.show.report.comparison import comparison
 from dino.show.report.evaluations import evaluations_section
+from dino.show.report.neighbours import neighbours
 from dino.show.report.origin import date, origin_section
+from dino.show.report.patch_maps import attention, component_maps
+from dino.show.report.photographs import photographs
 from dino.show.report.run_contents import NETWORKS, Run, finite
-from dino.show.report.sections import Pair, attention, component_maps, neighbours, photographs
+from dino.show.report.similarity import Frame, similarity
+from dino.show.report.skipped import skipped_section
+from dino.show.report.snapshots import snapshots_section, take_missing
+from dino.show.report.training_curves import curves_section
 from dino.show.report.verdict import verdict_section
+from dino.show.report.views import views_section
+from dino.show.report.watch import watch
 from dino.weights.load import fingerprint, load, untrained_like
+
+WATCHED = 15
+"""Seconds after which a browser loads a page that is written by --watch again."""
 
 
 def report(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     *,
+    out: str | Path | None = None,
     device: torch.device | str = "cpu",
     images: bool = True,
     refresh: int | None = None,
 ) -> Path:
-    """Write `RUN/report.html`.
+    """Write the page of a run, or one that compares several.
 
     Args:
-        run: the run folder, finished or not.
+        run: the run folder, finished or not; several for a comparison, at most `html.RUNS`.
+        out: the file; by default `RUN/report.html`. A comparison needs one.
         device: where the networks run for the images.
         images: also draw what needs the weights and the data, which takes longest.
         refresh: seconds after which a browser loads the page again, for a run that goes on.
@@ -52,50 +65,81 @@ def report(
         The page.
 
     Raises:
-        UserError: if `run` is no run folder.
+        UserError: if a folder is no run, or there are too many.
         OSError: if the page cannot be written.
     """
-    content = Run(run)
-    backbone: Backbone | None = None
-    if images and (content.folder / "teacher.safetensors").exists():
-        try:
-            backbone = load(content.folder, device)
-        except (UserError, OSError, RuntimeError) as error:
-            content.problems.append(f"the weights cannot be read: {error}")
-    name = content.folder.resolve().name
-    sections = [
-        _section(name, lambda: _header(content), "h1"),
-        *(f'<p class="warn">{escape(problem)}.</p>' for problem in content.problems),
-        _section("Verdict", lambda: verdict_section(content)),
-        _section("k-NN accuracy", lambda: _accuracies(content)),
-        _section("Evaluations", lambda: evaluations_section(content)),
-        _section("How the training went", lambda: _curves(content)),
-        _section("This run", lambda: origin_section(content)),
-        NO_IMAGES if not images else "",
-        "" if backbone is None else _section("Images", lambda: _images(content, backbone)),
-        _section("All settings", lambda: _settings(content, backbone)),
-    ]
-    path = content.folder / "report.html"
+    folders = [run] if isinstance(run, (str, Path)) else list(run)
+    path = report_path(folders, out)
+    contents = [Run(folder) for folder in folders]
+    backbones = [_backbone(content, device) if images else None for content in contents]
+    if len(contents) > 1:
+        html = comparison(contents, backbones, refresh)
+    else:
+        html = _page(contents[0], backbones[0], images, refresh)
     # Names of files may hold bytes that are not UTF-8: they become question marks.
-    html = page(f"dino: {name}", sections, refresh)
     atomic_write(path, html.encode("utf-8", "replace"))
     return path
 
 
-NO_IMAGES = (
-    '<p class="soft">Nearest neighbours, attention and components are drawn at the end of the run. '
-    "To draw them now: dino report RUN</p>"
-)
+def report_path(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """The file that a page of these runs is written to.
+
+    Raises:
+        UserError: if there are too many runs, one is given twice, or several need `out`.
+    """
+    if not 1 <= len(folders) <= RUNS:
+        raise UserError(f"{len(folders)} runs are given: a page shows from 1 to {RUNS}")
+    paths = [Path(folder).resolve() for folder in folders]
+    if len({*paths}) < len(paths):
+        raise UserError("a run is given twice: name each once")
+    if len(folders) > 1 and out is None:
+        raise UserError("a comparison of several runs needs --out: for example --out runs.html")
+    return Path(folders[0]) / "report.html" if out is None else Path(out)
 
 
-def _section(title: str, draw: Callable[[], str], tag: str = "h2") -> str:
-    """A section of the page; where it cannot be drawn, its title and the reason."""
+def _backbone(run: Run, device: torch.device | str) -> Backbone | None:
+    """The network of a run; None, and a problem of the run, where it cannot be read."""
+    if not (run.folder / "teacher.safetensors").exists():
+        return None
     try:
-        return draw()
-    except Exception as error:  # whatever a damaged run, image or network leads to
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        text = f"This section is left out, since it cannot be drawn: {reason}."
-        return f'<{tag}>{escape(title)}</{tag}><p class="soft">{escape(text)}</p>'
+        return load(run.folder, device)
+    except (UserError, OSError, RuntimeError) as error:
+        run.problems.append(f"the weights cannot be read: {error}")
+        return None
+
+
+def _page(run: Run, backbone: Backbone | None, images: bool, refresh: int | None) -> str:
+    """The page of one run."""
+    frames: list[Frame] = []
+
+    def while_it_trained() -> str:
+        if images:
+            with suppress(UserError):  # of weights or images, which other sections state
+                take_missing(run)
+        return snapshots_section(run)
+
+    sections = [
+        section(run.name, lambda: _header(run), "h1"),
+        *(f'<p class="warn">{escape(problem)}.</p>' for problem in run.problems),
+        section("Verdict", lambda: verdict_section(run)),
+        section("k-NN accuracy", lambda: _accuracies(run)),
+        section("Evaluations", lambda: evaluations_section(run)),
+        section("How the training went", lambda: curves_section([run])),
+        section("This run", lambda: origin_section(run)),
+        section("Images that could not be used", lambda: skipped_section(run)),
+        NO_IMAGES if not images else "",
+        "" if backbone is None else section("Images", lambda: _images(run, backbone, frames)),
+        section("While it trained", while_it_trained),
+        section("All settings", lambda: _settings(run, backbone)),
+    ]
+    scripts = [script for frame in frames for script in frame.scripts]
+    return page(f"dino: {run.name}", sections, refresh=refresh, scripts=scripts)
+
+
+NO_IMAGES = (
+    '<p class="soft">Nearest neighbours, views and the similarity of patches are drawn at the end '
+    "of the run. To draw them now: dino report RUN</p>"
+)
 
 
 # ------------------------------------------------------------------------------------- words
@@ -160,100 +204,25 @@ def _accuracies(run: Run) -> str:
     return f"<h2>k-NN accuracy of the features</h2>{figure(rows, caption.strip(), 'card')}"
 
 
-# ------------------------------------------------------------------------------------ curves
-CURVES = {
-    "loss": (
-        "Loss",
-        "Cross-entropy of student and teacher in nats: teacher entropy plus KL. It depends on "
-        "the temperatures, so judge a run by k-NN. Good: a slow fall after the start, away from "
-        "ln K.",
-    ),
-    "teacher_entropy": (
-        "Teacher entropy",
-        "Of the teacher's targets. At ln K every image has the same uniform target, at 0 all have "
-        "one prototype: the two ways to collapse. Good: in between.",
-    ),
-    "kl": (
-        "KL divergence",
-        "Between the teacher's targets and the student. At 0 the run has collapsed. Good: clearly "
-        "above 0.",
-    ),
-    "feature_std": (
-        "Spread of the features",
-        "1 where features fill the sphere evenly, 0 where all images have the same one. Good: it "
-        "does not approach 0.",
-    ),
-    "effective_rank": (
-        "Effective rank",
-        "The number of directions in which the features of a batch differ. Good: it grows, or "
-        "stays well above 1.",
-    ),
-    "lr": ("Learning rate", "Linear warm-up, then a cosine to its end value, as set."),
-    "images_per_s": ("Images per second", "Of the entire run."),
-}
-"""Title and caption of each measure of the training."""
-
-
-def _curves(run: Run) -> str:
-    prototypes = run.settings.get("head.prototypes", 0)
-    uniform = [Level("ln K =", math.log(prototypes))] if finite(prototypes) and prototypes else []
-    figures = [_knn_curve(run)]
-    for name, (title, caption) in CURVES.items():
-        curve, value = run.curve(name), ""
-        if curve and name == "lr":
-            value = f"peak {max(curve.values):.3g}"
-        if curve and name == "images_per_s":
-            value = f"median {statistics.median(curve.values):.3g}"
-            if waits := run.curve("data_wait"):
-                share = 100 * statistics.fmean(waits.values)
-                caption += f" {share:.0f} % of the time was spent waiting for images; above 10 %, "
-                caption += "add workers."
-        levels = uniform if name in ("loss", "teacher_entropy") else []
-        figures.append(_measure(curve, title, caption, levels, value))
-    drawn = "".join(figures)
-    return f'<h2>How the training went</h2><div class="grid">{drawn}</div>' if drawn else ""
-
-
-def _knn_curve(run: Run) -> str:
-    if (curve := run.knn_curve()) is None:
-        return ""
-    levels = [
-        Level(key.replace("pixels", "raw pixels"), score)
-        for key, score in run.scores.items()
-        if key != "trained"
-    ]
-    if curve.steps[0] == 0:  # a run from weights is measured before its first step
-        levels.append(Level("start", curve.values[0]))
-    caption = (
-        "Share of images whose neighbours vote for their class, in percent. Choose a run or a "
-        "checkpoint by this measure. Good: it rises above the dashed lines."
-    )
-    return _measure(curve, f"k-NN, k = {curve.name.removeprefix('knn k')}", caption, levels)
-
-
-def _measure(
-    curve: Curve | None, title: str, caption: str, levels: Sequence[Level] = (), value: str = ""
-) -> str:
-    """A curve in a frame, its last value (or another) beside the title; empty without points."""
-    if curve is None:
-        return ""
-    value = value or f"{curve.values[-1]:.3g}"
-    head = f"<h3><span>{title}</span><b>{value}</b></h3>"
-    return figure(head + chart(curve, levels), caption, "card")
-
-
 # ---------------------------------------------------------------------------------- images
-def _images(run: Run, backbone: Backbone) -> str:
-    """The sections that need the network and the data."""
+def _images(run: Run, backbone: Backbone, frames: list[Frame]) -> str:
+    """The sections that need the network and the data; `frames` gets the pages inside."""
     data, val = run.about.get("data"), run.about.get("val")
     if not isinstance(data, str):
         return ""
-    pair = Pair(backbone, untrained_like(backbone))
+    networks = {"trained": backbone, "untrained": untrained_like(backbone)}
     photos, origin = photographs(data, val, backbone.preprocessing.pixels)
+
+    def similar() -> str:
+        frames.append(similarity(backbone, photos))
+        return frames[-1].section
+
     return (
-        _section("Nearest neighbours", lambda: neighbours(pair, data, val))
-        + _section("Attention", lambda: attention(pair, photos, origin))
-        + _section("Components of the patch features", lambda: component_maps(pair, photos))
+        section("Nearest neighbours", lambda: neighbours(networks, data, val))
+        + section("Attention", lambda: attention(networks, photos, origin))
+        + section("Components of the patch features", lambda: component_maps(networks, photos))
+        + section("Similar patches", similar)
+        + section("Views", lambda: views_section(run, backbone.preprocessing.pixels))
     )
 
 
@@ -268,20 +237,35 @@ def _settings(run: Run, backbone: Backbone | None) -> str:
     return f"<details><summary>All settings</summary><table>{cells}</table></details>"
 
 
+# ---------------------------------------------------------------------------------- the command
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """Write the page of a run again: numbers, curves and images."""
+    """Write the page of a run again, or one that compares several: numbers, curves and images."""
 
     renamed: ClassVar[dict[str, str]] = {"run": "weights"}
 
-    weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
-    """The run folder."""
+    weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN")]
+    """The run folder, or several (at most 6) to compare."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The page (.html); by default RUN/report.html. Needed for several runs."""
+    watch: bool = False
+    """Write the page anew whenever there is something new, until the runs end."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
 
 def run(settings: ReportSettings) -> Path:
     """`dino report`: write the page and print its path."""
-    path = report(settings.weights, device=pick_device(settings.device))
+    settings = validated(settings)
+    folders, out = [Path(folder) for folder in settings.weights], settings.out
+    if out is not None:
+        check_output(out, (".html", ".htm"))
+    path = report_path(folders, out)
+
+    def light() -> Path:
+        return report(folders, out=out, images=False, refresh=WATCHED)
+
+    if not settings.watch or watch(folders, light):
+        path = report(folders, out=out, device=pick_device(settings.device))
     print(path)
     return path

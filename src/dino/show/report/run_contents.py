@@ -82,6 +82,11 @@ class Run:
         self.evaluations = sorted(self._evaluations(), key=lambda found: found.written)
 
     @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.folder.resolve().name
+
+    @property
     def done(self) -> int:
         """Steps done, as far as they are logged."""
         return max((int(line["step"]) for line in self.metrics), default=0)

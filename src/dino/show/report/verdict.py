@@ -16,6 +16,7 @@ from typing import Literal
 
 from dino.distillation.collapse import ADVICE
 from dino.show.html import figure
+from dino.show.report.curves import Healthy
 from dino.show.report.run_contents import NETWORKS, Run, finite
 
 LINES = 5
@@ -129,7 +130,7 @@ BANDS = (
 class Reading:
     """A measure, its value and its healthy values in words, and what follows from it.
 
-    `collapse` is the one that a failure is.
+    `collapse` is the one that a failure is, and `measure` the key in the metrics.
     """
 
     title: str
@@ -138,6 +139,15 @@ class Reading:
     status: Status
     meaning: str = ""
     collapse: str = ""
+    measure: str = ""
+
+    def advice(self, run: Run) -> str:
+        """What is wrong and what to try, in sentences; empty for a healthy measure."""
+        if self.status not in ("doubtful", "failed"):
+            return ""
+        return " ".join(
+            [f"{self.status.capitalize()}: {self.meaning}.", *_advice(run, self.collapse)]
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ class Verdict:
 def judge(run: Run) -> Verdict | None:
     """The verdict on a run; None where nothing was measured yet."""
     leads = [*_leads(run)]
-    readings = [*_measures(run), *leads, *_knn_so_far(run)]
+    readings = [*measured(run), *leads, *_knn_so_far(run)]
     if not readings:
         return None
     so_far = "" if run.finished else " so far"
@@ -208,7 +218,17 @@ def _limit(run: Run) -> float:
     return math.log(prototypes) if finite(prototypes) and prototypes > 1 else math.nan
 
 
-def _measures(run: Run) -> Iterator[Reading]:
+def healthy(run: Run, measure: str) -> Healthy | None:
+    """The healthy values of a measure of a run, in its unit; None where none are known."""
+    band = next((band for band in BANDS if band.measure == measure), None)
+    scale = _limit(run) if band is not None and band.relative else 1.0
+    batch = run.settings.get("run.batch")
+    if band is None or math.isnan(scale) or (finite(batch) and batch < band.batch):
+        return None
+    return Healthy(scale * band.low, scale * band.high)
+
+
+def measured(run: Run) -> Iterator[Reading]:
     """The measures that need no labels."""
     for band in BANDS:
         curve, scale = run.curve(band.measure), _limit(run) if band.relative else 1.0
@@ -222,7 +242,7 @@ def _measures(run: Run) -> Iterator[Reading]:
         high = value > band.high
         meaning, collapse = (band.above if high else band.below), band.collapse[high]
         words = f"{value:.3g}{band.unit}", band.words()
-        yield Reading(band.title, *words, status, meaning, collapse)
+        yield Reading(band.title, *words, status, meaning, collapse, band.measure)
 
 
 def _leads(run: Run) -> Iterator[Reading]:
