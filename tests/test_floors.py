@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "dino"
 FLOORS = dict.fromkeys(("arguments", "cgroups", "files", "progress", "runtime", "settings"), 1)
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation", "features"), 3)
-FLOORS |= dict.fromkeys(("train", "evaluate", "show"), 4)
+FLOORS |= dict.fromkeys(("train", "evaluate", "show", "jobs"), 4)
 FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
 
 # (Room, the module or room of the same floor that it may import).

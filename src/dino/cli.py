@@ -125,6 +125,13 @@ EVALUATIONS = {
         ("video", "objects tracked in videos, Table 5", "video.video:Video"),
     )
 }
+JOBS = {
+    name: Command(summary, f"jobs.{target}:run", after=lambda s: _note(f"next: look into {s.out}"))
+    for name, summary, target in (
+        ("cluster", "sort images into groups", "cluster:Cluster"),
+        ("distance", "how far apart two folders are", "distance:Distance"),
+    )
+}
 WEIGHTS = {
     "list": Command(
         "published weights and their accuracies",
@@ -151,6 +158,7 @@ COMMANDS: dict[str, Command | Group] = {
     "pretrain": Command("pretrain on unlabelled images", "cli:pretrain"),
     "data": Group("look at images before training", DATA),
     "evaluate": Group("measure features", EVALUATIONS),
+    **JOBS,
     "features": Command(
         "write features to a file",
         "features.export:FeatureSettings:run",

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from dino.data.images.map_overlay import CATEGORIES, dimmed, stencil
 from dino.show.legends import below, swatches
-from dino.show.map_overlay import CATEGORIES, dimmed, stencil
 
 STRENGTH = 0.7
 """Of the colours of parts over an image, from 0 to 1."""

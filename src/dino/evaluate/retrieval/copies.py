@@ -20,17 +20,17 @@ from torch import Tensor
 from dino.data.images.contact_sheet import Cell
 from dino.data.sources.open import Source, open_source
 from dino.evaluate import command
-from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
 from dino.evaluate.retrieval.copydays import Block, open_copydays
-from dino.evaluate.retrieval.near_duplicates import copy_to_keep, groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
-from dino.evaluate.retrieval.whitening import Covariance, Whitening
 from dino.evaluate.shared_images import equal_files
 from dino.features.command import OptionalImages, number_table
+from dino.features.contact_sheet import ImagesByPath, save_sheet
 from dino.features.extractor import Descriptor, extract
+from dino.features.near_duplicates import copy_to_keep, groups
 from dino.features.raw_pixels import SquareResize
 from dino.features.search import nearest
 from dino.features.table import FeatureTable
+from dino.features.whitening import Covariance, Whitening
 from dino.files import UserError, atomic_csv, check_outside
 from dino.models.backbone import Backbone
 from dino.runtime import ranks

@@ -27,10 +27,10 @@ from dino.data.images.decode import to_rgb, to_tensor
 from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
 from dino.evaluate import command
-from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
 from dino.evaluate.retrieval.ranking_metrics import KAPPAS, positions, rankings, summarize
 from dino.evaluate.retrieval.revisited import Benchmark, GroundTruth, ground_truths, open_benchmark
 from dino.features.command import OptionalImages, number_table
+from dino.features.contact_sheet import ImagesByPath, save_sheet
 from dino.features.extractor import Descriptor, extract
 from dino.features.search import nearest
 from dino.features.table import FeatureTable

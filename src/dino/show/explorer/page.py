@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
+from dino.data.images.map_overlay import COLORS
 from dino.files import atomic_write, check_output
 from dino.models.backbone import Backbone
 from dino.progress import bar
@@ -28,7 +29,6 @@ from dino.settings import Range, conform, validated
 from dino.show.explorer.patches import named_images, patch_features
 from dino.show.explorer.payload import content
 from dino.show.html import DARK, LIGHT
-from dino.show.map_overlay import COLORS
 from dino.weights.load import load
 
 SCRIPTS = ("similarity.js", "tile.js", "page.js", "embedded.js")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dino.data.images.decode import Sample, as_picture, as_pixels
 from dino.data.images.image_errors import ImageError
+from dino.data.images.map_overlay import colored, cut_out, overlay
 from dino.data.images.pixel_format import RGB, PixelFormat
 from dino.data.sampler import spread
 from dino.data.sources.open import Source, open_source
@@ -26,7 +27,6 @@ from dino.files import UserError
 from dino.models.attention import attention_maps, mass_mask
 from dino.models.backbone import Backbone
 from dino.show.html import figure, picture
-from dino.show.map_overlay import colored, cut_out, overlay
 from dino.show.patch_pca import components
 
 QUERIES, NEIGHBOURS, BANK = 6, 5, 600

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dino.show.map_overlay import (
+from dino.data.images.map_overlay import (
     CATEGORIES,
     COLORS,
     DIM,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dino.evaluate.retrieval.near_duplicates import Group, copy_to_keep, groups, similar_pairs
+from dino.features.near_duplicates import Group, copy_to_keep, groups, similar_pairs
 
 
 def angles(*degrees: float) -> Tensor:
