@@ -1,4 +1,4 @@
-"""Fixtures of every test: one thread, a fixed seed, no network, no launcher.
+"""Fixtures of every test: one thread, a fixed seed, no network, no launcher; images of one colour.
 
 pytest-randomly shuffles the tests (`-p no:randomly` keeps them in order), and pytest-timeout ends
 those that hang (`timeout` in pyproject.toml).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import jaxtyping
 import pytest
 import torch
+from helpers.fakes import COLORS, MeanColor
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 from dino import runtime
 
@@ -83,3 +85,24 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def mean_color() -> MeanColor:
+    return MeanColor()
+
+
+@pytest.fixture
+def color_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder of one-coloured images, `count` of each class."""
+
+    def make(name: str, count: int, colors: dict[str, tuple[int, int, int]] = COLORS) -> Path:
+        for color, rgb in colors.items():
+            folder = tmp_path / name / color
+            folder.mkdir(parents=True)
+            for index in range(count):
+                shade = tuple(min(255, value + 5 * index) for value in rgb)
+                Image.new("RGB", (12 + index, 10), shade).save(folder / f"{index}.png")
+        return tmp_path / name
+
+    return make

@@ -119,7 +119,7 @@ def compute_slowly(folder: Path, store: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_extraction_continues(color_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder, store = color_folder("photos", 3), tmp_path / "store"
-    tests = str(Path(__file__).parents[2])
+    tests = str(Path(__file__).parents[1])
     path = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, __file__, str(folder), str(store)],

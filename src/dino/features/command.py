@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -117,14 +117,18 @@ def _identity(network: Backbone) -> dict[str, Any]:
 
 
 def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
-    """Where a result comes from: weights by hash, preprocessing, settings, versions, device."""
-    return {
+    """Where a result comes from: weights by hash, preprocessing, settings, versions, device.
+
+    Tuples are lists, as JSON gives them back.
+    """
+    origin = {
         "weights": _identity(backbone),
         "preprocessing": backbone.preprocessing.to_dict(),
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
+        "settings": dataclasses.asdict(settings),
         "device": describe(next(backbone.parameters()).device),
         "versions": versions(),
     }
+    return cast(dict[str, Any], json.loads(json.dumps(origin, default=str)))
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -25,7 +25,7 @@ from dino.evaluate.segmentation.object_discovery import (
     LONGEST,
     SHEET,
     TILE,
-    Images,
+    ImageSet,
     ObjectSettings,
     discover,
     discoveries,
@@ -155,7 +155,7 @@ def test_the_order_of_the_images_does_not_matter(tmp_path: Path, weights: str) -
     def found(order: list[int]) -> Any:
         chosen = [scenes[index] for index in order]
         names = [str(scene.image) for scene in chosen]
-        images = Images(names, names, lambda i: chosen[i].read())
+        images = ImageSet(names, names, lambda i: chosen[i].read())
         return discover(
             load(weights), images, settings(weights, tmp_path), title="", write=False
         ).agreements
