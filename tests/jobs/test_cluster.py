@@ -9,15 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dino.cli import main
 from dino.files import UserError
 from dino.jobs import cluster as module
 from dino.jobs.cluster import Cluster, agreement, cluster, run, stability, typicality
-from dino.models.create import create
-from dino.weights.load import save
 
 SIZES = (40, 25, 15)
 
@@ -72,14 +69,6 @@ def test_typical_images_are_near_the_mean_of_their_cluster() -> None:
         assert found[truth == number] == pytest.approx(rows @ mean, abs=1e-6)
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> str:
-    torch.manual_seed(1)
-    vit = create("vit_tiny", embed_dim=24, depth=2, heads=2, patch_size=8, image_size=16)
-    save(vit, tmp_path / "teacher.safetensors")
-    return str(tmp_path / "teacher.safetensors")
-
-
 def test_the_command_writes_lists_sheets_and_a_table(
     weights: str,
     color_folder: Callable[..., Path],
@@ -99,7 +88,8 @@ def test_the_command_writes_lists_sheets_and_a_table(
     for number in "123":
         similar = [float(line["similarity"]) for line in lines if line["cluster"] == number]
         assert similar == sorted(similar, reverse=True) != []
-        assert Image.open(out / f"cluster-{number}.png").width > 100
+        with Image.open(out / f"cluster-{number}.png") as sheet:
+            assert sheet.width > 100
     assert "NMI with classes" in capsys.readouterr().out
     assert str(out / "sheet.png") in [str(path) for path in out.iterdir()]
 

@@ -1,4 +1,4 @@
-"""Distances of folders: against matrix roots and all pairs, and how often intervals hold the truth."""
+"""Distances of folders: by matrix roots and all pairs; how often intervals hold the truth."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from dino.data.sampler import spread
 from dino.data.sources.open import open_source
-from dino.features.command import TRAINED, Count, Seed, number_table
+from dino.features.command import TRAINED, Seed, number_table
 from dino.features.contact_sheet import ImagesByPath, save_sheet
 from dino.features.search import directions
 from dino.features.table import FeatureTable
@@ -223,9 +223,7 @@ def _clustered(
     return labels, stable, measured
 
 
-def _table(
-    content: dict[str, dict[str, float | int]], images: int, settings: Cluster
-) -> Table:
+def _table(content: dict[str, dict[str, float | int]], images: int, settings: Cluster) -> Table:
     names = ("stability", "nmi", "ari")
     shown = [name for name in names if any(name in of for of in content.values())]
     rows = {
@@ -262,7 +260,9 @@ def _save(
     )
     atomic_csv(listing, ("cluster", "path", "similarity", "class"), lines)
     count = int(labels.max(initial=-1)) + 1
-    members = [[i for i in order.tolist() if labels[i] == number] for number in range(min(count, ROWS))]
+    members = [
+        [i for i in order.tolist() if labels[i] == number] for number in range(min(count, ROWS))
+    ]
     if not members:
         return [listing]
 
@@ -270,7 +270,10 @@ def _save(
         return [images.cell(table.paths[i], images.class_name(table.paths[i])) for i in rows]
 
     first = [
-        [images.cell(table.paths[one[0]], f"cluster {number}: {len(one):,}", "plain"), *cells(one[1:ROW])]
+        [
+            images.cell(table.paths[one[0]], f"cluster {number}: {len(one):,}", "plain"),
+            *cells(one[1:ROW]),
+        ]
         for number, one in enumerate(members, start=1)
     ]
     shown = f"all {count}" if count <= ROWS else f"the {ROWS} largest of {count:,}"

@@ -14,6 +14,7 @@ import tyro
 from rich.table import Table
 
 from dino.data.images.pixel_format import PixelFormat
+from dino.data.sources.named_inputs import NamedInput, named_inputs
 from dino.features.command import (
     TRAINED,
     ComparisonSettings,
@@ -27,7 +28,7 @@ from dino.features.command import (
 from dino.features.extractor import extract
 from dino.features.raw_pixels import RawPixels
 from dino.features.table import FeatureTable
-from dino.files import atomic_json, check_output, check_outside
+from dino.files import UserError, atomic_json, check_output, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device, process_group, ranks
@@ -135,3 +136,15 @@ def job(name: str, settings: JobSettings, *images: str | None) -> Iterator[Job]:
             **provenance(networks[TRAINED], settings),
         }
         yield Job(networks, settings.out, settings.out / f"{name}.json", origin)
+
+
+def named_images(words: Sequence[str], pixels: PixelFormat) -> list[NamedInput]:
+    """The images that some words of a command line name, see `named_inputs`; no videos.
+
+    Raises:
+        UserError: if there are none, or one is a video.
+    """
+    found = named_inputs(words, pixels)
+    if videos := [one.path for one in found if one.source is None]:
+        raise UserError(f"{videos[0]} is a video: save some of its frames as images")
+    return found

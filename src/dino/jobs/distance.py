@@ -230,10 +230,10 @@ def run(settings: Distance) -> dict[str, Any]:
         for name, network in started.networks.items():
             options = {"batch": settings.batch, "title": name, **settings.extraction()}
             tables = [extract(network, source, **options) for source in sources]
-            sides = [divided(table.finite(), settings.seed) for table in tables]
+            one, two = (divided(table.finite(), settings.seed) for table in tables)
             with bar(f"{name}, pairs of images", 2 * GROUPS) as advance:
-                kernel = kernel_distance(*sides, advance)
-            found[name] = {"frechet": frechet_distance(*sides), "kernel": kernel}
+                kernel = kernel_distance(one, two, advance)
+            found[name] = {"frechet": frechet_distance(one, two), "kernel": kernel}
         count = [len(table) for table in tables]
         content = {
             name: {kind: {"value": e.value, "interval": [e.low, e.high]} for kind, e in of.items()}
