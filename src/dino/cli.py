@@ -130,6 +130,7 @@ JOBS = {
     for name, summary, target in (
         ("anomalies", "what looks unlike normal images", "anomalies:Anomalies"),
         ("cluster", "sort images into groups", "cluster:Cluster"),
+        ("segment", "masks of all images from a few masks or clicks", "segment:Segment"),
         ("distance", "how far apart two folders are", "distance:Distance"),
     )
 }
