@@ -131,6 +131,7 @@ JOBS = {
         ("anomalies", "what looks unlike normal images", "anomalies:Anomalies"),
         ("cluster", "sort images into groups", "cluster:Cluster"),
         ("segment", "masks of all images from a few masks or clicks", "segment:Segment"),
+        ("select", "choose images to label or to keep", "select:Select"),
         ("distance", "how far apart two folders are", "distance:Distance"),
     )
 }

@@ -8,6 +8,7 @@ Shapes: n images, D width, K clusters.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,11 @@ def cluster(
     """
     if method == "kmeans":
         from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
 
-        found = KMeans(clusters, n_init=3, random_state=seed % 2**32).fit_predict(features)
+        with warnings.catch_warnings():  # of fewer different images than clusters
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = KMeans(clusters, n_init=3, random_state=seed % 2**32).fit_predict(features)
     elif method == "agglomerative":
         from sklearn.cluster import AgglomerativeClustering
 
