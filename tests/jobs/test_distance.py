@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from helpers.fakes import COLORS
 from scipy.linalg import sqrtm
 from torch import Tensor
 
+from dino.cli import main
+from dino.files import UserError
 from dino.jobs import distance
-from dino.jobs.distance import GROUPS, Moments, divided, frechet, frechet_distance, kernel_distance
+from dino.jobs.distance import (
+    GROUPS,
+    Distance,
+    Moments,
+    divided,
+    frechet,
+    frechet_distance,
+    kernel_distance,
+    run,
+)
 
 
 def gaussian(count: int, mean: float, deviation: Tensor, seed: int) -> Tensor:
@@ -18,15 +34,16 @@ def gaussian(count: int, mean: float, deviation: Tensor, seed: int) -> Tensor:
     return rows * deviation + mean
 
 
-def test_the_frechet_distance_is_that_of_the_matrix_root() -> None:
-    first = gaussian(300, 0.0, torch.linspace(0.5, 2, 6), 0)
+@pytest.mark.parametrize("count", [300, 4])  # with 4 images the covariance has no Cholesky factor
+def test_the_frechet_distance_is_that_of_the_matrix_root(count: int) -> None:
+    first = gaussian(count, 0.0, torch.linspace(0.5, 2, 6), 0)
     second = gaussian(200, 0.3, torch.linspace(2, 1, 6), 1) @ torch.randn(6, 6).double()
     origin = torch.full((6,), 5.0).double()
-    ours = frechet(Moments.of(first, origin), Moments.of(second, origin))
+    ours = frechet(Moments.of([first], origin), Moments.of([second[:90], second[90:]], origin))
     one, two = (np.cov(rows.numpy(), rowvar=False) for rows in (first, second))
     apart = float((first.mean(0) - second.mean(0)).square().sum())
     theirs = apart + np.trace(one + two - 2 * sqrtm(one @ two).real)
-    assert ours == pytest.approx(theirs, rel=1e-9)
+    assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 def test_the_kernel_distance_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +89,19 @@ def test_equal_distributions_are_not_told_apart() -> None:
         sides = [divided(gaussian(120, 0.0, torch.ones(4), 2 * seed + i), seed) for i in (0, 1)]
         apart += kernel_distance(*sides).low > 0
     assert apart <= 0.1 * trials
+
+
+def test_the_command_tells_colours_apart(
+    weights: str, color_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [str(color_folder(name, 40, {name: COLORS[name]})) for name in ("red", "blue")]
+    out = tmp_path / "out"
+    main(["distance", weights, *folders, "--out", str(out), "--workers", "0"])
+    content = json.loads((out / "distance.json").read_text())
+    assert content["images"] == [40, 40]
+    assert content["distance"]["trained"]["kernel"]["interval"][0] > 0
+    few = str(color_folder("few", 13))
+    with pytest.raises(UserError, match="few has 39 images: an interval needs at least 40"):
+        run(Distance(weights=weights, data=(few, few), out=out))
+    networks = Distance(weights=weights, data=(few, few), out=out, baseline=True).networks
+    assert networks(torch.device("cpu"))["pixels"].embed_dim == 3 * 16 * 16

@@ -22,10 +22,12 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from dino.data.sources.open import open_source
-from dino.features.command import Count, ExtractionSettings, Seed, number_table
+from dino.features.command import TRAINED, Count, ExtractionSettings, Seed, number_table
 from dino.features.extractor import extract
+from dino.features.raw_pixels import RawPixels
 from dino.files import UserError
-from dino.jobs.command import JobSettings, job
+from dino.jobs.command import PIXELS, JobSettings, job
+from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.settings import validated
 
@@ -74,15 +76,15 @@ class Moments:
     products: Float[Tensor, "D D"]
 
     @classmethod
-    def of(cls, features: Float[Tensor, "n D"], origin: Float[Tensor, " D"]) -> Moments:
+    def of(cls, groups: Sequence[Float[Tensor, "_ D"]], origin: Float[Tensor, " D"]) -> Moments:
         """In float64, relative to `origin`, which is best near the mean."""
         total = torch.zeros_like(origin)
         products = torch.zeros(len(origin), len(origin), dtype=origin.dtype)
-        for rows in features.split(ROWS):
+        for rows in (rows for group in groups for rows in group.split(ROWS)):
             shifted = rows.double() - origin
             total += shifted.sum(dim=0)
-            products += shifted.T @ shifted
-        return cls(len(features), total, products)
+            products.addmm_(shifted.T, shifted)
+        return cls(sum(map(len, groups)), total, products)
 
     def without(self, part: Moments) -> Moments:
         """Those of the other images."""
@@ -104,38 +106,36 @@ class Moments:
 def frechet(first: Moments, second: Moments) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), of moments with the same origin.
 
-    The trace of the root is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which
-    is symmetric, so that nothing becomes complex.
+    The trace of the root is the sum of the roots of the eigenvalues of R S2 R', with S1 = R' R: a
+    symmetric matrix, so that nothing becomes complex. R is Cholesky's factor, or where S1 has none,
+    since there are fewer images than numbers, its root.
     """
     one, two = first.covariance, second.covariance
-    variances, vectors = torch.linalg.eigh(one)
-    root = vectors * variances.clamp(min=0).sqrt() @ vectors.T
-    common = torch.linalg.eigvalsh(root @ two @ root).clamp(min=0).sqrt().sum()
+    factor, failed = torch.linalg.cholesky_ex(one, upper=True)
+    if failed:
+        variances, vectors = torch.linalg.eigh(one)
+        factor = variances.clamp(min=0).sqrt()[:, None] * vectors.T
+    common = torch.linalg.eigvalsh(factor @ two @ factor.T).clamp(min=0).sqrt().sum()
     apart = (first.mean - second.mean).square().sum()
     return float(apart + one.trace() + two.trace() - 2 * common)
 
 
 def frechet_distance(
-    first: Sequence[Float[Tensor, "_ D"]], second: Sequence[Float[Tensor, "_ D"]]
+    first: Sequence[Float[Tensor, "_ D"]],
+    second: Sequence[Float[Tensor, "_ D"]],
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Estimate:
     """The Frechet distance of features that are divided into groups."""
     origin = first[0].double().mean(dim=0)
-    sides = [[Moments.of(group, origin) for group in side] for side in (first, second)]
-    totals = [
-        Moments(
-            sum(part.count for part in side),
-            torch.stack([part.total for part in side]).sum(dim=0),
-            sum((part.products for part in side), torch.zeros_like(side[0].products)),
-        )
-        for side in sides
-    ]
+    sides = first, second
+    totals = [Moments.of(side, origin) for side in sides]
 
     def measure(left_out: int | None) -> float:
+        advance(1)
         if left_out is None:
             return frechet(*totals)
-        return frechet(
-            *(total.without(side[left_out]) for total, side in zip(totals, sides, strict=True))
-        )
+        parts = (Moments.of(side[left_out : left_out + 1], origin) for side in sides)
+        return frechet(*(total.without(part) for total, part in zip(totals, parts, strict=True)))
 
     return jackknife(measure)
 
@@ -207,6 +207,13 @@ class Distance(JobSettings, ExtractionSettings):
     seed: Seed = 0
     """Of the division into groups, from which the intervals come."""
 
+    def networks(self, device: torch.device, *, rgb: bool = False) -> dict[str, Backbone]:
+        """As of all jobs, but "pixels" are 16 x 16: a covariance needs more images than numbers."""
+        named = super().networks(device, rgb=rgb)
+        if PIXELS in named:
+            named[PIXELS] = RawPixels(named[TRAINED], 16).eval()
+        return named
+
 
 def run(settings: Distance) -> dict[str, Any]:
     """`dino distance`: one table, and distance.json.
@@ -231,9 +238,11 @@ def run(settings: Distance) -> dict[str, Any]:
             options = {"batch": settings.batch, "title": name, **settings.extraction()}
             tables = [extract(network, source, **options) for source in sources]
             one, two = (divided(table.finite(), settings.seed) for table in tables)
-            with bar(f"{name}, pairs of images", 2 * GROUPS) as advance:
-                kernel = kernel_distance(one, two, advance)
-            found[name] = {"frechet": frechet_distance(one, two), "kernel": kernel}
+            with bar(f"{name}, distances", 3 * GROUPS + 1) as advance:
+                found[name] = {
+                    "frechet": frechet_distance(one, two, advance),
+                    "kernel": kernel_distance(one, two, advance),
+                }
         count = [len(table) for table in tables]
         content = {
             name: {kind: {"value": e.value, "interval": [e.low, e.high]} for kind, e in of.items()}
