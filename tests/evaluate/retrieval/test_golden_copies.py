@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers.golden_set import assert_agree, read, tensors
 
-from dino.evaluate.retrieval.copies import gem
 from dino.evaluate.retrieval.ranking_metrics import average_precision
+from dino.features.copy_descriptor import gem
 from dino.features.whitening import Whitening
 
 
