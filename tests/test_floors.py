@@ -48,7 +48,16 @@ CLOSED = {"cli": {"__main__"}, "show.explorer": {"cli"}}
 # What the extras of pyproject.toml install (but for `dev`), by its import name.
 OPTIONAL = {
     *("av", "datasets", "fsspec", "imagecodecs", "onnx", "onnxruntime", "onnxscript", "pyarrow"),
-    *("pydicom", "skimage", "tensorboard", "tifffile", "timm", "webdataset"),
+    *(
+        "pydicom",
+        "skimage",
+        "starlette",
+        "tensorboard",
+        "tifffile",
+        "timm",
+        "uvicorn",
+        "webdataset",
+    ),
 }
 
 # Imported by tifffile and torch.utils.tensorboard; the data of skimage are read as files.

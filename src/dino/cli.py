@@ -187,9 +187,9 @@ COMMANDS: dict[str, Command | Group] = {
         after=lambda s: _note(f"next: open {s.out / 'sheet.png'}"),
     ),
     "explore": Command(
-        "write a page where similar patches of images light up",
+        "a page where similar patches of images light up, and folders are maps",
         "show.explorer.page:ExploreSettings:run",
-        after=lambda s: _note(f"next: open {s.out} in a browser"),
+        after=lambda s: _note(f"next: open {s.out} in a browser") if s.out else None,
     ),
     "export": Command(
         "write weights for other libraries",

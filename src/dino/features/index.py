@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -35,6 +36,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dino.data.images.image_errors import ImageError
+from dino.data.sources.base import shared_folder
 from dino.data.sources.open import Source, open_source
 from dino.data.sources.packed_strings import PackedStrings
 from dino.features.cache import STRAY_SECONDS, TRANSIENT
@@ -108,6 +110,15 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @cached_property
+    def root(self) -> str:
+        """The folder that all images lie in, however deep."""
+        return shared_folder(self.paths)
+
+    def name(self, row: int) -> str:
+        """The path of an image below `root`."""
+        return self.paths[row].removeprefix(self.root).lstrip(os.sep)
 
     def nearest(
         self, queries: Float[Tensor, "q D"], k: int, **options: Any
@@ -350,7 +361,9 @@ def _clean(place: Path, current: str, previous: str | None) -> None:
     for path in [*place.glob("*-*.*"), *place.glob(".*.tmp")]:
         with suppress(OSError):  # Windows keeps a file that is mapped
             stray = time.time() - path.stat().st_mtime > STRAY_SECONDS
-            ours = path.name.startswith(("features-", "images-", ".features-", ".images-"))
+            ours = path.name.startswith(
+                ("features-", "images-", "map-", ".features-", ".images-", ".map-")
+            )
             name = path.stem.rpartition("-")[2]
             if ours and name != current and (stray or name == previous):
                 path.unlink()

@@ -203,6 +203,16 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def first_blocks(self, count: int) -> Backbone:
+        """The network that ends with block `count`, of 1 to `depth`, and the final norm.
+
+        It shares the weights. What it returns is what `features` returns of that block.
+
+        Raises:
+            UserError: if the network has no such block.
+        """
+        raise UserError(f"{self.spec['arch']} has no blocks to choose from: leave out the block")
+
     def attention_rows(
         self, images: Float[Tensor, "B C H W"], queries: Sequence[int], block: int = -1
     ) -> Float[Tensor, "B heads Q T"]:

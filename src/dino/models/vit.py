@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Literal, cast
 
 import torch
@@ -257,6 +258,15 @@ class ViT(Backbone):
         stacked = torch.stack(outputs)  # [last, B, T, D]
         patches = stacked[:, :, 1:].transpose(2, 3).unflatten(3, grid)
         return Features(stacked[:, :, 0], patches, matrix, keys)
+
+    def first_blocks(self, count: int) -> ViT:
+        """See `Backbone.first_blocks`."""
+        if not 1 <= count <= self.depth:
+            raise UserError(f"there is no block {count}: the network has 1 to {self.depth}")
+        shorter = copy(self)
+        shorter.depth = count
+        shorter._modules = {**self._modules, "blocks": self.blocks[:count]}
+        return shorter
 
     def attention_rows(
         self, images: Float[Tensor, "B C H W"], queries: Sequence[int], block: int = -1
