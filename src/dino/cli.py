@@ -129,6 +129,7 @@ JOBS = {
     name: Command(summary, f"jobs.{target}:run", after=lambda s: _note(f"next: look into {s.out}"))
     for name, summary, target in (
         ("search", "the images most similar to others", "search:Search"),
+        ("map", "all images on a plane, as one page", "map:Map"),
         ("duplicates", "copies among the images of a folder", "duplicates:FindDuplicates"),
         ("anomalies", "what looks unlike normal images", "anomalies:Anomalies"),
         ("cluster", "sort images into groups", "cluster:Cluster"),

@@ -74,8 +74,8 @@ def similar_pairs(
                 else:  # a tile of equals
                     close = None
             if close is None:
-                unit = [directions(one, device) for one in (rows, columns)]
-                close = _candidates(*unit, threshold, left == top)
+                first, second = (directions(one, device) for one in (rows, columns))
+                close = _candidates(first, second, threshold, left == top)
             yield close.cpu() + torch.tensor([top, left])
 
 

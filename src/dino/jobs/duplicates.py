@@ -66,7 +66,14 @@ def run(settings: FindDuplicates) -> dict[str, Any]:
         if not ranks().main:
             return {}
         listing, sheet = started.out / "groups.csv", started.out / "sheet.png"
-        options = {"examples": examples, "device": started.device}
-        found = find_duplicates(images, source, settings.threshold, listing, sheet, **options)
+        found = find_duplicates(
+            images,
+            source,
+            settings.threshold,
+            listing,
+            sheet,
+            examples=examples,
+            device=started.device,
+        )
         started.report({"duplicates": found.content}, found.sentence, files=found.files)
     return found.content

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dino.data.images.decode import read_image
 from dino.data.sources.open import open_source
+from dino.data.sources.packed_strings import PackedStrings
 from dino.features.command import TRAINED, OptionalImages, number_table
 from dino.features.contact_sheet import ImagesByPath, neighbour_rows, save_sheet
 from dino.features.index import Index, open_index
@@ -115,7 +116,7 @@ def _look_up(settings: Search, started: Job, index: Index, name: str, line: str)
             query_paths = tested.paths
         else:
             bank = settings.table(network, source, network_name)
-            k, paths = min(settings.k, len(bank)), bank.paths
+            k, paths = min(settings.k, len(bank)), PackedStrings(bank.paths)
             similarity, rows = nearest(features, bank.finite(), k, device=started.device)
         found[network_name] = [
             [(paths[row], value) for row, value in zip(*one, strict=True)]

@@ -205,9 +205,14 @@ def run(settings: Select) -> dict[str, Any]:
             if known is not None:
                 present = _unit(settings.table(network, known, f"{name}, known"))
             if ranks().main:
-                options = {"known": present, "apart": settings.apart, "seed": settings.seed}
-                unit = _unit(tables[name])
-                found[name] = select(unit, settings.method, settings.count, **options)
+                found[name] = select(
+                    _unit(tables[name]),
+                    settings.method,
+                    settings.count,
+                    known=present,
+                    apart=settings.apart,
+                    seed=settings.seed,
+                )
         if not ranks().main:
             return {}
         own, images = found[TRAINED], tables[TRAINED]

@@ -191,9 +191,15 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
         if not ranks().main:
             return {}
         listing, sheet = (started.path.with_suffix(ending) for ending in (".csv", ".png"))
-        device = next(backbone.parameters()).device
-        options = {"examples": examples, "device": device}
-        found = find_duplicates(images, source, settings.threshold, listing, sheet, **options)
+        found = find_duplicates(
+            images,
+            source,
+            settings.threshold,
+            listing,
+            sheet,
+            examples=examples,
+            device=next(backbone.parameters()).device,
+        )
         started.report(
             {"duplicates": found.content}, found.sentence, images=len(images), files=found.files
         )
