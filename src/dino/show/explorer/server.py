@@ -24,16 +24,16 @@ import torch
 from PIL import Image
 
 from dino.data.images.decode import Sample, as_picture, open_image
+from dino.data.images.map_overlay import COLORS
 from dino.data.sources.base import needs_extra
+from dino.features.folder_map import LANDMARKS, folder_map
 from dino.features.index import Index
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.show.explorer.folder_map import LANDMARKS, folder_map
 from dino.show.explorer.live_run import LiveRun
 from dino.show.explorer.opened import MOST_BYTES, OpenedImages
 from dino.show.explorer.patches import PatchFeatures, check_patches, patch_features
 from dino.show.explorer.payload import content
-from dino.show.map_overlay import COLORS
 
 MOST_OPEN = 12
 """Images that a served page shows at once."""

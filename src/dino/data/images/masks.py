@@ -93,6 +93,18 @@ def _grey(values: Ids, path: str | os.PathLike[str]) -> Mask:
     return Mask(values)
 
 
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """The PNG files in a folder and below, by their relative paths without ending.
+
+    Raises:
+        UserError: if there are none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png")
+    if not files:
+        raise UserError(f"{folder} holds no masks: store them as indexed or grey PNG files")
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
 def write_mask(mask: Mask, path: Path) -> None:
     """Write a mask as PNG with its palette; `read_mask` returns the same mask."""
     ids = mask.ids * np.uint8(VOID) if mask.white else mask.ids

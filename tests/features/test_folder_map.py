@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from dino.data.sources.packed_strings import PackedStrings
+from dino.features import folder_map as maps
+from dino.features.folder_map import folder_map, placed
 from dino.features.index import Index
-from dino.show.explorer import folder_map as maps
-from dino.show.explorer.folder_map import folder_map, placed
 
 
 def groups(count: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
