@@ -34,6 +34,8 @@ from torch import Tensor
 import dino
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
+from dino.models.attention import attention_maps
+from dino.models.head import Head
 from dino.weights import key_maps, prefixes
 from dino.weights.files import file_hash
 from dino.weights.load import fingerprint, load, read_checkpoint
@@ -78,6 +80,19 @@ def test_timm(kind: str, tmp_path: Path, photo: Path) -> None:
     )
     assert torch.equal(ours.preprocess(Image.open(photo)), picture)
     assert_agree(torch.from_numpy(ours.embed([photo])), theirs(picture[None]))
+
+
+@torch.inference_mode()
+def test_timms_network_for_large_images(tmp_path: Path) -> None:
+    """It is recognised on a smaller one, since 518 px would take a minute for DINOv2's giant."""
+    theirs = build_timm("dinov2", img_size=294)
+    folder = timm_folder(tmp_path / "model", "dinov2", theirs)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["img_size"] = 294
+    (folder / "config.json").write_text(json.dumps(config))
+    ours = dino.load(folder)
+    assert ours.spec["image_size"] == 294
+    assert_agree(ours(images((294, 294))), theirs(images((294, 294))))
 
 
 @torch.inference_mode()
@@ -168,6 +183,10 @@ def test_attention_of_transformers(kind: str, tmp_path: Path) -> None:
         rows = ours.attention_rows(images((height, width)), [0, prefix, prefix + 4], block)
         chosen = expected[block][:, :, [0, prefix, prefix + 4]]
         torch.testing.assert_close(rows, chosen, rtol=0, atol=1e-6)
+        for query, token in ((None, 0), ((1, 2), prefix + grid[1] + 2)):
+            maps = attention_maps(ours, images((height, width)), block, query)
+            row = expected[block][:, :, token, prefix:].unflatten(2, grid)
+            torch.testing.assert_close(maps, row, rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------ official
@@ -420,8 +439,6 @@ def test_containers(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
 
 def test_the_networks_of_a_training_of_dinov2(tmp_path: Path) -> None:
     """Student and teacher, chunked, with two heads each, as its FSDP checkpoints name them."""
-    from dino.models.head import Head
-
     networks = {}
     for seed, name in enumerate(("student", "teacher")):
         tensors = tiny(seed, layer_scale=0.5, registers=2)
@@ -451,6 +468,27 @@ def test_the_networks_of_a_training_of_dinov2(tmp_path: Path) -> None:
         assert state.backbone.keys() == expected.keys()
         assert all(torch.equal(state.backbone[name], tensor) for name, tensor in expected.items())
     assert "ibot_head" in " ".join(checkpoint.notes)
+
+
+def test_the_training_of_ibot(tmp_path: Path) -> None:
+    """DINO's checkpoint with a mask token, a second last layer for patches, another loss."""
+    made = {}
+    for seed, (name, prefix) in enumerate((("student", "module."), ("teacher", ""))):
+        torch.manual_seed(seed)
+        head = Head(24, 16, hidden=20, bottleneck=8).state_dict()
+        patches = {f"last_layer2.weight_{part}": head[f"last_layer.weight_{part}"] for part in "gv"}
+        backbone = below("backbone.", {**tiny(seed), "masked_embed": torch.zeros(1, 24)})
+        made[name] = below(prefix, {**backbone, **below("head.", {**head, **patches})})
+    center = {"center": torch.randn(1, 16), "center2": torch.randn(1, 1, 16)}
+    torch.save({**made, "ibot_loss": center, "epoch": 800}, tmp_path / "checkpoint.pth")
+    checkpoint = read_checkpoint(tmp_path / "checkpoint.pth", heads=2)
+    assert checkpoint.center is not None
+    assert torch.equal(checkpoint.center, center["center"].flatten())
+    for state in (checkpoint.student, checkpoint.teacher):
+        assert state is not None
+        assert state.head is not None
+        assert state.head.tensors.keys() == head.keys()
+    assert "last_layer2.weight_g, last_layer2.weight_v" in " ".join(checkpoint.notes)
 
 
 def test_the_other_network_of_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -508,7 +508,8 @@ class ViT(Backbone):
             )
         if not self.rope_embed.has_usual_periods():
             raise UserError("timm's rotary positions have other periods: use --format onnx")
-        biased = any(bool(block.attn.qkv.bias.any()) for block in cast(list[Block], self.blocks))
+        biases = (block.attn.qkv.bias.chunk(3) for block in cast(list[Block], list(self.blocks)))
+        biased = any(bool(q.any() or v.any()) for q, _, v in biases)
         name = "vit_large" if "giant" in name else name
         return f"{name}_patch16_dinov3{'_qkvb' * biased}", {
             **arguments,

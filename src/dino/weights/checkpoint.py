@@ -36,6 +36,8 @@ from dino.weights.safe_pickle import attributes
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which trainers write a network's tensors, the first choice first."""
 CHOOSE = "`dino weights convert --network NAME` writes another one (in Python: network=)"
+OF_PATCHES = ("last_layer2.", "mlp2.")
+"""In iBOT's heads: the layers that patches go through in place of CLS."""
 TRAINING = ("recipe", "step", "steps")
 """Entries of `Checkpoint.about` for the provenance of results."""
 
@@ -218,6 +220,9 @@ def _run_checkpoint(step: Path, teacher: Path, network: str) -> Checkpoint:
 def _network_state(
     backbone: dict[str, Tensor], head: dict[str, Tensor], ignored: Sequence[str] = ()
 ) -> NetworkState:
+    of_patches = sorted(name for name in head if name.startswith(OF_PATCHES))
+    head = {name: tensor for name, tensor in head.items() if name not in of_patches}
+    ignored = [*ignored, *of_patches]
     notes = [f"ignored, since no feature depends on it: {_listed(ignored)}"] if ignored else []
     if "last_layer.weight" in head:
         notes += ["the last layer was not weight-normed: it was split into norms and directions"]
@@ -261,7 +266,7 @@ def _foreign(container: Container, heads: int | None, network: str) -> Checkpoin
         kind = f"{layout.dialect} {layout.family}"
         raise UserError(f"{path} looks like weights of {kind}, but {error}") from None
     warnings += [*assumed, *added]
-    loss = content.get("dino_loss")
+    loss = content.get("dino_loss", content.get("ibot_loss"))
     center = loss.get("center") if isinstance(loss, dict) else None
     stated = {"fixed_norm": arguments.get("norm_last_layer")}
     return Checkpoint(

@@ -231,7 +231,7 @@ class Convert:
     network: str = "teacher"
     """The teacher, the student of a full checkpoint, or another network of a file by its key."""
     position: Position | None = None
-    """Another way to resample the position embedding: reference or exact (ViTs only)."""
+    """Another way to resample the position embedding: reference, exact or antialias (ViTs only)."""
     channels: int | None = None
     """Adapt the first layer to images of so many channels."""
     heads: int | None = None

@@ -145,9 +145,9 @@ def as_written_by(
         found["cls_token"] = found["cls_token"] + found["pos_embed"][:, :1]
         found["pos_embed"] = found["pos_embed"][:, 1:]
     for block in _blocks(found):
-        name = f"{block}.attn.qkv.bias"
-        bias = found[name] if keys else found[name] * key_mask(len(found[name]))
-        found[name] = bias
+        if not keys:
+            name = f"{block}.attn.qkv.bias"
+            found[name] = found[name] * key_mask(3 * dim)
         if rotary and not keys:
             _write_bias(dialect, found, f"{block}.attn.")
     if dialect == "timm" and rotary and not keys and not has_bias(tensors):

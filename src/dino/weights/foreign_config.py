@@ -50,6 +50,8 @@ PLAIN = {
 their position embedding."""
 NORM_EPS = {"dinov2": 1e-6, "dinov2_with_registers": 1e-6, "vit_msn": 1e-6, "dinov3_vit": 1e-5}
 """Epsilon of the norms of these kinds where a configuration states none; else 1e-12."""
+TRIED = 256
+"""Pixels a side of the largest image on which timm's ViT and dino's are compared."""
 DINOV3 = Preprocessing(256, 256, interpolation="bilinear", squash=True)
 """The transform of DINOv3's README, for files that state none."""
 TOLERANCE = 2e-5
@@ -225,8 +227,11 @@ def _computes_like_dino(tensors: Tensors, container: Container, layout: Layout) 
         written = from_dino(named, "timm", spec)
         if layout.family.startswith("dinov3"):  # rotations are no tensors of the file
             theirs = _build_timm(container, device="cpu", global_pool="token")
-        theirs.load_state_dict(written, strict=True, assign=True)
         side = spec.get("image_size", 64)
+        if layout.family in VITS and spec["position"] != "rope" and side > TRIED:
+            theirs = _build_timm(container, dynamic_img_size=True)
+            side = TRIED // spec["patch_size"] * spec["patch_size"]
+        theirs.load_state_dict(written, strict=True, assign=True)
         shape = (1, spec.get("channels", 3), side, side)
         image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():

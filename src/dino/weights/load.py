@@ -65,15 +65,17 @@ def load(
 
     Args:
         weights: a run folder or one of its checkpoints; a file of dino; an official `.pth`,
-            backbone only or full checkpoint; a file or folder of timm or transformers; or a
-            published name such as `dino_vits16`, which is downloaded once (`dino weights list`).
+            backbone only or full checkpoint, of DINO, DINOv2, DINOv3 and relatives; a file or
+            folder of timm or transformers; a checkpoint of another trainer that holds such a
+            network; or a published name such as `dino_vits16`, which is downloaded once (`dino
+            weights list`).
         device: where to put it.
         network: the teacher, which every result of the paper is of, or the student, where the
             checkpoint has both; or a key of the file under which a network lies (`model_ema`).
         position: how a ViT resamples its position embedding to other image sizes
             (`models.position_embedding`). By default as in the library that the file comes from, so
-            that features agree: `reference` for official files, `exact` for those of transformers;
-            `exact` for timm's too, which also antialiases and so agrees at the native size only.
+            that features agree: `reference` for official files, `exact` for those of transformers,
+            `antialias` for timm's and for DINOv2's networks with registers.
         channels: adapt the first layer to images of so many channels instead of RGB
             (`adapt.inflate`): a picture with all channels equal gives the feature of the grey RGB
             picture. Mean and deviation of the preprocessing are repeated likewise, values are
