@@ -47,7 +47,7 @@ SIDEWAYS = {
 CLOSED = {
     "cli": {"__main__"},
     "show.explorer": {"", "cli", "show.report.similarity"},
-    "show.report": {"pretraining"},
+    "show.report": {"pretraining", "show.explorer.live_run"},
 }
 
 # What the extras of pyproject.toml install (but for `dev`), by its import name.

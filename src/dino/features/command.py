@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 from rich.table import Table
 
 from dino.features.cache import versions
@@ -129,12 +128,6 @@ def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
         "versions": versions(),
     }
     return cast(dict[str, Any], json.loads(json.dumps(origin, default=str)))
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, atomically."""
-    with replacing(path) as temporary:
-        picture.save(temporary, "PNG")
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dino.data.images.contact_sheet import Cell, Frame, contact_sheet
 from dino.data.images.decode import as_picture
+from dino.data.images.png import save_picture
 from dino.data.sources.open import Source
-from dino.files import replacing
 
 SHEET = (12, 8)
 """Most queries, and neighbours of each, on a contact sheet."""
@@ -48,8 +48,7 @@ def save_sheet(
     path: Path, rows: Sequence[Sequence[Cell]], title: str, tile: int = 144, compact: bool = False
 ) -> None:
     """Write a contact sheet as PNG, atomically."""
-    with replacing(path) as temporary:
-        contact_sheet(rows, tile, title, compact).save(temporary, "PNG")
+    save_picture(contact_sheet(rows, tile, title, compact), path)
 
 
 def neighbour_rows(

@@ -27,19 +27,12 @@ from dino.data.images.decode import as_picture
 from dino.data.images.image_errors import ImageError, left_out
 from dino.data.images.map_overlay import overlay
 from dino.data.images.masks import files_by_name, read_mask
+from dino.data.images.png import save_picture
 from dino.data.sampler import spread
 from dino.data.sources.base import warn
 from dino.data.sources.named_inputs import NamedInput
 from dino.data.sources.open import Source, open_source
-from dino.features.command import (
-    TRAINED,
-    Count,
-    Images,
-    Seed,
-    number_table,
-    save_arrays,
-    save_picture,
-)
+from dino.features.command import TRAINED, Count, Images, Seed, number_table, save_arrays
 from dino.features.contact_sheet import save_sheet
 from dino.features.patch_classifiers import PatchExtractor
 from dino.features.search import directions, nearest

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
@@ -76,7 +76,8 @@ class Backbone(nn.Module):
     Other packages depend on these attributes and methods, never on the class or name of a network.
 
     Attributes:
-        has_drop_path: whether `forward` takes `drop_path_scale` and `patches`.
+        has_drop_path: whether `forward` takes `drop_path_scale` and, of ViTs, `patches`: indices
+            [B, k], image by image, of the patches that the blocks process; None for all.
         channels: C, of the images.
         embed_dim: D, the length of a feature.
         patch_size: pixels a side of a patch; None for networks without patches.
@@ -187,7 +188,6 @@ class Backbone(nn.Module):
         self,
         images: Float[Tensor, "B C H W"],
         drop_path_scale: Float[Tensor, "branches B"] | None = None,
-        patches: Int[Tensor, "B k"] | None = None,
     ) -> Float[Tensor, "B D"]:
         """The feature of the paper: the CLS token after the final norm (convnets: pooled).
 
@@ -195,8 +195,6 @@ class Backbone(nn.Module):
             images: normalised images of any height and width of at least one patch.
             drop_path_scale: the factor, 0 or 1 / (1 - rate), of each sample's residual branch; None
                 for no drop path. Only if `has_drop_path`.
-            patches: indices, row by row, of the patches that the blocks process; None for all. Only
-                if `has_drop_path`.
         """
         raise NotImplementedError
 

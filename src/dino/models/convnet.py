@@ -64,7 +64,6 @@ class ResNet(Backbone):
         self,
         images: Float[Tensor, "B C H W"],
         drop_path_scale: Tensor | None = None,
-        patches: Tensor | None = None,
     ) -> Float[Tensor, "B D"]:
         """The pooled feature; see `Backbone.forward`."""
         self.check_images(images)
@@ -230,7 +229,6 @@ class Timm(Backbone):
         self,
         images: Float[Tensor, "B C H W"],
         drop_path_scale: Tensor | None = None,
-        patches: Tensor | None = None,
     ) -> Float[Tensor, "B D"]:
         """The pooled feature of timm, before any classifier; see `Backbone.forward`."""
         return self.network(self._crop(images))

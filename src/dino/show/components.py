@@ -11,9 +11,10 @@ from PIL import Image
 
 from dino.data.images.contact_sheet import Cell, contact_sheet
 from dino.data.images.map_overlay import CATEGORIES, Color
+from dino.data.images.png import save_picture
 from dino.data.sampler import spread
 from dino.data.sources.named_inputs import named_inputs
-from dino.features.command import print_paths, provenance, save_arrays, save_picture
+from dino.features.command import print_paths, provenance, save_arrays
 from dino.files import UserError, atomic_json, check_output, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import bar

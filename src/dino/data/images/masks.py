@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dino.features.command import save_picture
+from dino.data.images.png import save_picture
 from dino.files import UserError
 
 VOID = 255

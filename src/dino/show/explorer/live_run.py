@@ -87,7 +87,7 @@ class LiveRun:
         """Steps done and in all, the newest teacher's version, and a chart (SVG) a measure."""
         self.update()
         charts = [
-            {"title": title, "value": f"{found[1][-1]:.4g}", "svg": chart(Curve(title, *found))}
+            {"title": title, "value": f"{found[1][-1]:.4g}", "svg": chart([Curve(title, *found)])}
             for name, title in TITLES.items()
             if (found := self._points.get(name))
         ]
