@@ -19,7 +19,7 @@ INSTALL := -m pip install --disable-pip-version-check
 TEST := -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test shapes lint format lock lock-oldest test-oldest
+.PHONY: help env demo test docs shapes lint format lock lock-oldest test-oldest
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test: $(READY) ## every test
 shapes: $(READY) ## every test, with all tensor signatures of dino checked at run time
 	PYTHONPATH=tests $(BIN)/python $(TEST) -p helpers.checked \
 		--jaxtyping-packages=dino,helpers.checked.check
+
+docs: $(READY) ## the documentation as a site that needs no network: build/docs/index.html
+	$(BIN)/python -m sphinx --fail-on-warning --quiet --builder html docs build/docs
+	@echo build/docs/index.html
 
 lint: $(READY) ## format, lint, types, import floors
 	$(BIN)/ruff format --check .

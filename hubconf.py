@@ -1,6 +1,7 @@
 """Entry points for `torch.hub.load`, under the names that the published code has them.
 
     backbone = torch.hub.load(REPOSITORY, "dino_vits16")      # REPOSITORY: this one, or its folder
+    backbone = torch.hub.load(REPOSITORY, "dinov2_vitb14_reg")
     backbone(images)                                          # [B, 3, H, W] -> [B, D]
 
 Each takes `pretrained=False` for fresh weights, and the options of `dino.load`.
@@ -21,6 +22,8 @@ if importlib.util.find_spec("dino") is None:  # not installed: torch.hub has onl
 
 from dino.weights.published import CATALOGUE, Published  # noqa: E402
 
+METHODS = {"dino": "DINO", "dinov2": "DINOv2", "dinov3": "DINOv3"}
+
 
 def _entry(published: Published) -> Callable[..., Any]:
     def entry(pretrained: bool = True, **options: Any) -> Any:
@@ -32,8 +35,9 @@ def _entry(published: Published) -> Callable[..., Any]:
 
     accuracy = "" if published.knn is None else f", k-NN {published.knn} % on ImageNet"
     entry.__doc__ = (
-        f"{published.architecture}, trained with DINO{accuracy}. {published.note}".strip()
-    )
+        f"{published.architecture}, trained with {METHODS[published.collection]}{accuracy}. "
+        f"{published.note}"
+    ).strip()
     entry.__name__ = published.name
     return entry
 

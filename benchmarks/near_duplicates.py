@@ -24,10 +24,10 @@ from torch import Tensor
 from dino.data.images.decode import as_picture
 from dino.data.sources.open import Source, open_source
 from dino.data.sources.torch_dataset import TorchDataset
-from dino.evaluate.retrieval.copies import RIDGE, descriptor
-from dino.evaluate.retrieval.whitening import Whitening
 from dino.features.command import number_table
+from dino.features.copy_descriptor import RIDGE, descriptor
 from dino.features.extractor import extract
+from dino.features.whitening import Whitening
 from dino.weights.load import load
 
 EVERY = 10

@@ -8,6 +8,7 @@ inside the function that needs them. Only `runtime.py` names `torch.distributed`
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -20,7 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "dino"
 FLOORS = dict.fromkeys(("arguments", "cgroups", "files", "progress", "runtime", "settings"), 1)
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation", "features"), 3)
-FLOORS |= dict.fromkeys(("train", "evaluate", "show"), 4)
+FLOORS |= dict.fromkeys(("train", "evaluate", "show", "jobs"), 4)
 FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
 
 # (Room, the module or room of the same floor that it may import).
@@ -46,13 +47,14 @@ SIDEWAYS = {
 CLOSED = {
     "cli": {"__main__"},
     "show.explorer": {"", "cli", "show.report.similarity"},
-    "show.report": {"pretraining"},
+    "show.report": {"pretraining", "show.explorer.live_run"},
 }
 
 # What the extras of pyproject.toml install (but for `dev`), by its import name.
 OPTIONAL = {
     *("av", "datasets", "fsspec", "imagecodecs", "onnx", "onnxruntime", "onnxscript", "openvino"),
-    *("pyarrow", "pydicom", "skimage", "tensorboard", "tifffile", "timm", "webdataset"),
+    *("pyarrow", "pydicom", "skimage", "starlette", "tensorboard", "tifffile", "timm", "uvicorn"),
+    "webdataset",
 }
 
 # Imported by tifffile and torch.utils.tensorboard; the data of skimage are read as files.
@@ -129,6 +131,13 @@ def violations(source: Path) -> list[str]:
 
 def test_every_module_keeps_to_its_floor() -> None:
     assert violations(SOURCE) == []
+
+
+def test_the_drawing_shows_every_room_on_its_floor() -> None:
+    drawing = (SOURCE.parents[1] / "docs" / "floors.svg").read_text(encoding="utf-8")
+    rooms = re.findall(r'class="r(\d)"[^>]*/><text class="t"[^>]*>(\w+)<', drawing)
+    shown = {"" if room == "dino" else room: int(floor) for floor, room in rooms}
+    assert shown == {room: floor for room, floor in FLOORS.items() if room != "__main__"}
 
 
 def test_every_extra_is_imported() -> None:

@@ -23,9 +23,10 @@ TINY: dict[str, Any] = {"embed_dim": 192, "depth": 1, "heads": 3, "patch_size": 
 
 def test_entry_points() -> None:
     found = runpy.run_path(str(REPOSITORY / "hubconf.py"))
-    entries = {name: value for name, value in found.items() if name.startswith("dino_")}
+    entries = {name: value for name, value in found.items() if name.startswith("dino")}
     assert set(entries) == {p.name for p in CATALOGUE.values() if p.kind == "backbone"}
     assert "k-NN 74.5 %" in entries["dino_vits16"].__doc__
+    assert "trained with DINOv2, k-NN 79.1 %" in entries["dinov2_vits14_reg"].__doc__
     assert all(importlib.util.find_spec(name) for name in found["dependencies"])
 
 

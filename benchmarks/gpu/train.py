@@ -26,6 +26,7 @@ from rows import UNFINISHED, Rows, arguments, machine
 
 import dino
 from dino.data.images.decode import as_picture
+from dino.data.images.map_overlay import colored, overlay
 from dino.data.sampler import spread
 from dino.data.sources.folder import use_splits
 from dino.data.sources.open import open_source
@@ -34,7 +35,6 @@ from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device
-from dino.show.map_overlay import colored, overlay
 from dino.train.loop import train
 from dino.train.recipes import small_data
 from dino.train.run_log import read_metrics

@@ -192,7 +192,8 @@ def _with_positional(
     placed = {}
     for name in POSITIONAL:
         if free and name in known and name not in given:
-            taken = len(free) if known[name].num_values is None else 1
+            count = known[name].num_values
+            taken = len(free) if count is None else count
             placed[name], free = [f"--{name}", *free[:taken]], free[taken:]
     if free:
         takes = " ".join(name.upper() for name in POSITIONAL if name in known) or "only options"

@@ -125,6 +125,19 @@ EVALUATIONS = {
         ("video", "objects tracked in videos, Table 5", "video.video:Video"),
     )
 }
+JOBS = {
+    name: Command(summary, f"jobs.{target}:run", after=lambda s: _note(f"next: look into {s.out}"))
+    for name, summary, target in (
+        ("search", "the images most similar to others", "search:Search"),
+        ("map", "all images on a plane, as one page", "map:Map"),
+        ("duplicates", "copies among the images of a folder", "duplicates:FindDuplicates"),
+        ("anomalies", "what looks unlike normal images", "anomalies:Anomalies"),
+        ("cluster", "sort images into groups", "cluster:Cluster"),
+        ("segment", "masks of all images from a few masks or clicks", "segment:Segment"),
+        ("select", "choose images to label or to keep", "select:Select"),
+        ("distance", "how far apart two folders are", "distance:Distance"),
+    )
+}
 WEIGHTS = {
     "list": Command(
         "published weights and their accuracies",
@@ -151,6 +164,7 @@ COMMANDS: dict[str, Command | Group] = {
     "pretrain": Command("pretrain on unlabelled images", "cli:pretrain"),
     "data": Group("look at images before training", DATA),
     "evaluate": Group("measure features", EVALUATIONS),
+    **JOBS,
     "features": Command(
         "write features to a file",
         "features.export:FeatureSettings:run",
@@ -174,9 +188,9 @@ COMMANDS: dict[str, Command | Group] = {
         after=lambda s: _note(f"next: open {s.out / 'sheet.png'}"),
     ),
     "explore": Command(
-        "write a page where similar patches of images light up",
+        "a page where similar patches of images light up, and folders are maps",
         "show.explorer.page:ExploreSettings:run",
-        after=lambda s: _note(f"next: open {s.out} in a browser"),
+        after=lambda s: _note(f"next: open {s.out} in a browser") if s.out else None,
     ),
     "export": Command(
         "write weights for other libraries",

@@ -16,11 +16,11 @@ from helpers.browser import Watch, chromium, opened
 from PIL import Image, ImageFilter, ImageOps
 
 import dino
+from dino.data.images.map_overlay import COLORS, ColorMap
 from dino.models.attention import mass_mask
 from dino.models.backbone import Backbone
 from dino.show.explorer.page import explore
 from dino.show.explorer.patches import PatchFeatures, named_images, patch_features
-from dino.show.map_overlay import COLORS, ColorMap
 from dino.show.patch_pca import components
 
 SIZES = {"a.png": (96, 72), "<b>.png": (80, 80), "c.png": (200, 130)}

@@ -42,8 +42,12 @@ def test_without_dropped_patches_a_step_has_the_same_bits() -> None:
     )
 
 
-def test_a_vit_computes_the_chosen_patches_only() -> None:
-    vit = ViT(patch_size=8, embed_dim=24, depth=2, heads=2, image_size=32).double().eval()
+@pytest.mark.parametrize(
+    "options", [{}, {"registers": 3}, {"registers": 2, "position": "rope"}], ids=str
+)
+def test_a_vit_computes_the_chosen_patches_only(options: dict[str, Any]) -> None:
+    vit = ViT(patch_size=8, embed_dim=24, depth=2, heads=2, image_size=32, **options)
+    vit = vit.double().eval()
     images, chosen = (
         torch.randn(3, 3, 32, 24).double(),
         torch.tensor([[0, 7, 2], [11, 3, 4], [5, 6, 1]]),
@@ -51,10 +55,15 @@ def test_a_vit_computes_the_chosen_patches_only() -> None:
     found = vit(images, patches=chosen)
 
     def oracle(image: Tensor, kept: list[int]) -> Tensor:
-        x, _ = vit.tokens(image[None])
-        x = x[:, [0, *(1 + index for index in kept)]]
+        x, grid = vit.tokens(image[None])
+        first = 1 + vit.registers
+        rows = [*range(first), *(first + index for index in kept)]
+        rope = vit._rope(grid)
         for block in vit.blocks:
-            x = block(x)
+            x = block(
+                x[:, rows] if block is vit.blocks[0] else x,
+                rope=rope and tuple(table[rows] for table in rope),
+            )
         return vit.norm(x)[0, 0]
 
     expected = [oracle(image, kept) for image, kept in zip(images, chosen.tolist(), strict=True)]

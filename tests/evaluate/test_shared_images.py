@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dino.evaluate import shared_images as module
-from dino.evaluate.shared_images import TAIL, equal_files, shared_images
+from dino.data import equal_files as module
+from dino.data.equal_files import TAIL, equal_files
+from dino.evaluate.shared_images import shared_images
 
 
 def write(folder: Path, contents: dict[str, bytes]) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dino.data.images.map_overlay import CATEGORIES, composite, overlay, stencil
 from dino.models.attention import mass_mask
 from dino.show.attention_pictures import (
     TILE,
@@ -17,7 +18,6 @@ from dino.show.attention_pictures import (
     sheet,
     summary,
 )
-from dino.show.map_overlay import CATEGORIES, composite, overlay, stencil
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
 

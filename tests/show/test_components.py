@@ -14,12 +14,12 @@ from PIL import Image
 
 from dino import cli
 from dino.data.images.highlight import DIM
+from dino.data.images.map_overlay import CATEGORIES
 from dino.data.sampler import spread
 from dino.files import UserError
 from dino.models.create import create
 from dino.show.component_pictures import component_picture, part_picture, with_legend
 from dino.show.components import PER_ROW, SHEET, ComponentSettings, run
-from dino.show.map_overlay import CATEGORIES
 from dino.weights.load import save
 
 

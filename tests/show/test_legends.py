@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dino.data.images.contact_sheet import PAPER
+from dino.data.images.map_overlay import COLORS
 from dino.show.legends import below, color_bar, inside, letters_for, strip_height, swatches
-from dino.show.map_overlay import COLORS
 
 ORANGE, BLUE = (230, 159, 0), (86, 180, 233)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.families import build_timm, official
 from helpers.small import TINY_RUN, images
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,6 +35,9 @@ from dino.train.loop import train
 from dino.train.recipes import demo, small_data
 from dino.train.run_log import read_metrics
 from dino.train.warm_start import HeadChoice, Initial, begin
+from dino.weights.conventions import without_chunks
+from dino.weights.export.command import Export
+from dino.weights.export.command import run as write_export
 from dino.weights.load import save
 
 CPU = torch.device("cpu")
@@ -423,3 +427,108 @@ def test_python_begins_at_the_weights_own_accuracy(earlier: Path, tmp_path: Path
     assert json.loads((tmp_path / "config.json").read_text())["about"]["init.from"] == str(earlier)
     with pytest.raises(UserError, match=r"init.head is 'auto' there and 'new' here"):
         dino.pretrain("small_data", init_from=earlier, init_head="new", **options)
+
+
+# ------------------------------------------------------------------------------- DINOv2 and DINOv3
+@pytest.mark.parametrize("kind", ["dinov2 registers", "dinov3 plus", "convnext"])
+def test_successors_train_resume_and_go_back(kind: str, tmp_path: Path) -> None:
+    """From an official file of random parameters, back into the same names and shapes."""
+    official_file = tmp_path / "w.pth"
+    tensors = official(kind, build_timm(kind))
+    torch.save(tensors, official_file)
+    patch = {"convnext": 32, "dinov3 plus": 16}.get(kind, 14)
+    sizes = {"views__global_size": 2 * patch, "views__local_size": patch, "model__heads": 2}
+    if kind != "dinov2 registers":
+        del sizes["model__heads"]
+
+    def run(folder: str, until: int | None = None) -> Path:
+        config, initial = start(official_file, tmp_path / folder, **sizes)
+        if until is not None:
+            with pytest.raises(KeyboardInterrupt):
+                train(
+                    config,
+                    images(),
+                    tmp_path / folder,
+                    device=CPU,
+                    initial=initial,
+                    evaluations=[_Interrupts(until)],
+                )
+        else:
+            train(config, images(), tmp_path / folder, device=CPU, initial=initial)
+        return tmp_path / folder
+
+    whole, halves = run("whole"), run("halves", until=1)
+    assert (halves / "checkpoints" / "LAST").exists()
+    run("halves")
+    names = ("student", "teacher", "loss")
+    for name in names:
+        found, expected = (
+            load_file(folder / "checkpoints" / "step_00000008" / f"{name}.safetensors")
+            for folder in (halves, whole)
+        )
+        assert_equal(found, expected)
+    started = dino.load(official_file, **({"heads": 2} if "model__heads" in sizes else {}))
+    trained = dino.load(whole)
+    changed = [
+        n
+        for n, t in trained.named_parameters()
+        if t.shape == started.get_parameter(n).shape
+        and not torch.equal(t, started.get_parameter(n))
+    ]
+    assert any("ls1.gamma" in name or "layer_scale" in name for name in changed)
+    export = Export(weights=str(whole), format="official", out=tmp_path / "back.safetensors")
+    write_export(export)
+    back = load_file(tmp_path / "back.safetensors")
+    left_out = {name for name in tensors if "local_cls_norm" in name}
+    assert {without_chunks(name) for name in tensors} - left_out == back.keys()
+    for name, tensor in tensors.items():
+        if name not in left_out and name != "pos_embed":
+            assert back[without_chunks(name)].shape == tensor.shape
+    with torch.inference_mode():
+        views = torch.randn(2, 3, 2 * patch, 2 * patch)
+        assert torch.equal(dino.load(tmp_path / "back.safetensors")(views), trained(views))
+
+
+class _Interrupts:
+    """An evaluation at which the run is stopped, the `call`-th one."""
+
+    name, num_queries, num_images = "knn", 10, 10
+
+    def __init__(self, call: int) -> None:
+        self.left = call
+
+    def run(self, backbone: Backbone) -> dict[str, float]:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return {"k20": 1.0}
+
+
+def test_positions_are_learned_or_rotary(earlier: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"position exact, which cannot become rope: leave out"):
+        start(earlier, tmp_path, model__position="rope")
+    rotary = dino.create("vit_tiny", embed_dim=24, depth=2, heads=2, patch_size=8, position="rope")
+    save(rotary, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"position rope, which cannot become exact"):
+        start(tmp_path / "w.safetensors", tmp_path, model__position="exact")
+    with pytest.raises(UserError, match=r"model.registers None, not 4: leave out --model.registe"):
+        start(tmp_path / "w.safetensors", tmp_path, model__registers=4)
+    config, initial = start(tmp_path / "w.safetensors", tmp_path)
+    assert (config.model.position, config.model.registers) == ("rope", None)
+    filled(config, initial)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"model.registers": 2, "model.layer_scale": 1e-5, "model.mlp": "swiglu"},
+        {"model.position": "rope", "model.key_bias": False, "model.registers": 1},
+    ],
+)
+def test_own_pretraining_with_these_parts(parts: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**TINY_RUN, "run.duration": "2 steps", **parts}
+    train(demo().changed(settings), images(), tmp_path, device=CPU)
+    found = dino.load(tmp_path)
+    names = {name.removeprefix("model."): value for name, value in parts.items()}
+    assert {name: found.spec.get(name) for name in names} == names
+    assert found.registers == names["registers"]

@@ -388,8 +388,9 @@ def test_weights_of_other_networks_are_refused(tmp_path: Path) -> None:
         return str(caught.value)
 
     gamma = torch.ones(24)
-    assert "unexpected blocks.0.ls1.gamma" in refused({"blocks.0.ls1.gamma": gamma})
-    assert "unexpected reg_token" in refused({"reg_token": torch.zeros(1, 4, 24)})
+    assert "missing blocks.0.ls2.gamma, blocks.1.ls1" in refused({"blocks.0.ls1.gamma": gamma})
+    assert "unexpected blocks.0.ls2.gamma" in refused({"blocks.0.ls2.gamma": gamma})
+    assert "register_tokens is (1, 4, 8), not" in refused({"reg_token": torch.zeros(1, 4, 8)})
     assert "missing norm.bias" in refused({"norm.bias": None})
     assert "lacks patch_embed.proj.weight" in refused({"patch_embed.proj.weight": None})
     assert "no square grid" in refused({"pos_embed": torch.zeros(1, 9, 24)})

@@ -14,7 +14,7 @@ import dino
 from dino import cli
 from dino.weights.download import cached_path
 from dino.weights.load import fingerprint
-from dino.weights.published import BASE, CATALOGUE
+from dino.weights.published import CATALOGUE
 
 # tyro hands over its MISSING in place of a string.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -65,7 +65,7 @@ def test_list(
     assert "…" not in narrow
     assert "74.5" in narrow
     every = printed_by(capsys, "list", "--all")
-    assert all(BASE + published.file in every for published in CATALOGUE.values())
+    assert all(p.origin.base + p.file in every for p in CATALOGUE.values())
 
 
 def test_fetch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

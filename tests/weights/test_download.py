@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ import dino
 from dino.files import UserError
 from dino.weights import download as fetching
 from dino.weights.download import cached_path, fetch, source_url
+from dino.weights.key_maps import from_dino
+from dino.weights.load import read_checkpoint
 from dino.weights.published import CATALOGUE, Published
 
 TINY: dict[str, Any] = {"embed_dim": 192, "depth": 1, "heads": 3, "patch_size": 8, "image_size": 16}
@@ -253,3 +256,48 @@ def test_a_shared_cache_need_not_be_writable(
     path.write_bytes(b"other")
     with pytest.raises(UserError, match="is not what was first downloaded"):
         fetch(PUBLISHED)
+
+
+# ------------------------------------------------------------------------------------ DINOv3
+def test_terms_are_shown_before_a_download(
+    server: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from a mirror; without one the sentence says where access is given."""
+    published = replace(PUBLISHED, collection="dinov3", sha256=HASH[:8])
+    server.content["/mirror/folder/vit.pth"] = DATA
+    path = fetch(published)
+    printed = capsys.readouterr().err
+    assert "test_vit is published under Meta's own DINOv3 License" in printed
+    assert "no hash is published" not in printed
+    path.unlink()
+    monkeypatch.delenv("DINO_MIRROR")
+    refused = refusal(published)
+    assert "accept the DINOv3 License at https://ai.meta.com/" in refused
+    assert f"download vit.pth and put it at {path}" in refused
+    assert "DINOv3 License" in capsys.readouterr().err
+    path.write_bytes(DATA)  # by hand
+    assert fetch(published) == path
+    path.with_name("vit.pth.json").unlink()
+    path.write_bytes(DATA[:-1] + b"?")
+    with pytest.raises(UserError, match=rf"is not the published file .* not {HASH[:8]}"):
+        fetch(published)
+
+
+def test_satellite_weights_bring_their_transform(
+    server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "dinov3_vitl16_sat"
+    published = replace(CATALOGUE[name], sha256="")
+    monkeypatch.setitem(CATALOGUE, name, published)
+    network = dino.create(
+        "vit_tiny", **{**TINY, "position": "rope", "registers": 4, "heads": 3, "key_bias": False}
+    )
+    buffer = io.BytesIO()
+    official = from_dino(network.state_dict(), "official", network.spec)
+    torch.save(official, buffer)
+    server.content[f"/mirror/{published.file}"] = buffer.getvalue()
+    found = dino.load(name)
+    assert found.preprocessing == published.preprocessing
+    assert found.preprocessing.mean == (0.430, 0.411, 0.296)
+    assert read_checkpoint(name).preprocessing == published.preprocessing
+    assert found.heads == 3

@@ -83,10 +83,10 @@ def refused(path: Path) -> str:
 
 
 def test_configurations_of_other_networks(tmp_path: Path) -> None:
-    assert "transformers' dinov2 with gelu" in refused(
-        folder(tmp_path / "a", {"model_type": "dinov2"})
+    assert "transformers' swin, which is none of dino's networks (vit, deit" in refused(
+        folder(tmp_path / "a", {"model_type": "swin"})
     )
-    assert "transformers' vit with gelu_new" in refused(
+    assert "transformers' vit with gelu_new, which dino computes with gelu only" in refused(
         folder(tmp_path / "b", {"hidden_act": "gelu_new"})
     )
     (tmp_path / "a" / "config.json").write_text("[]")
@@ -95,7 +95,7 @@ def test_configurations_of_other_networks(tmp_path: Path) -> None:
     assert "too large" in refused(tmp_path / "a")
     (tmp_path / "several").mkdir()
     (tmp_path / "several" / "model.safetensors.index.json").write_text("{}")
-    assert "several files" in refused(tmp_path / "several")
+    assert "names no files of tensors" in refused(tmp_path / "several")
 
 
 def test_vits_of_timm_that_are_not_ours(tmp_path: Path) -> None:

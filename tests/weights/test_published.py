@@ -16,6 +16,10 @@ def test_what_is_published() -> None:
         *("dino_xcit_small_12_p16", "dino_xcit_small_12_p8"),
         *("dino_xcit_medium_24_p16", "dino_xcit_medium_24_p8"),
         *("dino_vits8_300ep", "dino_vits16_googlelandmark"),
+        *(f"dinov2_vit{size}14{reg}" for size in "sblg" for reg in ("", "_reg")),
+        *("dinov3_vits16", "dinov3_vits16plus", "dinov3_vitb16", "dinov3_vitl16"),
+        *("dinov3_vith16plus", "dinov3_vit7b16", "dinov3_vitl16_sat", "dinov3_vit7b16_sat"),
+        *(f"dinov3_convnext_{size}" for size in ("tiny", "small", "base", "large")),
     }
     first = CATALOGUE["dino_vits8_linear"]
     assert first.file == "dino_deitsmall8_pretrain/dino_deitsmall8_linearweights.pth"
@@ -35,3 +39,16 @@ def test_architectures_have_the_published_size(name: str) -> None:
         backbone = dino.create(**published.spec)
     count = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     assert published.parameters - 0.5 < count < published.parameters + 1
+    assert backbone.registers == published.spec.get("registers", 0)
+
+
+def test_names_of_successors() -> None:
+    found = CATALOGUE["dinov2_vitg14_reg"]
+    assert found.file == "dinov2_vitg14/dinov2_vitg14_reg4_pretrain.pth"
+    assert (found.knn, found.linear, found.heads) == (83.7, 87.1, 24)
+    assert found.origin.licence == "Apache-2.0"
+    satellite = CATALOGUE["dinov3_vitl16_sat"]
+    assert satellite.file == "dinov3_vitl16/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth"
+    assert satellite.origin.licence == "DINOv3 License"
+    assert satellite.preprocessing is not None
+    assert satellite.preprocessing.std == (0.213, 0.156, 0.143)

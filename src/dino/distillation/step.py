@@ -123,11 +123,9 @@ class Distillation:
         if micro_batch is not None and (needs := loss.needs_full_batch):
             raise UserError(f"{needs} needs all images of a step at once: leave micro_batch out")
         if drop_path and not loss.student.backbone.has_drop_path:
-            raise UserError("only vit_tiny, vit_small and vit_base have drop path: set it to 0")
+            raise UserError("only ViTs have drop path: set it to 0")
         if schedules.token_dropout and not loss.student.backbone.has_drop_path:
-            raise UserError(
-                "only vit_tiny, vit_small and vit_base have tokens to drop: set it to 0"
-            )
+            raise UserError("only ViTs have tokens to drop: set it to 0")
         self.device = device or torch.device("cpu")
         self.loss, self.student = loss.to(self.device).train(), loss.student
         synchronize_batch_norm(self.student, self.device)

@@ -10,65 +10,26 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from dino.data.images.pixel_format import PixelFormat
 from dino.evaluate import results
 from dino.evaluate.shared_images import shared_images
 from dino.features.command import (
+    TRAINED,
+    UNTRAINED,
+    ComparisonSettings,
     ExtractionSettings,
-    NetworkSettings,
     identities,
     print_path,
     provenance,
 )
-from dino.files import UserError, atomic_json, check_output
+from dino.files import atomic_json, check_output
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import pick_device, process_group, ranks
-from dino.weights.load import load, untrained_like
 
-TRAINED, UNTRAINED = "trained", "untrained"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonSettings(NetworkSettings):
-    """Settings of every command that measures networks side by side."""
-
-    compare: tuple[str, ...] = ()
-    """More weights to measure, such as those of a supervised network."""
-    baseline: bool = False
-    """Also measure the same network untrained."""
-
-    def networks(self, device: torch.device, *, rgb: bool = False) -> dict[str, Backbone]:
-        """All networks on the device: "trained", "untrained" and the others by their weights.
-
-        `rgb`: the evaluation reads RGB images only.
-
-        Raises:
-            UserError: for weights that do not exist or are named twice, or networks that take
-                other pixels than the first or than the evaluation.
-        """
-        named = {TRAINED: load(self.weights, device)}
-        if self.baseline:
-            named[UNTRAINED] = untrained_like(named[TRAINED])
-        for weights in self.compare:
-            if weights in named:
-                raise UserError(f"--compare names {weights} twice")
-            named[weights] = load(weights, device)
-        for name, network in named.items():
-            transform = network.preprocessing
-            if rgb and len(transform.mean) != 3:
-                raise UserError(
-                    f"this evaluation reads RGB images, but the {name} network takes "
-                    f"{len(transform.mean)} channels: measure it with knn, linear or logistic"
-                )
-            if transform.pixels != named[TRAINED].preprocessing.pixels:
-                raise UserError(
-                    f"{name} takes other pixels than {self.weights}: measure them one by one"
-                )
-        return named
+__all__ = ["TRAINED", "UNTRAINED", "ComparisonSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)

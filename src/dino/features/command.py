@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
+import torch
 import tyro
-from PIL import Image
 from rich.table import Table
 
 from dino.features.cache import versions
-from dino.files import cache_folder, replacing
+from dino.files import UserError, cache_folder, replacing
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import Precision, describe
 from dino.settings import Range
-from dino.weights.load import fingerprint
+from dino.weights.load import fingerprint, load, untrained_like
+
+TRAINED, UNTRAINED = "trained", "untrained"
 
 PRINTED = 12
 """Most files whose paths `print_paths` prints one by one."""
@@ -64,6 +66,45 @@ class ExtractionSettings(NetworkSettings):
         return {"store": store, "workers": self.workers, "precision": self.precision}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings(NetworkSettings):
+    """Settings of every command that measures networks side by side."""
+
+    compare: tuple[str, ...] = ()
+    """More weights to measure, such as those of a supervised network."""
+    baseline: bool = False
+    """Also measure the same network untrained."""
+
+    def networks(self, device: torch.device, *, rgb: bool = False) -> dict[str, Backbone]:
+        """All networks on the device: "trained", "untrained" and the others by their weights.
+
+        `rgb`: the evaluation reads RGB images only.
+
+        Raises:
+            UserError: for weights that do not exist or are named twice, or networks that take
+                other pixels than the first or than the evaluation.
+        """
+        named = {TRAINED: load(self.weights, device)}
+        if self.baseline:
+            named[UNTRAINED] = untrained_like(named[TRAINED])
+        for weights in self.compare:
+            if weights in named:
+                raise UserError(f"--compare names {weights} twice")
+            named[weights] = load(weights, device)
+        for name, network in named.items():
+            transform = network.preprocessing
+            if rgb and len(transform.mean) != 3:
+                raise UserError(
+                    f"this evaluation reads RGB images, but the {name} network takes "
+                    f"{len(transform.mean)} channels: measure it with knn, linear or logistic"
+                )
+            if transform.pixels != named[TRAINED].preprocessing.pixels:
+                raise UserError(
+                    f"{name} takes other pixels than {self.weights}: measure them one by one"
+                )
+        return named
+
+
 def identities(networks: Mapping[str, Backbone]) -> dict[str, Any]:
     """Which weights each network has, for a result's JSON."""
     return {name: _identity(network) for name, network in networks.items()}
@@ -87,12 +128,6 @@ def provenance(backbone: Backbone, settings: Any) -> dict[str, Any]:
         "versions": versions(),
     }
     return cast(dict[str, Any], json.loads(json.dumps(origin, default=str)))
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, atomically."""
-    with replacing(path) as temporary:
-        picture.save(temporary, "PNG")
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:

@@ -24,6 +24,7 @@ def nearest(
     k: int,
     *,
     skip: int | None = None,
+    unit: bool = False,
     chunk: int = 512,
     tile: int = 2**16,
     device: torch.device | str | None = None,
@@ -31,7 +32,8 @@ def nearest(
     """The k bank images of highest cosine similarity, best first, and the similarities.
 
     Among equal similarities the lower index wins. k is at most n, or n - 1 with `skip`: query i may
-    not find image `skip + i` of the bank, which is the same image. All queries are moved to
+    not find image `skip + i` of the bank, which is the same image. With `unit` the bank has rows of
+    length 1 and the type of the queries, which are then not copied. All queries are moved to
     `device` (by default it is theirs), the bank tile by tile. At most chunk x tile similarities, of
     `chunk` queries and `tile` images, exist at once.
     """
@@ -41,7 +43,8 @@ def nearest(
     index = torch.zeros(len(queries), k, dtype=torch.int64, device=device)
     buffer = queries.new_empty(min(chunk, len(queries)) * min(tile, len(bank)))
     for first in range(0, len(bank), tile):
-        block = directions(bank[first : first + tile], device)
+        block = bank[first : first + tile]
+        block = block.to(device) if unit else directions(block, device)
         for start in range(0, len(queries), chunk):
             rows = slice(start, min(start + chunk, len(queries)))
             size = (rows.stop - start, len(block))

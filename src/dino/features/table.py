@@ -227,12 +227,21 @@ def ignored_files(*sources: Source | None) -> dict[str, int]:
 
 
 # ------------------------------------------------------------------------------------- warnings
+class NoUsableImage(UserError):
+    """None of the images of a source can be used; `skipped` has the reason for each, in order."""
+
+    def __init__(self, message: str, skipped: Sequence[ImageError] = ()) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
 def check_usable(source: Source, skipped: dict[int, ImageError]) -> None:
-    """Raise a `UserError` that names the first image and its defect if none can be used."""
+    """Raise `NoUsableImage` that names the first image and its defect if none can be used."""
     if len(skipped) == len(source):
-        raise UserError(
+        raise NoUsableImage(
             f"none of the {len(source):,} images can be used, "
-            f"the first because {skipped[min(skipped)]}"
+            f"the first because {skipped[min(skipped)]}",
+            [error for _, error in sorted(skipped.items())],
         )
 
 

@@ -1,6 +1,6 @@
 """Attention maps of the CLS token or of a patch, and masks of their mass (section 4.2.2, Fig. 4).
 
-Shapes: B batch, T tokens (CLS first), h w patches, H W pixels.
+Shapes: B batch, T tokens (CLS, registers, patches), h w patches, H W pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def attention_maps(
 ) -> Float[Tensor, "B heads h w"]:
     """The attention of one token to the patches on their grid, after the softmax of all tokens.
 
-    A map sums to less than 1: attention to tokens that are no patches (CLS) is left out.
+    A map sums to less than 1: attention to tokens that are no patches (CLS, registers) is
+    left out.
 
     Args:
         backbone: in evaluation mode.
@@ -34,9 +35,10 @@ def attention_maps(
     """
     patch = backbone.patch_size or 1
     grid = (images.shape[-2] // patch, images.shape[-1] // patch)
-    token = 0 if query is None else 1 + query[0] * grid[1] + query[1]
+    prefix = 1 + backbone.registers
+    token = 0 if query is None else prefix + query[0] * grid[1] + query[1]
     rows = backbone.attention_rows(images, [token], block)
-    return rows[:, :, 0, 1:].unflatten(2, grid)
+    return rows[:, :, 0, prefix:].unflatten(2, grid)
 
 
 def mass_mask(

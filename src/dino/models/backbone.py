@@ -1,7 +1,7 @@
 """The interface of all networks: one vector an image, named features, transform, description.
 
-Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS first), D embed_dim, d = D over
-heads.
+Shapes: B batch, C channels, H W pixels, h w patches, T tokens (CLS, registers, patches), D
+embed_dim, d = D over heads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError
 from dino.models.inputs import check_images, read_images, read_sample
 from dino.models.position_embedding import Position
+from dino.models.rope import PositionEncoding
 from dino.runtime import memory_errors
 from dino.settings import Range, conform
 
@@ -45,14 +46,16 @@ class Features:
     def attention_maps(self) -> Float[Tensor, "B heads h w"]:
         """The attention of the CLS token to the patches on their grid.
 
-        Values are those of the softmax: a map sums to 1 minus the CLS token's attention to itself.
+        Values are those of the softmax: a map sums to 1 minus the CLS token's attention to itself
+        and to registers.
 
         Raises:
             UserError: if the attention was not requested.
         """
         if self.attention is None:
             raise UserError("attention_maps needs features(images, attention=True)")
-        return self.attention[:, :, 0, 1:].unflatten(2, self.patches.shape[-2:])
+        grid = self.patches.shape[-2:]
+        return self.attention[:, :, 0, -grid.numel() :].unflatten(2, grid)
 
     @property
     def key_maps(self) -> Float[Tensor, "B D h w"]:
@@ -63,8 +66,8 @@ class Features:
         """
         if self.keys is None:
             raise UserError("key_maps needs features(images, attention=True)")
-        keys = self.keys[:, :, 1:].transpose(2, 3).flatten(1, 2)
-        return keys.unflatten(2, self.patches.shape[-2:])
+        grid = self.patches.shape[-2:]
+        return self.keys[:, :, -grid.numel() :].transpose(2, 3).flatten(1, 2).unflatten(2, grid)
 
 
 class Backbone(nn.Module):
@@ -73,12 +76,14 @@ class Backbone(nn.Module):
     Other packages depend on these attributes and methods, never on the class or name of a network.
 
     Attributes:
-        has_drop_path: whether `forward` takes `drop_path_scale` and `patches`.
+        has_drop_path: whether `forward` takes `drop_path_scale` and, of ViTs, `patches`: indices
+            [B, k], image by image, of the patches that the blocks process; None for all.
         channels: C, of the images.
         embed_dim: D, the length of a feature.
         patch_size: pixels a side of a patch; None for networks without patches.
         depth: transformer blocks whose features and attention can be read; 0 for none.
         heads: attention heads of each of these blocks.
+        registers: tokens between CLS and the patches, which no feature holds.
         position: how the learned position embedding is resampled; None for networks without one.
         first_layer: name, in the state dict, of the weights of the first layer.
         preprocessing: the transform that belongs to the weights.
@@ -94,6 +99,7 @@ class Backbone(nn.Module):
     patch_size: int | None = None
     depth: int = 0
     heads: int = 0
+    registers: int = 0
     position: Position | None = None
     first_layer: str
     preprocessing: Preprocessing
@@ -146,12 +152,14 @@ class Backbone(nn.Module):
         """
         return self.depth + 1
 
-    def resize_positions(self, tensors: dict[str, Tensor], position: Position) -> dict[str, Tensor]:
+    def resize_positions(
+        self, tensors: dict[str, Tensor], position: PositionEncoding
+    ) -> dict[str, Tensor]:
         """A copy of a state dict whose position embedding has the size of this network's.
 
         Args:
             tensors: of the same architecture.
-            position: how the network that the tensors come from resamples.
+            position: how the network that the tensors come from resamples; rope if it has none.
         """
         return tensors
 
@@ -180,7 +188,6 @@ class Backbone(nn.Module):
         self,
         images: Float[Tensor, "B C H W"],
         drop_path_scale: Float[Tensor, "branches B"] | None = None,
-        patches: Int[Tensor, "B k"] | None = None,
     ) -> Float[Tensor, "B D"]:
         """The feature of the paper: the CLS token after the final norm (convnets: pooled).
 
@@ -188,8 +195,6 @@ class Backbone(nn.Module):
             images: normalised images of any height and width of at least one patch.
             drop_path_scale: the factor, 0 or 1 / (1 - rate), of each sample's residual branch; None
                 for no drop path. Only if `has_drop_path`.
-            patches: indices, row by row, of the patches that the blocks process; None for all. Only
-                if `has_drop_path`.
         """
         raise NotImplementedError
 
@@ -206,6 +211,16 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def first_blocks(self, count: int) -> Backbone:
+        """The network that ends with block `count`, of 1 to `depth`, and the final norm.
+
+        It shares the weights. What it returns is what `features` returns of that block.
+
+        Raises:
+            UserError: if the network has no such block.
+        """
+        raise UserError(f"{self.spec['arch']} has no blocks to choose from: leave out the block")
+
     def attention_rows(
         self, images: Float[Tensor, "B C H W"], queries: Sequence[int], block: int = -1
     ) -> Float[Tensor, "B heads Q T"]:
@@ -215,7 +230,8 @@ class Backbone(nn.Module):
 
         Args:
             images: normalised images.
-            queries: indices of the tokens: 0 is CLS, then come the patches row by row.
+            queries: indices of the tokens: 0 is CLS, then come registers, then the patches row by
+                row.
             block: index of the block, negative from the end.
 
         Raises:

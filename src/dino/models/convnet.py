@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,14 @@ from dino.models.backbone import Backbone, Features, no_attention
 
 RESNETS = {"resnet10t": 512, "resnet18": 512, "resnet50": 2048}
 """The feature's length of each."""
+
+CONVNEXTS: dict[str, dict[str, Any]] = {
+    "convnext_tiny": {"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768)},
+    "convnext_small": {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768)},
+    "convnext_base": {"depths": (3, 3, 27, 3), "dims": (128, 256, 512, 1024)},
+    "convnext_large": {"depths": (3, 3, 27, 3), "dims": (192, 384, 768, 1536)},
+}
+"""arXiv 2201.03545, section 3; the ones that DINOv3 was distilled into."""
 
 
 class ResNet(Backbone):
@@ -55,7 +64,6 @@ class ResNet(Backbone):
         self,
         images: Float[Tensor, "B C H W"],
         drop_path_scale: Tensor | None = None,
-        patches: Tensor | None = None,
     ) -> Float[Tensor, "B D"]:
         """The pooled feature; see `Backbone.forward`."""
         self.check_images(images)
@@ -75,6 +83,95 @@ class ResNet(Backbone):
     def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
         """See `Backbone.timm_arguments`."""
         return self.name, {"in_chans": self.channels}
+
+
+class ConvNeXt(Backbone):
+    """A ConvNeXt of torchvision (arXiv 2201.03545); the feature is the pooled vector, normed.
+
+    Patches are the last stage's places through the same norm, as in DINOv3.
+
+    Args:
+        depths: number of blocks of each of the four stages.
+        dims: channels of each; the last is the feature's length.
+        image_size: pixels a side of the images of its default transform.
+        channels: C.
+        preprocessing: the transform of the weights; by default the paper's for `image_size`.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        image_size: int = 224,
+        channels: int = 3,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        super().__init__()
+        from torchvision.models.convnext import CNBlockConfig
+        from torchvision.models.convnext import ConvNeXt as Network
+
+        if not len(depths) == len(dims) == 4:
+            raise UserError("a ConvNeXt has four stages: give four depths and four dims")
+        self.depths, self.dims, self.embed_dim = tuple(depths), tuple(dims), dims[-1]
+        self.preprocessing = preprocessing or Preprocessing.for_size(image_size)
+        self.channels = channels
+        self.first_layer = "network.features.0.0.weight"
+        following = (*dims[1:], None)
+        stages = [CNBlockConfig(*stage) for stage in zip(dims, following, depths, strict=True)]
+        self.network: Any = Network(stages, num_classes=1)
+        self.network.classifier = self.network.classifier[:2]  # the norm, and flattening
+        if channels != 3:
+            first = self.network.features[0]
+            first[0] = nn.Conv2d(channels, dims[0], 4, stride=4)
+            nn.init.trunc_normal_(first[0].weight, std=0.02)
+            nn.init.zeros_(first[0].bias)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], drop_path_scale: Tensor | None = None
+    ) -> Float[Tensor, "B D"]:
+        """The pooled feature after the norm; see `Backbone.forward`."""
+        return self.network(self._checked(images))
+
+    def features(
+        self, images: Float[Tensor, "B C H W"], last: int = 1, attention: bool | int = False
+    ) -> Features:
+        """The pooled feature and the last stage's map, normed; see `Backbone.features`."""
+        _refuse(self.spec["arch"], last, attention)
+        x = self.network.features(self._checked(images))
+        pooled = self.network.classifier(self.network.avgpool(x))
+        return Features(pooled[None], self.network.classifier[0](x)[None])
+
+    def _checked(self, images: Tensor) -> Tensor:
+        self.check_images(images)
+        if min(images.shape[-2:]) < 32:
+            height, width = images.shape[-2:]
+            raise UserError(f"images of {height}x{width} px are smaller than ConvNeXt's 32 px")
+        return laid_out(images)
+
+    def describe(self) -> dict[str, str]:
+        """See `Backbone.describe`."""
+        blocks = ", ".join(str(depth) for depth in self.depths)
+        return {**super().describe(), "blocks": f"{blocks} in four stages"}
+
+    def timm_arguments(self, size: int) -> tuple[str, dict[str, Any]]:
+        """See `Backbone.timm_arguments`."""
+        sizes = {"depths": list(self.depths), "dims": list(self.dims)}
+        return self.spec["arch"], {"in_chans": self.channels, **sizes}
+
+    def transformers_config(self, size: int) -> dict[str, Any]:
+        """See `Backbone.transformers_config`."""
+        return {
+            "architectures": ["DINOv3ConvNextModel"],
+            "model_type": "dinov3_convnext",
+            "hidden_sizes": list(self.dims),
+            "depths": list(self.depths),
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+            "image_size": size,
+            "num_channels": self.channels,
+            "torch_dtype": "float32",
+        }
 
 
 class Timm(Backbone):
@@ -132,7 +229,6 @@ class Timm(Backbone):
         self,
         images: Float[Tensor, "B C H W"],
         drop_path_scale: Tensor | None = None,
-        patches: Tensor | None = None,
     ) -> Float[Tensor, "B D"]:
         """The pooled feature of timm, before any classifier; see `Backbone.forward`."""
         return self.network(self._crop(images))

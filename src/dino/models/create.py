@@ -7,7 +7,7 @@ from typing import Any
 
 from dino.files import UserError
 from dino.models.backbone import Backbone
-from dino.models.convnet import RESNETS, ResNet, Timm
+from dino.models.convnet import CONVNEXTS, RESNETS, ConvNeXt, ResNet, Timm
 from dino.models.vit import SIZES, ViT
 
 
@@ -15,7 +15,8 @@ def create(arch: str = "vit_small", **options: Any) -> Backbone:
     """An untrained network.
 
     Args:
-        arch: vit_tiny, vit_small, vit_base, resnet10t, resnet18, resnet50, or timm:NAME.
+        arch: vit_tiny, vit_small, vit_base, vit_large, vit_giant, resnet10t, resnet18, resnet50,
+            convnext_tiny, convnext_small, convnext_base, convnext_large, or timm:NAME.
         **options: `image_size`, `channels` and `preprocessing`; for ViTs also those of `ViT`.
 
     Raises:
@@ -40,9 +41,11 @@ def architecture(arch: str) -> tuple[type[Backbone], dict[str, Any]]:
         return ViT, SIZES[arch]
     if arch in RESNETS:
         return ResNet, {"name": arch}
+    if arch in CONVNEXTS:
+        return ConvNeXt, CONVNEXTS[arch]
     if arch.startswith("timm:"):
         return Timm, {"name": arch.removeprefix("timm:")}
-    known = f"{', '.join((*SIZES, *RESNETS))}, and timm's networks as timm:{arch}"
+    known = f"{', '.join((*SIZES, *RESNETS, *CONVNEXTS))}, and timm's networks as timm:{arch}"
     raise UserError(f"unknown architecture {arch!r}: known are {known}")
 
 

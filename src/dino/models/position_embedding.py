@@ -3,10 +3,13 @@
 The reference calls `interpolate` with a *scale factor* of (grid + 0.1) / training grid. The 0.1
 keeps rounding from yielding one patch too few, but also shifts the sampled coordinates: output i of
 14 -> 6 reads .6475, 2.9426, ... instead of .6667, 3, ... The released weights were trained with
-that shift, hence two flavours, both bicubic with a = -0.75 and no antialiasing:
+that shift, hence flavours, all bicubic:
 
-- ``reference``: with the offset, equal to the published code to the last digits;
-- ``exact``: the size itself; aligned, and the better choice for a new network.
+- ``reference``: with the offset, equal to the published code to the last digits; DINOv2's networks
+  without registers were released with it too;
+- ``exact``: the size itself; aligned, and the better choice for a new network;
+- ``antialias``: the size itself, antialiased where the grid becomes smaller (and with a = -0.5, not
+  -0.75, as PyTorch's antialiased filter): timm, and DINOv2's networks with registers.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Position = Literal["reference", "exact"]
+Position = Literal["reference", "exact", "antialias"]
 
 
 def resample(
@@ -33,7 +36,7 @@ def resample(
         patches: embeddings of the `trained` grid, row by row, without the CLS position.
         trained: (height, width) in patches for which `patches` was learned.
         grid: (height, width) in patches of the result.
-        flavour: ``reference`` or ``exact``, see above.
+        flavour: ``reference``, ``exact`` or ``antialias``, see above.
 
     Returns:
         Embeddings of `grid`, row by row; `patches` itself if `grid` is `trained`. As in the
@@ -43,11 +46,11 @@ def resample(
         return patches
     (height, width), (rows, columns) = trained, grid
     image = patches.unflatten(1, trained).permute(0, 3, 1, 2)  # [1, D, height, width]
-    if flavour == "exact":
-        image = F.interpolate(image, size=grid, mode="bicubic")
-    else:
+    if flavour == "reference":
         scale = ((rows + 0.1) / height, (columns + 0.1) / width)
         image = F.interpolate(image, scale_factor=scale, mode="bicubic")
+    else:
+        image = F.interpolate(image, size=grid, mode="bicubic", antialias=flavour == "antialias")
     assert image.shape[-2:] == grid
     return image.permute(0, 2, 3, 1).flatten(1, 2)
 

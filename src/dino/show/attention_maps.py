@@ -19,9 +19,10 @@ from dino.data.images.contact_sheet import Cell
 from dino.data.images.decode import Sample, as_picture, read_image
 from dino.data.images.image_errors import ImageError
 from dino.data.images.patch_grid import patch_input
+from dino.data.images.png import save_picture
 from dino.data.sources.base import Source, warn
 from dino.data.sources.named_inputs import NamedInput, named_inputs
-from dino.features.command import print_paths, provenance, save_arrays, save_picture
+from dino.features.command import print_paths, provenance, save_arrays
 from dino.files import UserError, atomic_json, check_output, check_outside
 from dino.models.attention import attention_maps
 from dino.models.backbone import Backbone, no_attention

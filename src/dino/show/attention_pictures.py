@@ -16,9 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dino.data.images.contact_sheet import PAPER, TEXT, Cell, contact_sheet
-from dino.models.attention import mass_mask
-from dino.show.legends import below, color_bar, letters_for, strip_height, swatches
-from dino.show.map_overlay import (
+from dino.data.images.map_overlay import (
     CATEGORIES,
     Color,
     composite,
@@ -28,6 +26,8 @@ from dino.show.map_overlay import (
     ringed,
     stencil,
 )
+from dino.models.attention import mass_mask
+from dino.show.legends import below, color_bar, letters_for, strip_height, swatches
 
 TILE, COLUMNS = 240, 6
 """Side of a picture with its legend in a sheet, in pixels, and how many heads stand in a row."""

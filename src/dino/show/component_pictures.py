@@ -11,8 +11,8 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from dino.data.images.highlight import dimmed
+from dino.data.images.map_overlay import CATEGORIES, stencil
 from dino.show.legends import below, swatches
-from dino.show.map_overlay import CATEGORIES, stencil
 
 STRENGTH = 0.7
 """Of the colours of parts over an image, from 0 to 1."""

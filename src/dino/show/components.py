@@ -10,9 +10,11 @@ import tyro
 from PIL import Image
 
 from dino.data.images.contact_sheet import Cell, contact_sheet
+from dino.data.images.map_overlay import CATEGORIES, Color
+from dino.data.images.png import save_picture
 from dino.data.sampler import spread
 from dino.data.sources.named_inputs import named_inputs
-from dino.features.command import print_paths, provenance, save_arrays, save_picture
+from dino.features.command import print_paths, provenance, save_arrays
 from dino.files import UserError, atomic_json, check_output, check_outside
 from dino.models.backbone import Backbone
 from dino.progress import bar
@@ -21,7 +23,6 @@ from dino.settings import Range, validated
 from dino.show import patch_pca
 from dino.show.component_pictures import component_picture, part_picture, with_legend
 from dino.show.legends import below, gradients, letters_for
-from dino.show.map_overlay import CATEGORIES, Color
 from dino.show.patch_maps import PatchMap, PatchMaps
 from dino.show.patch_pca import Basis, Mapping, color_ends
 from dino.weights.load import load

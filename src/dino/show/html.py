@@ -10,8 +10,8 @@ from html import escape
 
 from PIL import Image
 
+from dino.data.images.map_overlay import COLORS, Color, ColorMap
 from dino.files import UserError
-from dino.show.map_overlay import COLORS, Color, ColorMap
 
 LIGHT = """--ground: #fbfaf7; --card: #fff; --ink: #1d1f24; --soft: #5d636e;
   --line: #e3e1da; --trained: #1f63c6; --other: #9a9ea7; --warn: #a4550b; --good: #1c7a43;

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dino.data.images.contact_sheet import INK, PAPER, TEXT
-from dino.show.map_overlay import Color, colored
+from dino.data.images.map_overlay import Color, colored
 
 
 def letters_for(width: int) -> int:

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from dino.data.images.map_overlay import Color
 from dino.files import UserError, replacing
 from dino.models.backbone import Backbone
-from dino.show.map_overlay import Color
 from dino.weights.files import read_safetensors
 from dino.weights.load import fingerprint
 

@@ -51,20 +51,31 @@ class ModelSettings:
     """The backbone."""
 
     arch: Annotated[str, tyro.conf.arg(metavar="NAME")] = "vit_small"
-    """vit_tiny, vit_small, vit_base, resnet10t, resnet18, resnet50 or timm:NAME."""
+    """vit_tiny, vit_small, vit_base, vit_large, vit_giant, resnet10t, resnet18, resnet50,
+    convnext_tiny, convnext_small, convnext_base, convnext_large or timm:NAME."""
     patch_size: Size | None = 16
     """Pixels a side of a patch (ViTs only)."""
     stem: Literal["patch", "conv", "resnet"] | None = "patch"
     """From pixels to tokens: the paper's linear layer, 3x3 convolutions, or the stages of a
     ResNet-10 (ViTs only)."""
-    position: Literal["reference", "exact"] | None = "reference"
-    """How position embeddings are resampled: as the published code does, or exactly (ViTs only)."""
+    position: Literal["reference", "exact", "antialias", "rope"] | None = "reference"
+    """How position embeddings are resampled: as the published code does, exactly, or antialiased;
+    rope for rotary positions in their place, as DINOv3 (ViTs only)."""
     embed_dim: Size | None = None
     """Another embedding dimension than the architecture's (ViTs only)."""
     depth: Number | None = None
     """Another number of blocks than the architecture's (ViTs only)."""
     heads: Size | None = None
     """Another number of attention heads than the architecture's (ViTs only)."""
+    registers: Size | None = None
+    """Number of learned tokens beside CLS and the patches (ViTs only)."""
+    layer_scale: Annotated[float, Range(above=0)] | None = None
+    """First value of a factor for each channel of every residual branch, such as 1e-5 (ViTs
+    only)."""
+    mlp: Literal["gelu", "swiglu"] | None = None
+    """The MLP of a block: gelu if not set, or swiglu with half more parameters (ViTs only)."""
+    key_bias: bool | None = None
+    """Whether keys have a bias: yes if not set; DINOv3's have none (ViTs only)."""
     drop_path: Annotated[float, Range(low=0, below=1)] = 0.1
     """Drop-path rate of the student's last block (ViTs only)."""
     token_dropout: Annotated[float, Range(low=0, below=1)] = 0.0

@@ -18,7 +18,7 @@ from dino.distillation.step import Distillation
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.models.create import create, defaults
-from dino.models.position_embedding import Position
+from dino.models.rope import PositionEncoding
 from dino.settings import parsed, validated
 from dino.train.config import OptimSettings, PretrainConfig, option
 from dino.train.run_folder import read_config
@@ -31,6 +31,8 @@ HeadChoice = Literal["auto", "new"]
 
 ADAPTED = {"model.position", "head.fixed_norm"}
 """Settings of networks that may differ from the weights."""
+PARTS = ("registers", "layer_scale", "mlp", "key_bias")
+"""Settings of ViTs that are not set unless a network has the part."""
 WARM_UP = "1 epochs"
 """How long the backbone is frozen for a new head, unless the user sets it."""
 
@@ -61,7 +63,7 @@ class Initial:
     kept_head: bool
     spec: dict[str, Any]
     preprocessing: dict[str, Any]
-    position: Position
+    position: PositionEncoding
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
     checkpoint: Checkpoint | None = None
@@ -155,12 +157,21 @@ def _read(
     full = {**implied, **checkpoint.spec}
     names = ("arch", "patch_size", "stem", "position", "embed_dim", "depth", "heads")
     networks = {f"model.{name}": full.get(name) for name in names}
+    networks |= {f"model.{name}": checkpoint.spec.get(name) for name in PARTS}
     head_settings = {} if head == "new" else _head_settings(checkpoint)
     networks |= head_settings
     requested = {
-        name: implied.get(name.removeprefix("model.")) if value is None else value
+        name: implied.get(key) if value is None and key not in PARTS else value
         for name, value in config.flat().items()
+        for key in (name.removeprefix("model."),)
     }
+    position = "model.position"
+    kinds = {networks[position], requested[position]}
+    if position in given and "rope" in kinds and len(kinds) > 1:
+        raise UserError(
+            f"{checkpoint.path} has {position} {networks[position]}, which cannot become "
+            f"{requested[position]}: leave out {option(position)}"
+        )
     for name, value in networks.items():
         if name in given - ADAPTED and value != requested[name]:
             head_advice = "train a new head with --init-head new"

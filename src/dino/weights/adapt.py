@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dino.data.images.preprocessing import Preprocessing
 from dino.models.backbone import Backbone
-from dino.models.position_embedding import Position
+from dino.models.rope import PositionEncoding
 
 
 def adapt_state_dict(
-    tensors: Mapping[str, Tensor], backbone: Backbone, position: Position
+    tensors: Mapping[str, Tensor], backbone: Backbone, position: PositionEncoding
 ) -> dict[str, Tensor]:
     """Convert a state dict of the same architecture for the channels and grid of `backbone`.
 

@@ -5,6 +5,7 @@ Readable are our run folders, their checkpoints and files, and the layouts of `k
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dino.data.images.preprocessing import Preprocessing
 from dino.files import UserError, read_json
+from dino.models.rope import BASE
 from dino.weights.files import (
     Container,
     dino_metadata,
@@ -22,20 +24,22 @@ from dino.weights.files import (
     read_header,
     read_safetensors,
     regular_file,
+    shown,
     state_dict,
 )
 from dino.weights.foreign_config import find_layout, hints_of, preprocessing_of, timm_config
-from dino.weights.infer_spec import HeadState, head_of, spec_of
-from dino.weights.key_maps import detect, to_dino
+from dino.weights.infer_spec import HeadState, head_of, spec_of, with_periods
+from dino.weights.key_maps import to_dino
+from dino.weights.prefixes import Part, backbone_and_head, by_role, first_of, parts, unwrapped
 from dino.weights.safe_pickle import attributes
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which trainers write a network's tensors, the first choice first."""
 CHOOSE = "`dino weights convert --network NAME` writes another one (in Python: network=)"
+OF_PATCHES = ("last_layer2.", "mlp2.")
+"""In iBOT's heads: the layers that patches go through in place of CLS."""
 TRAINING = ("recipe", "step", "steps")
 """Entries of `Checkpoint.about` for the provenance of results."""
-PREFIXES = ("module.", "_orig_mod.")
-"""Of every key, from DistributedDataParallel and `torch.compile`."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ def _run_checkpoint(step: Path, teacher: Path, network: str) -> Checkpoint:
     settings = read_json(config).get("defining", {}) if config.exists() else {}
     stated = {name: settings.get(f"head.{name}") for name in ("fixed_norm", "activation")}
     states = {
-        name: _network_state(*_backbone_and_head(state_dict(tensors[name], step)))
+        name: _network_state(*backbone_and_head(state_dict(tensors[name], step)))
         for name in ("teacher", "student")
     }
     return Checkpoint(
@@ -216,10 +220,21 @@ def _run_checkpoint(step: Path, teacher: Path, network: str) -> Checkpoint:
 def _network_state(
     backbone: dict[str, Tensor], head: dict[str, Tensor], ignored: Sequence[str] = ()
 ) -> NetworkState:
-    notes = [f"ignored, since no feature depends on it: {', '.join(ignored)}"] if ignored else []
+    of_patches = sorted(name for name in head if name.startswith(OF_PATCHES))
+    head = {name: tensor for name, tensor in head.items() if name not in of_patches}
+    ignored = [*ignored, *of_patches]
+    notes = [f"ignored, since no feature depends on it: {_listed(ignored)}"] if ignored else []
     if "last_layer.weight" in head:
         notes += ["the last layer was not weight-normed: it was split into norms and directions"]
     return NetworkState(backbone, head_of(head) if head else None, tuple(notes))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of tensors, those of several modules by their modules."""
+    if len(names) <= 6:
+        return ", ".join(shown(name) for name in names)
+    modules = Counter(shown(".".join(name.split(".")[:2])) for name in names)
+    return ", ".join(f"{name} ({count} tensors)" for name, count in modules.items())
 
 
 def _head_options(network: NetworkState, stated: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -230,26 +245,28 @@ def _head_options(network: NetworkState, stated: Mapping[str, Any]) -> dict[str,
 # ------------------------------------------------------------------------------------ foreign
 def _foreign(container: Container, heads: int | None, network: str) -> Checkpoint:
     path, content = container.path, container.content
-    states, warnings = _networks(container, network)
-    split = {name: _backbone_and_head(state_dict(state, path)) for name, state in states.items()}
+    split, warnings = _networks(container, network)
     main = "teacher" if "teacher" in split else "student"
     arguments = attributes(content.get("args"))
     if not container.config and isinstance(content.get("arch"), str):
         container = replace(container, config=timm_config(content["arch"], arguments))
-    layout = find_layout(split[main][0], container)
+    layout = find_layout(split[main].backbone, container)
     networks = {}
     try:
-        for name, (tensors, head) in split.items():
-            backbone, ignored = to_dino(tensors, layout)
-            networks[name] = _network_state(backbone, head, ignored)
-        hints = {**hints_of(container, layout), **({"heads": heads} if heads else {})}
-        spec, assumed = spec_of(layout.family, networks[main].backbone, hints)
+        found = {name: to_dino(part.backbone, layout) for name, part in split.items()}
+        hints = hints_of(container, layout, found[main][0])
+        hints |= {"heads": heads} if heads else {}
+        spec, assumed = spec_of(layout.family, found[main][0], hints)
+        for name, (tensors, ignored) in found.items():
+            backbone = with_periods(tensors, spec, hints.get("rope_base", BASE))
+            left_out = sorted([*ignored, *split[name].others])
+            networks[name] = _network_state(backbone, split[name].head, left_out)
         preprocessing, added = preprocessing_of(container, layout, spec)
     except (ValueError, RuntimeError) as error:  # also of shapes that cannot be joined
         kind = f"{layout.dialect} {layout.family}"
         raise UserError(f"{path} looks like weights of {kind}, but {error}") from None
     warnings += [*assumed, *added]
-    loss = content.get("dino_loss")
+    loss = content.get("dino_loss", content.get("ibot_loss"))
     center = loss.get("center") if isinstance(loss, dict) else None
     stated = {"fixed_norm": arguments.get("norm_last_layer")}
     return Checkpoint(
@@ -267,40 +284,46 @@ def _foreign(container: Container, heads: int | None, network: str) -> Checkpoin
     )
 
 
-def _networks(container: Container, network: str) -> tuple[dict[str, Any], list[str]]:
-    """The state dicts of a file, student and teacher or one alone, and a note if there are more."""
+def _networks(container: Container, network: str) -> tuple[dict[str, Part], list[str]]:
+    """The networks of a file, student and teacher or one alone, and a note if there are more."""
     content, usual = container.content, network in ("teacher", "student")
     states = {n: content[n] for n in ("teacher", "student") if isinstance(content.get(n), dict)}
     if usual and states:
-        return states, []
+        return {name: _only(state, container.path) for name, state in states.items()}, []
     keys = [key for key in dict.fromkeys([*WRAPPERS, *content]) if _is_network(content.get(key))]
     if network in keys:
-        return {"teacher": content[network]}, []
+        return {"teacher": _only(content[network], container.path)}, []
+    wrapped = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
+    chosen = next(iter([*keys, *wrapped]), None)
+    tensors = state_dict(content if chosen is None else content[chosen], container.path)
+    inside = parts(tensors)
+    names = {prefix.rstrip("."): part for prefix, part in inside.items()}
+    if network in names and not usual:
+        return {"teacher": names[network]}, []
     if not usual:
-        found = ", ".join(keys) or "a single one without a name"
+        found = ", ".join([*keys, *filter(None, names)]) or "a single one without a name"
         raise UserError(f"{container.path} holds no network {network!r}; it holds {found}")
     notes = []
     if len(keys) > 1:
         notes = [f"{keys[0]} was read, not {' or '.join(keys[1:])} of the same file: {CHOOSE}"]
-    keys = keys or [key for key in WRAPPERS if isinstance(content.get(key), dict)]
-    return {"teacher": content[keys[0]] if keys else content}, notes
+    if not inside:
+        return {"teacher": Part(unwrapped(tensors))}, notes
+    roles = by_role(list(inside))
+    if others := [prefix.rstrip(".") for prefix in inside if prefix not in roles.values()]:
+        read_one = ", ".join(prefix.rstrip(".") for prefix in roles.values())
+        notes.append(f"{read_one} was read, not {' or '.join(others)} of the same file: {CHOOSE}")
+    return {role: inside[prefix] for role, prefix in roles.items()}, notes
+
+
+def _only(tensors: Any, path: Path) -> Part:
+    """The network in a state dict that holds one."""
+    found = state_dict(tensors, path)
+    inside = parts(found)
+    return inside[first_of(list(inside))] if inside else Part(unwrapped(found))
 
 
 def _is_network(value: Any) -> bool:
     """Whether a value of a file is the state dict of a network that dino knows."""
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         return False
-    return detect(_backbone_and_head(value)[0]) is not None
-
-
-def _backbone_and_head(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Backbone and head of a state dict, without the prefixes that every key has."""
-    while tensors and all(name.startswith(PREFIXES) for name in tensors):
-        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-    if not any(name.startswith("backbone.") for name in tensors):  # vit: transformers' ViTFor...
-        return {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}, {}
-    head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
-    backbone = {
-        n.removeprefix("backbone."): t for n, t in tensors.items() if not n.startswith("head.")
-    }
-    return backbone, head
+    return bool(parts(value))

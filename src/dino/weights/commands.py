@@ -20,8 +20,9 @@ from dino.weights.checkpoint import Checkpoint, NetworkState
 from dino.weights.download import cached_path, fetch, source_url
 from dino.weights.export.command import Export, check, format_for, out_for, write
 from dino.weights.files import file_hash
+from dino.weights.foreign_config import DINOV3
 from dino.weights.load import check_state_dict, load, mismatches, read_checkpoint
-from dino.weights.published import CATALOGUE, LICENCE, LOADABLE, Published, advice
+from dino.weights.published import CATALOGUE, COLLECTIONS, LOADABLE, Published, advice
 
 
 # ------------------------------------------------------------------------------------ list
@@ -37,8 +38,8 @@ class List:
 
 Weights = Annotated[str, tyro.conf.arg(metavar="RUN")]
 PREPROCESSING = (
-    "All expect the shorter side at 256 px (bicubic), the central 224 px, mean and deviation of "
-    "ImageNet."
+    "DINO's and DINOv2's expect the shorter side at 256 px (bicubic), the central 224 px; DINOv3's "
+    "both sides at 256 px (bilinear); mean and deviation of ImageNet."
 )
 SIBLINGS = ("full", "linear", "onnx", "args", "log", "linear-log")
 
@@ -47,7 +48,8 @@ def run_list(settings: List) -> list[dict[str, Any]]:
     """`dino weights list`: one table of the catalogue; * marks what is in the cache."""
     rows = [_row(published) for published in CATALOGUE.values()]
     if settings.json is not None:
-        atomic_json(settings.json, {"licence": LICENCE, "files": rows})
+        licences = {name: collection.licence for name, collection in COLLECTIONS.items()}
+        atomic_json(settings.json, {"licences": licences, "files": rows})
     if settings.all:
         for published in CATALOGUE.values():
             line = f"{published.name + _mark(published):32} {source_url(published)}"
@@ -66,7 +68,7 @@ def _models() -> Table:
         Column("name", no_wrap=True),
         Column("architecture", overflow="fold"),
         *(Column(title, justify="right", no_wrap=True) for title in ("M", "k-NN", "linear")),
-        title=f"published weights ({LICENCE}); top-1 % on ImageNet, * is in the cache",
+        title=f"published weights ({_licences()}); top-1 % on ImageNet, * is in the cache",
         caption="\n".join([PREPROCESSING, *notes]),
         caption_justify="left",
     )
@@ -82,8 +84,19 @@ def _models() -> Table:
     return table
 
 
+def _licences() -> str:
+    return ", ".join(f"{name}: {one.licence}" for name, one in COLLECTIONS.items())
+
+
 def _mark(published: Published) -> str:
     return " *" if cached_path(published).exists() else ""
+
+
+def _preprocessing(published: Published) -> dict[str, Any] | None:
+    if published.kind not in LOADABLE:
+        return None
+    usual = DINOV3 if published.collection == "dinov3" else Preprocessing()
+    return (published.preprocessing or usual).to_dict()
 
 
 def _row(published: Published) -> dict[str, Any]:
@@ -92,7 +105,8 @@ def _row(published: Published) -> dict[str, Any]:
         "name": published.name,
         "kind": published.kind,
         "architecture": published.spec,
-        "preprocessing": Preprocessing().to_dict() if published.kind in LOADABLE else None,
+        "preprocessing": _preprocessing(published),
+        "licence": published.origin.licence,
         "parameters_millions": published.parameters,
         "knn": published.knn,
         "linear": published.linear,
@@ -217,7 +231,7 @@ class Convert:
     network: str = "teacher"
     """The teacher, the student of a full checkpoint, or another network of a file by its key."""
     position: Position | None = None
-    """Another way to resample the position embedding: reference or exact (ViTs only)."""
+    """Another way to resample the position embedding: reference, exact or antialias (ViTs only)."""
     channels: int | None = None
     """Adapt the first layer to images of so many channels."""
     heads: int | None = None

@@ -27,7 +27,7 @@ from dino.files import UserError, atomic_json, cache_folder, read_json, sync_fil
 from dino.progress import Console
 from dino.runtime import ranks
 from dino.weights.files import file_hash
-from dino.weights.published import BASE, Published
+from dino.weights.published import Published
 
 TRIES = 5
 """Connections in a row that bring nothing before a download is given up."""
@@ -46,15 +46,16 @@ def cached_path(published: Published) -> Path:
 
 def source_url(published: Published) -> str:
     """Where it comes from: its published URL, or the same place below `DINO_MIRROR`."""
-    mirror = os.environ.get("DINO_MIRROR")
-    return f"{(mirror or BASE).rstrip('/')}/{published.file}"
+    base = os.environ.get("DINO_MIRROR") or published.origin.base
+    return f"{base.rstrip('/')}/{published.file}"
 
 
 def fetch(published: Published) -> Path:
     """The file in the cache, downloaded first if it is not there; complete and unchanged.
 
     If several processes need it at once, one downloads and the others wait for it. Its SHA-256 is
-    compared with that of the first download, since none is published.
+    compared with the published one, or, where none is, with that of the first download. Terms that
+    belong to the weights are shown before a download.
 
     Raises:
         UserError: if it cannot be downloaded, arrived damaged, or was changed since.
@@ -78,6 +79,15 @@ def fetch(published: Published) -> Path:
 def _obtain(published: Published, path: Path) -> None:
     url = source_url(published)
     by_hand = f"put the file from {url} at {path}"
+    if published.origin.terms and ranks().main:
+        line = f"{published.name} is published {published.origin.terms}"
+        Console(stderr=True).print(line, style="yellow", soft_wrap=True)
+    if published.origin.access and not os.environ.get("DINO_MIRROR"):
+        raise UserError(
+            f"{published.name} is only given to those who request it: accept the "
+            f"{published.origin.licence} at {published.origin.access}, download "
+            f"{Path(published.file).name} and put it at {path}"
+        )
     if os.environ.get("DINO_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise UserError(f"{published.name} is not in the cache and DINO_OFFLINE is set: {by_hand}")
     if not url.startswith(("http://", "https://")):
@@ -99,6 +109,11 @@ def _obtain(published: Published, path: Path) -> None:
 def _checked(published: Published, path: Path) -> Path:
     """The path of a file whose SHA-256 is the recorded one; record it on first use."""
     record, found = _beside(path, "json"), file_hash(path)
+    if not found.startswith(published.sha256):
+        raise UserError(
+            f"{path} is not the published file (SHA-256 {found}, not {published.sha256}...): "
+            "delete it and get it again"
+        )
     known = read_json(record).get("sha256") if record.exists() else None
     if known not in (None, found):
         raise UserError(
@@ -108,7 +123,7 @@ def _checked(published: Published, path: Path) -> Path:
     if not record.exists() and os.access(path.parent, os.W_OK):
         size = path.stat().st_size
         atomic_json(record, {"url": source_url(published), "sha256": found, "bytes": size})
-        if ranks().main:
+        if ranks().main and not published.sha256:
             Console(stderr=True).print(
                 f"{published.name}: no hash is published; the SHA-256 of this first download, "
                 f"{found}, is recorded in {record} and checked from now on",

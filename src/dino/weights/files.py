@@ -25,6 +25,8 @@ FORMAT = 1
 """Version of the metadata in dino's files."""
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names under which timm and transformers write a model's tensors in its folder."""
+INDEX_FILES = tuple(f"{name}.index.json" for name in TENSOR_FILES)
+"""Names of the list of files that hold the tensors of a model that is in several."""
 CONFIG_LIMIT = 2**20
 """Bytes of a folder's JSON files."""
 HEADER_LIMIT = 8 * 2**20
@@ -61,10 +63,10 @@ def open_container(path: Path) -> Container:
     path = tensor_file(path)
     content: Any
     metadata: dict[str, str]
-    content, metadata = read_safetensors(path) if is_safetensors(path) else (load_pickle(path), {})
+    content, metadata = _read_shards(path) if path.name in INDEX_FILES else _read_tensors(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors by their names")
-    folder = path.parent if path.name in TENSOR_FILES else None
+    folder = path.parent if path.name in (*TENSOR_FILES, *INDEX_FILES) else None
     return Container(
         path,
         content,
@@ -75,8 +77,44 @@ def open_container(path: Path) -> Container:
     )
 
 
+def _read_tensors(path: Path) -> tuple[Any, dict[str, str]]:
+    return read_safetensors(path) if is_safetensors(path) else (load_pickle(path), {})
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a model in several files, all of which `index` names, and no other.
+
+    Raises:
+        UserError: if a file or a tensor is missing, or lies where the index does not say.
+    """
+    place = _small_json(index.parent, index.name).get("weight_map")
+    if not isinstance(place, dict) or not all(isinstance(name, str) for name in place.values()):
+        raise UserError(f"{index} names no files of tensors (weight_map)")
+    tensors: dict[str, Tensor] = {}
+    for path in _shards(index):
+        if not path.exists():
+            raise UserError(f"{path} is missing, which {index.name} names: copy all files")
+        found, _ = _read_tensors(path)
+        stated = {name for name, file in place.items() if file == path.name}
+        if not isinstance(found, dict) or found.keys() != stated:
+            odd = sorted(map(str, set(found) ^ stated))[:3]
+            raise UserError(
+                f"{path} does not hold the tensors that {index.name} states ({', '.join(odd)}): "
+                "copy all files of one model"
+            )
+        tensors |= found
+    return tensors, {}
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(_small_json(index.parent, index.name).get("weight_map", {}).values()))
+    if any(Path(name).name != name for name in names):
+        raise UserError(f"{index} names files outside its folder")
+    return [index.parent / name for name in names]
+
+
 def tensor_file(path: Path) -> Path:
-    """The file with the tensors in a model's folder; a file is itself.
+    """The file with the tensors in a model's folder, or the index of several; a file is itself.
 
     Raises:
         UserError: if a folder holds none or several, or if it is no regular file.
@@ -87,7 +125,13 @@ def tensor_file(path: Path) -> Path:
         if (path / name).exists():
             return regular_file(path / name)
         if (path / f"{name}.index.json").exists():
-            raise UserError(f"{path} has its tensors in several files: save it as one first")
+            return regular_file(path / f"{name}.index.json")
+    if (path / ".metadata").exists():
+        raise UserError(
+            f"{path} is a distributed checkpoint (torch.distributed.checkpoint), whose list of "
+            "tensors is a pickle: join it first with `python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth`"
+        )
     raise UserError(
         f"{path} holds no teacher.safetensors, {' or '.join(TENSOR_FILES)}: is it a run that has "
         "saved, or a model's folder?"
@@ -200,7 +244,10 @@ def shown(name: object) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal; of an index of several files that of their hashes."""
+    if path.name in INDEX_FILES:
+        hashes = "".join(file_hash(shard) for shard in _shards(path))
+        return hashlib.sha256(hashes.encode()).hexdigest()
     state = path.stat()
     return _file_hash(path, state.st_size, state.st_mtime_ns)
 

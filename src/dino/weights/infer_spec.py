@@ -17,11 +17,14 @@ from typing import Any
 from torch import Tensor
 
 from dino.files import UserError
+from dino.models.convnet import CONVNEXTS
+from dino.models.rope import BASE, periods
 from dino.models.vit import SIZES
+from dino.weights.conventions import has_key_bias
 from dino.weights.key_maps import Tensors
 
-USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
-"""Attention heads of ViTs by embed_dim, from tiny to large."""
+USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24}
+"""Attention heads of ViTs by embed_dim, from tiny to huge, and of DINOv2's giant."""
 STATE_HEADS = "`dino weights convert --heads N` writes a file that states them (in Python: heads=N)"
 
 
@@ -33,10 +36,10 @@ def spec_of(family: str, tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Sp
     """The arguments of `dino.create` for tensors under dino's names, and what was assumed.
 
     Args:
-        family: vit, resnet, xcit or timm, as `key_maps.detect` found.
+        family: as `key_maps.detect` found.
         tensors: a backbone's state dict.
-        hints: what tensors do not show: `heads`, `norm_eps`, `position` of a ViT; `name`,
-            `image_size` and `channels` of a network of timm.
+        hints: what tensors do not show: `heads`, `norm_eps`, `position` of a ViT, the `image_size`
+            of one with rotary positions; `name`, `image_size` and `channels` of a network of timm.
 
     Raises:
         UserError: if they belong to no network that can be built, or to one of several.
@@ -47,7 +50,11 @@ def spec_of(family: str, tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Sp
         usual = {"image_size": 224, "channels": 3}
         known = {key: hints[key] for key in usual if hints.get(key, usual[key]) != usual[key]}
         return {"arch": f"timm:{hints['name']}", **known}, []
-    return (_xcit(tensors), []) if family == "xcit" else _vit(tensors, hints)
+    if family == "convnext":
+        return _convnext(tensors), []
+    if family == "xcit":
+        return _xcit(tensors), []
+    return _vit(tensors, hints, family.startswith("dinov3"))
 
 
 def _resnet(tensors: Tensors, named: bool) -> tuple[Spec, list[str]]:
@@ -75,21 +82,34 @@ def _resnet(tensors: Tensors, named: bool) -> tuple[Spec, list[str]]:
     return spec, [] if named else [assumed]
 
 
-def _vit(tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
-    positions = _shape(tensors, "pos_embed", 3)
+def _vit(tensors: Tensors, hints: Mapping[str, Any], rotary: bool) -> tuple[Spec, list[str]]:
     patch = _shape(tensors, "patch_embed.proj.weight", 4)
-    hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
-    count, embed_dim = positions[1] - 1, positions[2]
-    side, depth = math.isqrt(count), _count(tensors, r"blocks\.(\d+)\.")
-    if side * side != count:
-        raise UserError(f"its {count} positions are no square grid of patches: resample them first")
+    embed_dim, depth = patch[0], _count(tensors, r"blocks\.(\d+)\.")
+    swiglu = "blocks.0.mlp.w12.weight" in tensors
+    hidden = _shape(tensors, f"blocks.0.mlp.{'w3' if swiglu else 'fc2'}.weight", 2)[1]
+    for name, what in _OTHER_VITS.items():
+        if name in tensors:
+            raise UserError(f"it is a ViT {what} ({name}), which is none of dino's: {OTHERS}")
+    if rotary:
+        size = hints.get("image_size", 256)
+    else:
+        count = _shape(tensors, "pos_embed", 3)[1] - 1
+        side = math.isqrt(count)
+        size = side * patch[2]
+        if side * side != count:
+            raise UserError(
+                f"its {count} positions are no square grid of patches: resample them first"
+            )
     if any(name.startswith("patch_embed.") and ".proj." not in name for name in tensors):
         raise UserError("it has a stem of convolutions, but no description: load the run's folder")
     if patch[2] != patch[3]:
         raise UserError(f"its patches of {patch[2]} x {patch[3]} px are not square")
     heads, assumed = hints.get("heads"), []
+    if "rope_embed.periods" in tensors:  # a quarter of a head's channels
+        heads = embed_dim // (4 * _shape(tensors, "rope_embed.periods", 1)[0])
     if not heads:
-        heads = _usual_heads(embed_dim, tensors["pos_embed"])
+        learned = None if "register_tokens" in tensors else tensors.get("pos_embed")
+        heads = _usual_heads(embed_dim, learned)
         assumed = [f"{heads} attention heads are assumed for embed_dim {embed_dim}: {STATE_HEADS}"]
     sizes = {"embed_dim": embed_dim, "depth": depth, "heads": heads}
     arch = next((name for name, known in SIZES.items() if known == sizes), None)
@@ -97,10 +117,20 @@ def _vit(tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
         "arch": arch or "vit_small",
         **({} if arch else sizes),
         "patch_size": patch[2],
-        "image_size": side * patch[2],
+        "image_size": size,
         **_channels(tensors, "patch_embed.proj.weight"),
-        "position": hints.get("position", "reference"),
+        "position": "rope" if rotary else hints.get("position", "reference"),
     }
+    if "register_tokens" in tensors:
+        spec["registers"] = _shape(tensors, "register_tokens", 3)[1]
+        if not rotary and "position" not in hints:
+            spec["position"] = "antialias"
+    if "blocks.0.ls1.gamma" in tensors:
+        spec["layer_scale"] = 1.0
+    if swiglu:
+        spec["mlp"] = "swiglu"
+    if rotary and not has_key_bias(tensors):
+        spec["key_bias"] = False
     if hidden != 4 * embed_dim:  # halfway to the next integer, so that rounding cannot matter
         spec["mlp_ratio"] = (hidden + 0.5) / embed_dim
     if hints.get("norm_eps", 1e-6) != 1e-6:
@@ -108,12 +138,46 @@ def _vit(tensors: Tensors, hints: Mapping[str, Any]) -> tuple[Spec, list[str]]:
     return spec, assumed
 
 
-def _usual_heads(embed_dim: int, positions: Tensor) -> int:
+def with_periods(tensors: Tensors, spec: Spec, base: float = BASE) -> dict[str, Tensor]:
+    """The tensors of a network `spec`, with the periods of rotary positions if they lack them."""
+    if spec.get("position") != "rope" or "rope_embed.periods" in tensors:
+        return dict(tensors)
+    known = {**SIZES.get(spec["arch"], {}), **spec}
+    found = periods(known["embed_dim"] // known["heads"], base)
+    return {**tensors, "rope_embed.periods": found}
+
+
+_OTHER_VITS = {
+    "cls_norm.weight": "with a final norm of its own for CLS",
+    "norm_pre.weight": "with a norm before its blocks, as CLIP's",
+    "fc_norm.weight": "whose feature is the mean of its patches",
+    "attn_pool.latent": "whose feature is pooled by attention, as SigLIP's",
+    "blocks.0.attn.relative_position_bias_table": "with relative positions, as BEiT's",
+    "rel_pos_bias.relative_position_bias_table": "with relative positions, as BEiT's",
+    "blocks.0.attn.q_norm.weight": "whose queries and keys are normed",
+}
+"""Names of tensors of other ViTs that have the keys of a plain one too, and what these are."""
+OTHERS = (
+    "for timm's own module put a config.json with its name beside the file (model.safetensors or "
+    'pytorch_model.bin), such as {"architecture": "vit_base_patch16_clip_224"}'
+)
+
+
+def _convnext(tensors: Tensors) -> Spec:
+    depths = tuple(_count(tensors, rf"network\.features\.{n}\.(\d+)\.") for n in (1, 3, 5, 7))
+    names = (f"network.features.{n}.0.layer_scale" for n in (1, 3, 5, 7))
+    sizes = {"depths": depths, "dims": tuple(_shape(tensors, name, 3)[0] for name in names)}
+    arch = next((name for name, known in CONVNEXTS.items() if known == sizes), None)
+    channels = _channels(tensors, "network.features.0.0.weight")
+    return {"arch": arch or "convnext_tiny", **({} if arch else sizes), **channels}
+
+
+def _usual_heads(embed_dim: int, positions: Tensor | None) -> int:
     if embed_dim not in USUAL_HEADS:
         raise UserError(
             f"the number of its attention heads is unknown (embed_dim {embed_dim}): {STATE_HEADS}"
         )
-    if embed_dim == 384 and not positions[:, 0].any():
+    if embed_dim == 384 and positions is not None and not positions[:, 0].any():
         raise UserError(
             "its position embedding has zeros for the CLS token, as MoCo-v3's fixed one, whose "
             f"ViT-S has 12 attention heads and not 6: {STATE_HEADS}"

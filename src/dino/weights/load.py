@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,13 +25,12 @@ from dino.files import UserError, as_path, disk_errors, naming, replacing
 from dino.models.backbone import Backbone
 from dino.models.create import create
 from dino.models.position_embedding import Position
-from dino.models.vit import SIZES
 from dino.settings import Range, conform
 from dino.weights.adapt import adapt_state_dict, for_channels
 from dino.weights.checkpoint import Checkpoint, read
 from dino.weights.download import fetch
 from dino.weights.files import FORMAT, open_container, shown, state_dict
-from dino.weights.published import CATALOGUE, advice
+from dino.weights.published import CATALOGUE, Published, advice
 
 LOGGER = logging.getLogger("dino")
 
@@ -65,15 +65,17 @@ def load(
 
     Args:
         weights: a run folder or one of its checkpoints; a file of dino; an official `.pth`,
-            backbone only or full checkpoint; a file or folder of timm or transformers; or a
-            published name such as `dino_vits16`, which is downloaded once (`dino weights list`).
+            backbone only or full checkpoint, of DINO, DINOv2, DINOv3 and relatives; a file or
+            folder of timm or transformers; a checkpoint of another trainer that holds such a
+            network; or a published name such as `dino_vits16`, which is downloaded once (`dino
+            weights list`).
         device: where to put it.
         network: the teacher, which every result of the paper is of, or the student, where the
             checkpoint has both; or a key of the file under which a network lies (`model_ema`).
         position: how a ViT resamples its position embedding to other image sizes
             (`models.position_embedding`). By default as in the library that the file comes from, so
-            that features agree: `reference` for official files, `exact` for those of transformers;
-            `exact` for timm's too, which also antialiases and so agrees at the native size only.
+            that features agree: `reference` for official files, `exact` for those of transformers,
+            `antialias` for timm's and for DINOv2's networks with registers.
         channels: adapt the first layer to images of so many channels instead of RGB
             (`adapt.inflate`): a picture with all channels equal gives the feature of the grey RGB
             picture. Mean and deviation of the preprocessing are repeated likewise, values are
@@ -89,7 +91,8 @@ def load(
     conform(position, Position | None, "position")
     channels = conform(channels, Annotated[int, Range(low=1)] | None, "channels")
     heads = conform(heads, Annotated[int, Range(low=1)] | None, "heads")
-    path, published_heads = _locate(weights)
+    path, published = _locate(weights)
+    published_heads = None if published is None else published.heads
     newest = path / "teacher.safetensors"  # of a run, beside its checkpoints
     if network == "teacher" and newest.exists() and not (path / "state.json").exists():
         path = newest
@@ -105,7 +108,8 @@ def load(
     for warning in checkpoint.warnings:
         LOGGER.warning("%s: %s", weights, warning)
     backbone = create(**spec)
-    backbone.preprocessing = checkpoint.preprocessing
+    stated = None if published is None else published.preprocessing
+    backbone.preprocessing = stated or checkpoint.preprocessing
     load_strictly(backbone, tensors, checkpoint.path)
     if channels is not None and channels != spec.get("channels", 3):
         adapted = create(**{**spec, "channels": channels})
@@ -132,8 +136,12 @@ def read_checkpoint(
     Raises:
         UserError: as `load` does, except for keys and shapes, which are not compared.
     """
-    path, published_heads = _locate(weights)
-    return read(path, heads or published_heads, network)
+    path, published = _locate(weights)
+    if published is None:
+        return read(path, heads, network)
+    checkpoint = read(path, heads or published.heads, network)
+    stated = published.preprocessing or checkpoint.preprocessing
+    return replace(checkpoint, preprocessing=stated)
 
 
 class LinearClassifier(NamedTuple):
@@ -221,11 +229,11 @@ def check_state_dict(module: torch.nn.Module, tensors: Mapping[str, Tensor], ori
 
 
 # ------------------------------------------------------------------------------------ details
-def _locate(weights: str | Path) -> tuple[Path, int | None]:
-    """A path, or the file of a published name and its attention heads, which no file states."""
+def _locate(weights: str | Path) -> tuple[Path, Published | None]:
+    """A path, or the file of a published name and what is known of it that no file states."""
     path, published = as_path(weights, "weights"), CATALOGUE.get(str(weights))
     if path.exists():
         return path, None
     if published is not None:
-        return fetch(published), SIZES.get(published.spec["arch"], {}).get("heads")
+        return fetch(published), published
     raise UserError(f"there are no weights at {path}: {advice(str(weights))}")

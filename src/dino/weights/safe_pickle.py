@@ -35,6 +35,12 @@ pathlib._local.WindowsPath pathlib._local.PureWindowsPath numpy.ndarray numpy.dt
 numpy.random._pickle.__randomstate_ctor numpy.core.multiarray.scalar numpy._core.multiarray.scalar
 numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
 numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
+pytorch_lightning.utilities.parsing.AttributeDict lightning.pytorch.utilities.parsing.AttributeDict
+lightning.fabric.utilities.data.AttributeDict lightning_fabric.utilities.data.AttributeDict
+omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata
+omegaconf.base.Metadata omegaconf.nodes.AnyNode omegaconf.nodes.StringNode
+omegaconf.nodes.IntegerNode omegaconf.nodes.FloatNode omegaconf.nodes.BooleanNode
+omegaconf.nodes.PathNode typing.Any typing.Union
 """
 PLACEHOLDERS = frozenset(_BESIDE_TENSORS.split())
 """What checkpoints hold beside tensors: settings, paths, numbers, random states. None of it is
@@ -93,7 +99,11 @@ def load_pickle(path: Path) -> Any:
 
 def _placeholders() -> list[Any]:
     """A class for each name, which PyTorch finds by its module and name."""
-    containers = {"defaultdict": dict, "deque": list}  # which the pickle fills after building them
+    containers = {
+        "defaultdict": dict,
+        "AttributeDict": dict,
+        "deque": list,
+    }  # which the pickle fills after building them
     classes = []
     for module, _, name in (full.rpartition(".") for full in sorted(PLACEHOLDERS)):
         body: dict[str, Any] = {"__module__": module}
@@ -184,9 +194,11 @@ class _Survey(pickle._Unpickler):
         module, name = NAME_MAPPING.get((module, name), (module, name))
         full = f"{IMPORT_MAPPING.get(module, module)}.{name}"
         if full not in PLACEHOLDERS and full not in _BUILT_BY_TORCH:
+            export = "lightly_train.export(..., format='torch_state_dict')"
+            how = export if full.startswith("lightly_train.") else "its state dict alone"
             raise UserError(
                 f"{self.path} is refused: it would run or build {full[:80]!r}, which is no plain "
-                "data (nothing was executed)"
+                f"data (nothing was executed): save {how}"
             )
         return type(name, (_Dummy,), {"survey": self})
 

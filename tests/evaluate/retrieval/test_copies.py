@@ -19,9 +19,10 @@ from dino.cli import main
 from dino.data.images.decode import crop_resize, to_tensor
 from dino.data.sources.demo import photographs
 from dino.data.views.photometric import normalize
-from dino.evaluate.retrieval import copies
-from dino.evaluate.retrieval.copies import Copies, average_precisions, cls_gem, descriptor, run
+from dino.evaluate.retrieval.copies import Copies, average_precisions, run
 from dino.evaluate.retrieval.copydays import open_copydays
+from dino.features import duplicates
+from dino.features.copy_descriptor import cls_gem, descriptor
 from dino.files import UserError
 from dino.models.create import create
 from dino.weights.load import load, save
@@ -288,7 +289,7 @@ def test_the_sheet_begins_with_the_copy_to_keep(
         first.resize((side, side)).save(folder / f"1000 {side}.png")
     first.resize((192, 160)).save(folder / "z large.png")
     sheets = []
-    monkeypatch.setattr(copies, "save_sheet", lambda *sheet: sheets.append(sheet))
+    monkeypatch.setattr(duplicates, "save_sheet", lambda *sheet: sheets.append(sheet))
     content = run(settings(weights, data=str(folder), threshold=0.8))
     assert content["keep"] == [str(folder / "z large.png")]
     (_, [row], title) = sheets[0]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers.golden_set import assert_agree, read, tensors
 
-from dino.evaluate.retrieval.copies import gem
 from dino.evaluate.retrieval.ranking_metrics import average_precision
-from dino.evaluate.retrieval.whitening import Whitening
+from dino.features.copy_descriptor import gem
+from dino.features.whitening import Whitening
 
 
 def test_golden_average_precision() -> None:

@@ -11,8 +11,8 @@ from helpers.pictures import scene, write_plain, write_voc
 from helpers.videos import save_mask
 from PIL import Image
 
-from dino.evaluate.segmentation.datasets import open_scenes, patch_counts
-from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
+from dino.evaluate.segmentation.datasets import open_scenes
+from dino.features.patch_classifiers import PatchExtractor, patch_counts
 from dino.files import UserError
 from dino.models.create import create
 

@@ -32,8 +32,8 @@ from dino.evaluate.segmentation.object_discovery import (
     drawn,
     run,
 )
-from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.evaluate.segmentation.seed_expansion import seed_expansion
+from dino.features.patch_classifiers import PatchExtractor
 from dino.files import UserError
 from dino.models.attention import mass_mask
 from dino.models.create import create

@@ -15,10 +15,11 @@ from helpers.pictures import scene, write_plain, write_voc
 from helpers.videos import save_mask
 from oracle import segmentation as oracle
 
-from dino.evaluate.segmentation import patch_classifiers as patches
 from dino.evaluate.segmentation.attention_jaccard import attention_jaccard, object_jaccards, summary
 from dino.evaluate.segmentation.datasets import open_scenes
-from dino.evaluate.segmentation.patch_classifiers import (
+from dino.evaluate.segmentation.segmentation import Segmentation, divided, run
+from dino.features import patch_classifiers as patches
+from dino.features.patch_classifiers import (
     Bank,
     PatchExtractor,
     confusion,
@@ -26,7 +27,6 @@ from dino.evaluate.segmentation.patch_classifiers import (
     mean_iou,
     training_patches,
 )
-from dino.evaluate.segmentation.segmentation import Segmentation, divided, run
 from dino.files import UserError
 from dino.models.attention import attention_maps, mass_mask
 from dino.models.create import create

@@ -15,7 +15,7 @@ from helpers.fakes import PatchColors
 from helpers.videos import PALETTE, frame, write_davis
 from PIL import Image
 
-from dino.evaluate.masks import Mask, read_mask
+from dino.data.images.masks import Mask, read_mask
 from dino.evaluate.video import scoring
 from dino.evaluate.video.davis import Clip, open_davis
 from dino.evaluate.video.overlay import color_of, overlaid

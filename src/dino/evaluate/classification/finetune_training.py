@@ -36,6 +36,8 @@ from dino.runtime import (
     ranks,
 )
 
+UNDECAYED = ("cls_token", "register_tokens", "pos_embed")
+
 
 class FineTunedNetwork(nn.Module):
     """A network and a new linear classifier on its feature."""
@@ -62,7 +64,7 @@ class FineTunedNetwork(nn.Module):
 def parameter_groups(model: FineTunedNetwork, recipe: Recipe) -> list[dict[str, Any]]:
     """One group for each depth, with or without weight decay, and its learning rate factor.
 
-    As in DeiT, parameters with one axis, the CLS token and the position embedding are not decayed.
+    As in DeiT, parameters with one axis, tokens and the position embedding are not decayed.
     With a layer decay d the factor of patch and position embedding is d ** (depth + 1), of block i
     d ** (depth - i), of the final norm and the classifier 1.
 
@@ -74,7 +76,7 @@ def parameter_groups(model: FineTunedNetwork, recipe: Recipe) -> list[dict[str, 
         raise UserError("a layer decay needs a ViT of dino: leave --layer-decay at 1")
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        decayed = parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))
+        decayed = parameter.ndim > 1 and not name.endswith(UNDECAYED)
         _, of_backbone, inner = name.partition("backbone.")
         above = backbone.depth + 1 - backbone.layer_index(inner) if of_backbone else 0
         decay, scale = recipe.weight_decay if decayed else 0.0, recipe.layer_decay**above

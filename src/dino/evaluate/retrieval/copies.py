@@ -1,85 +1,39 @@
 """Copy detection: from which original an image was made (paper section 4.2.1, Table 4).
 
 Measured on Copydays and folders laid out like it; or, for a user's folder, its groups of near
-duplicates as a list and a contact sheet.
+duplicates as a list and a contact sheet, which `dino duplicates` finds too.
 
-Shapes: q queries, n images, B batch, C channels, H W pixels, h w patches, D width, N = 2 D.
+Shapes: q queries, n images, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dino.data.images.contact_sheet import Cell
 from dino.data.sources.open import Source, open_source
 from dino.evaluate import command
-from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
 from dino.evaluate.retrieval.copydays import Block, open_copydays
-from dino.evaluate.retrieval.near_duplicates import copy_to_keep, groups
 from dino.evaluate.retrieval.ranking_metrics import average_precision
-from dino.evaluate.retrieval.whitening import Covariance, Whitening
-from dino.evaluate.shared_images import equal_files
 from dino.features.command import OptionalImages, number_table
-from dino.features.extractor import Descriptor, extract
-from dino.features.raw_pixels import SquareResize
+from dino.features.copy_descriptor import descriptor, learned_whitening
+from dino.features.duplicates import find_duplicates
+from dino.features.extractor import extract
 from dino.features.search import nearest
 from dino.features.table import FeatureTable
-from dino.files import UserError, atomic_csv, check_outside
+from dino.features.whitening import Covariance
+from dino.files import UserError, check_outside
 from dino.models.backbone import Backbone
 from dino.runtime import ranks
 from dino.settings import Range, validated
 
-POWER = 4.0
-"""The exponent of GeM in the published code."""
-
 DEPTH = 20
 """A copy whose original is not among this many neighbours is not found (published code)."""
-
-RIDGE = 0.1
-"""Of the whitening that is learned from a user's folder, see `Whitening.learn`."""
-
-FEWEST = 16
-"""Whitening is learned from at least this many images."""
-
-SHEET = (24, 8)
-"""Most groups, and images of each, on a contact sheet."""
-
-
-# ----------------------------------------------------------------------------- the descriptor
-def gem(maps: Float[Tensor, "B D h w"], power: float = POWER) -> Float[Tensor, "B D"]:
-    """Generalised mean over the patches (Radenovic et al. 2018).
-
-    As in the published code values below 1e-6, about half of a ViT's, are raised to 1e-6.
-    """
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # bfloat16 has no such powers
-    return maps.clamp(min=1e-6).pow(power).mean(dim=(2, 3)).pow(1 / power)
-
-
-def cls_gem(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
-    """The CLS token and the GeM of the patch tokens after the final norm, concatenated.
-
-    Of convnets the pooled feature and the GeM of the last map.
-    """
-    last = backbone.features(images)
-    return torch.cat([last.cls[-1], gem(last.patches[-1])], dim=1)
-
-
-def descriptor(backbone: Backbone, size: int | None = None) -> Descriptor:
-    """The descriptor of copies, of images resized to `size` x `size` pixels.
-
-    The default is that of Table 4: 320 for patches of 8 pixels, else 224.
-    """
-    transform = backbone.preprocessing
-    default = 320 if backbone.patch_size == 8 else 224
-    resize = SquareResize(size or default, transform.mean, transform.std)
-    return Descriptor("cls-gem", resize, cls_gem, {"p": POWER})
 
 
 def average_precisions(
@@ -210,7 +164,7 @@ def _scores(
     whitening = None
     if training is not None:
         examples = settings.extract(network, training, "whitening").finite()
-        whitening = _learned(examples, settings.whitening)
+        whitening = learned_whitening(examples, settings.whitening)
         database = whitening(database)
     scores = {}
     for block in blocks:
@@ -219,15 +173,6 @@ def _scores(
         precisions = average_precisions(queries, database, block.origins, device)
         scores[block.name] = 100 * sum(precisions) / len(precisions)
     return scores
-
-
-def _learned(features: Tensor, covariance: Covariance, ridge: float | None = None) -> Whitening:
-    if len(features) < FEWEST:
-        raise UserError(
-            f"whitening cannot be learned from {len(features)} images: give --whiten-with a folder "
-            f"of {FEWEST} or more, better thousands"
-        )
-    return Whitening.learn(features, covariance, ridge)
 
 
 # --------------------------------------------------------------------------- a folder of images
@@ -240,77 +185,22 @@ def _duplicates(settings: Copies, data: str) -> dict[str, Any]:
         training = None if settings.whiten_with is None else open_source(settings.whiten_with)
         backbone = started.networks[command.TRAINED]
         images = settings.extract(backbone, source, "images")
-        features = examples = images.finite()
+        examples = None
         if training is not None:
             examples = settings.extract(backbone, training, "whitening").finite()
-        features = _learned(examples, "centred", RIDGE)(features)
         if not ranks().main:
             return {}
-        known = [(first, i) for first, *others in equal_files(images.paths) for i in others]
-        device = next(backbone.parameters()).device
-        found = [
-            [(images.paths[index], similarity) for index, similarity in group]
-            for group in groups(features, settings.threshold, known, device=device)
-        ]
-        searched = ImagesByPath(source)
-        sizes = [{path: searched.size(path) for path, _ in group} for group in found]
-        keep = [copy_to_keep(group) for group in sizes]
-        content = {
-            "images": len(images),
-            "skipped": [error.path for error in images.skipped],
-            "groups": [[path for path, _ in group] for group in found],
-            "keep": keep,
-        }
-        count = sum(map(len, found))
-        sentence = f"{len(found):,} groups of near duplicates, {count:,} of {len(images):,} images"
-        sentence += "; the list says which copy to keep" if found else ""
-        files = _save_groups(found, keep, searched, started.path, settings.threshold)
-        started.report({"duplicates": content}, sentence, images=len(images), files=files)
-    return content
-
-
-def _save_groups(
-    found: Sequence[Sequence[tuple[str, float]]],
-    keep: Sequence[str],
-    searched: ImagesByPath,
-    path: Path,
-    threshold: float,
-) -> list[Path]:
-    """Write all groups as CSV, and the largest as a contact sheet, beside the result at `path`."""
-    listing, sheet = path.with_suffix(".csv"), path.with_suffix(".png")
-    lines = (
-        (number, path, f"{similarity:.6f}", "yes" if path == best else "no")
-        for number, (group, best) in enumerate(zip(found, keep, strict=True), start=1)
-        for path, similarity in group
-    )
-    atomic_csv(listing, ("group", "path", "similarity", "keep"), lines)
-    if not found:
-        return [listing]
-    rows = [
-        _row(searched, group, best) for group, best in zip(found[: SHEET[0]], keep, strict=False)
-    ]
-    shown = "all" if len(rows) == len(found) else f"the {len(rows)} largest of"
-    title = (
-        f"Near duplicates: {shown} {len(found):,} groups. Framed: the copy to keep, the largest of "
-        "its group. Numbers: width x height, and the cosine similarity to the group's most "
-        f"typical image (threshold {threshold:g})."
-    )
-    save_sheet(sheet, rows, title)
-    return [listing, sheet]
-
-
-def _row(searched: ImagesByPath, group: Sequence[tuple[str, float]], best: str) -> list[Cell]:
-    """A row of the sheet: the copy to keep, then the others, most typical first."""
-    others = [pair for pair in group if pair[0] != best]
-    cells = []
-    for path, similarity in [(best, dict(group)[best]), *others][: SHEET[1]]:
-        height, width = searched.size(path)
-        caption = f"{width} x {height}, {similarity:.3f}"
-        cells.append(
-            searched.cell(path, f"keep: {caption}", "right")
-            if path == best
-            else searched.cell(path, caption)
+        listing, sheet = (started.path.with_suffix(ending) for ending in (".csv", ".png"))
+        found = find_duplicates(
+            images,
+            source,
+            settings.threshold,
+            listing,
+            sheet,
+            examples=examples,
+            device=next(backbone.parameters()).device,
         )
-    if left := len(group) - len(cells):
-        cells[-1] = replace(cells[-1], caption=f"{cells[-1].caption}\nand {left:,} more")
-    return cells
+        started.report(
+            {"duplicates": found.content}, found.sentence, images=len(images), files=found.files
+        )
+    return found.content

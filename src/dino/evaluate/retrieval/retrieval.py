@@ -22,15 +22,14 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from dino.data.images.contact_sheet import Cell, Frame
 from dino.data.images.decode import to_rgb, to_tensor
 from dino.data.sources.open import Source, open_source
 from dino.data.views.photometric import normalize
 from dino.evaluate import command
-from dino.evaluate.contact_sheet import ImagesByPath, save_sheet
 from dino.evaluate.retrieval.ranking_metrics import KAPPAS, positions, rankings, summarize
 from dino.evaluate.retrieval.revisited import Benchmark, GroundTruth, ground_truths, open_benchmark
 from dino.features.command import OptionalImages, number_table
+from dino.features.contact_sheet import neighbour_rows, save_sheet
 from dino.features.extractor import Descriptor, extract
 from dino.features.search import nearest
 from dino.features.table import FeatureTable
@@ -53,9 +52,6 @@ PROTOCOLS = {
     "hard": (("hard",), ("junk", "easy")),
 }
 """Positives, and images left out of the ranking, of each protocol."""
-
-SHEET = (12, 8)
-"""Most queries, and neighbours of each, on a contact sheet."""
 
 
 # -------------------------------------------------------------------------------- the feature
@@ -276,47 +272,9 @@ def _neighbours(settings: Retrieval, data: str) -> dict[str, Any]:
                 for rank, (path, value) in enumerate(found, start=1)
             )
             atomic_csv(files["csv"], ("query", "rank", "path", "similarity"), lines)
-            save_sheet(files["sheet"], *_sheet(database, queries, tested.paths, neighbours))
+            save_sheet(files["sheet"], *neighbour_rows(database, queries, tested.paths, neighbours))
         content = {"queries": len(tested), "database": len(bank), "k": k}
         sentence = f"{k} neighbours of {len(tested):,} queries among {len(bank):,} images"
         written = [*files.values()]
         started.report({"neighbours": content}, sentence, images=len(tested), files=written)
     return files
-
-
-def _sheet(
-    database: Source,
-    queries: Source | None,
-    paths: Sequence[str],
-    neighbours: Sequence[Sequence[tuple[str, float]]],
-) -> tuple[list[list[Cell]], str]:
-    """The rows and the title of the contact sheet.
-
-    Args:
-        database: where neighbours were searched.
-        queries: the images that were looked up; None for those of the database.
-        paths: of the queries.
-        neighbours: the path and similarity of each query's neighbours.
-    """
-    searched = ImagesByPath(database)
-    query_images = searched if queries is None else ImagesByPath(queries)
-    count = min(SHEET[0], len(neighbours))
-    rows, labelled = [], False
-    for row in (len(neighbours) * i // count for i in range(count)):  # evenly spread
-        name = query_images.class_name(paths[row])
-        cells = [query_images.cell(paths[row], f"query {name}".strip(), "plain")]
-        for path, similarity in neighbours[row][: SHEET[1]]:
-            other = searched.class_name(path)
-            frame: Frame | None = None
-            if name and other:
-                labelled, frame = True, "right" if other == name else "wrong"
-            cells.append(searched.cell(path, f"{similarity:.3f} {other}".strip(), frame))
-        rows.append(cells)
-    title = (
-        f"Nearest neighbours of {count} of {len(neighbours):,} queries, evenly spread, among "
-        f"{len(database):,} images, the most similar first. Left: the query. Numbers: cosine "
-        "similarity."
-    )
-    if labelled:
-        title += " Solid green frame: the query's class; dashed orange frame: another class."
-    return rows, title

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dino.evaluate.masks import Ids, objects_in
-from dino.evaluate.segmentation.datasets import Scene, patch_counts
-from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
+from dino.data.images.masks import Ids, objects_in
+from dino.evaluate.segmentation.datasets import Scene
+from dino.features.patch_classifiers import PatchExtractor, patch_counts
 from dino.features.table import my_share
 from dino.files import UserError
 from dino.models.attention import mass_mask

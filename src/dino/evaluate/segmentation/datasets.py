@@ -3,7 +3,7 @@
     VOC      JPEGImages, SegmentationClass or SegmentationObject, ImageSets/Segmentation/val.txt
     plain    images, masks (same names but for the ending); optional lists train.txt, val.txt
 
-Shapes: H W pixels, h w patches, K kinds of objects.
+Shapes: H W pixels.
 """
 
 from __future__ import annotations
@@ -13,18 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-import torch
-from jaxtyping import Int
 from PIL import Image
-from torch import Tensor
 
 from dino.data.images.decode import read_picture
 from dino.data.images.image_errors import ImageError
+from dino.data.images.masks import Ids, read_mask
 from dino.data.images.pixel_format import EXTENSIONS
 from dino.data.sources.base import warn
 from dino.data.sources.folder import warn_left_out
-from dino.evaluate.masks import VOID, Ids, read_mask
 from dino.files import UserError
 
 Objects = Literal["class", "instance"]
@@ -159,27 +155,3 @@ def files_by_stem(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
         str(folder), +others, f"files that end in {endings[0]}" if len(endings) == 1 else "images"
     )
     return found
-
-
-def patch_counts(
-    ids: Ids, grid: tuple[int, int], numbers: Sequence[int]
-) -> Int[Tensor, "{len(numbers)+1} {grid[0]} {grid[1]}"]:
-    """How many pixels of each kind lie in each patch; the last row counts those of all others.
-
-    A pixel lies in the patch that holds its upper left corner when the grid covers the image: the
-    patch whose value it gets when the grid is enlarged by nearest neighbours.
-
-    Args:
-        ids: a mask; void counts nowhere.
-        grid: height and width in patches.
-        numbers: the kinds.
-    """
-    height, width = ids.shape
-    rows = np.arange(height) * grid[0] // height
-    columns = np.arange(width) * grid[1] // width
-    kind = np.full(256, len(numbers))
-    kind[list(numbers)] = range(len(numbers))
-    place = (kind[ids] * grid[0] + rows[:, None]) * grid[1] + columns
-    total = (len(numbers) + 1) * grid[0] * grid[1]
-    counts = np.bincount(place[ids != VOID], minlength=total)
-    return torch.from_numpy(counts).view(len(numbers) + 1, *grid)

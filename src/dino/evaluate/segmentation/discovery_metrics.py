@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dino.evaluate.masks import VOID, Ids, objects_in
+from dino.data.images.masks import VOID, Ids, objects_in
 from dino.evaluate.segmentation.discovered import Box, Discovered, box_of
 
 BETA2 = 0.3

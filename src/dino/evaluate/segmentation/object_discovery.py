@@ -25,20 +25,21 @@ from dino.data.images.contact_sheet import Cell, Frame
 from dino.data.images.decode import as_picture
 from dino.data.images.highlight import highlighted
 from dino.data.images.image_errors import ImageError
+from dino.data.images.masks import Ids, objects_in
+from dino.data.images.png import save_picture
 from dino.data.sampler import spread
 from dino.data.sources.base import warn
 from dino.data.sources.named_inputs import NamedInput, named_inputs
 from dino.evaluate import command
-from dino.evaluate.contact_sheet import save_sheet
-from dino.evaluate.masks import Ids, objects_in
 from dino.evaluate.segmentation.coco import annotation, dataset
 from dino.evaluate.segmentation.datasets import Objects, has_masks, scored_scenes
 from dino.evaluate.segmentation.discovered import Discovered, stretched
 from dino.evaluate.segmentation.discovery_metrics import MEASURES, Agreement, agreement, summary
 from dino.evaluate.segmentation.normalized_cut import normalized_cut
-from dino.evaluate.segmentation.patch_classifiers import PatchExtractor
 from dino.evaluate.segmentation.seed_expansion import seed_expansion
-from dino.features.command import Count, Images, number_table, print_path, provenance, save_picture
+from dino.features.command import Count, Images, number_table, print_path, provenance
+from dino.features.contact_sheet import save_sheet
+from dino.features.patch_classifiers import PatchExtractor
 from dino.features.table import my_share, warn_skipped
 from dino.files import UserError, atomic_write, check_output, check_outside
 from dino.models.attention import mass_mask

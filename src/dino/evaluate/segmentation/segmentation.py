@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 import torch
 
 from dino.evaluate import command
-from dino.evaluate.segmentation import patch_classifiers as patches
 from dino.evaluate.segmentation.attention_jaccard import attention_jaccard
 from dino.evaluate.segmentation.datasets import Objects, Scene, is_voc, list_file, open_scenes
+from dino.features import patch_classifiers as patches
 from dino.features.command import number_table
 from dino.files import UserError
 from dino.models.backbone import Backbone

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dino.data.images.decode import read_picture
-from dino.evaluate.masks import Mask, read_mask
+from dino.data.images.masks import Mask, read_mask
 from dino.evaluate.video.davis import Clip
 from dino.evaluate.video.davis_metrics import boundary
 from dino.files import replacing

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dino.evaluate.masks import read_mask, write_mask
+from dino.data.images.masks import read_mask, write_mask
 from dino.evaluate.video.davis import Clip
 from dino.evaluate.video.davis_metrics import boundary_score, jaccard, statistics
 from dino.evaluate.video.tracking import Tracking, track

@@ -22,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dino.data.images.decode import read_picture, to_tensor
+from dino.data.images.masks import Ids, Mask, read_mask, resized_ids
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD
 from dino.data.images.preprocessing import LONGEST
 from dino.data.views.photometric import normalize
-from dino.evaluate.masks import Ids, Mask, read_mask, resized_ids
 from dino.evaluate.video.davis import Clip
 from dino.evaluate.video.propagation import Neighbourhood, Propagator, stretched
 from dino.files import UserError

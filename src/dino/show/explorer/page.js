@@ -14,6 +14,8 @@ const state = {
   pins: [], // {image, patch, like, values: [of each image]}
   head: "mean",
   masks: null, // of each image; null where they must be computed anew
+  share: 1, // of the window below the controls that pictures may fill
+  caption: 34, // pixels of the line below a picture
 };
 
 // ------------------------------------------------------------------------------ what is shown
@@ -57,6 +59,7 @@ function redraw(all = true) {
 }
 
 function draw() {
+  if (state.query === null) return;
   const shown = state.images.filter((image) => image.onScreen);
   const from = state.images[state.query.image];
   if (usesQuery()) {
@@ -154,6 +157,7 @@ function announce() {
   clearTimeout(announcing);
   announcing = setTimeout(() => {
     const { query, images } = state;
+    if (query === null) return;
     const [row, column] = place(query.patch, images[query.image]);
     const notes = images.map(({ name, note }) => `${name}: ${note}`).join(", ");
     byId("status").textContent =
@@ -168,15 +172,19 @@ function look(image, patch) {
   redraw(false);
 }
 
+/** The cosines of a patch with all patches of each image. */
+function valuesOf(image, patch) {
+  const from = state.images[image];
+  return state.images.map((to) => cosines(from, patch, to, new Float32Array(to.count)));
+}
+
 /** Pin the marked patch, or remove the pin that is there. */
 function pin(like) {
   const { image, patch } = state.query;
   const same = state.pins.findIndex((one) => one.image === image && one.patch === patch);
   const removed = same >= 0 ? state.pins.splice(same, 1)[0] : null;
   if (removed === null || removed.like !== like) {
-    const from = state.images[image];
-    const values = state.images.map((to) => cosines(from, patch, to, new Float32Array(to.count)));
-    state.pins.push({ image, patch, like, values });
+    state.pins.push({ image, patch, like, values: valuesOf(image, patch) });
   }
   byId("clear").disabled = state.pins.length === 0;
   redraw();
@@ -230,10 +238,10 @@ function save(index, what) {
 }
 
 // ------------------------------------------------------------------------------ building the page
-/** Add an image of the content to the page. */
-async function addImage(entry) {
+/** Add a decoded image of the content to the page. */
+function addImage(entry) {
   const index = state.images.length;
-  const image = { ...entry, ...(await decoded(entry, state.content)), onScreen: true };
+  const image = { ...entry, onScreen: true };
   image.values = new Float32Array(image.count);
   image.tile = new Tile(image, (what) => save(index, what));
   const { surface, figure } = image.tile;
@@ -250,15 +258,15 @@ async function addImage(entry) {
   figure.dataset.index = index;
   state.images.push(image);
   byId("images").append(figure);
-  return image;
 }
 
 /** One height for all pictures: the largest with which they fit into the window, if that suffices. */
 function arrange() {
-  const gap = 14, caption = 34, least = 130;
+  if (state.images.length === 0) return;
+  const gap = 14, least = 130, { share, caption } = state;
   const main = byId("images");
   main.style.maxWidth = "none";
-  const [width, height] = [main.clientWidth, window.innerHeight - main.offsetTop - gap];
+  const [width, height] = [main.clientWidth, share * (window.innerHeight - main.offsetTop) - gap];
   const ratios = state.images.map((image) => image.width / image.height);
   const layout = (columns, most) => {
     const rows = ratios.map((_, i) => ratios.slice(i, i + columns)).filter((_, i) => !(i % columns));
@@ -280,7 +288,7 @@ function showControls() {
   for (const control of document.querySelectorAll("[data-for]")) {
     control.hidden = !control.dataset.for.split(" ").includes(state.mode);
   }
-  for (const output of document.querySelectorAll("output")) {
+  for (const output of byId("controls").querySelectorAll("output")) {
     const { id, value } = byId(output.htmlFor.value);
     output.textContent = id === "threshold" ? cosine(value / 100) : percent(value / 100);
   }
@@ -296,14 +304,18 @@ function onControl() {
   redraw();
 }
 
-function addHeads(count) {
+/** The choice of heads, as far as there are any. */
+function showHeads(count) {
+  const choice = document.querySelector("[name=mode][value=attention]");
+  choice.parentElement.hidden = count === 0;
+  if (count === 0 && choice.checked) document.querySelector("[name=mode]").checked = true;
+  if (byId("heads").querySelectorAll("label").length === count + 1) return;
+  for (const label of byId("heads").querySelectorAll("label")) label.remove();
   const names = [["mean", "mean"], ...Array.from({ length: count }, (_, i) => [i, `${i + 1}`])];
   for (const [value, text] of names) {
     const input = element("input", { type: "radio", name: "head", value, checked: value === "mean" });
     byId("heads").append(element("label", {}, input, text));
   }
-  byId("heads").hidden = count === 0;
-  if (count === 0) document.querySelector("[value=attention]").parentElement.remove();
 }
 
 /** A threshold that one patch in ten exceeds, from a sample of pairs. */
@@ -321,38 +333,74 @@ function setTheme(dark) {
   byId("theme").setAttribute("aria-label", `Use ${dark ? "light" : "dark"} colours`);
 }
 
-/** Fill the page from its content. */
-async function start(content) {
+const observer = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    const image = state.images[target.dataset.index];
+    if (image?.tile.figure === target) image.onScreen = isIntersecting;
+  }
+  redraw();
+});
+
+/** Where a patch of an image is, so that it is found again in other features of the image. */
+function position({ image, patch, ...rest }) {
+  const { columns, rows, key } = state.images[image];
+  const [row, column] = [Math.floor(patch / columns), patch % columns];
+  return { key, x: (column + 0.5) / columns, y: (row + 0.5) / rows, ...rest };
+}
+
+/** The inverse of `position`; null if the image is gone. */
+function found({ key, x, y, ...rest }) {
+  const image = state.images.findIndex((one) => one.key === key);
+  if (image < 0) return null;
+  const { columns, rows } = state.images[image];
+  const patch = Math.floor(y * rows) * columns + Math.floor(x * columns);
+  return { image, patch, ...rest };
+}
+
+/** Show these images in place of those before; the marked patch and pins stay where they were. */
+async function fill(content) {
   const { images, ...rest } = content;
-  state.content = rest;
+  const entries = [];
+  for (const entry of images) entries.push({ ...entry, ...(await decoded(entry, rest)) });
+  const marked = state.query && position(state.query);
+  const pins = state.pins.map(position);
+  for (const { tile } of state.images) {
+    observer.unobserve(tile.figure);
+    tile.figure.remove();
+  }
+  Object.assign(state, { content: rest, images: [], pins: [], query: null, masks: null });
   for (const mode of ["similarity", "attention"]) state.tables[mode] = colorTable(rest.tables[mode]);
+  showHeads(rest.heads);
+  entries.forEach(addImage);
+  byId("loading")?.remove();
+  byId("controls").hidden = entries.length === 0;
+  if (entries.length > 0) {
+    const { rows, columns } = entries[0];
+    const middle = { image: 0, patch: Math.floor(rows / 2) * columns + Math.floor(columns / 2) };
+    state.query = (marked && found(marked)) ?? middle;
+    for (const { image, patch, like } of pins.map(found).filter((one) => one !== null)) {
+      state.pins.push({ image, patch, like, values: valuesOf(image, patch) });
+    }
+    byId("threshold").value = Math.round(100 * typicalThreshold());
+  }
+  byId("clear").disabled = state.pins.length === 0;
+  for (const { tile } of state.images) observer.observe(tile.figure);
+  onControl();
+  arrange();
+}
+
+/** What the page has whatever images it shows. */
+function setUp() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   setTheme(dark.matches);
   dark.addEventListener("change", () => setTheme(dark.matches));
   byId("theme").onclick = () => setTheme(document.documentElement.dataset.theme !== "dark");
-  addHeads(rest.heads);
-  for (const entry of images) await addImage(entry);
-  byId("loading").remove();
-  const { rows, columns } = images[0];
-  state.query = { image: 0, patch: Math.floor(rows / 2) * columns + Math.floor(columns / 2) };
-  byId("threshold").value = Math.round(100 * typicalThreshold());
   byId("controls").addEventListener("input", onControl);
   byId("like").onclick = () => pin(true);
   byId("unlike").onclick = () => pin(false);
   byId("clear").onclick = clearPins;
-  byId("clear").disabled = true;
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") clearPins();
   });
-  const observer = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) {
-      state.images[target.dataset.index].onScreen = isIntersecting;
-    }
-    redraw();
-  });
-  for (const { tile } of state.images) observer.observe(tile.figure);
   window.addEventListener("resize", arrange);
-  onControl();
-  arrange();
-  document.body.dataset.ready = "true";
 }

@@ -18,21 +18,26 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
-from dino.files import atomic_write, check_output
+from dino.features.command import OptionalImages
+from dino.features.index import open_index
+from dino.files import UserError, atomic_write, check_output
 from dino.models.backbone import Backbone
 from dino.progress import bar
 from dino.runtime import pick_device
 from dino.settings import Range, conform, validated
+from dino.show.explorer.live_run import LiveRun
 from dino.show.explorer.patches import check_patches, named_images, patch_features
 from dino.show.explorer.payload import content
+from dino.show.explorer.server import MOST_OPEN, TABLES, Explorer, Served, serve
 from dino.show.html import DARK, LIGHT, content_hash
-from dino.show.map_overlay import COLORS
 from dino.weights.load import load
 
-SCRIPTS = ("similarity.js", "tile.js", "page.js", "embedded.js")
-"""In the order in which they are joined. The last one is only of a page in one file."""
+SCRIPTS = ("similarity.js", "tile.js", "page.js")
+"""In the order in which they are joined; then come those of a page in one file, or of a served one.
+"""
 
 Size = Annotated[int, Range(low=1, high=10_000)]
+Port = Annotated[int, Range(low=0, high=65_535)]
 
 
 @dataclass(frozen=True)
@@ -66,25 +71,45 @@ def explore(
     out: str | Path | None = None,
     *,
     size: int = 480,
+    folder: Any = None,
+    index: str | Path | None = None,
+    run: str | Path | None = None,
+    served: bool = False,
+    port: int = 0,
     device: torch.device | str = "auto",
-) -> Page:
+) -> Page | Served:
     """A page in which similar patches of images light up under the pointer.
+
+    With a folder, a run, `served`, or without images it is served on 127.0.0.1, until `stop()` or
+    the end of the program, and takes further images.
 
     Args:
         weights: a network, or what `dino.load` takes.
         images: a file, a folder, a pattern, a PIL image or an array, or a sequence of these.
         out: the HTML file to write; None for none.
         size: shorter side of the images in pixels, for the network.
+        folder: many images, to be indexed (`features.index`), mapped and searched.
+        index: folder of the index; by default in the cache.
+        run: run folder that may be training: its curves, and its newest teacher.
+        served: serve the page also of images alone.
+        port: of the served page; 0 for any that is free.
         device: where it runs; a network that is given stays where it is.
 
     Raises:
         UserError: for weights or images that cannot be used, or a file that cannot be written.
     """
-    size = conform(size, Size, "size")
+    size, port = conform(size, Size, "size"), conform(port, Port, "port")
+    served = served or images is None or folder is not None or run is not None
+    if out is not None and served:
+        raise UserError("a page in one file (--out) takes images, and neither a folder nor a run")
+    if index is not None and folder is None:
+        raise UserError("--index needs the folder of images that it is of: add --images DIR")
     if out is not None:
         check_output(out, (".html", ".htm"))
     if not isinstance(weights, Backbone):
         weights = load(weights, pick_device(str(device)))
+    if served:
+        return _serve(weights, images, size, folder, index, run, port)
     samples = named_images(images, weights.preprocessing.pixels)
     check_patches(samples, size, weights.patch_size or 32)
     found, training = [], weights.training
@@ -100,6 +125,23 @@ def explore(
     if out is not None:
         atomic_write(out, html)
     return Page(html, summary, None if out is None else Path(out))
+
+
+def _serve(
+    backbone: Backbone,
+    images: Any,
+    size: int,
+    folder: Any,
+    index: str | Path | None,
+    run: str | Path | None,
+    port: int,
+) -> Served:
+    live = None if run is None else LiveRun(run)
+    given = [] if images is None else named_images(images, backbone.preprocessing.pixels)
+    if len(given) > MOST_OPEN:
+        raise UserError(f"{len(given)} images are given: a served page takes up to {MOST_OPEN}")
+    found = None if folder is None else open_index(backbone, folder, index)
+    return serve(Explorer(backbone.eval(), given, size, found, live), served_document, port)
 
 
 # ------------------------------------------------------------------------------------- the document
@@ -120,19 +162,45 @@ def document(filled: dict[str, Any], network: str) -> tuple[str, str]:
             "sends nothing."
         ),
     }
-    tables = {"similarity": COLORS["inferno"], "attention": COLORS["viridis"]}
-    script, style = _script(), _style()
+    html, _ = _filled(texts, {**filled, "tables": TABLES}, "embedded.js")
+    return html, f"{count}, {accuracy}, {len(html) / 1e6:.1f} MB"
+
+
+def served_document(about: dict[str, Any]) -> tuple[str, str]:
+    """The HTML of a served page and its policy, from what `Explorer.about` returns."""
+    texts = {
+        "title": "dino explore",
+        "about": about["networks"]["weights"],
+        "footer": (
+            "Computed in this page from rounded features. The page asks only its own server, on "
+            "this machine, which keeps uploads in memory."
+        ),
+    }
+    above, below = _asset("served.html").split("<!-- below the images -->")
+    return _filled(texts, about, "folder.js", "served.js", above=above, below=below)
+
+
+def _filled(
+    texts: dict[str, str], content: dict[str, Any], *scripts: str, above: str = "", below: str = ""
+) -> tuple[str, str]:
+    """The HTML of a page and its policy; with controls `above` the images it may ask its server."""
+    script, style = "\n".join(map(_asset, (*SCRIPTS, *scripts))), _style()
+    pictures, server = ("data: 'self'", "; connect-src 'self'") if above else ("data:", "")
+    policy = (
+        f"default-src 'none'; img-src {pictures}; style-src '{content_hash(style)}'; "
+        f"script-src '{content_hash(script)}'{server}"
+    )
     html = _asset("page.html").format(
         **{name: escape(text) for name, text in texts.items()},
+        policy=policy,
         style=style,
-        style_hash=content_hash(style),
         script=script,
-        script_hash=content_hash(script),
-        content=_json({**filled, "tables": tables}),
+        above=above,
+        below=below,
+        content=_json(content),
     )
     # Names of files may hold bytes that are not UTF-8: they become question marks.
-    html = html.encode("utf-8", "replace").decode()
-    return html, f"{count}, {accuracy}, {len(html) / 1e6:.1f} MB"
+    return html.encode("utf-8", "replace").decode(), policy
 
 
 def _patches(grid: str) -> int:
@@ -142,10 +210,6 @@ def _patches(grid: str) -> int:
 
 def _asset(name: str) -> str:
     return (files("dino.show.explorer") / name).read_text(encoding="utf-8")
-
-
-def _script() -> str:
-    return "\n".join(_asset(name) for name in SCRIPTS)
 
 
 def _style() -> str:
@@ -161,32 +225,59 @@ def _json(value: Any) -> str:
 # ------------------------------------------------------------------------------------- the command
 @dataclass(frozen=True, kw_only=True)
 class ExploreSettings:
-    """Write a page in which similar patches of images light up under the pointer."""
+    """Similar patches of images light up under the pointer: in one file, or in a served page.
+
+    With --out the page is one file. Without, it is served on this machine until Ctrl-C, and shows
+    the map of a folder (--images) and a running training (--run) as well.
+    """
 
     examples: ClassVar[dict[str, str]] = {"out": "page.html"}
 
     weights: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder, file of weights or published name."""
-    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")]
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")] = ()
     """Images, folders of few, patterns such as 'photos/*.jpg', lists, or demo."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """The page, one file (.html) that holds all it needs."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The page, one file (.html) that holds all it needs; without, it is served."""
+    images: OptionalImages = None
+    """Many images to index, map and search."""
+    index: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Of the index of --images; by default in the cache (DINO_CACHE)."""
+    run: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder to watch while it trains."""
+    port: Port = 0
+    """Of the served page, on 127.0.0.1; 0 for any that is free."""
     size: Size = 480
     """Shorter side of the network's input, to which images are resized; nothing is cropped."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
 
-def run(settings: ExploreSettings) -> Page:
-    """`dino explore`: write the page, print what is in it and its path.
+def run(settings: ExploreSettings) -> Page | Served:
+    """`dino explore`: write the page, print what is in it and its path; or serve it until Ctrl-C.
 
     Raises:
         UserError: see `explore`.
     """
     settings = validated(settings)
+    if settings.out is not None and not settings.data:
+        raise UserError("a page in one file needs images: dino explore a.jpg --weights W --out ...")
     page = explore(
-        settings.weights, settings.data, settings.out, size=settings.size, device=settings.device
+        settings.weights,
+        settings.data or None,
+        settings.out,
+        size=settings.size,
+        folder=settings.images,
+        index=settings.index,
+        run=settings.run,
+        served=settings.out is None,
+        port=settings.port,
+        device=settings.device,
     )
-    print(page.summary)
-    print(page.path)
+    if isinstance(page, Page):
+        print(page.summary)
+        print(page.path)
+    else:
+        print(page.address, flush=True)
+        page.wait()
     return page

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from dino.data.images.map_overlay import colored, cut_out, overlay
 from dino.models.attention import attention_maps, mass_mask
 from dino.models.backbone import Backbone
 from dino.show.html import color_bar, figure, gradient, legend, picture
-from dino.show.map_overlay import colored, cut_out, overlay
 from dino.show.patch_pca import color_ends, components
 from dino.show.report.photographs import Networks, Photograph, computed
 

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from dino.data.images.map_overlay import overlay
 from dino.features.command import save_arrays
 from dino.files import UserError, atomic_write
 from dino.models.attention import attention_maps
-from dino.show.map_overlay import overlay
 from dino.show.patch_pca import Basis, mapped
 from dino.show.report.patch_maps import (
     ATTENTION_LEGEND,

@@ -57,7 +57,7 @@ backbone = AutoModel.from_pretrained({folder}).eval()
 processor = AutoImageProcessor.from_pretrained({folder}, backend="pil")
 output = backbone(**processor(Image.open("picture.jpg"), return_tensors="pt"))
 feature = output.last_hidden_state[:, 0]  # [1, {embed_dim}], the CLS token
-patches = output.last_hidden_state[:, 1:]  # [1, patches, {embed_dim}]
+patches = output.last_hidden_state[:, {prefix}:]  # [1, patches, {embed_dim}]
 """
 
 
@@ -125,15 +125,15 @@ def _crop_pct(preprocessing: Preprocessing) -> float:
 def transformers_folder(
     folder: Path, backbone: Backbone, size: int, about: dict[str, Any]
 ) -> FormatNotes:
-    """Write a ViT as transformers does; `AutoModel` and `AutoImageProcessor` open it.
+    """Write a ViT or ConvNeXt as transformers does; `AutoModel`, `AutoImageProcessor` open it.
 
-    `AutoModel` adds a pooler to a ViT and would draw its weights at random. The file holds one
-    that changes nothing (identity, no bias, no activation), so `pooler_output` is the feature too.
+    `AutoModel` adds a pooler to a plain ViT and would draw its weights at random. The file holds
+    one that changes nothing (identity, no bias, no activation), so `pooler_output` is the feature.
 
     The arguments are those of `timm_folder`.
 
     Raises:
-        UserError: for other networks than ViTs.
+        UserError: for a network that transformers does not have.
     """
     network = fixed(backbone, (size, size))
     preprocessing = sized(backbone.preprocessing, size)
@@ -158,11 +158,16 @@ def transformers_folder(
     }
     _write_json(folder / "preprocessor_config.json", processor)
     tensors = from_dino(network.state_dict(), "transformers", network.spec)
-    tensors["pooler.dense.weight"] = torch.eye(network.embed_dim)
-    tensors["pooler.dense.bias"] = torch.zeros(network.embed_dim)
+    if network.transformers_config(size)["model_type"] == "vit":
+        tensors["pooler.dense.weight"] = torch.eye(network.embed_dim)
+        tensors["pooler.dense.bias"] = torch.zeros(network.embed_dim)
     about = {**about, "spec": network.spec, "preprocessing": preprocessing.to_dict()}
     save_tensors(folder / "model.safetensors", tensors, about)
-    usage = TRANSFORMERS_USE.format(folder=json.dumps(folder.name), embed_dim=network.embed_dim)
+    usage = TRANSFORMERS_USE.format(
+        folder=json.dumps(folder.name),
+        embed_dim=network.embed_dim,
+        prefix=1 + network.registers,
+    )
     title, notes = "a folder for transformers", (_size_note(size),)
     return FormatNotes(title, usage, preprocessing, notes, library="transformers")
 

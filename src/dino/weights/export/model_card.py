@@ -30,7 +30,7 @@ from dino.weights.files import (
     tensor_file,
 )
 from dino.weights.load import fingerprint
-from dino.weights.published import CATALOGUE, LICENCE
+from dino.weights.published import CATALOGUE
 
 NOT_MEASURED = frozenset(
     {"weights", "networks", "preprocessing", "settings", "device", "versions", "skipped", "scores"}
@@ -93,7 +93,7 @@ def provenance(weights: str | Path, backbone: Backbone) -> Provenance:
             "linear top-1 %, ImageNet": published.linear,
         }
         rows = [("published", *row) for row in _numbers("", scores)]
-        return Provenance(published.name, sha256, {}, rows, LICENCE)
+        return Provenance(published.name, sha256, {}, rows, published.origin.licence)
     folder, about = path if path.is_dir() else path.parent, _about(path)
     scores = _dict(about.get("measured"))
     rows = [("during training", *row) for row in _numbers("k-NN top-1 %,", scores)]

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
+from dino.data.images.decode import Sample
+from dino.data.images.masks import VOID, Ids
 from dino.data.images.patch_grid import patch_input
-from dino.evaluate.masks import VOID, Ids
-from dino.evaluate.segmentation.datasets import Scene, patch_counts
 from dino.features.search import nearest
 from dino.features.table import my_share
 from dino.files import UserError
@@ -34,6 +34,17 @@ from dino.runtime import Precision, autocast, gather_objects, memory_errors, ran
 
 Scorer = Callable[[Float[Tensor, "q D"]], Float[Tensor, "q K"]]
 """From the features of patches to a score for each class."""
+
+
+class Scene(Protocol):
+    """An image with a mask of its classes."""
+
+    @property
+    def mask(self) -> Path:
+        """The file of the mask."""
+
+    def read(self) -> tuple[Sample, Ids]:
+        """The image and its mask, which have the same height and width."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,8 @@ class PatchExtractor:
     keep_aspect: bool = False
     precision: Precision = "fp32"
 
-    def prepare(self, image: Image.Image) -> Float[Tensor, "1 3 H W"]:
-        """An RGB image as the network's input, with nothing cropped.
+    def prepare(self, image: Sample) -> Float[Tensor, "1 C H W"]:
+        """An image as the network's input, with nothing cropped.
 
         Raises:
             UserError: if no patch fits.
@@ -64,13 +75,13 @@ class PatchExtractor:
         return patch_input(image, self.size, patch, self.keep_aspect, transform, device)
 
     @torch.inference_mode()
-    def features(self, image: Image.Image) -> Float[Tensor, "D h w"]:
+    def features(self, image: Sample) -> Float[Tensor, "D h w"]:
         """Patch tokens of an image after the final norm."""
         images = self.prepare(image)
         with memory_errors("--size"), autocast(images.device, self.precision):
             return self.backbone.features(images).patches[-1, 0].float()
 
-    def attention(self, image: Image.Image) -> Float[Tensor, "heads h w"]:
+    def attention(self, image: Sample) -> Float[Tensor, "heads h w"]:
         """Attention of the last block's CLS token to the patches."""
         images = self.prepare(image)
         with memory_errors("--size"), autocast(images.device, self.precision):
@@ -127,6 +138,30 @@ def training_patches(
     counts = counts[:, classes].float()
     weights = counts.sum(dim=1)
     return Bank(torch.cat(tokens), counts / weights[:, None], weights, classes)
+
+
+def patch_counts(
+    ids: Ids, grid: tuple[int, int], numbers: Sequence[int]
+) -> Int[Tensor, "{len(numbers)+1} {grid[0]} {grid[1]}"]:
+    """How many pixels of each kind lie in each patch; the last row counts those of all others.
+
+    A pixel lies in the patch that holds its upper left corner when the grid covers the image: the
+    patch whose value it gets when the grid is enlarged by nearest neighbours.
+
+    Args:
+        ids: a mask; void counts nowhere.
+        grid: height and width in patches.
+        numbers: the kinds.
+    """
+    height, width = ids.shape
+    rows = np.arange(height) * grid[0] // height
+    columns = np.arange(width) * grid[1] // width
+    kind = np.full(256, len(numbers))
+    kind[list(numbers)] = range(len(numbers))
+    place = (kind[ids] * grid[0] + rows[:, None]) * grid[1] + columns
+    total = (len(numbers) + 1) * grid[0] * grid[1]
+    counts = np.bincount(place[ids != VOID], minlength=total)
+    return torch.from_numpy(counts).view(len(numbers) + 1, *grid)
 
 
 # ---------------------------------------------------------------------------------- two scorers

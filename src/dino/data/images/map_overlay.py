@@ -39,32 +39,40 @@ OPAQUE = 0.85
 """Largest opacity of a colour over an image."""
 
 
-def colored(values: Float[Tensor, "h w"], colors: ColorMap) -> Image.Image:
+Span: TypeAlias = tuple[float, float] | None
+"""The values shown darkest and brightest; None for the smallest and the largest of a map."""
+
+
+def colored(values: Float[Tensor, "h w"], colors: ColorMap, span: Span = None) -> Image.Image:
     """A map as an image, a pixel for each patch: darkest where smallest, brightest where largest.
 
     Args:
         values: any finite numbers.
         colors: the colour map: the paper has viridis, its videos inferno.
+        span: the same for several maps makes them comparable.
     """
-    numbers = values.double().cpu()
-    low, high = numbers.min(), numbers.max()
-    shares = ((numbers - low) / (high - low).clamp(min=1e-12)).numpy()
+    numbers = values.double().cpu().numpy()
+    low, high = (numbers.min(), numbers.max()) if span is None else span
+    shares = (numbers - low) / max(high - low, 1e-12)
     table = np.array([list(bytes.fromhex(color)) for color in COLORS[colors].split()])
     places = np.linspace(0, 1, len(table))
     rgb = np.stack([np.interp(shares, places, channel) for channel in table.T], axis=-1)
     return Image.fromarray(rgb.round().astype(np.uint8))
 
 
-def overlay(image: Image.Image, values: Float[Tensor, "h w"], strength: float = 0.6) -> Image.Image:
+def overlay(
+    image: Image.Image, values: Float[Tensor, "h w"], strength: float = 0.6, span: Span = None
+) -> Image.Image:
     """An image with a map over it.
 
     Args:
         image: the pixels that the map covers (complete patches only).
         values: the map.
         strength: of the map, from 0 (image only) to 1 (map only).
+        span: see `colored`.
     """
     base = image.convert("RGB")
-    sharp = colored(values, "inferno").resize(base.size, Image.Resampling.NEAREST)
+    sharp = colored(values, "inferno", span).resize(base.size, Image.Resampling.NEAREST)
     return Image.blend(base, sharp, strength)
 
 

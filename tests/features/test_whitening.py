@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dino.evaluate.retrieval import whitening
-from dino.evaluate.retrieval.whitening import FLOOR, Whitening
+from dino.features import whitening
+from dino.features.whitening import FLOOR, Whitening
 
 
 def skewed(count: int = 300, width: int = 6) -> Tensor:

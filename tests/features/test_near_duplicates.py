@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dino.evaluate.retrieval.near_duplicates import Group, copy_to_keep, groups, similar_pairs
+from dino.features import near_duplicates
+from dino.features.near_duplicates import (
+    Group,
+    bounding_heads,
+    copy_to_keep,
+    groups,
+    similar_pairs,
+)
 
 
 def angles(*degrees: float) -> Tensor:
@@ -100,3 +107,33 @@ def test_the_copy_to_keep_is_the_largest(tmp_path: Path) -> None:
     assert copy_to_keep(sizes) == "y/1"  # as many pixels: by name
     sizes = {str(small): (3, 4), str(large): (3, 4)}
     assert copy_to_keep(sizes) == str(large)  # less compressed
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])  # equal variances, and some far larger than others
+def test_pairs_that_the_bound_excludes_are_no_pairs(
+    decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scale = torch.arange(1.0, 129).pow(-decay)
+    features = torch.randn(600, 128, generator=generator) * scale
+    features[300:330] = features[:30] + 0.3 * scale * torch.randn(30, 128, generator=generator)
+    features[7] = 0  # has no direction
+    rows = torch.nn.functional.normalize(features, dim=1)
+    cosines = (rows @ rows.T).triu(1)
+    threshold = float(cosines.flatten().topk(25).values.mean())
+    heads = bounding_heads(features, threshold, torch.device("cpu"))
+    assert heads is not None
+    assert heads.shape[1] < 100
+    bounds = (heads @ heads.T)[~torch.eye(600, dtype=torch.bool)]
+    assert (bounds >= (rows @ rows.T)[~torch.eye(600, dtype=torch.bool)] - 1e-5).all()
+    verified = []
+    real = near_duplicates._verified
+    monkeypatch.setattr(
+        near_duplicates, "_verified", lambda *words: verified.append(len(words[2])) or real(*words)
+    )
+    found = torch.cat([*similar_pairs(features, threshold, tile=64)])
+    expected = (cosines >= threshold).nonzero()
+    assert sorted(found.tolist()) == expected.tolist()
+    assert len(expected) > 5
+    assert len(verified) > 40
+    assert sum(verified) < 0.1 * 600**2 / 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.evaluate.masks import VOID, Mask, read_mask, write_mask
+from dino.data.images.masks import VOID, Mask, read_mask, write_mask
 from dino.files import UserError
 
 IDS = np.array([[0, 1, 2], [255, 2, 7]], dtype=np.uint8)

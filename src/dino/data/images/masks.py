@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dino.features.command import save_picture
+from dino.data.images.png import save_picture
 from dino.files import UserError
 
 VOID = 255
@@ -91,6 +91,18 @@ def _grey(values: Ids, path: str | os.PathLike[str]) -> Mask:
             "or number its objects 1, 2, ... and leave 255 for void"
         )
     return Mask(values)
+
+
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """The PNG files in a folder and below, by their relative paths without ending.
+
+    Raises:
+        UserError: if there are none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png")
+    if not files:
+        raise UserError(f"{folder} holds no masks: store them as indexed or grey PNG files")
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 def write_mask(mask: Mask, path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dino.data.images.highlight import DIM
-from dino.show.map_overlay import (
+from dino.data.images.map_overlay import (
     CATEGORIES,
     COLORS,
     OPAQUE,

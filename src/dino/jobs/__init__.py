@@ -1,0 +1,1 @@
+"""Jobs that people do with features: find, group, sort out, choose, compare."""
