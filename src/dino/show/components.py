@@ -224,5 +224,6 @@ def _title(basis: Basis) -> str:
 
 def _legend(basis: Basis, mapping: Mapping) -> dict[str, tuple[Color, Color]]:
     """The colours of each component, with the share of the variance that it explains."""
-    names = [f"{n}: {100 * share:.0f} %" for n, share in enumerate(basis.variance, start=1)]
+    first, second, third = (f"{100 * share:.0f} %" for share in basis.variance)
+    names = [f"component 1 ({first} of the variance)", f"2 ({second})", f"3 ({third})"]
     return dict(zip(names, color_ends(mapping), strict=True))
