@@ -169,9 +169,9 @@ class Select(FeatureJobSettings):
 
     count: Count
     """How many images."""
-    method: Method = "diverse"
-    """diverse, each as unlike the others as possible; typical, in the densest places; outliers, in
-    the emptiest; or balanced, the most typical images of as many clusters."""
+    method: Method = "balanced"
+    """balanced, the most typical images of as many clusters; diverse, each as unlike the others as
+    possible; typical, in the densest places; or outliers, in the emptiest."""
     known: OptionalImages = None
     """Images that are labelled or kept already: nothing like them is selected."""
     apart: Annotated[float, Range(low=-1, high=1)] = 0.99
