@@ -6,6 +6,8 @@ const RADIUS = 14; // pixels around a point of the map within which an image is 
 
 const folder = {
   count: 0,
+  layer: document.createElement("canvas"), // the map without lasso and circle
+  drawn: [], // thumbnails on the map: {row, x, y}
   places: null, // Uint16Array of x and y of each image, 0 to 65535
   scale: 1, left: 0, top: 0, // the part of the map that is shown: zoom, and its corner from 0 to 1
   chosen: new Set(), // rows
@@ -33,27 +35,32 @@ function mapSize() {
 
 const thumbnailOf = (row) => `thumbnails/${row}?${folder.version}`;
 
-let mapFrame = 0;
+let mapFrame = 0, mapChanged = false;
 
-function redrawMap() {
+/** Draw the map at the next frame; without `all` only the line that is drawn over its images. */
+function redrawMap(all = true) {
+  mapChanged ||= all;
   mapFrame ||= requestAnimationFrame(() => {
     mapFrame = 0;
-    drawMap();
+    if (mapChanged) drawImages();
+    mapChanged = false;
+    drawLine();
   });
 }
 
-function drawMap() {
-  const canvas = mapCanvas(), ratio = window.devicePixelRatio, { width, height } = mapSize();
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  const context = canvas.getContext("2d");
+const colorOf = (name) => getComputedStyle(document.body).getPropertyValue(name);
+
+/** Draw points, thumbnails and what is chosen, on a canvas that is not shown. */
+function drawImages() {
+  const ratio = window.devicePixelRatio, { width, height } = mapSize();
+  const [across, down] = [Math.round(width * ratio), Math.round(height * ratio)];
+  folder.layer = element("canvas", { width: across, height: down });
+  if (folder.places === null || across === 0) return;
+  const context = folder.layer.getContext("2d");
   context.scale(ratio, ratio);
-  const style = getComputedStyle(document.body);
-  const [ink, chosen, line] = ["--soft", "--chosen", "--ink"].map((name) => style.getPropertyValue(name));
-  if (folder.places === null) return;
   const cells = new Map(); // of the canvas -> the image nearest to its middle
   const dot = folder.count > 50000 ? 1 : folder.count > 5000 ? 2 : 3;
-  context.fillStyle = ink;
+  context.fillStyle = colorOf("--soft");
   for (let row = 0; row < folder.count; row++) {
     const [x, y] = onMap(row);
     if (x < -CELL || y < -CELL || x > width + CELL || y > height + CELL) continue;
@@ -72,20 +79,19 @@ function drawMap() {
     if (free) folder.drawn.push(cell);
   }
   for (const { row, x, y } of folder.drawn) drawThumbnail(context, row, x, y);
-  context.fillStyle = chosen;
+  context.fillStyle = colorOf("--chosen");
   const size = Math.max(4, dot + 2);
   for (const row of folder.chosen) {
     const [x, y] = onMap(row);
     context.fillRect(x - size / 2, y - size / 2, size, size);
   }
-  drawLine(context, chosen, line);
 }
 
 /** A thumbnail around its place; it is fetched first, if the map has never shown it. */
 function drawThumbnail(context, row, x, y) {
   let picture = folder.thumbnails.get(row);
   if (picture === undefined) {
-    picture = element("img", { onload: redrawMap, src: thumbnailOf(row) });
+    picture = element("img", { onload: () => redrawMap(), src: thumbnailOf(row) });
     folder.thumbnails.set(row, picture);
     if (folder.thumbnails.size > 4000) folder.thumbnails.delete(folder.thumbnails.keys().next().value);
   }
@@ -94,13 +100,18 @@ function drawThumbnail(context, row, x, y) {
   const [width, height] = [picture.naturalWidth * scale, picture.naturalHeight * scale];
   context.drawImage(picture, x - width / 2, y - height / 2, width, height);
   if (!folder.chosen.has(row)) return;
-  context.strokeStyle = getComputedStyle(document.body).getPropertyValue("--chosen");
+  context.strokeStyle = colorOf("--chosen");
   context.lineWidth = 3;
   context.strokeRect(x - width / 2, y - height / 2, width, height);
 }
 
-function drawLine(context, color, casing) {
-  const path = new Path2D();
+/** Show what `drawImages` drew, and over it the lasso or the circle of the keys. */
+function drawLine() {
+  const canvas = mapCanvas(), context = canvas.getContext("2d"), path = new Path2D();
+  [canvas.width, canvas.height] = [folder.layer.width, folder.layer.height];
+  if (canvas.width === 0) return;
+  context.drawImage(folder.layer, 0, 0);
+  context.scale(window.devicePixelRatio, window.devicePixelRatio);
   if (folder.line) {
     folder.line.forEach(([x, y], i) => (i ? path.lineTo(x, y) : path.moveTo(x, y)));
     path.closePath();
@@ -109,7 +120,7 @@ function drawLine(context, color, casing) {
   } else {
     return;
   }
-  for (const [style, width] of [[casing, 4], [color, 2]]) {
+  for (const [style, width] of [[colorOf("--ink"), 4], [colorOf("--chosen"), 2]]) {
     Object.assign(context, { strokeStyle: style, lineWidth: width });
     context.stroke(path);
   }
@@ -124,6 +135,14 @@ function inside([x, y], line) {
     if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) odd = !odd;
   }
   return odd;
+}
+
+/** The test of `inside` for many points, of which most are far away. */
+function surroundedBy(line) {
+  const [xs, ys] = [0, 1].map((axis) => line.map((point) => point[axis]));
+  const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  return (point) => point[0] >= left && point[0] <= right && point[1] >= top && point[1] <= bottom
+    && inside(point, line);
 }
 
 function selectWhere(test) {
@@ -144,7 +163,7 @@ function under(x, y) {
     if (away < least) [best, least] = [row, away];
   }
   const half = CELL / 2 - 4;
-  const tile = folder.drawn?.find((one) => Math.abs(one.x - x) < half && Math.abs(one.y - y) < half);
+  const tile = folder.drawn.find((one) => Math.abs(one.x - x) < half && Math.abs(one.y - y) < half);
   return best ?? tile?.row ?? null;
 }
 
@@ -207,7 +226,7 @@ function listenToMap() {
       redrawMap();
     } else if (start) {
       folder.line.push([x, y]);
-      redrawMap();
+      redrawMap(false);
     } else {
       clearTimeout(naming);
       naming = setTimeout(() => nameOf(under(x, y)), 80);
@@ -218,25 +237,25 @@ function listenToMap() {
     const drawn = line?.some(([x, y]) => Math.hypot(x - start.x, y - start.y) > 6);
     const { moves } = start ?? {};
     folder.line = start = null;
-    if (drawn && line.length > 2) selectWhere((place) => inside(place, line));
+    if (drawn && line.length > 2) selectWhere(surroundedBy(line));
     else if (!moves && far < 6) openAt(event.offsetX, event.offsetY);
-    redrawMap();
+    redrawMap(false);
   });
   canvas.addEventListener("pointercancel", () => {
     folder.line = start = null;
-    redrawMap();
+    redrawMap(false);
   });
   canvas.addEventListener("wheel", (event) => {
     zoom(Math.exp(-event.deltaY / 400), event.offsetX, event.offsetY);
     event.preventDefault();
   }, { passive: false });
   canvas.addEventListener("keydown", onMapKey);
-  for (const event of ["focus", "blur"]) canvas.addEventListener(event, redrawMap);
+  for (const event of ["focus", "blur"]) canvas.addEventListener(event, () => redrawMap(false));
   const middle = (factor) => () => zoom(factor, mapSize().width / 2, mapSize().height / 2);
   byId("in").onclick = middle(1.5);
   byId("out").onclick = middle(1 / 1.5);
-  new ResizeObserver(redrawMap).observe(canvas);
-  new MutationObserver(redrawMap).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  new ResizeObserver(() => redrawMap()).observe(canvas);
+  new MutationObserver(() => redrawMap()).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 }
 
 function openAt(x, y) {
@@ -263,7 +282,7 @@ function onMapKey(event) {
   } else {
     return;
   }
-  redrawMap();
+  redrawMap(false);
   event.preventDefault();
 }
 

@@ -15,6 +15,7 @@ const state = {
   head: "mean",
   masks: null, // of each image; null where they must be computed anew
   share: 1, // of the window below the controls that pictures may fill
+  caption: 34, // pixels of the line below a picture
 };
 
 // ------------------------------------------------------------------------------ what is shown
@@ -261,10 +262,10 @@ function addImage(entry) {
 /** One height for all pictures: the largest with which they fit into the window, if that suffices. */
 function arrange() {
   if (state.images.length === 0) return;
-  const gap = 14, caption = 34, least = 130;
+  const gap = 14, least = 130, { share, caption } = state;
   const main = byId("images");
   main.style.maxWidth = "none";
-  const [width, height] = [main.clientWidth, state.share * (window.innerHeight - main.offsetTop) - gap];
+  const [width, height] = [main.clientWidth, share * (window.innerHeight - main.offsetTop) - gap];
   const ratios = state.images.map((image) => image.width / image.height);
   const layout = (columns, most) => {
     const rows = ratios.map((_, i) => ratios.slice(i, i + columns)).filter((_, i) => !(i % columns));

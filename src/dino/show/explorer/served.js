@@ -98,6 +98,13 @@ function addKeys(keys) {
   return refresh();
 }
 
+/** Show an image of the folder above, among the pictures. */
+async function openRow(row) {
+  const key = `row-${row}`;
+  await addKeys([key]);
+  state.images.find((image) => image.key === key)?.tile.figure.scrollIntoView({ block: "nearest" });
+}
+
 async function upload(files) {
   byId("problem").hidden = true;
   const keys = [];
@@ -199,10 +206,12 @@ function showRun({ step, total, teacher: newest, charts }) {
 }
 
 // ------------------------------------------------------------------------------ start
-if (server.folder || server.run) state.share = 0.7; // what comes below them is seen
+document.body.dataset.served = "true";
+state.caption = 62; // buttons are in a line of their own
+if (server.folder || server.run) state.share = 0.75; // what comes below is seen
 setUp();
 listen();
 byId("loading").textContent = "";
-if (server.folder) showFolder(server.folder, (row) => addKeys([`row-${row}`])).catch(showProblem);
+if (server.folder) showFolder(server.folder, openRow).catch(showProblem);
 if (server.run) watchRun();
 refresh().then(() => { document.body.dataset.ready = "true"; });
