@@ -1,18 +1,20 @@
-"""A set with planted defects, for `dino anomalies`: tiles of three photographs of textures.
+"""A set with planted defects, for `dino anomalies`: tiles of a photograph of a texture.
 
-    python benchmarks/planted_defects.py --out defects
-    dino anomalies W defects/normal --queries defects/test --masks defects/masks --out anomalies
+    python benchmarks/planted_defects.py --texture brick --out brick
+    dino anomalies W brick/normal --queries brick/test --masks brick/masks --size 256 --out found
 
-The photographs are brick, grass and gravel of scikit-image, 512 x 512 pixels. The left halves give
-the normal tiles, the right halves those that are tested: as they are (good), with a patch of yet
+The photographs are those of scikit-image, 512 x 512 pixels. The left half gives the normal tiles,
+the right half those that are tested: as they are (good), with a patch of yet
 another photograph (patch), a thin bright line (scratch), or a blurred spot (blur). The tiles have
 128 pixels.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -21,13 +23,14 @@ from PIL import Image, ImageDraw, ImageFilter
 from dino.data.sources.demo import photographs
 
 TILE = 128
-TEXTURES = ("brick", "grass", "gravel")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Write a set of images with planted defects."""
 
+    texture: Literal["brick", "grass", "gravel"]
+    """Which photograph."""
     out: Path
     """Folder of the set."""
 
@@ -52,33 +55,26 @@ def defect(kind: str, tile: Image.Image, other: Image.Image, seed: int) -> tuple
 
 def main(settings: Settings) -> None:
     found = photographs()
-    pictures = [found[name].convert("RGB") for name in TEXTURES]
-    count = dict.fromkeys(("normal", "test/good", "test/patch", "test/scratch", "test/blur"), 0)
+    picture, other = (found[name].convert("RGB") for name in (settings.texture, "coffee"))
+    count: Counter[str] = Counter()
 
     def save(picture: Image.Image, place: str, name: str) -> None:
         path = settings.out / place / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
+        count[place] += 1
 
-    for number, (name, picture) in enumerate(zip(TEXTURES, pictures, strict=True)):
-        for left in range(0, 512, TILE):
-            for top in range(0, 512, TILE):
-                box, title = (left, top, left + TILE, top + TILE), f"{name}-{left}-{top}"
-                tile = picture.crop(box)
-                if left < 256:
-                    save(tile, "normal", title)
-                    count["normal"] += 1
-                    continue
-                save(tile, "test/good", title)
-                count["test/good"] += 1
-                other = found["coffee"].convert("RGB").crop(box)
-                for offset, kind in enumerate(("patch", "scratch", "blur")):
-                    seed = 1000 * number + left + top // TILE + 10 * offset
-                    changed, mask = defect(kind, tile, other, seed)
-                    save(changed, f"test/{kind}", title)
-                    save(mask, f"masks/{kind}", f"{title}_mask")
-                    count[f"test/{kind}"] += 1
-    print(", ".join(f"{number} {place}" for place, number in count.items()))
+    for left in range(0, 512, TILE):
+        for top in range(0, 512, TILE):
+            box, name = (left, top, left + TILE, top + TILE), f"{left}-{top}"
+            tile = picture.crop(box)
+            save(tile, "normal" if left < 256 else "test/good", name)
+            for number, kind in enumerate(("patch", "scratch", "blur") if left >= 256 else ()):
+                seed = 1000 * number + left + top // TILE
+                changed, mask = defect(kind, tile, other.resize((512, 512)).crop(box), seed)
+                save(changed, f"test/{kind}", name)
+                save(mask, f"masks/{kind}", f"{name}_mask")
+    print(", ".join(f"{number} {place}" for place, number in sorted(count.items())))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ REPLACED = {
     "--budget 1h ": "",  # would time networks of the real size
     "--budget 75m ": "",
     "--budget 85m ": "",
+    "--count 100": "--count 4",
 }
 
 APPENDED = {
@@ -63,6 +64,14 @@ APPENDED = {
     "dino evaluate finetune": "--workers 0 --epochs 2 --warmup 1 --batch 4",
     "dino evaluate retrieval": "--workers 0",
     "dino evaluate copies": "--workers 0",
+    "dino search": "--workers 0",
+    "dino duplicates": "--workers 0",
+    "dino map": "--workers 0",
+    "dino cluster": "--workers 0",
+    "dino select": "--workers 0",
+    "dino distance": "--workers 0",
+    "dino anomalies": "--size 64",
+    "dino segment": "--size 64",
     "dino components": "--size 64",
     "dino objects": "--size 64",
 }

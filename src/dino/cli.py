@@ -84,6 +84,11 @@ def _after_features(settings: Any) -> None:
     _note(f"next: {'pandas.read_parquet' if parquet else 'numpy.load'}({str(out)!r}){rows}")
 
 
+def _after_job(settings: Any) -> None:
+    if settings.out.is_dir():
+        _note(f"next: look into {settings.out}")
+
+
 def _after_components(settings: Any) -> None:
     if settings.save_basis is None:
         _note(f"next: open {settings.out / 'sheet.png'}")
@@ -126,7 +131,7 @@ EVALUATIONS = {
     )
 }
 JOBS = {
-    name: Command(summary, f"jobs.{target}:run", after=lambda s: _note(f"next: look into {s.out}"))
+    name: Command(summary, f"jobs.{target}:run", after=_after_job)
     for name, summary, target in (
         ("search", "the images most similar to others", "search:Search"),
         ("map", "all images on a plane, as one page", "map:Map"),

@@ -31,11 +31,15 @@ def write_all(root: Path) -> None:
         "photos-full": 16,
         "drawings": 8,
         "others": 2,
+        "normal": 4,
+        "real": 40,
+        "generated": 40,
         "yfcc10k": 4,
         "yfcc20k": 16,
     }.items():
         _images(root / name, [f"{index:02}.jpg" for index in range(count)])
     _images(root, ["a.jpg", "b.jpg"])
+    _masks_and_clicks(root)
     write_video(root / "clip.mp4", [Image.fromarray(_noise(40, 48, 3)) for _ in range(3)])
     for name in ("labelled", "imagenet", "flowers", "imagenette-128"):
         for split, count in {"train": TRAIN, "val": VAL}.items():
@@ -78,6 +82,15 @@ def _images(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         Image.fromarray(_noise(40, 48, 3)).save(folder / name)
+
+
+def _masks_and_clicks(root: Path) -> None:
+    """Of the first two photographs."""
+    (root / "some-masks").mkdir()
+    for index in range(2):
+        ids = (np.indices((40, 48))[index] > 16).astype(np.uint8)
+        Image.fromarray(ids).save(root / f"some-masks/{index:02}.png")
+    (root / "clicks.csv").write_text("image,x,y,class\n00.jpg,3,4,0\n01.jpg,40,30,1\n")
 
 
 def _many_channels(folder: Path, channels: int, count: int) -> None:

@@ -77,13 +77,17 @@ def test_the_command_writes_lists_sheets_and_a_table(
 ) -> None:
     photos, out = color_folder("photos", 6), tmp_path / "out"
     words = ["--clusters", "3", "--repeats", "1", "--workers", "0", "--baseline"]
+    (photos / "blue/damaged.png").write_bytes(b"none")
+    words += ["--index", str(tmp_path / "index")]
     main(["cluster", weights, str(photos), "--out", str(out), *words])
     content = json.loads((out / "cluster.json").read_text())
     assert content["clusters"]["pixels"]["nmi"] == pytest.approx(1.0)  # three colours
     assert content["clusters"].keys() == {"trained", "untrained", "pixels"}
     with (out / "clusters.csv").open() as file:
         lines = [*csv.DictReader(file)]
-    assert len(lines) == 18
+    assert len(lines) == 18  # without the damaged one
+    assert all(Path(line["path"]).parent.name == line["class"] for line in lines)
+    assert (tmp_path / "index/index.json").exists()
     assert {line["class"] for line in lines} == {"blue", "green", "red"}
     for number in "123":
         similar = [float(line["similarity"]) for line in lines if line["cluster"] == number]

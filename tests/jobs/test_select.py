@@ -94,7 +94,19 @@ def test_the_command_compares_with_random_selections(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     photos, out = color_folder("photos", 6), tmp_path / "out"
-    words = ["--count", "3", "--workers", "0", "--out", str(out), "--baseline", "--apart", "1"]
+    words = [
+        "--method",
+        "diverse",
+        "--count",
+        "3",
+        "--workers",
+        "0",
+        "--out",
+        str(out),
+        "--baseline",
+        "--apart",
+        "1",
+    ]
     main(["select", weights, str(photos), *words])
     content = json.loads((out / "select.json").read_text())["select"]
     assert content["accuracy"].keys() == {"trained", "untrained", "pixels", "random"}

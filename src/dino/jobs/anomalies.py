@@ -404,7 +404,7 @@ def _save(
         if settings.arrays:
             save_arrays(out / f"maps/{one.name}.npz", distance=own.maps[index].numpy())
         if len(cells) < 2 * SHEET:
-            cells.append(Cell(picture, f"{Path(one.path).name}\n{own.scores[index]:.3f}"))
+            cells.append(Cell(picture, f"{one.name}\n{own.scores[index]:.3f}"))
             cells.append(Cell(heat))
     title = (
         f"The {len(cells) // 2} most anomalous of {len(order):,} images, and the distance of their "

@@ -26,7 +26,7 @@ from dino.features.contact_sheet import ImagesByPath, save_sheet
 from dino.features.search import directions
 from dino.features.table import FeatureTable
 from dino.files import UserError, atomic_csv
-from dino.jobs.command import FeatureJobSettings, job
+from dino.jobs.command import IndexedJobSettings, job
 from dino.progress import bar
 from dino.runtime import ranks
 from dino.settings import Range, validated
@@ -132,7 +132,7 @@ def agreement(truth: Labels, labels: Labels) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------- command
 @dataclass(frozen=True, kw_only=True)
-class Cluster(FeatureJobSettings):
+class Cluster(IndexedJobSettings):
     """Sort images into groups by their features."""
 
     examples: ClassVar[dict[str, str]] = {"out": "clusters"}
@@ -164,7 +164,7 @@ def run(settings: Cluster) -> dict[str, Any]:
     with job("cluster", settings, settings.data) as started:
         source = open_source(settings.data, started.pixels)
         _check_count(len(source), settings)
-        tables = {n: settings.table(of, source, n) for n, of in started.networks.items()}
+        tables = {n: settings.images(n, of, source) for n, of in started.networks.items()}
         if not ranks().main:
             return {}
         results = {name: _clustered(table, name, settings) for name, table in tables.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from dino.data.images.pixel_format import PixelFormat
 from dino.data.sources.named_inputs import NamedInput, named_inputs
+from dino.data.sources.open import Source
 from dino.features.command import (
     TRAINED,
     ComparisonSettings,
@@ -26,6 +28,7 @@ from dino.features.command import (
     provenance,
 )
 from dino.features.extractor import extract
+from dino.features.index import Index, open_index
 from dino.features.raw_pixels import RawPixels
 from dino.features.table import FeatureTable
 from dino.files import UserError, atomic_json, check_output, check_outside
@@ -62,9 +65,46 @@ class FeatureJobSettings(JobSettings, ExtractionSettings):
     batch: Count = 64
     """Images at a time."""
 
-    def table(self, network: Backbone, source: Any, title: str) -> FeatureTable:
+    def table(self, network: Backbone, source: Source, title: str) -> FeatureTable:
         """The features of a source; `title` is that of the progress bar."""
         return extract(network, source, batch=self.batch, title=title, **self.extraction())
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedJobSettings(FeatureJobSettings):
+    """Settings of every job that can be done with an index."""
+
+    index: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the index of --data, kept up to date and shared by jobs."""
+
+    def images(self, name: str, network: Backbone, source: Source) -> FeatureTable:
+        """The features of --data; those of the first network from the index, if there is one."""
+        if self.index is None or name != TRAINED:
+            return self.table(network, source, name)
+        if ranks().world > 1:
+            raise UserError("an index is for one process: leave out torchrun, or --index")
+        return indexed_table(self.opened_index(network), source)
+
+    def opened_index(self, network: Backbone) -> Index:
+        """The index of --data, up to date; by default in the cache."""
+        options = {"batch": self.batch, **self.extraction()}
+        return open_index(network, self.data, self.index, **options)
+
+
+def indexed_table(index: Index, source: Source) -> FeatureTable:
+    """The features of an index as a table of its source."""
+    place = {os.path.abspath(source.path(i)): i for i in range(len(source))}  # noqa: PTH100
+    paths = [*index.paths]
+    indices = [place[path] for path in paths]
+    labels = source.labels
+    return FeatureTable(
+        features=index.features,
+        labels=None if labels is None else torch.tensor([labels[i] for i in indices]),
+        paths=paths,
+        classes=source.classes,
+        skipped=index.skipped,
+        indices=indices,
+    )
 
 
 @dataclass(frozen=True)

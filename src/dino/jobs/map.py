@@ -29,7 +29,7 @@ from dino.features.folder_map import placed
 from dino.features.search import directions
 from dino.features.table import FeatureTable
 from dino.files import atomic_csv, atomic_write
-from dino.jobs.command import FeatureJobSettings, job
+from dino.jobs.command import IndexedJobSettings, job
 from dino.progress import bar
 from dino.runtime import ranks
 from dino.settings import validated
@@ -46,7 +46,7 @@ NEIGHBOURS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Map(FeatureJobSettings):
+class Map(IndexedJobSettings):
     """Show a folder of images on a plane, similar ones near one another."""
 
     examples: ClassVar[dict[str, str]] = {"out": "map"}
@@ -69,7 +69,7 @@ def run(settings: Map) -> dict[str, Any]:
     settings = validated(settings)
     with job("map", settings, settings.data) as started:
         source = open_source(settings.data, started.pixels)
-        tables = {n: settings.table(of, source, n) for n, of in started.networks.items()}
+        tables = {n: settings.images(n, of, source) for n, of in started.networks.items()}
         if not ranks().main:
             return {}
         places = {

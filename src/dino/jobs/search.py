@@ -28,10 +28,10 @@ from dino.data.sources.open import open_source
 from dino.data.sources.packed_strings import PackedStrings
 from dino.features.command import TRAINED, OptionalImages, number_table
 from dino.features.contact_sheet import ImagesByPath, neighbour_rows, save_sheet
-from dino.features.index import Index, open_index
+from dino.features.index import Index
 from dino.features.search import nearest
 from dino.files import UserError, atomic_csv, finite_json
-from dino.jobs.command import FeatureJobSettings, Job, job
+from dino.jobs.command import IndexedJobSettings, Job, job
 from dino.models.backbone import Backbone
 from dino.progress import Console
 from dino.runtime import ranks
@@ -51,15 +51,13 @@ Neighbours = list[list[tuple[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(FeatureJobSettings):
+class Search(IndexedJobSettings):
     """Index a folder of images once, and look up others in it."""
 
     queries: OptionalImages = None
     """Images to look up. Without them, and without --serve, the folder is only indexed."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("found")
     """Folder of the results."""
-    index: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the index; by default in the cache (DINO_CACHE), by weights and images."""
     k: Annotated[int, Range(low=1, high=10**6)] = 10
     """How many images of each query."""
     serve: Annotated[int, Range(low=0, high=65535)] | None = None
@@ -81,13 +79,7 @@ def run(settings: Search) -> dict[str, Any]:
     if ranks().world > 1:
         raise UserError("dino search runs as one process: leave torchrun out")
     with job("search", settings, settings.data, settings.queries) as started:
-        index = open_index(
-            started.network,
-            settings.data,
-            settings.index,
-            batch=settings.batch,
-            **settings.extraction(),
-        )
+        index = settings.opened_index(started.network)
         content: dict[str, Any] = {"images": len(index), "index": str(index.folder)}
         line = f"{len(index):,} images are indexed in {index.folder}"
         if settings.queries is None:

@@ -31,7 +31,7 @@ from dino.features.search import directions, nearest
 from dino.features.table import FeatureTable
 from dino.files import UserError, atomic_csv
 from dino.jobs.cluster import cluster
-from dino.jobs.command import FeatureJobSettings, job
+from dino.jobs.command import IndexedJobSettings, job
 from dino.runtime import ranks
 from dino.settings import Range, validated
 
@@ -162,16 +162,16 @@ def sizes_up_to(count: int) -> list[int]:
 
 # ------------------------------------------------------------------------------------- command
 @dataclass(frozen=True, kw_only=True)
-class Select(FeatureJobSettings):
+class Select(IndexedJobSettings):
     """Choose images: which to label next, or to keep."""
 
     examples: ClassVar[dict[str, str]] = {"out": "selected", "count": "100"}
 
     count: Count
     """How many images."""
-    method: Method = "diverse"
-    """diverse, each as unlike the others as possible; typical, in the densest places; outliers, in
-    the emptiest; or balanced, the most typical images of as many clusters."""
+    method: Method = "balanced"
+    """balanced, the most typical images of as many clusters; diverse, each as unlike the others as
+    possible; typical, in the densest places; or outliers, in the emptiest."""
     known: OptionalImages = None
     """Images that are labelled or kept already: nothing like them is selected."""
     apart: Annotated[float, Range(low=-1, high=1)] = 0.99
@@ -200,7 +200,7 @@ def run(settings: Select) -> dict[str, Any]:
         tables: dict[str, FeatureTable] = {}
         found: dict[str, Selection] = {}
         for name, network in started.networks.items():
-            tables[name] = settings.table(network, source, name)
+            tables[name] = settings.images(name, network, source)
             present = None
             if known is not None:
                 present = _unit(settings.table(network, known, f"{name}, known"))
@@ -240,11 +240,10 @@ def _measured(
     images = tables[TRAINED]
     assert images.labels is not None
     features, sizes = _unit(images), sizes_up_to(min(len(one.chosen) for one in found.values()))
-    place = {path: row for row, path in enumerate(images.paths)}
+    place = {image: row for row, image in enumerate(images.indices)}
     scores = {}
     for name, one in found.items():
-        paths = [tables[name].paths[row] for row in one.chosen]
-        chosen = [place[path] for path in paths if path in place]
+        chosen = [place[tables[name].indices[row]] for row in one.chosen]
         scores[name] = accuracies(features, images.labels, chosen, sizes)
     generator = np.random.default_rng(settings.seed)
     drawn = [generator.permutation(len(features))[: sizes[-1]].tolist() for _ in range(DRAWS)]

@@ -294,7 +294,7 @@ def test_the_sheet_begins_with_the_copy_to_keep(
     assert content["keep"] == [str(folder / "z large.png")]
     (_, [row], title) = sheets[0]
     assert "all 1 groups. Framed: the copy to keep, the largest of its group" in title
-    assert len(row) == copies.SHEET[1]
+    assert len(row) == duplicates.SHEET[1]
     assert row[0].caption.startswith("z large.png\nkeep: 192 x 160, 0.")
     assert [cell.frame for cell in row] == ["right"] + [None] * 7
     assert row[-1].caption.endswith(f"\nand {len(content['groups'][0]) - 8} more")
