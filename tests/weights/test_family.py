@@ -209,6 +209,21 @@ def test_official_files(kind: str, tmp_path: Path, photo: Path) -> None:
     assert_agree(torch.from_numpy(ours.embed([photo])), network(picture))
 
 
+@pytest.mark.parametrize("kind", TIMM)
+def test_these_files_are_official_ones(kind: str) -> None:
+    """timm's own conversion of official files reads them: names and layouts are not ours alone."""
+    theirs = build_timm(kind)
+    models = pytest.importorskip("timm.models")
+    module = {"dinov2": "vision_transformer", "dinov3": "eva", "convnext": "convnext"}
+    convert = getattr(models, module[kind.split()[0]]).checkpoint_filter_fn
+    flat = {prefixes.without_chunks(n): t for n, t in official(kind, theirs).items()}
+    found = convert(dict(flat), theirs)
+    expected = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    theirs.load_state_dict(found, strict=True)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
 @torch.inference_mode()
 def test_positions_of_37_by_37(tmp_path: Path) -> None:
     """DINOv2 as it was published: learned for 518 px, used at other sizes."""
