@@ -354,6 +354,13 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_max(tensor: Tensor) -> Tensor:
+    """The largest of each element of `tensor` over all ranks, in place."""
+    if _grouped():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
 def all_mean(tensors: Iterable[Tensor]) -> None:
     """Average each of `tensors` over all ranks, in place."""
     if _grouped():

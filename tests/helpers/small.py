@@ -12,7 +12,7 @@ from dino.distillation.loss import StudentLoss, num_pairs, prototype_cross_entro
 from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
-from dino.distillation.targets import Centering, targets_for_views
+from dino.distillation.targets import Centering, Targets, targets_for_views
 from dino.models.head import Head
 from dino.models.vit import ViT
 
@@ -52,10 +52,11 @@ def distillation(
     dtype: torch.dtype = torch.float64,
     head: dict[str, Any] | None = None,
     koleo: float = 0.0,
+    targets: Targets | None = None,
     **options: Any,
 ) -> Distillation:
     student = network(seed, dtype=dtype, **(head or {}))
-    targets = Centering(PROTOTYPES).to(dtype)
+    targets = (Centering(PROTOTYPES) if targets is None else targets).to(dtype)
     loss = StudentLoss(student, koleo=koleo)
     return Distillation(loss, targets, planned or schedules(), **options)
 

@@ -24,7 +24,7 @@ from dino.distillation.optimizer import (
     step_unless,
 )
 from dino.distillation.schedules import Schedules
-from dino.distillation.targets import Centering, entropy, targets_for_views
+from dino.distillation.targets import Targets, entropy, targets_for_views
 from dino.distillation.teacher import Teacher
 from dino.files import UserError
 from dino.models.backbone import has_batch_norm
@@ -91,8 +91,8 @@ class Distillation:
         optimizer: adamw, sgd or lars.
         clip: largest l2 norm of each gradient tensor; 0 for none.
         drop_path: rate of the student's last block; block 0 has none (linear in between).
-        micro_batch: images of this rank at a time, with the same result; None for all, which batch
-            norm requires.
+        micro_batch: images of this rank at a time, with the same result; None for all, which
+            whatever relates the images of a batch to each other requires (`needs_full_batch`).
         streamed: process the groups of views one after the other, with the memory of one group;
             heads with batch norm are never streamed.
         seed: of drop path and of the patches that are left out, whose draws depend on the step and
@@ -107,7 +107,7 @@ class Distillation:
     def __init__(
         self,
         loss: StudentLoss,
-        targets: Centering,
+        targets: Targets,
         schedules: Schedules,
         *,
         optimizer: OptimizerName = "adamw",
@@ -120,7 +120,8 @@ class Distillation:
         precision: Precision = "fp32",
         ranks: Ranks | None = None,
     ) -> None:
-        if micro_batch is not None and (needs := loss.needs_full_batch):
+        self.needs_full_batch = loss.needs_full_batch or targets.needs_full_batch
+        if micro_batch is not None and (needs := self.needs_full_batch):
             raise UserError(f"{needs} needs all images of a step at once: leave micro_batch out")
         if drop_path and not loss.student.backbone.has_drop_path:
             raise UserError("only vit_tiny, vit_small and vit_base have drop path: set it to 0")

@@ -13,7 +13,7 @@ from dino.distillation.loss import StudentLoss
 from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
-from dino.distillation.targets import Centering
+from dino.distillation.targets import Centering, SinkhornKnopp, Targets
 from dino.files import UserError
 from dino.models.create import create
 from dino.models.head import Head
@@ -41,7 +41,7 @@ def build(
         StudentLoss(
             network, temperature=config.teacher.student_temperature, koleo=config.optim.koleo
         ),
-        Centering(config.head.prototypes, momentum=config.teacher.center_momentum),
+        _targets(config),
         schedules,
         optimizer=config.optim.optimizer,
         clip=config.optim.clip,
@@ -93,6 +93,15 @@ def check_memory(
             f"{device} has {available / 2**30:,.1f} GiB: lower --batch or sizes of model.*, "
             "head.* and views.*"
         )
+
+
+def _targets(config: PretrainConfig) -> Targets:
+    teacher = config.teacher
+    if teacher.targets == "centering":
+        return Centering(config.head.prototypes, momentum=teacher.center_momentum)
+    if teacher.targets == "none":
+        return Targets()
+    return SinkhornKnopp(3 if teacher.targets == "sinkhorn" else 1)
 
 
 def _network(config: PretrainConfig, initial: Initial | None) -> Network:

@@ -26,6 +26,7 @@ Number = Annotated[int, Range(low=1, high=1000)]
 Share = Annotated[float, Range(low=0, high=1), tyro.conf.arg(metavar="SHARE")]
 Rate = Annotated[float, Range(low=0, high=1000), tyro.conf.arg(metavar="RATE")]
 Temperature = Annotated[float, Range(above=0), tyro.conf.arg(metavar="TEMPERATURE")]
+Sharpness = Annotated[float, Range(low=0), tyro.conf.arg(metavar="TEMPERATURE")]
 Duration = Annotated[
     str,
     Form(
@@ -140,13 +141,17 @@ class TeacherSettings:
     """EMA momentum at the start; higher (.9995) for small batches, lower (.99) for few steps."""
     momentum_end: Share = 1.0
     """EMA momentum at the end (cosine)."""
+    targets: Literal["centering", "sinkhorn", "batch_softmax", "none"] = "centering"
+    """From the teacher's logits to targets: centering, SwAV's Sinkhorn-Knopp, softmax over the
+    batch (appendix B, Table 15), or the softmax alone."""
     center_momentum: Share = 0.9
     """m of equation 4."""
     student_temperature: Temperature = 0.1
     """tau_s."""
-    temperature: Temperature = 0.07
-    """tau_t after its warm-up; lower is sharper and safer, above .07 is unstable."""
-    temperature_start: Temperature = 0.04
+    temperature: Sharpness = 0.07
+    """tau_t after its warm-up; lower is sharper and safer (0: the largest logit alone), above .07
+    is unstable."""
+    temperature_start: Sharpness = 0.04
     """tau_t of the first epoch."""
     temperature_warmup: Duration = "30 epochs"
     """How long tau_t takes to get there."""
@@ -311,6 +316,13 @@ class PretrainConfig:
                         f"views.{name} {size} is not a multiple of the patch size {patch}: take "
                         f"{' or '.join(map(str, near))}, or another model.patch_size"
                     )
+        teacher = self.teacher
+        coldest = min(teacher.temperature, teacher.temperature_start)
+        if coldest == 0 and teacher.targets in ("sinkhorn", "batch_softmax"):
+            raise UserError(
+                f"teacher.targets {teacher.targets} divides by the teacher's temperature: take "
+                "teacher.temperature and teacher.temperature_start above 0"
+            )
         lr = max(self.optim.lr * batch / 256, self.optim.lr_end)
         shrinking = lr * max(self.optim.weight_decay, self.optim.weight_decay_end)
         if self.optim.optimizer != "lars" and shrinking >= 1:
@@ -319,7 +331,7 @@ class PretrainConfig:
                 f"optim.weight_decay is {shrinking:g}, which overshoots 0 at 1: lower one of them"
             )
         warnings = []
-        hottest = max(self.teacher.temperature, self.teacher.temperature_start)
+        hottest = max(teacher.temperature, teacher.temperature_start)
         if hottest > 0.07:
             warnings.append(
                 f"a teacher temperature of {hottest} is above .07, where training is known to end "

@@ -217,7 +217,7 @@ class _Loop:
         self.tracker = EvaluationTracker(evaluations, self.state)
         self.monitor = CollapseMonitor(config.head.prototypes)
         self.refused_in_row, self.stopping = 0, False
-        full = self.distillation.loss.needs_full_batch
+        full = self.distillation.needs_full_batch
         self.memory_option = "--batch" if full else "--execution.micro-batch"
 
     def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:

@@ -32,7 +32,11 @@ from dino.weights.checkpoint import last_step
 
 FORMAT = 1
 """Of `config.json`."""
-NEWER = {"optim.koleo": 0.0, "model.token_dropout": 0.0}
+NEWER = {
+    "optim.koleo": 0.0,
+    "model.token_dropout": 0.0,
+    "teacher.targets": "centering",
+}
 """Settings that runs of earlier versions do not name, with the value that those had."""
 EXAMPLES = 64
 """Images whose names `config.json` holds."""

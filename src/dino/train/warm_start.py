@@ -99,7 +99,8 @@ class Initial:
             load_strictly(network.backbone, backbone, checkpoint.path)
             if self.kept_head and state.head is not None:
                 load_strictly(network.head, state.head.tensors, checkpoint.path)
-        if self.kept_head and checkpoint.center is not None:
+        centered = "center" in distillation.targets.state_dict()
+        if self.kept_head and checkpoint.center is not None and centered:
             load_strictly(distillation.targets, {"center": checkpoint.center}, checkpoint.path)
         self.checkpoint = None
 
