@@ -59,6 +59,38 @@ def test_operations_on_targets(name: str, local: int) -> None:
     assert_steps_equal(ours, oracle, local=local)
 
 
+@pytest.mark.parametrize(
+    "kind", ["momentum", "previous_iteration", "previous_epoch", "student_copy"]
+)
+def test_teachers(kind: Any) -> None:
+    ours = distillation(planned=schedules(teacher=kind, steps_per_epoch=2))
+    oracle = AblationOracle(copy.deepcopy(ours.student), PROTOTYPES, teacher=kind, epoch=2)
+    assert_steps_equal(ours, oracle)
+
+
+def test_teachers_are_the_student_of_their_time_bit_for_bit() -> None:
+    students: list[dict[str, Any]] = []
+    for kind, behind in (("student_copy", 0), ("previous_iteration", 1), ("previous_epoch", 1)):
+        ours = distillation(planned=schedules(teacher=kind, steps_per_epoch=2, warmup=0))
+        students = [copy.deepcopy(ours.student.state_dict())]
+        for step in range(3):  # the second epoch of two steps is not over
+            ours.step(groups(step), step)
+            students.append(copy.deepcopy(ours.student.state_dict()))
+        assert_same(ours.teacher.state_dict(), students[3 - behind])
+
+
+@pytest.mark.parametrize("kind", ["previous_iteration", "previous_epoch", "student_copy"])
+def test_a_refused_step_leaves_every_teacher(kind: Any) -> None:
+    ours = distillation(planned=schedules(teacher=kind, steps_per_epoch=2, warmup=0))
+    for step in range(3):
+        ours.step(groups(step), step)
+    before = state(ours)
+    views = groups(9)
+    views[1][0, 2, 0, 0, 0] = float("nan")
+    assert ours.step(views, 3).found_inf.item()
+    assert_same(state(ours), before)
+
+
 def test_targets_at_temperature_0_are_the_largest_logit() -> None:
     planned = schedules(temperature_start=0.0, temperature=0.0)
     for name in ("centering", "none"):

@@ -175,8 +175,12 @@ class Distillation:
             found_inf = found_inf | ~torch.isfinite(term)
         if step < self.schedules.freeze_steps:
             self.student.head.last_layer.zero_grad()  # no update, no weight decay, no moments
+        behind = self.schedules.teacher == "previous_iteration"
+        if behind:
+            self.teacher.update(self.student, step, found_inf)
         step_unless(found_inf, self.optimizer)
-        self.teacher.update(self.student, step, found_inf)
+        if not behind:
+            self.teacher.update(self.student, step, found_inf)
         rows = groups[0].shape[0] * groups[0].shape[1] * self.ranks.world
         self.targets.update(sums.logits, rows, found_inf)
         return StepReport(sums.terms, sums.teacher_entropy, found_inf, torch.cat(sums.features))

@@ -17,7 +17,7 @@ import tyro
 
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from dino.data.views.view_spec import ViewSettings
-from dino.distillation.schedules import Schedules, in_steps
+from dino.distillation.schedules import Schedules, TeacherKind, in_steps
 from dino.files import UserError
 from dino.settings import Form, Range, validated
 
@@ -137,6 +137,9 @@ class PixelSettings:
 class TeacherSettings:
     """Targets and the momentum teacher (paper section 3.1)."""
 
+    kind: TeacherKind = "momentum"
+    """The student's moving average, the student of the previous iteration or of the end of the
+    previous epoch, or a copy of it (section 5.2, Fig. 6)."""
     momentum: Share = 0.996
     """EMA momentum at the start; higher (.9995) for small batches, lower (.99) for few steps."""
     momentum_end: Share = 1.0
@@ -337,6 +340,13 @@ class PretrainConfig:
                 f"a teacher temperature of {hottest} is above .07, where training is known to end "
                 "in uniform collapse: to sharpen the targets, lower it"
             )
+        if teacher.kind in ("previous_iteration", "student_copy") and (
+            teacher.targets == "centering"
+        ):
+            warnings.append(
+                f"teacher.kind {teacher.kind} with centering ends in collapse (paper Fig. 6, "
+                "Table 15): take --teacher.targets sinkhorn or --teacher.kind momentum"
+            )
         if self.optim.optimizer == "adamw" and self.optim.lr > 5e-3:
             warnings.append(
                 f"optim.lr {self.optim.lr} per 256 images is far above what AdamW trains with "
@@ -387,6 +397,7 @@ class PretrainConfig:
             freeze_steps=steps(optim.freeze_last_layer),
             backbone_freeze_steps=steps(optim.freeze_backbone),
             token_dropout=self.model.token_dropout,
+            teacher=teacher.kind,
         )
 
 

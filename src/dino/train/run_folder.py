@@ -36,6 +36,7 @@ NEWER = {
     "optim.koleo": 0.0,
     "model.token_dropout": 0.0,
     "teacher.targets": "centering",
+    "teacher.kind": "momentum",
 }
 """Settings that runs of earlier versions do not name, with the value that those had."""
 EXAMPLES = 64
