@@ -9,16 +9,31 @@ from typing import Any
 import pytest
 import torch
 from helpers.ranks import run
-from helpers.small import TINY_RUN, assert_same, distillation, groups, images, schedules, state
+from helpers.small import (
+    PROTOTYPES,
+    TINY_RUN,
+    assert_same,
+    distillation,
+    groups,
+    images,
+    schedules,
+    state,
+)
 from torch import Tensor
 
 from dino import pretraining, runtime
+from dino.distillation.targets import KeyQueue, SinkhornKnopp
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
 from dino.train.loop import train
 from dino.train.recipes import demo
 
 STEPS = 3
+
+
+def queue() -> KeyQueue:
+    torch.manual_seed(3)
+    return KeyQueue(20, PROTOTYPES)
 
 
 def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str, Tensor]:
@@ -47,8 +62,18 @@ def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str,
         ({"streamed": False, "optimizer": "lars"}, False),
         ({}, True),
         ({"micro_batch": 1, "planned": schedules(backbone_freeze_steps=2)}, False),
+        ({"targets": SinkhornKnopp(), "planned": schedules(teacher="previous_iteration")}, True),
+        ({"kind": "contrastive", "targets": queue(), "predictor": True}, True),
     ],
-    ids=["streamed", "micro-batches", "whole-lars", "not-finite-on-one-rank", "head-warm-up"],
+    ids=[
+        "streamed",
+        "micro-batches",
+        "whole-lars",
+        "not-finite-on-one-rank",
+        "head-warm-up",
+        "sinkhorn",
+        "contrastive",
+    ],
 )
 def test_two_ranks_equal_one(options: dict[str, Any], poison: bool) -> None:
     one = trajectory(Ranks(), options, poison)

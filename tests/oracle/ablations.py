@@ -52,6 +52,8 @@ class AblationOracle(Oracle):
         teacher: momentum, previous_iteration, previous_epoch or student_copy.
         epoch: steps of an epoch.
         queue: [Q, K], the negatives before the first step.
+        sgd: SGD with momentum .9 instead of AdamW, which would blow up the rounding of gradients
+            that are 0, as those of a bias before batch norm.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class AblationOracle(Oracle):
         teacher: str = "momentum",
         epoch: int = 4,
         queue: Tensor | None = None,
+        sgd: bool = False,
     ) -> None:
         super().__init__(student, prototypes)
+        self.teacher.predictor = None
         self.targets, self.loss, self.kind, self.epoch = targets, loss, teacher, epoch
-        self.queue = queue
+        self.queue, self.sgd = queue, sgd
         self.done = 0
 
     def step(
@@ -102,10 +106,19 @@ class AblationOracle(Oracle):
             self.queue = torch.cat([self.queue, *targets])[-len(self.queue) :]
         for name, p in self.student.named_parameters():
             if p.grad is not None:
-                self._adamw(name, p, lr, 0.0 if name.endswith(".bias") or p.ndim == 1 else wd)
+                decay = 0.0 if name.endswith(".bias") or p.ndim == 1 else wd
+                (self._sgd if self.sgd else self._adamw)(name, p, lr, decay)
         self.done += 1
         self._follow(before, lam)
         return value.item()
+
+    def _sgd(self, name: str, p: nn.Parameter, lr: float, wd: float) -> None:
+        assert p.grad is not None
+        zeros = torch.zeros_like(p)
+        momentum = 0.9 * self.moments.get(name, (zeros, zeros, 0))[0] + p.grad + wd * p.detach()
+        self.moments[name] = momentum, zeros, 0
+        with torch.no_grad():
+            p -= lr * momentum
 
     def _outputs(self, network: nn.Module, views: list[Tensor]) -> list[Tensor]:
         """The head takes all views in one batch, which matters only for batch norm."""

@@ -13,7 +13,6 @@ from typing import Literal
 from dino.files import UserError
 from dino.settings import validated
 
-
 TeacherKind = Literal["momentum", "previous_iteration", "previous_epoch", "student_copy"]
 """The teachers of section 5.2 and Fig. 6."""
 

@@ -125,6 +125,38 @@ class SinkhornKnopp(Targets):
         return x.exp()
 
 
+class KeyQueue(Targets):
+    """The l2-normalised outputs as keys, and those of earlier steps as negatives (MoCo).
+
+    Args:
+        size: Q, the number of negatives; the first are random.
+        prototypes: K.
+
+    Attributes:
+        negatives: [Q, K], a buffer, the oldest first.
+    """
+
+    negatives: Tensor
+
+    def __init__(self, size: int, prototypes: int) -> None:
+        super().__init__(unit=True)
+        self.register_buffer("negatives", F.normalize(torch.randn(size, prototypes), dim=1))
+
+    @torch.no_grad()
+    def enqueue(self, keys: Float[Tensor, "A B K"], found_inf: Tensor) -> None:
+        """Replace the oldest negatives by the keys of all ranks; nothing where `found_inf`."""
+        queue = torch.cat([self.negatives, keys.flatten(0, 1)])[-len(self.negatives) :]
+        self.negatives.copy_(torch.where(found_inf, self.negatives, queue))
+
+
+def keys_for_views(targets: Float[Tensor, "A B K"], first: int) -> Float[Tensor, "v n B K"]:
+    """The single targets whose sum `targets_for_views` returns."""
+    if first > 0:
+        return targets[None]
+    others = [targets.roll(shift, dims=0) for shift in range(1, len(targets))]
+    return torch.stack(others, dim=1)
+
+
 def targets_for_views(
     targets: Float[Tensor, "A B K"], first: int
 ) -> tuple[Float[Tensor, "v B K"], int]:

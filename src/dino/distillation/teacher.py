@@ -54,7 +54,7 @@ class Teacher(Network):
             found_inf: 0-dim bool; where true the teacher does not change.
         """
         ours: list[Tensor] = list(self.parameters())
-        theirs: list[Tensor] = list(student.parameters())
+        theirs: list[Tensor] = [*student.backbone.parameters(), *student.head.parameters()]
         weight = ours[0].new_full((), 1 - self.momentum(step))
         if found_inf is not None:  # on the device: no host synchronisation
             weight = torch.where(found_inf, 0.0, weight)

@@ -91,6 +91,9 @@ class HeadSettings:
     """Fix the prototypes' norm at 1; only ViT-S is known to do well without."""
     activation: Literal["gelu", "relu"] = "gelu"
     """Of the MLP."""
+    predictor: bool = False
+    """BYOL's predictor behind the student's projection (section 5.1); with the head's batch norm
+    it has one too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +181,11 @@ class OptimSettings:
     """Weight decay at the end (cosine)."""
     clip: Annotated[float, Range(low=0)] = 3.0
     """Largest l2 norm of each gradient tensor; 0 for no clipping."""
+    loss: Literal["cross_entropy", "mse", "contrastive"] = "cross_entropy"
+    """Cross-entropy (equation 2); MSE of l2-normalised outputs without sharpening (appendix B), or
+    MoCo's InfoNCE with a queue, whose temperature is teacher.student_temperature (section 5.1)."""
+    queue: Size = 65536
+    """Negatives of the contrastive loss (MoCo-v2's)."""
     koleo: Share = 0.0
     """Weight of the KoLeo term, which spreads the features (DINOv2's is .1); not in the paper."""
     freeze_last_layer: Duration = "1 epochs"
@@ -325,6 +333,18 @@ class PretrainConfig:
             raise UserError(
                 f"teacher.targets {teacher.targets} divides by the teacher's temperature: take "
                 "teacher.temperature and teacher.temperature_start above 0"
+            )
+        allowed = {"mse": ("centering", "none"), "contrastive": ("none",)}
+        if teacher.targets not in (fits := allowed.get(self.optim.loss, (teacher.targets,))):
+            raise UserError(
+                f"optim.loss {self.optim.loss} compares vectors, not distributions: take "
+                f"teacher.targets {' or '.join(fits)}"
+            )
+        distributions = self.optim.loss == "cross_entropy"
+        if self.head.predictor and self.head.bottleneck is None and distributions:
+            raise UserError(
+                "head.predictor maps the bottleneck before the prototypes: set head.bottleneck, "
+                "or another optim.loss"
             )
         lr = max(self.optim.lr * batch / 256, self.optim.lr_end)
         shrinking = lr * max(self.optim.weight_decay, self.optim.weight_decay_end)

@@ -37,6 +37,9 @@ NEWER = {
     "model.token_dropout": 0.0,
     "teacher.targets": "centering",
     "teacher.kind": "momentum",
+    "head.predictor": False,
+    "optim.loss": "cross_entropy",
+    "optim.queue": 65536,
 }
 """Settings that runs of earlier versions do not name, with the value that those had."""
 EXAMPLES = 64

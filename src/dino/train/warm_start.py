@@ -236,7 +236,8 @@ def _notes(
     both = checkpoint.student is not None and checkpoint.teacher is not None
     holds = ["student and teacher" if both else "one network as student and teacher"]
     holds += ["their head"] * initial.kept_head
-    holds += ["center"] * (initial.kept_head and checkpoint.center is not None)
+    centered = initial.kept_head and config.teacher.targets == "centering"
+    holds += ["center"] * (centered and checkpoint.center is not None)
     notes = [f"starts from {initial.weights} ({initial.dialect}): {', '.join(holds)}"]
     differing = [
         f"{name} {value}"
@@ -245,7 +246,7 @@ def _notes(
     ]
     if differing:
         notes.append(f"settings of the weights, not of the recipe: {', '.join(differing)}")
-    if initial.kept_head and checkpoint.center is None:
+    if centered and checkpoint.center is None:
         notes.append("the weights hold no center: it starts at 0 and settles in some 20 steps")
     if not initial.kept_head:
         frozen = config.optim.freeze_backbone

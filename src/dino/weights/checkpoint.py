@@ -300,7 +300,8 @@ def _backbone_and_head(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     if not any(name.startswith("backbone.") for name in tensors):  # vit: transformers' ViTFor...
         return {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}, {}
     head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
+    behind = ("head.", "predictor.")
     backbone = {
-        n.removeprefix("backbone."): t for n, t in tensors.items() if not n.startswith("head.")
+        n.removeprefix("backbone."): t for n, t in tensors.items() if not n.startswith(behind)
     }
     return backbone, head

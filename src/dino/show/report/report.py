@@ -196,7 +196,9 @@ CURVES = {
 
 def _curves(run: Run) -> str:
     prototypes = run.settings.get("head.prototypes", 0)
-    uniform = [Level("ln K =", math.log(prototypes))] if finite(prototypes) and prototypes else []
+    distributions = run.settings.get("optim.loss", "cross_entropy") == "cross_entropy"
+    limit = finite(prototypes) and prototypes and distributions
+    uniform = [Level("ln K =", math.log(prototypes))] if limit else []
     figures = [_knn_curve(run)]
     for name, (title, caption) in CURVES.items():
         curve, value = run.curve(name), ""
