@@ -21,7 +21,7 @@ FLOORS = dict.fromkeys(("arguments", "cgroups", "files", "progress", "runtime", 
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation", "features"), 3)
 FLOORS |= dict.fromkeys(("train", "evaluate", "show"), 4)
-FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
+FLOORS |= dict.fromkeys(("", "ablation", "pretraining", "cli"), 5) | {"__main__": 6}
 
 # (Room, the module or room of the same floor that it may import).
 SIDEWAYS = {
@@ -39,7 +39,7 @@ SIDEWAYS = {
     ("weights", "data.images.pixel_format"),
     ("weights", "data.images.preprocessing"),
     ("train", "evaluate.protocol"),
-    *(("", "pretraining"), ("cli", "pretraining"), ("cli", "")),
+    *(("", "pretraining"), ("cli", "pretraining"), ("cli", "ablation"), ("cli", "")),
 }
 
 # Module -> the only modules that may import it.

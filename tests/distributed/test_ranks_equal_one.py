@@ -48,7 +48,8 @@ def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str,
         part = slice(ranks.rank * share, (ranks.rank + 1) * share)
         report = ours.step([group[:, part] for group in batch], step)
         found[f"loss{step}"] = report.loss
-        found[f"entropy{step}"] = report.teacher_entropy
+        unit = ours.targets.unit  # one of the two measures is not defined
+        found[f"targets{step}"] = report.target_spread if unit else report.teacher_entropy
         found[f"refused{step}"] = report.found_inf.double()
     gradients = {f"gradient.{n}": p.grad for n, p in ours.student.named_parameters()}
     return {**found, **state(ours), **{n: g.clone() for n, g in gradients.items() if g is not None}}
@@ -81,7 +82,7 @@ def test_two_ranks_equal_one(options: dict[str, Any], poison: bool) -> None:
     if poison:
         assert [one[f"refused{step}"].item() for step in range(STEPS)] == [0, 1, 0]
         for values in (one, *two):
-            del values["loss1"], values["entropy1"]
+            del values["loss1"], values["targets1"]
     assert_same(two[0], two[1])
     assert_same(two[0], one, 1e-9)
 
