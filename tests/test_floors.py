@@ -22,7 +22,7 @@ FLOORS = dict.fromkeys(("arguments", "cgroups", "files", "progress", "runtime", 
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation", "features"), 3)
 FLOORS |= dict.fromkeys(("train", "evaluate", "show", "jobs"), 4)
-FLOORS |= dict.fromkeys(("", "pretraining", "cli"), 5) | {"__main__": 6}
+FLOORS |= dict.fromkeys(("", "ablation", "pretraining", "cli"), 5) | {"__main__": 6}
 
 # (Room, the module or room of the same floor that it may import).
 SIDEWAYS = {
@@ -40,14 +40,14 @@ SIDEWAYS = {
     ("weights", "data.images.pixel_format"),
     ("weights", "data.images.preprocessing"),
     ("train", "evaluate.protocol"),
-    *(("", "pretraining"), ("cli", "pretraining"), ("cli", "")),
+    *(("", "pretraining"), ("cli", "pretraining"), ("cli", "ablation"), ("cli", "")),
 }
 
 # Module or package -> the only modules outside of it that may import it or a part of it.
 CLOSED = {
     "cli": {"__main__"},
     "show.explorer": {"", "cli", "show.report.similarity"},
-    "show.report": {"pretraining", "show.explorer.live_run"},
+    "show.report": {"ablation", "pretraining", "show.explorer.live_run"},
 }
 
 # What the extras of pyproject.toml install (but for `dev`), by its import name.

@@ -167,6 +167,7 @@ WEIGHTS = {
 }
 COMMANDS: dict[str, Command | Group] = {
     "pretrain": Command("pretrain on unlabelled images", "cli:pretrain"),
+    "ablate": Command("train a table of the paper in small", "cli:ablate"),
     "data": Group("look at images before training", DATA),
     "evaluate": Group("measure features", EVALUATIONS),
     **JOBS,
@@ -270,6 +271,31 @@ def pretrain(arguments: Sequence[str]) -> Any:
     if not result.finished:
         sys.exit(INTERRUPTED)
     _next("dino features", settings.out, settings.data, "--out", "features.npy")
+
+
+def ablate(arguments: Sequence[str]) -> None:
+    """`dino ablate TABLE` and `dino ablate list`."""
+    if not arguments:
+        raise UserError("which table of the paper? 'dino ablate list' names them")
+    from dino import ablation
+    from dino.train.ablations import TABLES
+
+    name, *words = arguments
+    if name == "list":
+        ablation.list_tables()
+        return
+    tables = "\n".join(f"  {key:11}{found.title}" for key, found in TABLES.items())
+    if asks_for_help(arguments):
+        name, words = "TABLE", ["--help"]
+    settings = parse(
+        ablation.AblationSettings,
+        f"dino ablate {name}",
+        words,
+        description=f"{ablation.AblationSettings.__doc__}\n\nTables:\n{tables}\n",
+    )
+    if not ablation.run(name, settings):
+        sys.exit(INTERRUPTED)
+    _note(f"next: open {settings.out / 'page.html'} in a browser")
 
 
 def preview(arguments: Sequence[str]) -> None:

@@ -354,6 +354,22 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_max(tensor: Tensor) -> Tensor:
+    """The largest of each element of `tensor` over all ranks, in place."""
+    if _grouped():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
+def all_cat(tensor: Tensor, dim: int) -> Tensor:
+    """The equally large tensors of all ranks one behind the other, in rank order."""
+    if not _grouped():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts, dim)
+
+
 def all_mean(tensors: Iterable[Tensor]) -> None:
     """Average each of `tensors` over all ranks, in place."""
     if _grouped():

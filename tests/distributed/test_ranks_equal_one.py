@@ -9,16 +9,31 @@ from typing import Any
 import pytest
 import torch
 from helpers.ranks import run
-from helpers.small import TINY_RUN, assert_same, distillation, groups, images, schedules, state
+from helpers.small import (
+    PROTOTYPES,
+    TINY_RUN,
+    assert_same,
+    distillation,
+    groups,
+    images,
+    schedules,
+    state,
+)
 from torch import Tensor
 
 from dino import pretraining, runtime
+from dino.distillation.targets import KeyQueue, SinkhornKnopp
 from dino.runtime import Ranks
 from dino.train.config import PretrainConfig
 from dino.train.loop import train
 from dino.train.recipes import demo
 
 STEPS = 3
+
+
+def queue() -> KeyQueue:
+    torch.manual_seed(3)
+    return KeyQueue(20, PROTOTYPES)
 
 
 def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str, Tensor]:
@@ -33,7 +48,8 @@ def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str,
         part = slice(ranks.rank * share, (ranks.rank + 1) * share)
         report = ours.step([group[:, part] for group in batch], step)
         found[f"loss{step}"] = report.loss
-        found[f"entropy{step}"] = report.teacher_entropy
+        unit = ours.targets.unit  # one of the two measures is not defined
+        found[f"targets{step}"] = report.target_spread if unit else report.teacher_entropy
         found[f"refused{step}"] = report.found_inf.double()
     gradients = {f"gradient.{n}": p.grad for n, p in ours.student.named_parameters()}
     return {**found, **state(ours), **{n: g.clone() for n, g in gradients.items() if g is not None}}
@@ -47,8 +63,18 @@ def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str,
         ({"streamed": False, "optimizer": "lars"}, False),
         ({}, True),
         ({"micro_batch": 1, "planned": schedules(backbone_freeze_steps=2)}, False),
+        ({"targets": SinkhornKnopp(), "planned": schedules(teacher="previous_iteration")}, True),
+        ({"kind": "contrastive", "targets": queue(), "predictor": True}, True),
     ],
-    ids=["streamed", "micro-batches", "whole-lars", "not-finite-on-one-rank", "head-warm-up"],
+    ids=[
+        "streamed",
+        "micro-batches",
+        "whole-lars",
+        "not-finite-on-one-rank",
+        "head-warm-up",
+        "sinkhorn",
+        "contrastive",
+    ],
 )
 def test_two_ranks_equal_one(options: dict[str, Any], poison: bool) -> None:
     one = trajectory(Ranks(), options, poison)
@@ -56,7 +82,7 @@ def test_two_ranks_equal_one(options: dict[str, Any], poison: bool) -> None:
     if poison:
         assert [one[f"refused{step}"].item() for step in range(STEPS)] == [0, 1, 0]
         for values in (one, *two):
-            del values["loss1"], values["entropy1"]
+            del values["loss1"], values["targets1"]
     assert_same(two[0], two[1])
     assert_same(two[0], one, 1e-9)
 

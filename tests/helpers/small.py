@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from dino.data.sources.torch_dataset import TorchDataset
-from dino.distillation.loss import StudentLoss, num_pairs, prototype_cross_entropy
+from dino.distillation.loss import LossKind, StudentLoss, num_pairs, prototype_cross_entropy
 from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
-from dino.distillation.targets import Centering, targets_for_views
-from dino.models.head import Head
+from dino.distillation.targets import Centering, Targets, targets_for_views
+from dino.models.head import Head, Predictor
 from dino.models.vit import ViT
 
 PROTOTYPES = 24
@@ -52,11 +52,18 @@ def distillation(
     dtype: torch.dtype = torch.float64,
     head: dict[str, Any] | None = None,
     koleo: float = 0.0,
+    targets: Targets | None = None,
+    kind: LossKind = "cross_entropy",
+    temperature: float = 0.1,
+    predictor: bool = False,
     **options: Any,
 ) -> Distillation:
     student = network(seed, dtype=dtype, **(head or {}))
-    targets = Centering(PROTOTYPES).to(dtype)
-    loss = StudentLoss(student, koleo=koleo)
+    if predictor:
+        size, norm = student.head.projection, bool(head and head.get("batch_norm"))
+        student.predictor = Predictor(size, 20, batch_norm=norm).to(dtype)
+    targets = (Centering(PROTOTYPES) if targets is None else targets).to(dtype)
+    loss = StudentLoss(student, temperature=temperature, kind=kind, koleo=koleo)
     return Distillation(loss, targets, planned or schedules(), **options)
 
 

@@ -107,7 +107,17 @@ def test_settings_may_have_dashes() -> None:
         ),
         ({"views.local_size": 8}, r"views.local_size 8 .*: take 16"),
         ({"model.drop_path": 1.0}, r"model.drop_path is 1.0: .* of at least 0 and below 1"),
-        ({"teacher.temperature": 0.0}, r"teacher.temperature is 0.0: .* above 0"),
+        ({"teacher.temperature": -0.1}, r"teacher.temperature is -0.1: .* at least 0"),
+        (
+            {"teacher.targets": "sinkhorn", "teacher.temperature": 0.0},
+            r"teacher.targets sinkhorn divides by .* take teacher.temperature",
+        ),
+        ({"optim.loss": "mse", "teacher.targets": "sinkhorn"}, "take teacher.targets centering or"),
+        ({"optim.loss": "contrastive"}, r"loss contrastive compares .* teacher.targets none"),
+        (
+            {"head.predictor": True, "head.bottleneck": None},
+            r"head.predictor maps the bottleneck .* set head.bottleneck",
+        ),
         ({"teacher.student_temperature": 0}, r"student_temperature is 0"),
         ({"teacher.momentum": 1.5}, r"teacher.momentum is 1.5: .* from 0 to 1"),
         ({"teacher.center_momentum": -0.1}, r"center_momentum is -0.1"),
@@ -177,6 +187,7 @@ def test_durations_that_cannot_work(settings: dict[str, Any], words: str) -> Non
         ({"teacher.temperature": 0.3}, "uniform collapse"),
         ({"optim.lr": 0.05}, "AdamW"),
         ({"model.arch": "vit_base"}, "fixed_norm"),
+        ({"teacher.kind": "student_copy"}, "teacher.kind student_copy with centering ends in coll"),
     ],
 )
 def test_settings_known_to_go_wrong_are_warned_of(settings: dict[str, Any], words: str) -> None:

@@ -120,10 +120,21 @@ def test_after_each_checkpoint_the_main_rank_is_told(tmp_path: Path) -> None:
     assert steps == [3, 6, 8]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"teacher.kind": "previous_iteration", "teacher.targets": "sinkhorn"},
+        {"teacher.kind": "previous_epoch", "optim.loss": "mse", "head.predictor": True},
+        {"optim.loss": "contrastive", "teacher.targets": "none", "optim.queue": 50},
+    ],
+    ids=["demo", "sinkhorn", "mse", "contrastive"],
+)
 def test_stopped_by_a_signal_and_resumed_equals_never_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    train(config(), images(), tmp_path / "straight", device=CPU)
+    here = config(**changes)
+    train(here, images(), tmp_path / "straight", device=CPU)
     views = module._Loop._views
 
     def interrupt(self: Any, batch: Any) -> list[torch.Tensor]:
@@ -132,10 +143,10 @@ def test_stopped_by_a_signal_and_resumed_equals_never_stopped(
         return views(self, batch)
 
     monkeypatch.setattr(module._Loop, "_views", interrupt)
-    stopped = train(config(), images(), tmp_path / "stopped", device=CPU)
+    stopped = train(here, images(), tmp_path / "stopped", device=CPU)
     assert (stopped.step, stopped.finished) == (4, False)
     monkeypatch.undo()
-    resumed = train(config(execution__micro_batch=None), images(), tmp_path / "stopped", device=CPU)
+    resumed = train(here, images(), tmp_path / "stopped", device=CPU)
     assert resumed.finished
     assert_bitwise(tmp_path / "straight", tmp_path / "stopped")
     steps = [

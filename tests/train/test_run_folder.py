@@ -21,7 +21,7 @@ from dino.runtime import Ranks
 from dino.train import run_folder as module
 from dino.train.loop import train
 from dino.train.recipes import demo
-from dino.train.run_folder import RunFolder, describe_images
+from dino.train.run_folder import NEWER, RunFolder, describe_images
 
 CPU = torch.device("cpu")
 VIT_ONLY = ("model.patch_size", "model.position", "model.stem", "model.depth", "model.heads")
@@ -194,7 +194,7 @@ def test_a_run_of_before_there_were_some_settings_is_resumed(tmp_path: Path, arc
     changes = {} if arch == "vit_tiny" else {"model.arch": arch, **dict.fromkeys(VIT_ONLY)}
     config = demo().changed({"run.duration": "2 steps", **changes}).for_architecture()
     earlier = config.defining()
-    for name in ("optim.koleo", "model.token_dropout", "model.stem"):
+    for name in (*NEWER, "model.stem"):
         del earlier[name]
     here = RunFolder(tmp_path, Ranks())
     here.write_config({"defining": earlier, "images": {"digest": "same"}})

@@ -27,6 +27,10 @@ ADVICE = {
         "that the learning rate suits the optimizer (AdamW: about 5e-4 per 256 images); "
         "try a slightly higher teacher temperature (up to .07)"
     ),
+    "constant": (
+        "constant output: the teacher gives every image the same vector. The squared distance "
+        "alone does not prevent that: take centering, or a predictor with batch norm in the head"
+    ),
 }
 """What to try, from the authors' answers to users and section 5.3."""
 
@@ -57,12 +61,14 @@ def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 class CollapseMonitor:
     """Detects a lasting collapse from the teacher's entropy and the KL divergence.
 
+    Where targets are vectors of length 1, from their spread (`StepReport.target_spread`).
+
     Flat targets are normal in the first steps, so a collapse is reported once, after `patience`
     consecutive steps.
 
     Attributes:
         prototypes: K.
-        collapse: the present collapse, "uniform" or "one prototype"; None for none.
+        collapse: the present collapse, "uniform", "one prototype" or "constant"; None for none.
     """
 
     prototypes: int
@@ -71,8 +77,13 @@ class CollapseMonitor:
     _kind: str | None = None
     _steps: int = 0
 
-    def update(self, teacher_entropy: float, kl: float) -> str | None:
-        """Add the measures of a step in nats; returns advice for the user, once a collapse."""
+    def update(
+        self, teacher_entropy: float, kl: float, target_spread: float = math.nan
+    ) -> str | None:
+        """Add the measures of a step in nats; returns advice for the user, once a collapse.
+
+        What the loss does not define is NaN.
+        """
         limit = math.log(self.prototypes)
         kind = None
         if kl < 0.01 * limit:
@@ -80,6 +91,8 @@ class CollapseMonitor:
                 kind = "uniform"
             elif teacher_entropy < 0.01 * limit:
                 kind = "one prototype"
+        if target_spread < 0.01:
+            kind = "constant"
         self._steps = self._steps + 1 if kind == self._kind else 1
         self._kind = kind
         if kind is None:

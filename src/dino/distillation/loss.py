@@ -1,4 +1,4 @@
-"""The loss (paper section 3.1, equations 1 to 5) in the form that separates over student views.
+"""The losses, in the form that separates over student views (paper section 3.1, appendix B).
 
 With q_a the target of teacher view a and s_v the logits of student view v over the student
 temperature, the loss is the mean over images and pairs (a, v), v != a, of the cross-entropy
@@ -11,7 +11,12 @@ with the gradient n_v * softmax(s_v) - t_v for s_v. So the term of a view depend
 student view: views can be streamed, split and accumulated in any way with the same result, and
 logits are stored only in chunks (`prototype_cross_entropy`).
 
-Shapes: V student views, B batch, S pixels a side, K prototypes, E size of the bottleneck.
+The other losses of section 5.1 compare l2-normalised outputs and separate in the same way: the
+squared distance (`unit_distance`), and InfoNCE (`info_nce`), whose negatives are those of earlier
+steps.
+
+Shapes: V student views, B batch, S pixels a side, K prototypes, E size of the bottleneck, n teacher
+views to compare with, Q negatives.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +41,9 @@ CACHED_ELEMENTS = 2**18
 """Elements of the prototypes' gradient processed together in the cache of a CPU."""
 
 
+LossKind = Literal["cross_entropy", "mse", "contrastive"]
+
+
 @dataclass(frozen=True)
 class StudentViews:
     """Equally large views for the student, and their targets.
@@ -47,6 +55,8 @@ class StudentViews:
         drop_path_scale: the factors of drop path; None for no drop path.
         patches: those that the student processes; None for all.
         is_global: whether they are global views, whose features the regulariser spreads.
+        keys: the single targets whose sum `targets` is, for the contrastive loss.
+        negatives: of the contrastive loss.
     """
 
     images: Float[Tensor, "V B C S S"]
@@ -55,6 +65,8 @@ class StudentViews:
     drop_path_scale: Float[Tensor, "branches V B"] | None = None
     patches: Int[Tensor, "V B k"] | None = None
     is_global: bool = False
+    keys: Float[Tensor, "v n B K"] | None = None
+    negatives: Float[Tensor, "Q K"] | None = None
 
 
 class StudentLoss(nn.Module):
@@ -62,7 +74,8 @@ class StudentLoss(nn.Module):
 
     Args:
         student: the network to train.
-        temperature: tau_s.
+        temperature: tau_s, or that of the contrastive loss.
+        kind: cross_entropy of distributions; mse or contrastive of l2-normalised outputs.
         koleo: weight of the KoLeo regulariser (`koleo`); 0 for none.
 
     Attributes:
@@ -70,9 +83,17 @@ class StudentLoss(nn.Module):
             means over both, and those of groups and micro-batches add up.
     """
 
-    def __init__(self, student: Network, *, temperature: float = 0.1, koleo: float = 0.0) -> None:
+    def __init__(
+        self,
+        student: Network,
+        *,
+        temperature: float = 0.1,
+        kind: LossKind = "cross_entropy",
+        koleo: float = 0.0,
+    ) -> None:
         super().__init__()
         self.student, self.temperature, self.divisor = student, temperature, 1
+        self.kind: LossKind = kind
         self.koleo = koleo
 
     @property
@@ -97,22 +118,61 @@ class StudentLoss(nn.Module):
             ]
         with full_precision(features[0].device):
             flat = [rows.flatten(0, 1) for rows in features]
-            z = head.embed(torch.cat(flat))
+            z = head.embed(torch.cat(flat), self.student.predictor)
+            if self.kind != "cross_entropy":
+                z = nn.functional.normalize(self.student.output(z), dim=1)
             total = z.new_zeros(())
             terms = {}
             parts = zip(features, z.split([*map(len, flat)]), groups, strict=True)
             for feature, rows, views in parts:
-                total = total + prototype_cross_entropy(
-                    rows.unflatten(0, views.images.shape[:2]),
-                    head.last_layer.weight_v,
-                    head.last_layer.weight_g,
-                    views.targets,
-                    views.count,
-                    self.temperature,
-                )
+                total = total + self._term(rows.unflatten(0, views.images.shape[:2]), views)
                 if self.koleo and views.is_global:
                     terms["koleo"] = self.koleo * koleo(feature)
-        return {"cross_entropy": total / self.divisor, **terms}
+        return {self.kind: total / self.divisor, **terms}
+
+    def _term(self, z: Float[Tensor, "V B E"], views: StudentViews) -> Float[Tensor, ""]:
+        """The loss of one group, summed over pairs of views and images."""
+        if self.kind == "mse":
+            return unit_distance(z, views.targets, views.count)
+        if self.kind == "contrastive":
+            assert views.keys is not None, "the targets are a `KeyQueue`"
+            assert views.negatives is not None
+            return info_nce(z, views.keys, views.negatives, self.temperature)
+        layer = self.student.head.last_layer
+        return prototype_cross_entropy(
+            z, layer.weight_v, layer.weight_g, views.targets, views.count, self.temperature
+        )
+
+
+def unit_distance(
+    outputs: Float[Tensor, "V B K"], targets: Float[Tensor, "v B K"], count: int
+) -> Float[Tensor, ""]:
+    """Sum over pairs of views and rows of |s - q|^2 = 2 - 2 <s, q>, for vectors of length 1.
+
+    Appendix B: "MSE between l2-normalised outputs", in BYOL's scale, which sums over the K numbers.
+
+    Args:
+        outputs: of the student.
+        targets: the sum of the `count` vectors q that each output is compared with.
+        count: n_v.
+    """
+    pairs = 2 * count * outputs.shape[0] * outputs.shape[1]
+    return pairs - 2 * (outputs * targets).sum()
+
+
+def info_nce(
+    queries: Float[Tensor, "V B K"],
+    keys: Float[Tensor, "v n B K"],
+    negatives: Float[Tensor, "Q K"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Sum over pairs and rows of -log(e^(s k) / (e^(s k) + sum of e^(s negative))), over tau.
+
+    MoCo's loss (arXiv 1911.05722, equation 1): each key is the positive of its own pair.
+    """
+    positive = (queries[:, None] * keys).sum(dim=-1) / temperature  # [V, n, B]
+    others = (queries @ negatives.T / temperature).logsumexp(dim=-1)[:, None]  # [V, 1, B]
+    return (torch.logaddexp(positive, others) - positive).sum()
 
 
 def koleo(features: Float[Tensor, "V B D"]) -> Float[Tensor, ""]:

@@ -15,12 +15,28 @@ from dino.runtime import full_precision
 
 
 class Network(nn.Module):
-    """A backbone and its projection head; student and teacher are both one."""
+    """A backbone and its projection head; student and teacher are both one.
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    A student may have a predictor (section 5.1), which maps its projection (`Head.projection`).
+    """
+
+    def __init__(self, backbone: Backbone, head: Head, predictor: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.predictor = predictor
+
+    @property
+    def new(self) -> list[nn.Module]:
+        """The modules behind the backbone."""
+        return [self.head, *([] if self.predictor is None else [self.predictor])]
+
+    def output(self, z: Float[Tensor, "B bottleneck"]) -> Float[Tensor, "B K"]:
+        """The output of the head for the input of its prototypes, through the predictor."""
+        outputs: Tensor = self.head.last_layer(z)
+        if self.predictor is not None and self.head.bottleneck is None:
+            outputs = self.predictor(outputs)
+        return outputs
 
     def features(
         self,

@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from dino.files import UserError
 from dino.settings import validated
+
+TeacherKind = Literal["momentum", "previous_iteration", "previous_epoch", "student_copy"]
+"""The teachers of section 5.2 and Fig. 6."""
 
 
 def cosine(step: float, base: float, final: float, total: int, warmup: int = 0) -> float:
@@ -56,6 +60,7 @@ class Schedules:
             three quarters of the run, linearly.
         freeze_steps: steps in which the last layer is frozen.
         backbone_freeze_steps: steps in which only a new head is trained.
+        teacher: its kind, see `distillation.teacher`.
         end: number of steps after which the run ends, if that is not `total`: the schedules are
             then compressed or stretched, from the step `anchor[0]`, whose position is `anchor[1]`.
     """
@@ -75,6 +80,7 @@ class Schedules:
     freeze_steps: int
     backbone_freeze_steps: int = 0
     token_dropout: float = 0.0
+    teacher: TeacherKind = "momentum"
     end: int | None = None
     anchor: tuple[int, float] = (0, 0.0)
 
@@ -103,7 +109,11 @@ class Schedules:
         return cosine(position, self.weight_decay, self.weight_decay_end, self.total)
 
     def momentum_at(self, step: int) -> float:
-        """EMA momentum lambda of the teacher."""
+        """EMA momentum lambda of the teacher; 0 where it becomes the student, 1 where it stays."""
+        if self.teacher == "previous_epoch":
+            return float((step + 1) % self.steps_per_epoch != 0)
+        if self.teacher != "momentum":
+            return 0.0
         return cosine(self.position(step), self.momentum, self.momentum_end, self.total)
 
     def token_dropout_at(self, step: int) -> float:

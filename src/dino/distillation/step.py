@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -24,13 +25,20 @@ from dino.distillation.optimizer import (
     step_unless,
 )
 from dino.distillation.schedules import Schedules
-from dino.distillation.targets import Centering, entropy, targets_for_views
+from dino.distillation.targets import (
+    KeyQueue,
+    Targets,
+    entropy,
+    keys_for_views,
+    targets_for_views,
+)
 from dino.distillation.teacher import Teacher
 from dino.files import UserError
 from dino.models.backbone import has_batch_norm
 from dino.runtime import (
     Precision,
     Ranks,
+    all_cat,
     all_mean,
     all_sum,
     autocast,
@@ -47,13 +55,16 @@ class StepReport:
     Attributes:
         terms: the terms of the loss by name, in nats: means over pairs of views and images.
         teacher_entropy: h(P_t), mean over the teacher's views and images; KL is the cross-entropy
-            minus it.
+            minus it. NaN where the targets are no distributions.
+        target_spread: 1 - |mean target|^2 over the teacher's views and images of all ranks, where
+            the targets are vectors of length 1: 0 if all are equal. NaN for distributions.
         found_inf: bool: loss or gradients were not finite and nothing was updated.
         features: the teacher's features of this rank's first views.
     """
 
     terms: dict[str, Float[Tensor, ""]]
     teacher_entropy: Float[Tensor, ""]
+    target_spread: Float[Tensor, ""]
     found_inf: Tensor
     features: Float[Tensor, "B D"]
 
@@ -65,19 +76,26 @@ class StepReport:
 
 @dataclass
 class _Sums:
-    """Sums over the micro-batches of this rank: logits [K]; the rest adds up to means."""
+    """Sums over the micro-batches of this rank: logits and, of unit vectors, targets, both [K].
+
+    The rest adds up to means. `keys` are the targets of a queue.
+    """
 
     logits: Tensor
+    targets: Tensor
     teacher_entropy: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
     features: list[Float[Tensor, "b D"]]
+    keys: list[Float[Tensor, "A b K"]]
 
     def reduce(self, world: int) -> None:
-        """Add up the logits, and average the rest, over all ranks."""
-        packed = torch.cat([self.logits, torch.stack([self.teacher_entropy, *self.terms.values()])])
-        all_sum(packed)
-        means = packed[len(self.logits) :] / world
-        self.logits, self.teacher_entropy = packed[: len(self.logits)], means[0]
+        """Add up logits and targets, and average the rest, over all ranks."""
+        means = torch.stack([self.teacher_entropy, *self.terms.values()])
+        sizes = [len(self.logits), len(self.targets), len(means)]
+        packed = all_sum(torch.cat([self.logits, self.targets, means]))
+        self.logits, self.targets, means = packed.split(sizes)
+        means = means / world
+        self.teacher_entropy = means[0]
         self.terms = dict(zip(self.terms, means[1:], strict=True))
 
 
@@ -91,8 +109,8 @@ class Distillation:
         optimizer: adamw, sgd or lars.
         clip: largest l2 norm of each gradient tensor; 0 for none.
         drop_path: rate of the student's last block; block 0 has none (linear in between).
-        micro_batch: images of this rank at a time, with the same result; None for all, which batch
-            norm requires.
+        micro_batch: images of this rank at a time, with the same result; None for all, which
+            whatever relates the images of a batch to each other requires (`needs_full_batch`).
         streamed: process the groups of views one after the other, with the memory of one group;
             heads with batch norm are never streamed.
         seed: of drop path and of the patches that are left out, whose draws depend on the step and
@@ -107,7 +125,7 @@ class Distillation:
     def __init__(
         self,
         loss: StudentLoss,
-        targets: Centering,
+        targets: Targets,
         schedules: Schedules,
         *,
         optimizer: OptimizerName = "adamw",
@@ -120,8 +138,11 @@ class Distillation:
         precision: Precision = "fp32",
         ranks: Ranks | None = None,
     ) -> None:
-        if micro_batch is not None and (needs := loss.needs_full_batch):
+        self.needs_full_batch = loss.needs_full_batch or targets.needs_full_batch
+        if micro_batch is not None and (needs := self.needs_full_batch):
             raise UserError(f"{needs} needs all images of a step at once: leave micro_batch out")
+        if loss.kind != "cross_entropy" and not targets.unit:
+            raise UserError(f"the loss {loss.kind} compares vectors of length 1: take unit targets")
         if drop_path and not loss.student.backbone.has_drop_path:
             raise UserError("only ViTs have drop path: set it to 0")
         if schedules.token_dropout and not loss.student.backbone.has_drop_path:
@@ -134,7 +155,7 @@ class Distillation:
         self.schedules, self.clip, self.drop_path = schedules, clip, drop_path
         self.optimizer = make_optimizer(optimizer, self.student)
         self.micro_batch, self.seed = micro_batch, seed
-        self.streamed = streamed and not has_batch_norm(self.student.head)
+        self.streamed = streamed and not any(map(has_batch_norm, self.student.new))
         self.precision, self.ranks = precision, ranks or Ranks()
         self._parallel = data_parallel(self.loss, self.device)
 
@@ -163,7 +184,8 @@ class Distillation:
         frozen = step < self.schedules.backbone_freeze_steps
         sums = self._accumulate(groups, step, frozen, progress)
         if frozen:
-            all_mean(p.grad for p in self.student.head.parameters() if p.grad is not None)
+            new = chain.from_iterable(module.parameters() for module in self.student.new)
+            all_mean(p.grad for p in new if p.grad is not None)
         sums.reduce(self.ranks.world)
 
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
@@ -172,11 +194,21 @@ class Distillation:
             found_inf = found_inf | ~torch.isfinite(term)
         if step < self.schedules.freeze_steps:
             self.student.head.last_layer.zero_grad()  # no update, no weight decay, no moments
+        behind = self.schedules.teacher == "previous_iteration"
+        if behind:
+            self.teacher.update(self.student, step, found_inf)
         step_unless(found_inf, self.optimizer)
-        self.teacher.update(self.student, step, found_inf)
+        if not behind:
+            self.teacher.update(self.student, step, found_inf)
         rows = groups[0].shape[0] * groups[0].shape[1] * self.ranks.world
         self.targets.update(sums.logits, rows, found_inf)
-        return StepReport(sums.terms, sums.teacher_entropy, found_inf, torch.cat(sums.features))
+        if isinstance(self.targets, KeyQueue):
+            self.targets.enqueue(all_cat(torch.cat(sums.keys, dim=1), dim=1), found_inf)
+        spread = sums.teacher_entropy.new_full((), math.nan)
+        if self.targets.unit:
+            spread = 1 - (sums.targets / rows).square().sum()
+        features = torch.cat(sums.features)
+        return StepReport(sums.terms, sums.teacher_entropy, spread, found_inf, features)
 
     def rehearse(self, groups: Sequence[Float[Tensor, "_ B C _ _"]], step: int) -> None:
         """Forward and backward of `step` as a measurement: nothing that is trained changes."""
@@ -208,7 +240,11 @@ class Distillation:
         temperature = self.schedules.temperature_at(step)
         mixed = partial(autocast, self.device, self.precision)
         zero = torch.zeros((), device=self.device)
-        sums, size = _Sums(zero, zero, {}, []), self.micro_batch or batch
+        sums = _Sums(zero, zero.new_zeros(0), zero, {}, [], [])
+        size, unit = self.micro_batch or batch, self.targets.unit
+        queue = self.targets if isinstance(self.targets, KeyQueue) else None
+        if unit:
+            sums.targets, sums.teacher_entropy = zero, zero + math.nan
         for start in range(0, batch, size):
             images = slice(start, start + size)
             with mixed():
@@ -217,10 +253,14 @@ class Distillation:
             sums.logits = sums.logits + logits.sum(dim=(0, 1))
             targets = self.targets.targets(logits, temperature)
             del logits
-            share = targets.shape[1] / batch
-            sums.teacher_entropy = sums.teacher_entropy + entropy(targets) * share
+            if unit:
+                sums.targets = sums.targets + targets.sum(dim=(0, 1))
+                sums.keys += [targets] if queue else []
+            else:
+                share = targets.shape[1] / batch
+                sums.teacher_entropy = sums.teacher_entropy + entropy(targets) * share
 
-            student_views = _student_views(groups, targets, scales, patches, images)
+            student_views = _student_views(groups, targets, scales, patches, images, queue)
             passes = [[v] for v in student_views] if self.streamed else [student_views]
             for number, one_pass in enumerate(passes, 1):
                 last = number == len(passes) and start + size >= batch
@@ -273,6 +313,7 @@ def _student_views(
     scales: Tensor | None,
     patches: Tensor | None,
     images: slice,
+    queue: KeyQueue | None,
 ) -> list[StudentViews]:
     """Some images of each group, with targets, drop-path factors and patches (global views)."""
     found, first = [], 0
@@ -280,6 +321,10 @@ def _student_views(
         scale = None if scales is None else scales[:, first : first + len(group), images]
         summed, count = targets_for_views(targets, first)
         chosen = patches[:, images] if patches is not None and first == 0 else None
-        found.append(StudentViews(group[:, images], summed, count, scale, chosen, first == 0))
+        views = StudentViews(group[:, images], summed, count, scale, chosen, first == 0)
+        if queue is not None:
+            keys = keys_for_views(targets, first)
+            views = replace(views, keys=keys, negatives=queue.negatives)
+        found.append(views)
         first += len(group)
     return found

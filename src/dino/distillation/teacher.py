@@ -1,4 +1,13 @@
-"""The teacher: an exponential moving average of the student (paper section 3.1)."""
+"""The teacher: an exponential moving average of the student (paper section 3.1), or a past student.
+
+Section 5.2 and Fig. 6 compare four kinds, which `Schedules.momentum_at` and the moment of the
+update distinguish; none of them needs more memory than the moving average.
+
+* momentum: lambda < 1 after the student's step.
+* student_copy: lambda = 0 after it, so that the teacher is the student that it teaches.
+* previous_iteration: lambda = 0 *before* it, so that the teacher is one step behind.
+* previous_epoch: lambda = 0 after the last step of each epoch, else 1.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +49,12 @@ class Teacher(Network):
         """theta_t <- lambda * theta_t + (1 - lambda) * theta_s, parameters only, no buffers.
 
         Args:
-            student: after its step.
+            student: after its step (before it for previous_iteration).
             step: 0-based, for the momentum.
             found_inf: 0-dim bool; where true the teacher does not change.
         """
         ours: list[Tensor] = list(self.parameters())
-        theirs: list[Tensor] = list(student.parameters())
+        theirs: list[Tensor] = [*student.backbone.parameters(), *student.head.parameters()]
         weight = ours[0].new_full((), 1 - self.momentum(step))
         if found_inf is not None:  # on the device: no host synchronisation
             weight = torch.where(found_inf, 0.0, weight)

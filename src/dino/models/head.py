@@ -92,11 +92,36 @@ class Head(nn.Module):
             sizes[-1], prototypes, weight_norm=bottleneck is not None, fixed_norm=fixed_norm
         )
 
-    def embed(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B bottleneck"]:
-        """The input of the prototypes: on the unit sphere, if there is a bottleneck."""
+    @property
+    def projection(self) -> int:
+        """Size of the projection, which a predictor maps: the bottleneck's or, without one, K."""
+        return self.bottleneck or len(self.last_layer.weight_v)
+
+    def embed(
+        self, x: Float[Tensor, "B D"], predictor: nn.Module | None = None
+    ) -> Float[Tensor, "B bottleneck"]:
+        """The input of the prototypes: on the unit sphere, if there is a bottleneck.
+
+        `predictor` maps the bottleneck before the normalisation; without one it is not used.
+        """
         z: Tensor = self.mlp(x)
-        return z if self.bottleneck is None else F.normalize(z, dim=1)
+        if self.bottleneck is None:
+            return z
+        return F.normalize(z if predictor is None else predictor(z), dim=1)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         """Logits of every prototype."""
         return self.last_layer(self.embed(x))
+
+
+class Predictor(nn.Sequential):
+    """BYOL's predictor, which only the student has: Linear, [batch norm], ReLU, Linear.
+
+    The paper's section 5.1 does not specify it; this is arXiv 2006.07733's, for the projection.
+    """
+
+    def __init__(self, size: int, hidden: int, *, batch_norm: bool) -> None:
+        first, last = nn.Linear(size, hidden), nn.Linear(hidden, size)
+        for layer in (first, last):
+            init_linear(layer)
+        super().__init__(first, *[nn.BatchNorm1d(hidden)] * batch_norm, nn.ReLU(), last)

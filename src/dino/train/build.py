@@ -13,10 +13,10 @@ from dino.distillation.loss import StudentLoss
 from dino.distillation.network import Network
 from dino.distillation.schedules import Schedules
 from dino.distillation.step import Distillation
-from dino.distillation.targets import Centering
+from dino.distillation.targets import Centering, KeyQueue, SinkhornKnopp, Targets
 from dino.files import UserError
 from dino.models.create import create
-from dino.models.head import Head
+from dino.models.head import Head, Predictor
 from dino.runtime import Ranks, pick_precision, total_memory
 from dino.train.config import PixelSettings, PretrainConfig
 from dino.train.warm_start import Initial
@@ -39,9 +39,12 @@ def build(
         network.backbone.check_size(size)
     return Distillation(
         StudentLoss(
-            network, temperature=config.teacher.student_temperature, koleo=config.optim.koleo
+            network,
+            temperature=config.teacher.student_temperature,
+            kind=config.optim.loss,
+            koleo=config.optim.koleo,
         ),
-        Centering(config.head.prototypes, momentum=config.teacher.center_momentum),
+        _targets(config),
         schedules,
         optimizer=config.optim.optimizer,
         clip=config.optim.clip,
@@ -95,6 +98,18 @@ def check_memory(
         )
 
 
+def _targets(config: PretrainConfig) -> Targets:
+    teacher, prototypes = config.teacher, config.head.prototypes
+    unit = config.optim.loss != "cross_entropy"
+    if config.optim.loss == "contrastive":
+        return KeyQueue(config.optim.queue, prototypes)
+    if teacher.targets == "centering":
+        return Centering(prototypes, momentum=teacher.center_momentum, unit=unit)
+    if teacher.targets == "none":
+        return Targets(unit=unit)
+    return SinkhornKnopp(3 if teacher.targets == "sinkhorn" else 1)
+
+
 def _network(config: PretrainConfig, initial: Initial | None) -> Network:
     if initial is None:
         options = asdict(config.model)
@@ -104,5 +119,10 @@ def _network(config: PretrainConfig, initial: Initial | None) -> Network:
         backbone.preprocessing = replace(backbone.preprocessing, **config.pixels.transform)
     else:
         backbone = initial.backbone()
-    head = asdict(config.head)
-    return Network(backbone, Head(backbone.embed_dim, head.pop("prototypes"), **head))
+    options = asdict(config.head)
+    predicts = options.pop("predictor")
+    head = Head(backbone.embed_dim, options.pop("prototypes"), **options)
+    if not predicts:
+        return Network(backbone, head)
+    size, norm = head.projection, config.head.batch_norm
+    return Network(backbone, head, Predictor(size, config.head.hidden, batch_norm=norm))

@@ -17,7 +17,7 @@ import tyro
 
 from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from dino.data.views.view_spec import ViewSettings
-from dino.distillation.schedules import Schedules, in_steps
+from dino.distillation.schedules import Schedules, TeacherKind, in_steps
 from dino.files import UserError
 from dino.settings import Form, Range, validated
 
@@ -26,6 +26,7 @@ Number = Annotated[int, Range(low=1, high=1000)]
 Share = Annotated[float, Range(low=0, high=1), tyro.conf.arg(metavar="SHARE")]
 Rate = Annotated[float, Range(low=0, high=1000), tyro.conf.arg(metavar="RATE")]
 Temperature = Annotated[float, Range(above=0), tyro.conf.arg(metavar="TEMPERATURE")]
+Sharpness = Annotated[float, Range(low=0), tyro.conf.arg(metavar="TEMPERATURE")]
 Duration = Annotated[
     str,
     Form(
@@ -101,6 +102,9 @@ class HeadSettings:
     """Fix the prototypes' norm at 1; only ViT-S is known to do well without."""
     activation: Literal["gelu", "relu"] = "gelu"
     """Of the MLP."""
+    predictor: bool = False
+    """BYOL's predictor behind the student's projection (section 5.1); with the head's batch norm
+    it has one too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,17 +151,24 @@ class PixelSettings:
 class TeacherSettings:
     """Targets and the momentum teacher (paper section 3.1)."""
 
+    kind: TeacherKind = "momentum"
+    """The student's moving average, the student of the previous iteration or of the end of the
+    previous epoch, or a copy of it (section 5.2, Fig. 6)."""
     momentum: Share = 0.996
     """EMA momentum at the start; higher (.9995) for small batches, lower (.99) for few steps."""
     momentum_end: Share = 1.0
     """EMA momentum at the end (cosine)."""
+    targets: Literal["centering", "sinkhorn", "batch_softmax", "none"] = "centering"
+    """From the teacher's logits to targets: centering, SwAV's Sinkhorn-Knopp, softmax over the
+    batch (appendix B, Table 15), or the softmax alone."""
     center_momentum: Share = 0.9
     """m of equation 4."""
     student_temperature: Temperature = 0.1
     """tau_s."""
-    temperature: Temperature = 0.07
-    """tau_t after its warm-up; lower is sharper and safer, above .07 is unstable."""
-    temperature_start: Temperature = 0.04
+    temperature: Sharpness = 0.07
+    """tau_t after its warm-up; lower is sharper and safer (0: the largest logit alone), above .07
+    is unstable."""
+    temperature_start: Sharpness = 0.04
     """tau_t of the first epoch."""
     temperature_warmup: Duration = "30 epochs"
     """How long tau_t takes to get there."""
@@ -181,6 +192,11 @@ class OptimSettings:
     """Weight decay at the end (cosine)."""
     clip: Annotated[float, Range(low=0)] = 3.0
     """Largest l2 norm of each gradient tensor; 0 for no clipping."""
+    loss: Literal["cross_entropy", "mse", "contrastive"] = "cross_entropy"
+    """Cross-entropy (equation 2); MSE of l2-normalised outputs without sharpening (appendix B), or
+    MoCo's InfoNCE with a queue, whose temperature is teacher.student_temperature (section 5.1)."""
+    queue: Size = 65536
+    """Negatives of the contrastive loss (MoCo-v2's)."""
     koleo: Share = 0.0
     """Weight of the KoLeo term, which spreads the features (DINOv2's is .1); not in the paper."""
     freeze_last_layer: Duration = "1 epochs"
@@ -322,6 +338,25 @@ class PretrainConfig:
                         f"views.{name} {size} is not a multiple of the patch size {patch}: take "
                         f"{' or '.join(map(str, near))}, or another model.patch_size"
                     )
+        teacher = self.teacher
+        coldest = min(teacher.temperature, teacher.temperature_start)
+        if coldest == 0 and teacher.targets in ("sinkhorn", "batch_softmax"):
+            raise UserError(
+                f"teacher.targets {teacher.targets} divides by the teacher's temperature: take "
+                "teacher.temperature and teacher.temperature_start above 0"
+            )
+        allowed = {"mse": ("centering", "none"), "contrastive": ("none",)}
+        if teacher.targets not in (fits := allowed.get(self.optim.loss, (teacher.targets,))):
+            raise UserError(
+                f"optim.loss {self.optim.loss} compares vectors, not distributions: take "
+                f"teacher.targets {' or '.join(fits)}"
+            )
+        distributions = self.optim.loss == "cross_entropy"
+        if self.head.predictor and self.head.bottleneck is None and distributions:
+            raise UserError(
+                "head.predictor maps the bottleneck before the prototypes: set head.bottleneck, "
+                "or another optim.loss"
+            )
         lr = max(self.optim.lr * batch / 256, self.optim.lr_end)
         shrinking = lr * max(self.optim.weight_decay, self.optim.weight_decay_end)
         if self.optim.optimizer != "lars" and shrinking >= 1:
@@ -330,11 +365,18 @@ class PretrainConfig:
                 f"optim.weight_decay is {shrinking:g}, which overshoots 0 at 1: lower one of them"
             )
         warnings = []
-        hottest = max(self.teacher.temperature, self.teacher.temperature_start)
+        hottest = max(teacher.temperature, teacher.temperature_start)
         if hottest > 0.07:
             warnings.append(
                 f"a teacher temperature of {hottest} is above .07, where training is known to end "
                 "in uniform collapse: to sharpen the targets, lower it"
+            )
+        if teacher.kind in ("previous_iteration", "student_copy") and (
+            teacher.targets == "centering"
+        ):
+            warnings.append(
+                f"teacher.kind {teacher.kind} with centering ends in collapse (paper Fig. 6, "
+                "Table 15): take --teacher.targets sinkhorn or --teacher.kind momentum"
             )
         if self.optim.optimizer == "adamw" and self.optim.lr > 5e-3:
             warnings.append(
@@ -386,6 +428,7 @@ class PretrainConfig:
             freeze_steps=steps(optim.freeze_last_layer),
             backbone_freeze_steps=steps(optim.freeze_backbone),
             token_dropout=self.model.token_dropout,
+            teacher=teacher.kind,
         )
 
 

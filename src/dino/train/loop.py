@@ -5,6 +5,7 @@ Everything is put together and checked before the run folder (`train.run_folder`
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -217,7 +218,7 @@ class _Loop:
         self.tracker = EvaluationTracker(evaluations, self.state)
         self.monitor = CollapseMonitor(config.head.prototypes)
         self.refused_in_row, self.stopping = 0, False
-        full = self.distillation.loss.needs_full_batch
+        full = self.distillation.needs_full_batch
         self.memory_option = "--batch" if full else "--execution.micro-batch"
 
     def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:
@@ -413,9 +414,12 @@ class _Loop:
                 self._refuse(step + 1, loss, images)
                 continue
             self.refused_in_row = 0
-            kl = report.terms["cross_entropy"].item() - entropy
-            advice = self.monitor.update(entropy, kl)
-            self.metrics.add({"loss": loss, "teacher_entropy": entropy, "kl": kl})
+            divergence = report.terms.get("cross_entropy")  # other losses have none
+            kl = math.nan if divergence is None else divergence.item() - entropy
+            spread = report.target_spread.item()
+            advice = self.monitor.update(entropy, kl, spread)
+            measures = {"teacher_entropy": entropy, "kl": kl, "target_spread": spread}
+            self.metrics.add({"loss": loss, **{n: x for n, x in measures.items() if x == x}})
             self.log.advance(step + 1)
             if advice:
                 self.log.say(f"step {step + 1}: {advice}", "bold red")

@@ -33,7 +33,15 @@ from dino.weights.checkpoint import last_step
 
 FORMAT = 1
 """Of `config.json`."""
-NEWER = {"optim.koleo": 0.0, "model.token_dropout": 0.0}
+NEWER = {
+    "optim.koleo": 0.0,
+    "model.token_dropout": 0.0,
+    "teacher.targets": "centering",
+    "teacher.kind": "momentum",
+    "head.predictor": False,
+    "optim.loss": "cross_entropy",
+    "optim.queue": 65536,
+}
 """Settings that runs of earlier versions do not name, with the value that those had."""
 EXAMPLES = 64
 """Images whose names `config.json` holds."""

@@ -158,10 +158,13 @@ class RunLog:
         )
 
     def _show(self, line: dict[str, Any]) -> None:
+        if "kl" in line:
+            targets = f"entropy {line['teacher_entropy']:.2f}  KL {line['kl']:.2f}"
+        else:
+            targets = f"targets {line['target_spread']:.3f}"
         measures = (
             f"loss {line['loss']:.3f}  {line['images_per_s']:.0f} images/s"
-            f"  data-wait {line['data_wait']:.0%}  entropy {line['teacher_entropy']:.2f}"
-            f"  KL {line['kl']:.2f}  spread {line['feature_std']:.2f}"
+            f"  data-wait {line['data_wait']:.0%}  {targets}  spread {line['feature_std']:.2f}"
             f"  rank {line['effective_rank']:.0f}"
         )
         self._progress.update(self._task, measures=measures)

@@ -101,7 +101,8 @@ class Initial:
             load_strictly(network.backbone, backbone, checkpoint.path)
             if self.kept_head and state.head is not None:
                 load_strictly(network.head, state.head.tensors, checkpoint.path)
-        if self.kept_head and checkpoint.center is not None:
+        centered = "center" in distillation.targets.state_dict()
+        if self.kept_head and checkpoint.center is not None and centered:
             load_strictly(distillation.targets, {"center": checkpoint.center}, checkpoint.path)
         self.checkpoint = None
 
@@ -246,7 +247,8 @@ def _notes(
     both = checkpoint.student is not None and checkpoint.teacher is not None
     holds = ["student and teacher" if both else "one network as student and teacher"]
     holds += ["their head"] * initial.kept_head
-    holds += ["center"] * (initial.kept_head and checkpoint.center is not None)
+    centered = initial.kept_head and config.teacher.targets == "centering"
+    holds += ["center"] * (centered and checkpoint.center is not None)
     notes = [f"starts from {initial.weights} ({initial.dialect}): {', '.join(holds)}"]
     differing = [
         f"{name} {value}"
@@ -255,7 +257,7 @@ def _notes(
     ]
     if differing:
         notes.append(f"settings of the weights, not of the recipe: {', '.join(differing)}")
-    if initial.kept_head and checkpoint.center is None:
+    if centered and checkpoint.center is None:
         notes.append("the weights hold no center: it starts at 0 and settles in some 20 steps")
     if not initial.kept_head:
         frozen = config.optim.freeze_backbone

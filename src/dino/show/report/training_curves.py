@@ -70,7 +70,9 @@ def curves_section(runs: Sequence[Run]) -> str:
 
 
 def _uniform(runs: Sequence[Run]) -> list[Level]:
-    """The entropy of uniform targets, where all runs have as many prototypes."""
+    """The entropy of uniform targets, where all runs have as many prototypes and targets."""
+    if any(run.settings.get("optim.loss", "cross_entropy") != "cross_entropy" for run in runs):
+        return []
     counts = {run.settings.get("head.prototypes") for run in runs}
     count = counts.pop()
     return [] if counts or not finite(count) or count < 2 else [Level("ln K =", math.log(count))]

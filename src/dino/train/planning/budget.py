@@ -204,11 +204,14 @@ def timed(
     for config, rung in zip(configs, RUNGS, strict=True):
         if len(found) >= ALWAYS_TIMED and found[-1].speed * seconds < rung.images:
             break
-        found += gather_objects(_timed(config, source, device, ranks))[:1]
+        found += gather_objects(timed_network(config, source, device, ranks))[:1]
     return found
 
 
-def _timed(config: PretrainConfig, source: Source, device: torch.device, ranks: Ranks) -> Candidate:
+def timed_network(
+    config: PretrainConfig, source: Source, device: torch.device, ranks: Ranks
+) -> Candidate:
+    """A configuration with its speed on this machine, which takes some seconds."""
     try:
         sampler = EpochSampler(
             len(source), config.run.batch, 0, ranks.rank, ranks.world, blocks=source.blocks

@@ -114,7 +114,7 @@ def estimate(
             seconds = time.perf_counter() - started
             return Trial(images, seconds, max(0, peak_memory(device) - start))
 
-        first = min(2 if distillation.loss.needs_full_batch else 1, largest)
+        first = min(2 if distillation.needs_full_batch else 1, largest)
         trials = _trials(measure, first, largest, available)
         forward = _forward_seconds(distillation, views(_tiled(sample, trials[-1].images)))
     fits = largest
@@ -187,7 +187,7 @@ def _fitting(trials: Sequence[Trial], largest: int, available: float) -> int:
 
 def _quick(distillation: Distillation, trial: Trial, images: int) -> int:
     """At most `images` that take few seconds, so that progress is visible: a power of two."""
-    if distillation.loss.needs_full_batch or trial.seconds / trial.images * images < STEP_SECONDS:
+    if distillation.needs_full_batch or trial.seconds / trial.images * images < STEP_SECONDS:
         return images
     quick = STEP_SECONDS * trial.images / trial.seconds
     return 2 ** max(0, math.floor(math.log2(quick)))
@@ -214,7 +214,7 @@ def _check_fits(
             f"a step of {batch} images needs {gib(1)}, even with one image at a time: lower "
             "--batch or the views' sizes and number, or take a smaller --model.arch"
         )
-    if needs := distillation.loss.needs_full_batch:
+    if needs := distillation.needs_full_batch:
         raise UserError(
             f"a step of {batch} images for each process needs {gib(batch)}; {needs} needs all "
             f"images of a step at once: take --batch {fits} for each process, or smaller views"
