@@ -33,6 +33,7 @@ from dino.files import (
     replacing,
 )
 from dino.progress import Console
+from dino.rendezvous import reported_failures
 from dino.runtime import (
     default_workers,
     describe,
@@ -73,6 +74,7 @@ K = 20
 """Neighbours; the paper's best (section 4.1)."""
 
 
+@reported_failures()
 @disk_errors()
 def pretrain(
     recipe: str | PretrainConfig | None = None,
