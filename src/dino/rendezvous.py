@@ -108,6 +108,7 @@ def meet(rank: int, world: int, timeout: float) -> Store:
         came = store.add("present", 0)
         raise RuntimeError(f"{came} of them came") from error
     if message := store.get("go").decode():
+        _Current.told = True
         _acknowledge(store, rank, world)
         raise UserError(message)
     _Current.watch = Watch(store, rank, world)
@@ -123,15 +124,16 @@ def report_failure(message: str) -> None:
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1" or _Current.told:
         return
-    _Current.told = True
     with suppress(RuntimeError, ValueError, KeyError):  # nobody can be told
         rank, watch = int(os.environ["RANK"]), _Current.watch
         sentence = f"rank {rank} stopped: {message}"
         if watch is not None:
+            _Current.told = True
             if not watch.store.check(["failed"]):
                 watch.store.set("failed", sentence)
             _acknowledge(watch.store, rank, int(world))
         elif not served_by_launcher():
+            _Current.told = True
             store = connect(rank, NOTICE)
             store.set("go", sentence)
             _acknowledge(store, rank, int(world))
@@ -162,8 +164,9 @@ def others() -> str:
         return ""
     with suppress(RuntimeError):
         ranks = [rank for rank in range(watch.world) if rank != watch.rank][:8]
-        beats = [watch.store.get(f"beat/{rank}").decode().partition(" ")[2] for rank in ranks]
-        return "".join(f"; rank {r} was {b}" for r, b in zip(ranks, beats, strict=True) if b)
+        beats = watch.own_store.multi_get([f"beat/{rank}" for rank in ranks])
+        texts = [beat.decode().partition(" ")[2] for beat in beats]
+        return "".join(f"; rank {r} was {t}" for r, t in zip(ranks, texts, strict=True) if t)
     return ""
 
 
@@ -192,7 +195,8 @@ class Watch(threading.Thread):
     def __init__(self, store: Store, rank: int, world: int) -> None:
         super().__init__(name="dino-watch", daemon=True)
         self.rank, self.world, self.store = rank, world, store
-        self._store = connect(rank, NOTICE, serve=False)  # a store of its own: calls may block
+        # The store of the process group may be locked by a call that waits.
+        self.own_store = connect(rank, NOTICE, serve=False)
         self._stopped, self._parent = threading.Event(), os.getppid()
         self._beats: dict[int, bytes] = {}
         self._quiet: defaultdict[int, int] = defaultdict(int)
@@ -222,18 +226,19 @@ class Watch(threading.Thread):
 
     def beat(self, number: int) -> None:
         """One sign of life, and a look at the others."""
-        self._store.set(f"beat/{self.rank}", f"{number} {_Current.doing}")
-        if self._store.check(["failed"]):
-            self._end(self._store.get("failed").decode())
-        for other in range(1, self.world) if self.rank == 0 else [0]:
-            beat = self._store.get(f"beat/{other}")
+        self.own_store.set(f"beat/{self.rank}", f"{number} {_Current.doing}")
+        if self.own_store.check(["failed"]):
+            self._end(self.own_store.get("failed").decode())
+        watched = range(1, self.world) if self.rank == 0 else [0]
+        beats = self.own_store.multi_get([f"beat/{other}" for other in watched])
+        for other, beat in zip(watched, beats, strict=True):
             same = beat == self._beats.get(other) and beat != ENDED.encode()
             self._quiet[other] = self._quiet[other] + 1 if same else 0
             self._beats[other] = beat
             if self._quiet[other] * BEAT >= SILENCE:
                 last = beat.decode().partition(" ")[2]
                 sentence = f"rank {other} gave no sign of life for {SILENCE:g} s (it was {last})"
-                self._store.set("failed", f"{sentence}: see its log and its machine")
+                self.own_store.set("failed", f"{sentence}: see its log and its machine")
 
     def _end(self, sentence: str) -> None:
         if _Current.told:  # this process is ending already
@@ -241,7 +246,7 @@ class Watch(threading.Thread):
         with suppress(OSError):
             os.write(2, f"dino: {sentence}; this is rank {self.rank}, which stops too\n".encode())
         with suppress(RuntimeError):
-            _acknowledge(self._store, self.rank, self.world)
+            _acknowledge(self.own_store, self.rank, self.world)
         os._exit(2)
 
     def _uncaught(

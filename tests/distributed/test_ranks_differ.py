@@ -11,6 +11,7 @@ from helpers.small import TINY_RUN, images
 
 from dino.data.sources.torch_dataset import TorchDataset
 from dino.files import UserError
+from dino.pretraining import pretrain
 from dino.runtime import Ranks
 from dino.train import run_folder
 from dino.train.loop import train
@@ -44,11 +45,25 @@ def mistaken(ranks: Ranks, folder: Path) -> dict[str, str]:
     for case, (changes, _) in CASES.items():
         changed = changes if ranks.rank == 1 else {}
         found[case] = attempt(folder / case, **changed)
+    found["val"] = pretrained(folder / "val", val=labelled(ranks.rank))
+    found["recipe"] = pretrained(folder / "val", recipe="demo" if ranks.main else "laptop")
     # The first rank's folder holds a checkpoint that the second does not see.
     found["first"] = attempt(folder / "run")
     out = {"out": "copy"} if ranks.rank == 1 else {}
     found["checkpoint"] = attempt(folder / "run", **out, **{"execution.max_refused": 2})
     return found
+
+
+def labelled(shift: int) -> list[tuple[torch.Tensor, int]]:
+    return [(torch.full((3, 24, 24), i + shift, dtype=torch.uint8), i % 2) for i in range(12)]
+
+
+def pretrained(run: Path, recipe: str = "demo", **options: Any) -> str:
+    try:
+        pretrain(recipe, data=labelled(0), out=run, device="cpu", settings=SETTINGS, **options)
+    except UserError as error:
+        return str(error)
+    return "trained"
 
 
 def attempt(run: Path, source: Any = None, out: str = "", **changes: Any) -> str:
@@ -67,5 +82,7 @@ def test_what_differs_is_said_on_every_rank(tmp_path: Path) -> None:
     for case, (_, sentence) in CASES.items():
         assert sentence in first[case], first[case]
         assert not list((tmp_path / case).glob("[!.]*"))  # nothing but the lock was written
+    assert "rank 1 has another image of --val than rank 0" in first["val"]
+    assert "rank 1 has another recipe than rank 0 ('laptop', not 'demo')" in first["recipe"]
     assert first["first"] == "step 2"
     assert "copy is not the folder that rank 0 writes to" in first["checkpoint"]

@@ -253,7 +253,7 @@ def test_a_copy_does_not_change_with_the_training(tmp_path: Path) -> None:
     """So that it can be written while the training goes on."""
     ours = distillation()
     ours.step(groups(0), 0)
-    before, copied = state(ours), module.tensors_of(ours, copy=True)
+    before, copied = state(ours), module.tensors_of(ours, copied=True)
     ours.step(groups(1), 1)
     Checkpoints(tmp_path).write(copied, RunState(1))
     other = distillation(seed=1)

@@ -170,10 +170,14 @@ def test_killed_after_last_was_replaced_the_newest_teacher_is_there(
     monkeypatch.undo()
     assert train(config(), images(), tmp_path / "killed", device=CPU).finished
     assert_bitwise(tmp_path / "straight", tmp_path / "killed")
-    ours, theirs = (
-        load_file(tmp_path / run / "teacher.safetensors") for run in ("straight", "killed")
-    )
+    files = [tmp_path / run / "teacher.safetensors" for run in ("straight", "killed")]
+    ours, theirs = map(load_file, files)
     assert all(torch.equal(ours[name], theirs[name]) for name in {**ours, **theirs})
+    before = files[1].read_bytes()
+    for content in (None, b"", files[0].read_bytes()[:200]):
+        files[1].unlink() if content is None else files[1].write_bytes(content)
+        assert train(config(), images(), tmp_path / "killed", device=CPU).finished
+        assert files[1].read_bytes() == before
 
 
 def test_a_resumed_run_takes_as_many_images_at_a_time(

@@ -11,17 +11,18 @@ of every other file, so that a damaged checkpoint is not resumed: the one before
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dino.distillation.step import Distillation
 from dino.files import (
@@ -43,6 +44,9 @@ FORMAT = 2
 """1 had no checksums."""
 FILES = ("student", "teacher", "loss", "optimizer")
 """Of tensors, in a checkpoint."""
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Damaged(UserError):
@@ -216,17 +220,25 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def tensors_of(distillation: Distillation, *, copy: bool = False) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a checkpoint by file and name; with `copy` in new memory of the CPU."""
+def tensors_of(distillation: Distillation, *, copied: bool = False) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by file and name; `copied` to new memory of the CPU."""
     states = {name: module.state_dict() for name, module in distillation.stored().items()}
     states["optimizer"] = _optimizer_state(distillation)
     return {
         file: {
-            name: (tensor.detach().to("cpu", copy=True) if copy else tensor.detach()).contiguous()
+            name: (tensor.detach().to("cpu", copy=True) if copied else tensor.detach()).contiguous()
             for name, tensor in state.items()
         }
         for file, state in states.items()
     }
+
+
+def with_tensors(module: Module, tensors: dict[str, Tensor]) -> Module:
+    """A copy of a module whose state is `tensors`, of which no further copy is made."""
+    memo: dict[int, Any] = {id(b): tensors[n] for n, b in module.named_buffers() if n in tensors}
+    for name, parameter in module.named_parameters():
+        memo[id(parameter)] = nn.Parameter(tensors[name], requires_grad=False)
+    return copy.deepcopy(module, memo)
 
 
 def _optimizer_state(distillation: Distillation) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ from dino.runtime import (
 from dino.settings import validated
 from dino.train.background import Background
 from dino.train.build import build, check_memory, float_views
-from dino.train.checkpoint import Checkpoints, RunState, tensors_of
+from dino.train.checkpoint import Checkpoints, RunState, tensors_of, with_tensors
 from dino.train.config import PretrainConfig
 from dino.train.evaluation_tracker import EvaluationTracker
 from dino.train.planning.estimate import estimate
@@ -57,7 +57,7 @@ from dino.train.skipped_images import SkippedImages
 from dino.train.stall_watch import STALLED, StallWatch
 from dino.train.step_metrics import StepMetrics
 from dino.train.warm_start import Initial
-from dino.weights.files import file_hash
+from dino.weights.files import dino_metadata, file_hash, read_header
 from dino.weights.load import load, save
 
 
@@ -366,6 +366,7 @@ class _Loop:
         """Algorithm 1, from the first step that is not done."""
         step = self.state.step
         if step >= self.total:
+            self._write_missing_teacher()
             return self._result(step)
         execution = self.execution
         sinks = [name for name in SINKS if getattr(execution, name)]
@@ -548,8 +549,8 @@ class _Loop:
         with self.metrics.paused(), doing(f"saving step {step}"):
             self.background.finish()  # no two copies at once
             if self.ranks.main:
-                tensors = tensors_of(self.distillation, copy=True)
-                teacher = copy.deepcopy(self.distillation.teacher.backbone).to("cpu")
+                tensors = tensors_of(self.distillation, copied=True)
+                teacher = with_tensors(self.distillation.teacher, tensors["teacher"]).backbone
                 state = copy.deepcopy(self.state)
                 self.background.start(partial(self._write, tensors, teacher, state))
         barrier()
@@ -561,6 +562,16 @@ class _Loop:
         self.checkpoints.write(tensors, state)
         if self.after_checkpoint is not None:
             self.after_checkpoint(state.step)
+
+    def _write_missing_teacher(self) -> None:
+        """Write the teacher of a finished run, if its file is missing, damaged or older."""
+        path = self.folder.teacher
+        try:
+            found = dino_metadata(read_header(path), path)
+        except (OSError, UserError):
+            found = None
+        if self.ranks.main and (found is None or found["about"].get("step") != self.state.step):
+            self._write_teacher(path, self.state, self.distillation.teacher.backbone)
 
     def _write_teacher(self, path: Path, state: RunState, teacher: Backbone) -> None:
         about = {**self.about, "step": state.step, "steps": self.total, "measured": state.measured}
