@@ -17,7 +17,7 @@ from dino.files import UserError
 from dino.runtime import Ranks
 from dino.train.run_log import RunLog, read_metrics
 
-LINES = ({"step": 2, "loss": 1.5, "refused": 0}, {"step": 2, "knn": {"k20": 60.0}})
+LINES = ({"step": 2, "lr": 1.5, "refused": 0}, {"step": 2, "knn": {"k20": 60.0}})
 
 
 class FakeWandB:
@@ -82,7 +82,7 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
     for times in (1, 2):  # the second process goes on in the same run
         log(tmp_path, "wandb")
-        one = [{"loss": 1.5, "refused": 0, "step": 2}, {"knn/k20": 60.0, "step": 2}]
+        one = [{"lr": 1.5, "refused": 0, "step": 2}, {"knn/k20": 60.0, "step": 2}]
         assert fake.runs == {"run0": one * times}
         assert fake.finished == times
     assert fake.options["name"] == tmp_path.name
@@ -95,7 +95,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", fake)  # type: ignore[arg-type]
     for times in (1, 2):
         log(tmp_path, "mlflow")
-        one = [("loss", 1.5, 2), ("refused", 0, 2), ("knn/k20", 60.0, 2)]
+        one = [("lr", 1.5, 2), ("refused", 0, 2), ("knn/k20", 60.0, 2)]
         assert fake.runs == {tmp_path.name: one * times}
         assert fake.status == ["RUNNING", "FINISHED"] * times
     assert fake.params == {"optim.lr": 0.1}
