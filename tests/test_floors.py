@@ -2,7 +2,8 @@
 
 A module imports from lower floors or its own room, never up; sideways only where `SIDEWAYS` says
 so; never in a circle; what is in `CLOSED` only where it says so. Optional packages are imported
-inside the function that needs them. Only `runtime.py` names `torch.distributed` or `cuda`.
+inside the function that needs them. Only `runtime.py` and `rendezvous.py` name
+`torch.distributed` or `cuda`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "dino"
 
 # Room (a folder or a file of the package, "" is its __init__.py) -> floor.
-FLOORS = dict.fromkeys(("arguments", "cgroups", "files", "progress", "runtime", "settings"), 1)
+FLOORS = dict.fromkeys(("arguments", "cgroups", "files", "progress", "settings"), 1)
+FLOORS |= dict.fromkeys(("rendezvous", "runtime"), 1)
 FLOORS |= dict.fromkeys(("models", "weights", "data"), 2)
 FLOORS |= dict.fromkeys(("distillation", "features"), 3)
 FLOORS |= dict.fromkeys(("train", "evaluate", "show", "jobs"), 4)
@@ -28,6 +30,8 @@ FLOORS |= dict.fromkeys(("", "ablation", "pretraining", "cli"), 5) | {"__main__"
 SIDEWAYS = {
     ("runtime", "cgroups"),
     ("runtime", "files"),
+    ("runtime", "rendezvous"),
+    ("rendezvous", "files"),
     ("settings", "files"),
     *(("arguments", "files"), ("arguments", "settings")),
     ("weights", "models"),
@@ -52,9 +56,9 @@ CLOSED = {
 
 # What the extras of pyproject.toml install (but for `dev`), by its import name.
 OPTIONAL = {
-    *("av", "datasets", "fsspec", "imagecodecs", "onnx", "onnxruntime", "onnxscript", "openvino"),
-    *("pyarrow", "pydicom", "skimage", "starlette", "tensorboard", "tifffile", "timm", "uvicorn"),
-    "webdataset",
+    *("av", "datasets", "fsspec", "imagecodecs", "mlflow", "onnx", "onnxruntime", "onnxscript"),
+    *("openvino", "pyarrow", "pydicom", "skimage", "starlette", "tensorboard", "tifffile", "timm"),
+    *("uvicorn", "wandb", "webdataset"),
 }
 
 # Imported by tifffile and torch.utils.tensorboard; the data of skimage are read as files.
@@ -100,7 +104,7 @@ def broken_by(module: str, tree: ast.Module, inner: set[str]) -> Iterator[str]:
             yield f"imports an optional package outside of a function: {name}"
     named = {name for name, _ in imports(tree) if name.startswith("torch.")}
     named |= {f".{node.attr}" for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    if module != "runtime":
+    if module not in ("runtime", "rendezvous"):
         yield from (f"names {n}" for n in sorted(named) if RUNTIME_ONLY & {*n.split(".")[1:]})
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from helpers.ranks import run
 
-from dino import cgroups, cli, runtime
+from dino import cgroups, cli, rendezvous, runtime
 from dino.files import UserError
 from dino.runtime import Ranks, barrier, gather_objects, process_group, ranks
 
@@ -141,14 +141,15 @@ def test_every_wait_has_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
     monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
     monkeypatch.setattr(dist, "init_process_group", lambda *_, timeout, **__: found.append(timeout))
-    monkeypatch.setattr(runtime.atexit, "register", found.append)
+    monkeypatch.setattr(rendezvous, "meet", lambda rank, world, seconds: found.append(seconds))
+    monkeypatch.setattr(runtime, "Finalize", lambda _, leave, exitpriority: found.append(leave))
     for value in (None, "2.5"):
         if value is not None:
             monkeypatch.setenv("DINO_TIMEOUT", value)
         with process_group(CPU):
             pass
-    leave = dist.destroy_process_group
-    assert found == [timedelta(minutes=30), leave, timedelta(minutes=2.5), leave]
+    limits = [(30 * 60, timedelta(minutes=30)), (150, timedelta(minutes=2.5))]
+    assert found == [each for limit in limits for each in (*limit, runtime._leave)]
     for wrong in ("0", "-1", "nan", "inf", "soon", "1e9"):
         monkeypatch.setenv("DINO_TIMEOUT", wrong)
         with pytest.raises(UserError, match="DINO_TIMEOUT must be minutes"), process_group(CPU):

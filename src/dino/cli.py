@@ -435,5 +435,8 @@ def _end(status: int, message: str = "") -> NoReturn:
         except OSError:  # Python would flush it again at exit, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        os._exit(status)  # the other ranks may be waiting for this one: the launcher ends them
+        from dino.rendezvous import report_failure
+
+        report_failure(message or "it was interrupted")
+        os._exit(status)  # leaving the group could wait for the other ranks
     sys.exit(status)

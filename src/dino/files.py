@@ -352,7 +352,9 @@ def read_json(path: str | Path) -> Any:
     try:
         with disk_errors(), naming(path):
             return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of 5,000 digits
         raise UserError(f"{path} is not a JSON file ({error})") from None
 
 

@@ -33,6 +33,7 @@ from dino.files import (
     replacing,
 )
 from dino.progress import Console
+from dino.rendezvous import reported_failures
 from dino.runtime import (
     default_workers,
     describe,
@@ -41,6 +42,8 @@ from dino.runtime import (
     pick_device,
     process_group,
     ranks,
+    require_same,
+    same_errors,
 )
 from dino.settings import conform, parsed, validated
 from dino.show.report.report import report
@@ -75,6 +78,7 @@ K = 20
 """Neighbours; the paper's best (section 4.1)."""
 
 
+@reported_failures()
 @disk_errors()
 def pretrain(
     recipe: str | PretrainConfig | None = None,
@@ -150,6 +154,8 @@ def pretrain(
     for images in (data, val):
         check_outside(out, images, "out")
     settings = setting_names(conform(settings, dict[str, Any] | None, "settings") or {})
+    if ranks().world > 1:
+        _compare_calls(recipe, out, budget, device)
     given = set(settings)
     config = recipe_named(name) if isinstance(name, str) else name
     if budget is not None and "run.duration" in given:
@@ -197,6 +203,7 @@ def pretrain(
     if source.labels is not None:
         evaluations = [KNNEvaluation(source, queries, k=(10, K), limit=TRAINING_IMAGES)]
     with naming(out), process_group(chosen) as current:
+        require_same({"image of --val": None if queries is None else queries.digest()})
         world = f" x {current.world}" if current.world > 1 else ""
         origin = {
             "command": command or _call(call),
@@ -227,6 +234,16 @@ def pretrain(
         with _after_training("the report", "report"):
             report(result.run, device=chosen, images=result.finished)
     return result
+
+
+def _compare_calls(recipe: object, out: str | Path, budget: str | None, device: str) -> None:
+    """Refuse ranks that would not do the same before the training: choose a network, or resume."""
+    with process_group(pick_device(device)):
+        with same_errors():
+            last = last_step(Path(out) / "checkpoints")
+        name = recipe if isinstance(recipe, str) else type(recipe).__name__
+        step = None if last is None else last.name
+        require_same({"recipe": name, "budget": budget, "checkpoint": step})
 
 
 def chooses_network(

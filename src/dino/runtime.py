@@ -1,11 +1,10 @@
-"""Device, precision and ranks: the only file that names `torch.distributed` or `cuda`.
+"""Device, precision and ranks: with `rendezvous` all that names `torch.distributed` or `cuda`.
 
 Without a launcher there is no process group, and every collective operation is the identity.
 """
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import os
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dino import cgroups
-from dino.files import UserError
+from dino import cgroups, rendezvous
+from dino.files import UserError, disk_errors
 
 Precision = Literal["fp32", "bf16"]
 
@@ -315,15 +315,24 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError(
-            f"another process of this job ended, or did not answer within {minutes:g} minutes: "
-            "read its message, or set DINO_TIMEOUT to more minutes"
+            f"another process of this job ended, or did not answer within {minutes:g} minutes"
+            f"{rendezvous.others()}: read its message, or set DINO_TIMEOUT to more minutes"
         ) from error
 
 
 def _join(current: Ranks, device: torch.device, minutes: float) -> None:
     backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes), device_id=device_id)
+        dist.init_process_group(
+            backend,
+            store=rendezvous.meet(current.rank, current.world, 60 * minutes),
+            rank=current.rank,
+            world_size=current.world,
+            timeout=timedelta(minutes=minutes),
+            device_id=device_id,
+        )
+    except UserError:
+        raise
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).partition("\n")[0]
@@ -332,7 +341,12 @@ def _join(current: Ranks, device: torch.device, minutes: float) -> None:
             f"({reason}): check that all were started and that MASTER_ADDR and MASTER_PORT are "
             "right and free, or set DINO_TIMEOUT to more minutes"
         ) from error
-    atexit.register(dist.destroy_process_group)
+    Finalize(None, _leave, exitpriority=0)  # unlike atexit, also in processes of multiprocessing
+
+
+def _leave() -> None:
+    rendezvous.leave()
+    dist.destroy_process_group()
 
 
 def _timeout_minutes() -> float:
@@ -385,6 +399,46 @@ def gather_objects(item: Any) -> list[Any]:
     items: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+@contextmanager
+def same_errors() -> Iterator[None]:
+    """End every rank with the mistake of one; the body calls no collective operation.
+
+    Raises:
+        UserError: with the sentence of the first rank whose body, or disk, fails.
+    """
+    error = None
+    try:
+        with disk_errors():
+            yield
+    except UserError as found:
+        error = found
+    messages = gather_objects("" if error is None else str(error))
+    for rank, message in enumerate(messages):
+        if message:
+            where = f"rank {rank}: " if len({*messages}) > 1 else ""
+            raise UserError(f"{where}{message}") from error
+
+
+def require_same(content: dict[str, Any]) -> None:
+    """Compare named values, as JSON has them, over all ranks.
+
+    Raises:
+        UserError: on every rank, with the first difference from rank 0.
+    """
+    first, *rest = gather_objects(content)
+    for rank, other in enumerate(rest, 1):
+        for name in {**first, **other}:
+            here, there = first.get(name), other.get(name)
+            if isinstance(here, list) and isinstance(there, list):
+                pairs = (pair for pair in zip(here, there, strict=False) if pair[0] != pair[1])
+                here, there = next(pairs, (here, there))
+            if here != there:
+                raise UserError(
+                    f"rank {rank} has another {name} than rank 0 ({there!r}, not {here!r}): start "
+                    "all processes with the same command, version, images and run folder"
+                )
 
 
 def barrier() -> None:

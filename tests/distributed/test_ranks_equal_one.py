@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from helpers.small import (
     schedules,
     state,
 )
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dino import pretraining, runtime
@@ -102,17 +104,35 @@ def train_on_a_rank(_: Ranks, out: Path) -> float:
     return float(train(config(), images(), out, device=torch.device("cpu")).step)
 
 
-def test_a_run_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    train(config(), images(), tmp_path / "one", device=torch.device("cpu"))
-    assert run(train_on_a_rank, 2, tmp_path / "two", joined=False) == [5, 5]
+def assert_same_run(one: Path, two: Path) -> None:
     for name in ("student", "teacher", "loss"):
-        one, two = (
-            load_file(tmp_path / world / "checkpoints" / "step_00000005" / f"{name}.safetensors")
-            for world in ("one", "two")
+        ours, theirs = (
+            load_file(run / "checkpoints" / "step_00000005" / f"{name}.safetensors")
+            for run in (two, one)
         )
-        assert_same(two, one, 1e-3)  # fp32: sums in another order
+        assert_same(ours, theirs, 1e-3)  # fp32: sums in another order
+
+
+def rewound(run: Path, to: Path) -> Path:
+    """A copy of a run as it was after its fourth step."""
+    shutil.copytree(run, to)
+    shutil.rmtree(to / "checkpoints" / "step_00000005")
+    (to / "checkpoints" / "LAST").write_text("step_00000004")
+    return to
+
+
+def test_a_run_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
+    """Also if the number of ranks changes when it is resumed."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(config(), images(), one, device=torch.device("cpu"))
+    assert run(train_on_a_rank, 2, two, joined=False) == [5, 5]
+    assert_same_run(one, two)
+    fewer, more = rewound(two, tmp_path / "fewer"), rewound(one, tmp_path / "more")
+    train(config(), images(), fewer, device=torch.device("cpu"))
+    assert json.loads((fewer / "config.json").read_text())["micro_batch"] == 2  # memory stays
+    assert_same_run(one, fewer)
+    assert run(train_on_a_rank, 2, more, joined=False) == [5, 5]
+    assert_same_run(one, more)
     lines = [
         (tmp_path / world / "metrics.jsonl").read_text().splitlines() for world in ("one", "two")
     ]

@@ -20,7 +20,7 @@ class Files:
         cut: how many bytes each of the next answers gives before the connection ends.
         ranges: whether ranges are served.
         answers: statuses of the next answers instead of files.
-        length: whether the length is sent.
+        stated: the length that is stated, "" for none; None states the right one.
         pause: seconds before an answer.
         requests: (path, Range header) of every request.
     """
@@ -30,7 +30,7 @@ class Files:
     cut: list[int] = field(default_factory=list)
     ranges: bool = True
     answers: list[int] = field(default_factory=list)
-    length: bool = True
+    stated: str | None = None
     pause: float = 0.0
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
@@ -60,8 +60,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if files.tag:
             self.send_header("ETag", files.tag)
-        if files.length:
-            self.send_header("Content-Length", str(len(data) - start))
+        length = str(len(data) - start) if files.stated is None else files.stated
+        if length:
+            self.send_header("Content-Length", length)
         self.end_headers()
         end = start + files.cut.pop(0) if files.cut else len(data)
         self.wfile.write(data[start:end])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,107 @@ def test_other_content_of_state_json_is_one_sentence(tmp_path: Path, content: by
         Checkpoints(tmp_path).restore(distillation(), path)
 
 
+def without_checksums(path: Path) -> Path:
+    """A checkpoint as earlier versions wrote it."""
+    content = json.loads((path / "state.json").read_text())
+    del content["sha256"]
+    (path / "state.json").write_text(json.dumps({**content, "format": 1}))
+    return path
+
+
+def test_the_first_format_is_read(tmp_path: Path) -> None:
+    """It had no checksums."""
+    checkpoints, ours = Checkpoints(tmp_path), distillation()
+    path = without_checksums(checkpoints.save(ours, saved := RunState(3, measured={"k10": 1.5})))
+    assert checkpoints.newest() == (path, [])
+    other = distillation(seed=1)
+    assert checkpoints.restore(other, path) == saved
+    assert_same(state(other), state(ours))
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) - 9
+    return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "a flipped bit": flip,
+    "zeros": lambda data: data[:-64] + bytes(64),
+    "cut": lambda data: data[:-9],
+    "empty": lambda data: b"",
+    "missing": lambda data: None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    tmp_path: Path, damage: str
+) -> None:
+    checkpoints, ours = Checkpoints(tmp_path, keep=3), distillation()
+    first = checkpoints.save(ours, RunState(1))
+    for step in range(2):
+        ours.step(groups(step), step)  # so that there are moments
+    second = checkpoints.save(ours, RunState(2))
+    for name in ("student", "teacher", "loss", "optimizer"):
+        file = second / f"{name}.safetensors"
+        before = file.read_bytes()
+        changed = DAMAGES[damage](before)
+        file.unlink() if changed is None else file.write_bytes(changed)
+        path, (sentence,) = checkpoints.newest()
+        assert path == first
+        assert str(file) in sentence
+        assert "the run goes on from step_00000001" in sentence
+        with pytest.raises(UserError, match=str(file)):
+            checkpoints.restore(distillation(), second)
+        file.write_bytes(before)
+    assert checkpoints.newest() == (second, [])
+    shutil.rmtree(first)
+    (second / "teacher.safetensors").unlink()
+    with pytest.raises(UserError, match="is missing, and there is no earlier checkpoint: restore"):
+        checkpoints.newest()
+
+
+def test_a_changed_number_of_state_json_is_damage(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(distillation(), RunState(1))
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text.replace('"step": 1', '"step": 3'))
+    with pytest.raises(UserError, match=r"state.json is damaged \(its SHA-256 is another\)"):
+        checkpoints.restore(distillation(), path)
+
+
+def test_going_on_from_an_earlier_one_keeps_it_until_there_are_others(tmp_path: Path) -> None:
+    checkpoints, ours = Checkpoints(tmp_path, keep=2), distillation()
+    for step in (4, 6, 8):
+        checkpoints.save(ours, RunState(step))
+    (tmp_path / "LAST").write_text("step_00000006")
+    checkpoints.save(ours, RunState(7))
+    names = {path.name for path in tmp_path.glob("step_*")}
+    assert names == {"step_00000006", "step_00000007", "step_00000008"}
+
+
+def test_milestones_stay(tmp_path: Path) -> None:
+    checkpoints, ours = Checkpoints(tmp_path, keep=1, keep_every=4), distillation()
+    for step in (2, 4, 6, 8, 9, 10):
+        checkpoints.save(ours, RunState(step))
+    names = sorted(path.name for path in tmp_path.glob("step_*"))
+    assert names == ["step_00000004", "step_00000008", "step_00000010"]
+
+
+def test_a_copy_does_not_change_with_the_training(tmp_path: Path) -> None:
+    """So that it can be written while the training goes on."""
+    ours = distillation()
+    ours.step(groups(0), 0)
+    before, copied = state(ours), module.tensors_of(ours, copied=True)
+    ours.step(groups(1), 1)
+    Checkpoints(tmp_path).write(copied, RunState(1))
+    other = distillation(seed=1)
+    Checkpoints(tmp_path).restore(other, tmp_path / "step_00000001")
+    assert_same(state(other), before)
+
+
 def test_moments_of_unknown_parameters_are_refused(tmp_path: Path) -> None:
-    path = Checkpoints(tmp_path).save(distillation(), RunState(1))
+    path = without_checksums(Checkpoints(tmp_path).save(distillation(), RunState(1)))
     for name in ("unknown|exp_avg", "head.mlp.0.bias"):
         save_file({name: torch.zeros(1)}, path / "optimizer.safetensors")
         with pytest.raises(UserError, match=r"optimizer.safetensors holds moments of no parameter"):

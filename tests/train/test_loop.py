@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,108 @@ def test_stopped_by_a_signal_and_resumed_equals_never_stopped(
         [line["step"] for line in read_metrics(tmp_path / run)] for run in ("straight", "stopped")
     ]
     assert steps[0] == steps[1]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_killed_after_last_was_replaced_the_newest_teacher_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Also that of the last step, after which nothing is trained that would write it again."""
+    from dino.train import checkpoint
+
+    train(config(), images(), tmp_path / "straight", device=CPU)
+    write = checkpoint.atomic_write
+
+    def killed(path: Path, text: str) -> None:
+        write(path, text)
+        if text == f"step_{step:08d}\n":
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "atomic_write", killed)
+    with pytest.raises(Killed):
+        train(config(), images(), tmp_path / "killed", device=CPU)
+    monkeypatch.undo()
+    assert train(config(), images(), tmp_path / "killed", device=CPU).finished
+    assert_bitwise(tmp_path / "straight", tmp_path / "killed")
+    files = [tmp_path / run / "teacher.safetensors" for run in ("straight", "killed")]
+    ours, theirs = map(load_file, files)
+    assert all(torch.equal(ours[name], theirs[name]) for name in {**ours, **theirs})
+    before = files[1].read_bytes()
+    for content in (None, b"", files[0].read_bytes()[:200]):
+        files[1].unlink() if content is None else files[1].write_bytes(content)
+        assert train(config(), images(), tmp_path / "killed", device=CPU).finished
+        assert files[1].read_bytes() == before
+
+
+def test_a_resumed_run_takes_as_many_images_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sums of other micro-batches have other bits; this needs more memory than there is now."""
+    half = config(run__duration="8 steps", execution__checkpoint_every="2 steps")
+    views = module._Loop._views
+
+    def interrupt(self: Any, batch: Any) -> list[torch.Tensor]:
+        if batch.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return views(self, batch)
+
+    monkeypatch.setattr(module._Loop, "_views", interrupt)
+    train(half, images(), tmp_path, device=CPU)
+    monkeypatch.undo()
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["micro_batch"] == 4
+    found: list[Any] = []
+    estimate = module.estimate
+
+    def small(*arguments: Any, **options: Any) -> Any:
+        found.append(options["micro_batch"])
+        return replace(estimate(*arguments, **options), micro_batch=2)
+
+    for stored in (4, None):  # earlier versions wrote null for all images of a step
+        (tmp_path / "config.json").write_text(json.dumps({**content, "micro_batch": stored}))
+        monkeypatch.setattr(module, "estimate", small)
+        train(half, images(), tmp_path, device=CPU, dry_run=True)
+        monkeypatch.undo()
+    assert found == [4, 4]
+    monkeypatch.setattr(module, "estimate", small)
+    train(half, images(), tmp_path, device=CPU)
+    assert "2 images at a time instead of 4, so the result is the same up to rounding" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_error_of_the_disk_while_training_goes_on_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is written beside the training; its error is raised by the next step."""
+    from dino.train import checkpoint
+
+    steps, step = [], Distillation.step
+
+    def counted(self: Distillation, views: Any, number: int, *rest: Any) -> StepReport:
+        steps.append(number)
+        deadline = time.monotonic() + 60
+        while number == 3 and time.monotonic() < deadline:
+            if writer and not writer[0].is_alive():
+                break
+            time.sleep(0.01)
+        return step(self, views, number, *rest)
+
+    def full(*_: Any, **__: Any) -> None:
+        writer.append(threading.current_thread())
+        raise OSError(28, "No space left on device")
+
+    writer: list[threading.Thread] = []
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(Distillation, "step", counted)
+    with pytest.raises(UserError, match=r"No space left on device.*no checkpoint was saved"):
+        train(config(run__duration="80 steps"), images(), tmp_path, device=CPU)
+    assert writer[0] is not threading.main_thread()
+    assert steps[-1] < 5
 
 
 def folder_of_images(path: Path) -> Path:

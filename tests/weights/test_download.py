@@ -97,9 +97,71 @@ def test_a_cut_connection_is_resumed(server: Files) -> None:
 
 def test_an_unknown_length(server: Files) -> None:
     """A cut is then found by the CRCs inside."""
-    server.length, server.cut = False, [4000]
+    server.stated, server.cut = "", [4000]
     assert "arrived damaged" in refusal(PUBLISHED)
     assert fetch(PUBLISHED).read_bytes() == DATA
+
+
+TEXT = Published("test_args", "folder/args.txt", "args", {"arch": "vit_tiny"}, 1)
+
+
+@pytest.mark.parametrize("length", ["", "many", "-1", "1e3"])
+def test_a_text_of_unknown_length_is_not_taken_as_complete(length: str, server: Files) -> None:
+    """Nothing in it would show that it was cut."""
+    server.content["/mirror/folder/args.txt"] = b"arch: vit_tiny"
+    server.stated = length
+    assert "may have been cut, since no length came with it" in refusal(TEXT)
+    server.stated = None
+    assert fetch(TEXT).read_bytes() == b"arch: vit_tiny"
+
+
+@pytest.mark.parametrize("published", [PUBLISHED, TEXT])
+def test_an_empty_answer_is_no_file(published: Published, server: Files) -> None:
+    server.content[f"/mirror/{published.file}"] = b""
+    for server.stated in (None, ""):
+        assert "arrived damaged" in refusal(published)
+
+
+@pytest.mark.parametrize("ending", ["part", "part.json", "json", "lock"])
+def test_a_link_in_a_shared_cache_is_not_followed(
+    ending: str, server: Files, tmp_path: Path
+) -> None:
+    target, path = tmp_path / "of another user", cached_path(PUBLISHED)
+    target.write_bytes(b"precious")
+    path.parent.mkdir(parents=True)
+    path.with_name(f"vit.pth.{ending}").symlink_to(target)
+    assert f"vit.pth.{ending} is a link or no file" in refusal(PUBLISHED)
+    assert target.read_bytes() == b"precious"
+    path.with_name(f"vit.pth.{ending}").unlink()
+    assert fetch(PUBLISHED).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        "http://[",
+        "http://",
+        "http://host:port",
+        "http://h:99999",
+        "http://a b",
+        f"http://{'x' * 99}",
+        "ftp://host",
+        "host",
+        "http://h\u00f6st",
+        "http://host\n",
+    ],
+)
+def test_a_mirror_that_is_no_address(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINO_MIRROR", mirror)
+    assert "DINO_MIRROR must be an address that begins with http" in refusal(PUBLISHED)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_a_record_that_is_none_is_named(content: str, server: Files) -> None:
+    path = fetch(PUBLISHED)
+    path.with_name("vit.pth.json").write_text(content)
+    with pytest.raises(UserError, match=r"vit\.pth\.json is damaged: delete it"):
+        fetch(PUBLISHED)
 
 
 def test_without_ranges_it_begins_again(server: Files) -> None:
@@ -181,7 +243,7 @@ def test_no_server(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot be downloaded" in text
     assert "DINO_MIRROR" in text
     monkeypatch.setenv("DINO_MIRROR", "file:///etc")
-    assert "must begin with http" in refusal(PUBLISHED)
+    assert "must be an address that begins with http" in refusal(PUBLISHED)
 
 
 def test_offline(server: Files, monkeypatch: pytest.MonkeyPatch) -> None:

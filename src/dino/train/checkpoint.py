@@ -5,20 +5,24 @@
 
 A checkpoint is written into a hidden sibling folder, flushed, and renamed; then LAST is replaced.
 A process that dies at any moment leaves LAST naming a complete checkpoint; what it left half
-written is removed by the next run in the folder (`RunFolder.locked`).
+written is removed by the next run in the folder (`RunFolder.locked`). `state.json` holds a SHA-256
+of every other file, so that a damaged checkpoint is not resumed: the one before it is.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dino.distillation.step import Distillation
 from dino.files import (
@@ -26,15 +30,27 @@ from dino.files import (
     atomic_json,
     atomic_write,
     disk_errors,
+    finite_json,
     naming,
     read_json,
     sync_file,
 )
 from dino.settings import Range, parsed
 from dino.weights.checkpoint import last_step
+from dino.weights.files import file_hash
 from dino.weights.load import load_strictly
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no checksums."""
+FILES = ("student", "teacher", "loss", "optimizer")
+"""Of tensors, in a checkpoint."""
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or does not hold what was written."""
 
 
 @dataclass
@@ -66,21 +82,23 @@ class Checkpoints:
     Attributes:
         folder: `RUN/checkpoints`.
         keep: how many of the newest stay.
+        keep_every: those of multiples of so many steps stay as well; 0 for none.
     """
 
     folder: Path
     keep: int = 2
+    keep_every: int = 0
 
     def last(self) -> Path | None:
         """The newest complete checkpoint, or None; raises `UserError` as `last_step` does."""
         return last_step(self.folder)
 
     def save(self, distillation: Distillation, state: RunState) -> Path:
-        """Save everything that evolves.
+        """Save everything that evolves, as `write` does."""
+        return self.write(tensors_of(distillation), state)
 
-        Args:
-            distillation: its student, teacher, center and optimizer.
-            state: of the run after `state.step` steps.
+    def write(self, tensors: dict[str, dict[str, Tensor]], state: RunState) -> Path:
+        """Save what `tensors_of` gave, of the run after `state.step` steps.
 
         Raises:
             UserError: if the disk is full or refuses; the last checkpoint is then untouched.
@@ -91,11 +109,14 @@ class Checkpoints:
             with disk_errors(), naming(final):
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-                for name, tensors in _tensors(distillation).items():
-                    save_file(tensors, temporary / f"{name}.safetensors")
+                for name, named in tensors.items():
+                    save_file(named, temporary / f"{name}.safetensors")
                     sync_file(temporary / f"{name}.safetensors")
-                atomic_json(temporary / "state.json", {"format": FORMAT, **asdict(state)})
-                if final.exists():  # the same step again, after LAST was set back by hand
+                hashes = {name: file_hash(temporary / f"{name}.safetensors") for name in FILES}
+                hashes["state"] = _digest(content := finite_json(asdict(state)))
+                content = {"format": FORMAT, **content, "sha256": hashes}
+                atomic_json(temporary / "state.json", content)
+                if final.exists():  # the same step again, after LAST was set back
                     shutil.rmtree(final)
                 temporary.rename(final)
                 atomic_write(self.folder / "LAST", final.name + "\n")
@@ -107,44 +128,117 @@ class Checkpoints:
         self._prune(final)
         return final
 
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is undamaged, or None, and a sentence for each damaged one.
+
+        Only LAST and earlier ones are looked at.
+
+        Raises:
+            UserError: as `last` does, or if all are damaged.
+        """
+        damages: list[str] = []
+        last = self.last()
+        if last is None:
+            return None, []
+        earlier = sorted(
+            (p for p in self.folder.glob("step_*") if p.name < last.name), reverse=True
+        )
+        for path in (last, *earlier):
+            try:
+                _read_state(path)
+                return path, [f"{damage}: the run goes on from {path.name}" for damage in damages]
+            except Damaged as error:
+                damages.append(str(error))
+        raise UserError(
+            f"{damages[0]}, and there is no earlier checkpoint: restore it from a copy, or choose "
+            "another --out"
+        )
+
     def restore(self, distillation: Distillation, path: Path) -> RunState:
         """Put a checkpoint into `distillation`; returns the state of the run.
 
         Raises:
             UserError: if a file is damaged or does not fit.
         """
-        content = read_json(path / "state.json")
-        found = content.pop("format", None) if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise UserError(f"{path} has checkpoint format {found}, not {FORMAT}")
-        state = parsed(RunState, content, path / "state.json")
+        state = _read_state(path)
         try:
-            files = {
-                name: load_file(path / f"{name}.safetensors")
-                for name in ("student", "teacher", "loss", "optimizer")
-            }
+            files = {name: load_file(path / f"{name}.safetensors") for name in FILES}
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}): write the name of an older folder into LAST"
-            ) from None
+            raise Damaged(f"{path} is damaged ({error})") from None
         for name, module in distillation.stored().items():
             load_strictly(module, files[name], path / f"{name}.safetensors")
         _restore_optimizer(distillation, files["optimizer"], path / "optimizer.safetensors")
         return state
 
     def _prune(self, newest: Path) -> None:
-        others = sorted(path for path in self.folder.glob("step_*") if path != newest)
-        for path in others[: max(0, len(others) - (self.keep - 1))]:
-            shutil.rmtree(path)
+        """Remove the earliest; later ones, after LAST was set back, stay until they come again."""
+        earlier = sorted(p for p in self.folder.glob("step_*") if p.name < newest.name)
+        for path in earlier[: max(0, len(earlier) - (self.keep - 1))]:
+            digits = path.name.removeprefix("step_")
+            kept = self.keep_every and digits.isdecimal() and int(digits) % self.keep_every == 0
+            if not kept:
+                shutil.rmtree(path)
 
 
-def _tensors(distillation: Distillation) -> dict[str, dict[str, Tensor]]:
+def _read_state(path: Path) -> RunState:
+    """The state of a checkpoint whose files are those that were written.
+
+    Raises:
+        Damaged: naming the file.
+        UserError: for the format of a newer version.
+    """
+    try:
+        content = read_json(path / "state.json")
+    except UserError as error:
+        raise Damaged(str(error)) from None
+    if not isinstance(content, dict):
+        raise Damaged(f"{path / 'state.json'} is damaged (it holds no object)")
+    found, hashes = content.pop("format", None), content.pop("sha256", {})
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {found}, and this version reads up to {FORMAT}: update "
+            "dino-ssl"
+        )
+    if found not in (1, FORMAT) or not isinstance(hashes, dict):
+        raise Damaged(f"{path / 'state.json'} is damaged (format {found!r})")
+    try:
+        state = parsed(RunState, content, path / "state.json")
+    except UserError as error:
+        raise Damaged(str(error)) from None
+    if found == FORMAT and _digest(content) != hashes.get("state"):
+        raise Damaged(f"{path / 'state.json'} is damaged (its SHA-256 is another)")
+    for name in FILES:
+        file = path / f"{name}.safetensors"
+        if not file.is_file():
+            raise Damaged(f"{file} is missing")
+        if found == FORMAT and file_hash(file) != hashes.get(name):
+            raise Damaged(f"{file} is damaged (its SHA-256 is not that of state.json)")
+    return state
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def tensors_of(distillation: Distillation, *, copied: bool = False) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by file and name; `copied` to new memory of the CPU."""
     states = {name: module.state_dict() for name, module in distillation.stored().items()}
     states["optimizer"] = _optimizer_state(distillation)
     return {
-        file: {name: tensor.detach().contiguous() for name, tensor in state.items()}
+        file: {
+            name: (tensor.detach().to("cpu", copy=True) if copied else tensor.detach()).contiguous()
+            for name, tensor in state.items()
+        }
         for file, state in states.items()
     }
+
+
+def with_tensors(module: Module, tensors: dict[str, Tensor]) -> Module:
+    """A copy of a module whose state is `tensors`, of which no further copy is made."""
+    memo: dict[int, Any] = {id(b): tensors[n] for n, b in module.named_buffers() if n in tensors}
+    for name, parameter in module.named_parameters():
+        memo[id(parameter)] = nn.Parameter(tensors[name], requires_grad=False)
+    return copy.deepcopy(module, memo)
 
 
 def _optimizer_state(distillation: Distillation) -> dict[str, Tensor]:
@@ -169,4 +263,8 @@ def _restore_optimizer(distillation: Distillation, tensors: dict[str, Tensor], p
     for key, tensor in tensors.items():
         name, moment = key.split("|")
         parameter = parameters[name]
-        distillation.optimizer.state[parameter][moment] = tensor.to(parameter.device)
+        if tensor.shape == parameter.shape:  # in the layout that the optimizer gives it
+            value = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        else:
+            value = tensor.to(parameter.device, copy=True)
+        distillation.optimizer.state[parameter][moment] = value

@@ -236,6 +236,8 @@ class ExecutionSettings:
     """How often everything is saved."""
     keep: Number = 2
     """How many of the newest checkpoints stay."""
+    keep_every: Duration = "0 steps"
+    """Checkpoints at multiples of this stay as well; "0 steps" for none."""
     knn_every: Duration = "10%"
     """How often k-NN is measured, if there are labels; "0 steps" for never."""
     max_refused: Size = 20
@@ -244,6 +246,10 @@ class ExecutionSettings:
     """Stop if a larger share of the images cannot be used for one and the same kind of reason."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
+    wandb: bool = False
+    """Also log to Weights & Biases, as its variables say (WANDB_PROJECT, WANDB_MODE, ...)."""
+    mlflow: bool = False
+    """Also log to MLflow, as its variables say (MLFLOW_TRACKING_URI, ...)."""
 
 
 @dataclass(frozen=True, kw_only=True)

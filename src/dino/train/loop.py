@@ -5,11 +5,13 @@ Everything is put together and checked before the run folder (`train.run_folder`
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +25,11 @@ from dino.distillation.collapse import CollapseMonitor
 from dino.distillation.schedules import Schedules, in_seconds, in_steps
 from dino.distillation.step import StepReport
 from dino.evaluate.protocol import Evaluation
+from dino.features.cache import versions
 from dino.files import UserError
 from dino.models.backbone import Backbone
 from dino.progress import Console
+from dino.rendezvous import doing
 from dino.runtime import (
     all_sum,
     barrier,
@@ -33,10 +37,13 @@ from dino.runtime import (
     gather_objects,
     memory_errors,
     process_group,
+    require_same,
+    same_errors,
 )
 from dino.settings import validated
+from dino.train.background import Background
 from dino.train.build import build, check_memory, float_views
-from dino.train.checkpoint import Checkpoints, RunState
+from dino.train.checkpoint import Checkpoints, RunState, tensors_of, with_tensors
 from dino.train.config import PretrainConfig
 from dino.train.evaluation_tracker import EvaluationTracker
 from dino.train.planning.estimate import estimate
@@ -45,9 +52,12 @@ from dino.train.planning.time_budget import FITS, UNKNOWN, TimeBudget
 from dino.train.run_folder import RunFolder, describe_images
 from dino.train.run_log import RunLog, flat, read_metrics
 from dino.train.signals import stop_on_signals
+from dino.train.sinks import SINKS
 from dino.train.skipped_images import SkippedImages
+from dino.train.stall_watch import STALLED, StallWatch
 from dino.train.step_metrics import StepMetrics
 from dino.train.warm_start import Initial
+from dino.weights.files import dino_metadata, file_hash, read_header
 from dino.weights.load import load, save
 
 
@@ -132,18 +142,24 @@ def train(
             another process trains, a full disk, `execution.max_refused` refused steps in a row, or
             more images than `execution.max_skipped` that cannot be used.
     """
-    config = validated(config)
     started = time.monotonic() if started is None else started
     with process_group(device) as ranks:
-        warnings = config.check()
-        loop = _Loop(config, source, RunFolder(run, ranks), device, evaluations, initial)
+        with same_errors():
+            config = validated(config)
+            warnings = config.check()
+            loop = _Loop(config, source, RunFolder(run, ranks), device, evaluations, initial)
         loop.started, loop.evaluated_after = started, evaluated_after
+        loop.build()
         if dry_run:
             return loop.dry_run(about or {})
         with loop.folder.locked() as unlocked:
             loop.open_folder(about or {}, [*warnings, *unlocked])
             loop.after_checkpoint = after_checkpoint
             return loop.run()
+
+
+OWN = ("workers", "keep", "keep_every", *SINKS)
+"""Settings of `execution` that may differ between ranks."""
 
 
 class LaunchedStep(NamedTuple):
@@ -162,6 +178,7 @@ class _Loop:
     """What a run consists of; `run` is the loop itself."""
 
     log: RunLog
+    warnings: Sequence[str] = ()
     after_checkpoint: Callable[[int], None] | None = None
     started: float
     evaluated_after = 0
@@ -198,28 +215,48 @@ class _Loop:
         self.images = describe_images(source)
         folder.compare(self.defining, self.images)
         check_memory(config, device, ranks, initial)
-        self.distillation = build(config, schedules, device, ranks, initial)
-        workers = execution.workers
-        self.workers = default_workers() if workers is None else workers
-        self.loader = PretrainLoader(
-            source,
-            config.views.specs(),
-            self.sampler,
-            seed=seed,
-            channels=config.pixels.channels,
-            workers=self.workers,
-            pin=device.type == "cuda",
+        self.schedules = schedules
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, execution.keep, self._steps(execution.keep_every)
         )
-        self.micro_batch = folder.micro_batch()
-        self.checkpoints = Checkpoints(folder.checkpoints, execution.keep)
-        if initial is not None and self.checkpoints.last() is None:
-            initial.fill(self.distillation)
         self.state = RunState(0)
         self.tracker = EvaluationTracker(evaluations, self.state)
         self.monitor = CollapseMonitor(config.head.prototypes)
         self.refused_in_row, self.stopping = 0, False
+        self.background = Background()
+
+    def build(self) -> None:
+        """Put together what is trained, once all ranks are known to train the same."""
+        config, execution = self.config, self.execution
+        require_same(
+            {
+                **self.defining,
+                **{f"execution.{n}": v for n, v in asdict(execution).items() if n not in OWN},
+                **{f"image of {n}": v for n, v in reversed(self.images.items())},
+                "evaluation": [
+                    [e.name, e.num_images, e.num_queries] for e in self.tracker.evaluations
+                ],
+                "version": [f"{name} {number}" for name, number in versions().items()],
+            }
+        )
+        self.distillation = build(config, self.schedules, self.device, self.ranks, self.initial)
+        workers = execution.workers
+        self.workers = default_workers() if workers is None else workers
+        self.loader = PretrainLoader(
+            self.source,
+            config.views.specs(),
+            self.sampler,
+            seed=config.run.seed,
+            channels=config.pixels.channels,
+            workers=self.workers,
+            pin=self.device.type == "cuda",
+        )
         full = self.distillation.needs_full_batch
         self.memory_option = "--batch" if full else "--execution.micro-batch"
+        share = config.run.batch // self.ranks.world
+        self.micro_batch = None if full else self.folder.micro_batch(share)
+        if self.initial is not None and self.checkpoints.last() is None:
+            self.initial.fill(self.distillation)
 
     def open_folder(self, about: dict[str, Any], warnings: Sequence[str]) -> None:
         """Read the last checkpoint if there is one, and write `config.json`; under the lock."""
@@ -237,7 +274,7 @@ class _Loop:
             "execution": asdict(self.execution),
             "steps_per_epoch": self.sampler.steps_per_epoch,
             "total_steps": self.total,
-            "micro_batch": self.micro_batch,
+            "micro_batch": self.micro_batch or self.config.run.batch // self.ranks.world,
             **({"init": self.initial.record()} if self.initial else {}),
         }
         self.folder.write_config(self.content)
@@ -256,13 +293,19 @@ class _Loop:
 
     def _restore(self) -> None:
         """Read the last checkpoint if there is one."""
-        if (last := self.checkpoints.last()) is not None:
-            self.state = self.checkpoints.restore(self.distillation, last)
+        with same_errors():
+            last, damages = self.checkpoints.newest()
+        hashes = None if last is None else [last.name, file_hash(last / "state.json")]
+        require_same({"checkpoint": hashes})
+        self.warnings = [*self.warnings, *damages]
+        if last is not None:
+            with same_errors():
+                self.state = self.checkpoints.restore(self.distillation, last)
             self.tracker.state, self.sampler.start_step = self.state, self.state.step
         if self.seconds is not None:
             before = self.state.timed
             self.budget = TimeBudget(self.seconds, self.started, before.get("seconds", 0.0))
-            if before.get("budget") == self.seconds:
+            if before.get("budget") == self.seconds and {"end", "total", "position"} <= {*before}:
                 self.total = int(before["end"])
                 schedules = self._schedules(int(before["total"]))
                 anchor = (self.state.step, before["position"])
@@ -279,7 +322,14 @@ class _Loop:
             step=self.state.step,
             workers=self.workers,
         )
-        self.distillation.micro_batch = self.micro_batch = self.estimate.micro_batch
+        before, self.micro_batch = self.micro_batch, self.estimate.micro_batch
+        self.distillation.micro_batch = self.micro_batch
+        if self.execution.micro_batch is None and (self.micro_batch or math.inf) < (before or 0):
+            self.warnings = [
+                *self.warnings,
+                f"less memory is free than when the run began: {self.micro_batch} images at a time "
+                f"instead of {before}, so the result is the same up to rounding, not bit for bit",
+            ]
         self.image_seconds = self.estimate.image_seconds
         if self.budget is not None:
             begins = self.total == UNKNOWN
@@ -316,19 +366,29 @@ class _Loop:
         """Algorithm 1, from the first step that is not done."""
         step = self.state.step
         if step >= self.total:
+            self._write_missing_teacher()
             return self._result(step)
         execution = self.execution
-        board = execution.tensorboard
+        sinks = [name for name in SINKS if getattr(execution, name)]
         self.metrics = StepMetrics(self.distillation.schedules, self.config.run.batch)
-        self.log = RunLog(self.folder.path, self.ranks, self.total, step, tensorboard=board)
-        with self.log, stop_on_signals(self.ranks) as signal:
+        self.log = RunLog(
+            self.folder.path,
+            self.ranks,
+            self.total,
+            step,
+            sinks=sinks,
+            settings=self.config.flat(),
+        )
+        too_long = max(STALLED, 10 * self.estimate.step_seconds)
+        stalls = StallWatch(partial(self.log.say, style="yellow"), too_long)
+        with self.log, stop_on_signals(self.ranks) as signal, self.background, stalls:
             self._begin()
             batches = iter(self.loader)
             launched: deque[LaunchedStep] = deque()
             while step < self.total and not self.stopping:
-                with self.metrics.waiting():
+                with self.metrics.waiting(), doing(f"reading the images of step {step + 1}"):
                     batch = next(batches)
-                with memory_errors(self.memory_option):
+                with memory_errors(self.memory_option), doing(f"training step {step + 1}"):
                     report = self.distillation.step(self._views(batch), step, self._within(step))
                 signalled = torch.full((), float(signal.is_set()), device=self.device)
                 launched.append(LaunchedStep(step, batch.index, report, all_sum(signalled)))
@@ -350,6 +410,10 @@ class _Loop:
                     self._evaluate(step)
                 if save or self.stopping:
                     self._save(step)
+                self.background.check()
+            with doing("saving"):
+                self.background.finish()
+            barrier()
             if step < self.total:
                 self.log.say(f"stopped at step {step}: the same command resumes the run", "bold")
             self.log.skipped(self.skipped, last=True)
@@ -433,6 +497,7 @@ class _Loop:
         self.refused_in_row += 1
         self.log.refused(step, loss, [self.source.path(int(index)) for index in images])
         if self.refused_in_row >= self.execution.max_refused:
+            self.background.finish()
             last = self.checkpoints.last()
             raise UserError(
                 f"{self.refused_in_row} steps in a row were not finite, the last at step {step}: "
@@ -449,7 +514,7 @@ class _Loop:
         if not self.tracker.evaluations:
             return
         started = time.monotonic()
-        with self.metrics.paused():
+        with self.metrics.paused(), doing(f"evaluating step {step}"):
             measured = self.tracker.measure(self.distillation.teacher.backbone)
             for name, values in measured.items():
                 self.log.evaluation(step, name, values)
@@ -464,8 +529,9 @@ class _Loop:
                     "--teacher.momentum",
                     "bold red",
                 )
-            if self.tracker.improved():
-                self._write_teacher(self.folder.best, step)
+            if self.tracker.improved() and self.ranks.main:
+                state = replace(self.state, step=step)
+                self._write_teacher(self.folder.best, state, self.distillation.teacher.backbone)
         if self.budget is not None:
             self.budget.evaluated(seconds := time.monotonic() - started)
             images = sum(evaluation.num_images for evaluation in self.tracker.evaluations)
@@ -483,19 +549,36 @@ class _Loop:
                 "position": schedules.position(step),
             }
             self.folder.write_config({**self.content, "total_steps": self.total})
-        with self.metrics.paused():
+        with self.metrics.paused(), doing(f"saving step {step}"):
+            self.background.finish()  # no two copies at once
             if self.ranks.main:
-                self.checkpoints.save(self.distillation, self.state)
-            self._write_teacher(self.folder.teacher, step)
-            if self.after_checkpoint is not None and self.ranks.main:
-                self.after_checkpoint(step)
+                tensors = tensors_of(self.distillation, copied=True)
+                teacher = with_tensors(self.distillation.teacher, tensors["teacher"]).backbone
+                state = copy.deepcopy(self.state)
+                self.background.start(partial(self._write, tensors, teacher, state))
         barrier()
 
-    def _write_teacher(self, path: Path, step: int) -> None:
-        if self.ranks.main:
-            measured = self.state.measured
-            about = {**self.about, "step": step, "steps": self.total, "measured": measured}
-            save(self.distillation.teacher.backbone, path, about)
+    def _write(self, tensors: Any, teacher: Backbone, state: RunState) -> None:
+        """Write copies of what evolves, in the background (main rank)."""
+        # The teacher first: a run that is killed before LAST is replaced writes it again.
+        self._write_teacher(self.folder.teacher, state, teacher)
+        self.checkpoints.write(tensors, state)
+        if self.after_checkpoint is not None:
+            self.after_checkpoint(state.step)
+
+    def _write_missing_teacher(self) -> None:
+        """Write the teacher of a finished run, if its file is missing, damaged or older."""
+        path = self.folder.teacher
+        try:
+            found = dino_metadata(read_header(path), path)
+        except (OSError, UserError):
+            found = None
+        if self.ranks.main and (found is None or found["about"].get("step") != self.state.step):
+            self._write_teacher(path, self.state, self.distillation.teacher.backbone)
+
+    def _write_teacher(self, path: Path, state: RunState, teacher: Backbone) -> None:
+        about = {**self.about, "step": state.step, "steps": self.total, "measured": state.measured}
+        save(teacher, path, about)
 
     def _result(self, step: int) -> Result:
         refused, skipped, measured = self.state.refused, len(self.skipped), self.state.measured

@@ -17,8 +17,10 @@ results/           what `dino evaluate` measured (`evaluate.results`)
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +30,7 @@ from dino.data.sampler import spread
 from dino.data.sources.open import Source
 from dino.distillation.schedules import in_seconds
 from dino.files import UserError, atomic_json, read_json
-from dino.runtime import Ranks, gather_objects
+from dino.runtime import Ranks, gather_objects, same_errors
 from dino.weights.checkpoint import last_step
 
 FORMAT = 1
@@ -45,6 +47,8 @@ NEWER = {
 """Settings that runs of earlier versions do not name, with the value that those had."""
 EXAMPLES = 64
 """Images whose names `config.json` holds."""
+SEEN_SECONDS = 60.0
+"""In which a new file is seen on every machine."""
 
 
 class RunFolder:
@@ -101,12 +105,18 @@ class RunFolder:
                 "choose another --out, or the same recipe and settings to resume"
             )
 
-    def micro_batch(self) -> int | None:
-        """The micro-batch that the run chose when it began; None for none."""
+    def micro_batch(self, share: int) -> int | None:
+        """The images of a rank at a time, as the run chose when it began; None for a new run.
+
+        Args:
+            share: of a rank in a batch, which runs of earlier versions that took it all call null.
+        """
         if not self.config.exists():
             return None
-        chosen = read_config(self.config).get("micro_batch")
-        return chosen if isinstance(chosen, int) else None
+        chosen = read_config(self.config).get("micro_batch", 0)
+        if chosen is None:
+            return share
+        return chosen if isinstance(chosen, int) and chosen > 0 else None
 
     def write_config(self, content: dict[str, Any]) -> None:
         """Write `config.json` (main rank)."""
@@ -123,27 +133,45 @@ class RunFolder:
             Warnings: a sentence if the file system knows no locks.
 
         Raises:
-            UserError: if a process that is alive holds the lock (on every rank).
+            UserError: if a process that is alive holds the lock, or a rank does not see the folder
+                (on every rank).
         """
-        file, warning, error = None, "", ""
-        if self.ranks.main:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                file, warning = _lock(self.path / ".lock")
-                for folder in (self.path, self.checkpoints):
-                    for left in folder.glob(".*.tmp"):
-                        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-            except UserError as found:
-                error = str(found)
-            except OSError as found:
-                error = f"{self.path} cannot be written ({found.strerror}): choose another --out"
+        file, warning = None, ""
         try:
-            for refused in filter(None, gather_objects(error)):
-                raise UserError(refused)
+            with same_errors():
+                if self.ranks.main:
+                    file, warning = self._prepare()
+            with same_errors():
+                self._check_seen(gather_objects(_owner(self.path / ".lock"))[0])
             yield [warning] if warning else []
         finally:
             if file is not None:
                 file.close()
+
+    def _prepare(self) -> tuple[BinaryIO, str]:
+        """Make and lock the folder, and remove what an earlier process left half written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            locked = _lock(self.path / ".lock")
+            for folder in (self.path, self.path / "results", self.checkpoints):
+                for left in folder.glob(".*.tmp"):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        except OSError as found:
+            raise UserError(
+                f"{self.path} cannot be written ({found.strerror}): choose another --out"
+            ) from None
+        return locked
+
+    def _check_seen(self, owner: str) -> None:
+        """Wait until this rank reads the owner of the lock; network shares show it late."""
+        deadline = time.monotonic() + SEEN_SECONDS
+        while _owner(self.path / ".lock") != owner:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{self.path} is not the folder that rank 0 writes to: give all processes the "
+                    "same --out, on a disk that all machines share"
+                )
+            time.sleep(0.1)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -160,29 +188,18 @@ def read_config(path: Path) -> dict[str, Any]:
             "update dino-ssl, or choose another --out"
         )
     groups = [entries.get("defining"), entries.get("images")]
-    groups += [entries.get(name, {}) for name in ("about", "init")]
+    groups += [entries.get(name, {}) for name in ("about", "execution", "init")]
     if not all(isinstance(group, dict) for group in groups):
         raise UserError(f"{path} is not the configuration of a run: choose another --out")
     return entries
 
 
 def describe_images(source: Source) -> dict[str, Any]:
-    """What `config.json` holds of the images: a digest, and names of some of them.
-
-    Raises:
-        UserError: if another rank has other images.
-    """
-    content = {
+    """What `config.json` holds of the images: a digest, and names of some of them."""
+    return {
         "digest": source.digest(),
         "examples": [source.path(index) for index in spread(len(source), EXAMPLES)],
     }
-    for rank, other in enumerate(gather_objects(content)):
-        if other["digest"] != content["digest"]:
-            raise UserError(
-                f"rank {rank} has other images than this rank "
-                f"({_changed_images(content['examples'], other['examples'])})"
-            )
-    return content
 
 
 def _longer(now: str, before: Any) -> bool:
@@ -207,11 +224,10 @@ def _lock(path: Path) -> tuple[BinaryIO, str]:
     try:
         _lock_exclusively(file)
     except (BlockingIOError, PermissionError):
-        owner = path.read_bytes()[:200].decode(errors="replace").strip()
         file.close()
         raise UserError(
-            f"{path.parent} is in use by another process ({owner or 'unknown'}): wait until it "
-            "ends, or choose another --out"
+            f"{path.parent} is in use by another process ({_owner(path) or 'unknown'}): wait "
+            "until it ends, or choose another --out"
         ) from None
     except OSError as error:
         return file, (
@@ -220,8 +236,17 @@ def _lock(path: Path) -> tuple[BinaryIO, str]:
         )
     with suppress(OSError):  # a full disk: the lock holds without the name of its owner
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        name = f"process {os.getpid()} on {socket.gethostname()}"
+        file.write(f"{name}, {secrets.token_hex(4)}\n".encode())  # no two runs have the same
     return file, ""
+
+
+def _owner(path: Path) -> str:
+    """Who holds a lock, in words; "" where that cannot be read."""
+    try:
+        return path.read_bytes()[:200].decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _lock_exclusively(file: BinaryIO) -> None:

@@ -1,10 +1,10 @@
-"""The log of a run: sentences and a progress bar on the terminal, `metrics.jsonl`, TensorBoard."""
+"""The log of a run: sentences and a progress bar on the terminal, `metrics.jsonl`, other sinks."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from rich.progress import BarColumn, Progress
 from rich.table import Column
 
-from dino.files import UserError, atomic_write, finite_json
+from dino.files import atomic_write, finite_json
 from dino.progress import Console, PlainTextColumn
 from dino.runtime import Ranks
+from dino.train.sinks import Sinks
 from dino.train.skipped_images import SkippedImages
 
 LINE_SECONDS = 30.0
@@ -33,26 +34,26 @@ class RunLog:
         total: steps of the run.
         start: steps already done; later lines of an interrupted run are dropped, so that no step
             is logged twice.
-        tensorboard: also write TensorBoard events.
+        sinks: of `train.sinks`, which get the same numbers.
+        settings: of the run, for these.
 
     Raises:
-        UserError: if TensorBoard is requested and not installed.
+        UserError: if a sink cannot be opened.
     """
 
     def __init__(
-        self, run: Path, ranks: Ranks, total: int, start: int = 0, *, tensorboard: bool = False
+        self,
+        run: Path,
+        ranks: Ranks,
+        total: int,
+        start: int = 0,
+        *,
+        sinks: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.run, self.ranks, self.total, self.start = run, ranks, total, start
         self.console = Console(stderr=True, quiet=not ranks.main)
-        self._board: Any = None
-        if tensorboard and ranks.main:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError(
-                    "TensorBoard is not installed: pip install dino-ssl[tensorboard]"
-                ) from None
-            self._board = SummaryWriter(str(run / "tensorboard"))
+        self._sinks = Sinks(sinks if ranks.main else (), run, settings or {}, self.say)
         self._file = None
         if ranks.main:
             if unreadable := _drop_lines_from(run / "metrics.jsonl", start if start else -1):
@@ -81,9 +82,9 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        for output in (self._file, self._board):
-            if output is not None:
-                output.close()
+        self._sinks.close()
+        if self._file is not None:
+            self._file.close()
 
     def say(self, text: str, style: str = "") -> None:
         """Print a sentence above the progress bar."""
@@ -131,10 +132,10 @@ class RunLog:
             return
         self._file.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in flat(line).items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._board.add_scalar(name, value, line["step"])
+        values = {
+            n: v for n, v in flat(line).items() if isinstance(v, (int, float)) and n != "step"
+        }
+        self._sinks.write(line["step"], values)
         if "loss" in line:
             self._show(line)
 

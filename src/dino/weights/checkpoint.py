@@ -197,10 +197,14 @@ def _run_checkpoint(step: Path, teacher: Path, network: str) -> Checkpoint:
         raise UserError(f"{step} is no complete checkpoint of a run: {missing} is missing")
     state = read_json(step / "state.json")
     if isinstance(state, dict):  # the teacher beside the checkpoints may be of another step
+        _check_hashes(files, state.get("sha256"))
         metadata["about"] |= {key: state[key] for key in ("step", "measured") if key in state}
     tensors = {name: read_safetensors(path)[0] for name, path in files.items()}
     config = teacher.parent / "config.json"
-    settings = read_json(config).get("defining", {}) if config.exists() else {}
+    content = read_json(config) if config.exists() else {}
+    settings = content.get("defining", {}) if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        raise UserError(f"{config} is not the configuration of a run: restore it from a copy")
     stated = {name: settings.get(f"head.{name}") for name in ("fixed_norm", "activation")}
     states = {
         name: _network_state(*backbone_and_head(state_dict(tensors[name], step)))
@@ -215,6 +219,20 @@ def _run_checkpoint(step: Path, teacher: Path, network: str) -> Checkpoint:
         center=tensors["loss"].get("center"),
         head_options=_head_options(states["student"], stated),
     )
+
+
+def _check_hashes(files: Mapping[str, Path], hashes: Any) -> None:
+    """Compare files with the SHA-256 that `state.json` holds since format 2.
+
+    Raises:
+        UserError: naming the first that is damaged.
+    """
+    for name, path in files.items():
+        if isinstance(hashes, dict) and hashes.get(name) != file_hash(path):
+            raise UserError(
+                f"{path} is damaged (its SHA-256 is not that of state.json): write the name of an "
+                "older checkpoint into LAST, or restore it from a copy"
+            )
 
 
 def _network_state(

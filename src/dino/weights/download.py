@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
+import stat
 import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from rich.progress import wrap_file
@@ -90,20 +93,37 @@ def _obtain(published: Published, path: Path) -> None:
         )
     if os.environ.get("DINO_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise UserError(f"{published.name} is not in the cache and DINO_OFFLINE is set: {by_hand}")
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"DINO_MIRROR must begin with http:// or https://, not as {url} does")
+    _check_address(url)
     partial = _beside(path, "part")
-    _download(url, partial, by_hand)
+    known_length = _download(url, partial, by_hand)
     _beside(partial, "json").unlink(missing_ok=True)
-    if path.suffix == ".pth" and not _is_intact(partial):
+    damaged = not _size(partial) or (path.suffix == ".pth" and not _is_intact(partial))
+    if damaged or not (known_length or _has_checksums(partial)):
         partial.unlink()
+        problem = (
+            "arrived damaged" if damaged else "may have been cut, since no length came with it"
+        )
         raise UserError(
-            f"{published.name} arrived damaged from {url}: fetch it again, or set DINO_MIRROR to "
-            "another place"
+            f"{published.name} {problem} from {url}: fetch it again, set DINO_MIRROR to another "
+            f"place, or {by_hand}"
         )
     sync_file(partial)
     partial.replace(path)
     sync_folder(path.parent)
+
+
+def _check_address(url: str) -> None:
+    """Raise `UserError` for a `DINO_MIRROR` that cannot be an address."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # brackets, a port that is no number, a label of too many characters
+        good = False
+    if not good or not (url.isascii() and url.isprintable()) or " " in url:
+        raise UserError(
+            f"DINO_MIRROR must be an address that begins with http:// or https://, not as {url!r}"
+        )
 
 
 def _checked(published: Published, path: Path) -> Path:
@@ -114,7 +134,7 @@ def _checked(published: Published, path: Path) -> Path:
             f"{path} is not the published file (SHA-256 {found}, not {published.sha256}...): "
             "delete it and get it again"
         )
-    known = read_json(record).get("sha256") if record.exists() else None
+    known = _entries(record).get("sha256") if record.exists() else None
     if known not in (None, found):
         raise UserError(
             f"{path} is not what was first downloaded (SHA-256 {found}, expected {known}): delete "
@@ -134,6 +154,10 @@ def _checked(published: Published, path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------ the transfer
+def _has_checksums(path: Path) -> bool:
+    return zipfile.is_zipfile(path)
+
+
 def _is_intact(path: Path) -> bool:
     """Whether a checkpoint's records agree with their CRCs; older layouts have none."""
     with path.open("rb") as file:
@@ -146,8 +170,11 @@ def _is_intact(path: Path) -> bool:
         return False
 
 
-def _download(url: str, partial: Path, by_hand: str) -> None:
+def _download(url: str, partial: Path, by_hand: str) -> bool:
     """Download the rest of `partial`, over as many connections as bring something.
+
+    Returns:
+        Whether the server stated the length, so that nothing can be missing.
 
     Raises:
         UserError: if the server does not have it, or `TRIES` connections in a row brought nothing.
@@ -156,8 +183,8 @@ def _download(url: str, partial: Path, by_hand: str) -> None:
     while True:
         before = _size(partial)
         try:
-            if _continue(url, partial):
-                return
+            if (complete := _continue(url, partial)) is not False:
+                return complete is True
             reason = "the connection was cut"
         except HTTPError as error:
             error.close()
@@ -166,7 +193,7 @@ def _download(url: str, partial: Path, by_hand: str) -> None:
                 partial.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 raise UserError(f"{url} cannot be downloaded: {reason}; or {by_hand}") from None
-        except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        except (URLError, HTTPException, TimeoutError, ConnectionError, UnicodeError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if _size(partial) > before else failures + 1
         if failures >= TRIES:
@@ -177,8 +204,8 @@ def _download(url: str, partial: Path, by_hand: str) -> None:
         time.sleep(PAUSE * 2 ** max(0, failures - 1))
 
 
-def _continue(url: str, partial: Path) -> bool:
-    """Download over one connection; return whether the file is complete now.
+def _continue(url: str, partial: Path) -> bool | None:
+    """Download over one connection; return whether the file is complete now, None if unknown.
 
     The note beside `partial` says which version of the file it belongs to: its URL and the server's
     validator, which is its ETag or date.
@@ -186,7 +213,7 @@ def _continue(url: str, partial: Path) -> bool:
     note, start = _beside(partial, "json"), _size(partial)
     request = Request(url, headers={"User-Agent": "dino-ssl"})
     request.add_header("Accept-Encoding", "identity")
-    version = read_json(note) if start and note.exists() else {}
+    version = _entries(note) if start and note.exists() else {}
     if version.get("url") == url and version.get("validator"):
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", version["validator"])
@@ -194,21 +221,25 @@ def _continue(url: str, partial: Path) -> bool:
         headers = answer.headers
         if answer.status != 206:  # from the beginning
             start = 0
-            partial.write_bytes(b"")
+            with _own_file(partial) as file:
+                file.truncate(0)
             tag = headers.get("ETag", "")
             strong = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
             atomic_json(note, {"url": url, "validator": strong})
         elif not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             partial.unlink()  # the server sends another range than requested
             return False
-        length = headers.get("Content-Length")
+        stated = headers.get("Content-Length", "")
+        length = int(stated) if re.fullmatch(r"[0-9]{1,18}", stated) else None
         console = Console(stderr=True)
         hidden = not (ranks().main and console.is_terminal)
         bar = functools.partial(wrap_file, console=console, transient=True, disable=hidden)
-        shown = bar(answer, int(length or 0), description=partial.stem)
-        with shown as body, partial.open("ab") as file:
+        shown = bar(answer, length or 0, description=partial.stem)
+        with shown as body, _own_file(partial) as file:
             shutil.copyfileobj(body, file)
-    return length is None or _size(partial) == start + int(length)
+        if length is None:  # chunks end with a mark, without which an error is raised
+            return True if getattr(answer, "chunked", False) else None
+    return _size(partial) == start + length
 
 
 # ------------------------------------------------------------------------------------ details
@@ -220,6 +251,35 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def _entries(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of ours.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: delete it")
+    return content
+
+
+def _check_own(path: Path) -> None:
+    """Refuse what another user of a shared cache may have put in the place of a file of ours."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise UserError(
+                f"{path} is a link or no file, and would be written to: delete it, or set "
+                "DINO_CACHE to another folder"
+            )
+
+
+def _own_file(path: Path) -> IO[bytes]:
+    """A file of ours, open at its end for writing; a link is not followed."""
+    _check_own(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666), "ab")
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file's download; the system releases that of a process that dies.
@@ -228,7 +288,9 @@ def _locked(path: Path) -> Iterator[None]:
         UserError: if another process holds it for `LOCK_TIMEOUT` seconds and downloads nothing.
     """
     partial, size, since = _beside(path, "part"), 0, time.monotonic()
-    with _beside(path, "lock").open("a") as file:
+    for ending in ("part", "part.json", "json"):
+        _check_own(_beside(path, ending))
+    with _own_file(_beside(path, "lock")) as file:
         while not _lock(file):
             if _size(partial) != size:
                 size, since = _size(partial), time.monotonic()
@@ -241,7 +303,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _lock(file: IO[str]) -> bool:
+def _lock(file: IO[bytes]) -> bool:
     """Whether the file is locked now."""
     try:
         if sys.platform == "win32":

@@ -55,7 +55,9 @@ def test_busy_cores_are_reported(
 
 
 def loop(run: Path, **changes: Any) -> _Loop:
-    return _Loop(config(**changes), images(), RunFolder(run, Ranks()), CPU, [], None)
+    found = _Loop(config(**changes), images(), RunFolder(run, Ranks()), CPU, [], None)
+    found.build()
+    return found
 
 
 @pytest.fixture

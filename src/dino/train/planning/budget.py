@@ -126,6 +126,8 @@ def _stored(run: str | Path) -> dict[str, Any] | None:
     execution = content.get("execution", {})
     settings = {f"execution.{name}": value for name, value in execution.items()}
     recipe = content.get("about", {}).get("recipe", "own")
+    if not isinstance(content["defining"].get("run.duration"), str):
+        raise UserError(f"{folder / 'config.json'} names no run.duration: restore it from a copy")
     return {**content["defining"], **settings, "recipe": recipe}
 
 

@@ -231,9 +231,12 @@ def _fixed_bytes(distillation: Distillation, sample: Batch, batch: int, workers:
     moments = 0
     if not distillation.optimizer.state:
         moments = 2 * sum(4 * p.numel() for p in distillation.student.parameters())
+    copies = 0
+    if distillation.device.type == "cpu" and distillation.ranks.main:  # of a checkpoint's tensors
+        copies = 4 * sum(4 * p.numel() for p in distillation.student.parameters())
     pixels = sum(group.images[:, 0].numel() for group in sample.groups)
     batches = 2 * workers + 1  # of uint8, of which one is also in float32, and read twice
-    return moments + batch * pixels * (batches + 8) + workers * WORKER_BYTES
+    return moments + copies + batch * pixels * (batches + 8) + workers * WORKER_BYTES
 
 
 def _tiled(sample: Batch, images: int) -> Batch:
