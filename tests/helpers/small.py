@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def distillation(
     if predictor:
         size, norm = student.head.projection, bool(head and head.get("batch_norm"))
         student.predictor = Predictor(size, 20, batch_norm=norm).to(dtype)
-    targets = (Centering(PROTOTYPES) if targets is None else targets).to(dtype)
+    targets = (Centering(PROTOTYPES) if targets is None else copy.deepcopy(targets)).to(dtype)
     loss = StudentLoss(student, temperature=temperature, kind=kind, koleo=koleo)
     return Distillation(loss, targets, planned or schedules(), **options)
 
