@@ -70,7 +70,7 @@ def test_kinds_that_pillow_lacks_are_named_with_a_remedy(content: bytes, words: 
     assert "convert it to PNG" in found
 
 
-@pytest.mark.parametrize(("form", "keep"), [("PNG", 12), ("GIF", 7), ("BMP", 16), ("JPEG2000", 20)])
+@pytest.mark.parametrize(("form", "keep"), [("PNG", 12), ("GIF", 7), ("JPEG2000", 20)])
 def test_a_damaged_header_is_damaged_and_named(form: str, keep: int) -> None:
     Image.new("RGB", (20, 16)).save(stream := io.BytesIO(), form)
     content = stream.getvalue()[:keep] + bytes([255]) * 200
