@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
+from dino.data.images.pixel_format import IMAGENET_MEAN, IMAGENET_STD, NoData, PixelFormat
 from dino.data.views.view_spec import ViewSettings
 from dino.distillation.schedules import Schedules, TeacherKind, in_steps
 from dino.files import UserError
@@ -119,8 +119,8 @@ class PixelSettings:
     """Value that becomes 0, for each channel or one for all; None for what the type offers."""
     high: tuple[float, ...] | None = None
     """Value that becomes 255."""
-    nodata: float | None = None
-    """Value of pixels without data, which get the mean; None for what a TIFF says."""
+    nodata: NoData = None
+    """Value of pixels without data (always NaN), which get the mean; None for what files say."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, of pixels in [0, 1]."""
     std: Annotated[tuple[float, ...], Range(above=0)] = IMAGENET_STD

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,48 @@ def test_fewer_bits_are_scaled_by_their_number(bits: int) -> None:
         assert image.stored == Stored(3, 10, False)
         assert image.values().dtype == np.uint16
         assert 900 < image.values().max() < 1024
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_2000_with_a_sign_keeps_it(bits: int, channels: int) -> None:
+    """Pillow shifts values with a sign up."""
+    kind = np.int8 if bits == 8 else np.int16
+    small = ((TWELVE[..., :channels] >> 4 if bits == 8 else TWELVE[..., :channels]) - 0).astype(int)
+    stored = (small - (100 if bits == 8 else 2000)).astype(kind).squeeze()
+    content = imagecodecs.jpeg2k_encode(np.ascontiguousarray(stored), level=0, bitspersample=bits)
+    expected = np.moveaxis(np.atleast_3d(stored), 2, 0)
+    with open_image(io.BytesIO(content), "a", PixelFormat(channels)) as image:
+        assert np.array_equal(image.values(), expected)
+        assert image.stored == Stored(channels, bits, False)
+
+
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_jpeg_2000_that_is_cut_off_is_damaged(part: float, bits: int) -> None:
+    """OpenJPEG gives what there is of it."""
+    noise = np.random.default_rng(0).integers(0, 2**bits, (70, 90)).astype(f"u{bits // 8}")
+    content = jpeg2000(noise, bits)
+    with pytest.raises(ImageError) as caught:
+        values(content[: int(part * len(content))])
+    assert caught.value.defect == "damaged"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_value_becomes_white(channels: int) -> None:
+    """Which the chunk tRNS names, in 16 bits as in 8."""
+    deep = COLOUR[..., :channels] + np.uint16(1)
+    content = imagecodecs.png_encode(np.ascontiguousarray(deep.squeeze()))
+    named = b"tRNS" + deep[3, 4].astype(">u2").tobytes()
+    chunk = struct.pack(">I", len(named) - 4) + named + struct.pack(">I", zlib.crc32(named))
+    place = content.index(b"IDAT") - 4
+    content = content[:place] + chunk + content[place:]
+    for wanted in (1, 3):
+        found = values(content, PixelFormat(wanted))
+        assert found[:, 3, 4].tolist() == [65535] * len(found)
+        assert (found[:, 0, 0] < 5000).all()
+        with open_image(io.BytesIO(content), "a", PixelFormat(wanted)) as image:
+            assert as_pixels(image.decode())[:, 3, 4].tolist() == [255] * wanted
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -137,6 +137,23 @@ def extremes(data: Dataset) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------------------------- tags
+@pytest.mark.parametrize("kind", ["u2", "i2"])
+def test_padding_holds_no_data(kind: str, tmp_path: Path) -> None:
+    """It is left out of the stretch, and of ranges and means."""
+    values = np.array([[60000, 0, 100, 400]], np.uint16).view(kind)
+    padding = int(values[0, 0])
+    rescale = {"RescaleSlope": 2, "RescaleIntercept": -1024}
+    path = scan(tmp_path / "a.dcm", values, PixelPaddingValue=padding, **rescale)
+    assert stored_values(path, PixelFormat(1))[0, 0, 1:].tolist() == [-1024, -824, -224]
+    assert levels(path, 1).tolist() == [[[106, 0, 64, 255]]]
+    values = np.array([[60000, 60009, 100, 400]], np.uint16).view(kind)
+    limit = {"PixelPaddingValue": padding, "PixelPaddingRangeLimit": int(values[0, 1])}
+    path = scan(tmp_path / "b.dcm", values, **limit)
+    assert levels(path, 1).tolist() == [[[128, 128, 0, 255]]]
+    path = scan(tmp_path / "c.dcm", values[:, 2:], **limit)  # there is none
+    assert levels(path, 1).tolist() == [[[0, 255]]]
+
+
 @pytest.mark.usefixtures("unchecked")  # pixels travel as arrays in a source
 def test_dark_on_bright_keeps_its_values_and_range(tmp_path: Path) -> None:
     path = scan(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
@@ -246,6 +263,7 @@ CODECS: dict[str, tuple[Callable[[np.ndarray], bytes], int]] = {
     uid.JPEGExtended12Bit: (lambda v: imagecodecs.jpeg8_encode(v, level=100, bitspersample=12), 40),
     uid.JPEGLSLossless: (imagecodecs.jpegls_encode, 0),
     uid.JPEGLSNearLossless: (lambda v: imagecodecs.jpegls_encode(v, level=2), 2),
+    uid.HTJ2KLossless: (imagecodecs.htj2k_encode, 0),
     uid.JPEG2000Lossless: (lambda v: imagecodecs.jpeg2k_encode(v, level=0, codecformat="j2k"), 0),
 }
 
@@ -263,6 +281,39 @@ def test_compressed_frames_have_their_values(syntax: str, frames: int) -> None:
 def test_compressed_colours_have_their_values(syntax: str) -> None:
     file = compressed(COLOUR, CODECS[syntax][0], syntax)
     assert np.array_equal(levels(file), np.moveaxis(COLOUR, 2, 0))
+
+
+@pytest.mark.parametrize("syntax", CODECS)
+def test_a_frame_that_is_cut_off_is_damaged(syntax: str) -> None:
+    """libjpeg and OpenJPEG would give what they have read of it, and grey or zeros for the rest."""
+    encode, _ = CODECS[syntax]
+    for part in (0.3, 0.5, 0.7, 0.9):
+        short = compressed(GREY, lambda v, p=part: cut(encode(v), p), syntax)
+        with pytest.raises(ImageError) as caught:
+            levels(short, 1)
+        assert caught.value.defect == "damaged"
+
+
+def cut(content: bytes, part: float) -> bytes:
+    return bytes(content[: int(part * len(content)) // 2 * 2])
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2"])
+def test_values_that_are_cut_off_are_damaged(kind: str) -> None:
+    content = stream(RNG.integers(0, 99, (32, 30)).astype(kind)).getvalue()
+    whole = levels(io.BytesIO(content), 1)
+    for missing in (1, 2, 50, 500):
+        with pytest.raises(ImageError, match="ends in the middle of its pixels") as caught:
+            levels(io.BytesIO(content[:-missing]), 1)
+        assert caught.value.defect == "damaged"
+    assert np.array_equal(levels(io.BytesIO(content + bytes(2)), 1), whole)  # padding behind it
+
+
+def test_signed_jpeg_2000_keeps_its_sign() -> None:
+    values = (GREY.astype(int) - 2000).astype(np.int16)
+    encode = CODECS[uid.JPEG2000Lossless][0]
+    file = compressed(values, encode, uid.JPEG2000Lossless)
+    assert np.array_equal(stored_values(file, PixelFormat(1))[0], values)
 
 
 def test_a_compression_without_a_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,3 +115,16 @@ def test_an_mpo_is_decoded_at_reduced_size() -> None:
     with open_image(stream) as image:
         assert image.size == (320, 400)
         assert image.decode(4).size == (100, 80)  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_pixels_that_are_half_decoded_are_damaged(place: float) -> None:
+    """Reading the EXIF of a PNG decodes it; a second time, Pillow would return what it had."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream := io.BytesIO(), "PNG")
+    content = bytearray(stream.getvalue())
+    at = int(place * len(content))
+    content[at : at + 40] = bytes(40)
+    with pytest.raises(ImageError) as caught:
+        levels(io.BytesIO(content))
+    assert caught.value.defect == "damaged"

@@ -9,14 +9,18 @@ import sys
 import zipfile
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from helpers.reading import levels
+from helpers.reading import levels, misfit
 from PIL import Image
 
 from dino import cli
+from dino.data.images.bit_depth import Stored
+from dino.data.images.decode import open_image
 from dino.data.images.image_errors import ImageError
+from dino.data.images.pixel_format import PixelFormat
 from dino.data.sources.open import open_source
 from dino.files import UserError
 
@@ -27,6 +31,7 @@ def zipped() -> bytes:
     return stream.getvalue()
 
 
+DEEP = np.arange(16 * 20, dtype=np.uint16).reshape(16, 20)
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(300)
 
 
@@ -47,6 +52,51 @@ def test_the_format_that_was_found_is_named(content: bytes, words: str) -> None:
         levels(io.BytesIO(content))
     assert words in str(caught.value)
     assert caught.value.defect == "not an image"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (imagecodecs.jpeg8_encode(DEEP, level=95, bitspersample=12), "it is JPEG of 12 bits"),
+        (imagecodecs.jpeg8_encode(DEEP, lossless=True, bitspersample=16), "lossless JPEG of 16"),
+        (imagecodecs.jpegls_encode(DEEP), "it is JPEG-LS"),
+        (b"PF\n2 1\n-1.0\n" + bytes(24), "it is colour PFM"),
+        (b"BM" + bytes(12) + b"\x42" + bytes(90), "Unsupported BMP header type"),
+    ],
+)
+def test_kinds_that_pillow_lacks_are_named_with_a_remedy(content: bytes, words: str) -> None:
+    found = misfit(io.BytesIO(content))
+    assert words in found
+    assert "convert it to PNG" in found
+
+
+@pytest.mark.parametrize(("form", "keep"), [("PNG", 12), ("GIF", 7), ("JPEG2000", 20)])
+def test_a_damaged_header_is_damaged_and_named(form: str, keep: int) -> None:
+    Image.new("RGB", (20, 16)).save(stream := io.BytesIO(), form)
+    content = stream.getvalue()[:keep] + bytes([255]) * 200
+    with pytest.raises(ImageError) as caught:
+        levels(io.BytesIO(content))
+    assert caught.value.defect in ("damaged", "too large")
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_heic_keeps_its_bits(bits: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    monkeypatch.setattr(heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
+    values = np.full((64, 48, channels), 2**bits - 1, np.uint16)
+    values[:32, :, :3] = np.array([2**bits // 5, 2**bits // 3, 2**bits // 2])[:channels]
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    mode = mode if bits == 8 else {"L": "I;16"}.get(mode, f"{mode};16")
+    stored = values.astype(np.uint8) if bits == 8 else values << (16 - bits)
+    heif.from_bytes(mode, (48, 64), stored.tobytes()).save(file := io.BytesIO(), quality=-1)
+    with open_image(file, pixels=PixelFormat(channels)) as image:
+        assert image.stored == Stored(channels, bits, False)
+        assert image.size == (64, 48)
+        found = image.values()
+    assert found.dtype == (np.uint8 if bits == 8 else np.uint16)
+    assert np.abs(found[:, 9, 9] - values[9, 9].astype(float)).max() <= 2**bits / 64
+    assert np.abs(levels(file)[:, 50, 9] - 255.0).max() <= 2
 
 
 def test_heic_is_read_by_its_extra_or_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,10 +94,10 @@ def test_a_range_holds_for_every_type(kind: Any, tmp_path: Path) -> None:
     assert found.tolist() == [[[0, 0, 133, 255, 255]]]
 
 
-def test_what_is_not_finite_lies_outside_or_is_black(tmp_path: Path) -> None:
+def test_what_is_not_finite_lies_outside_or_has_the_mean(tmp_path: Path) -> None:
     values = np.array([[np.nan, -np.inf, np.inf, 4.0]], np.float32)
     path = npy(tmp_path / "a.npy", values)
-    assert levels(path, 1, low=(0.0,), high=(10.0,)).tolist() == [[[0, 0, 255, 102]]]
+    assert levels(path, 1, low=(0.0,), high=(10.0,)).tolist() == [[[119, 0, 255, 102]]]
     assert levels(path, 1).max() == 0  # one finite value has no range
     assert levels(npy(tmp_path / "b.npy", np.full((2, 2), np.nan)), 1).max() == 0
     wide = np.array([[-1.7e308, 0.0, 1.7e308]])

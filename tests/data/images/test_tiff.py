@@ -238,9 +238,9 @@ def test_pages_of_no_stated_meaning_are_channels_if_as_many_were_requested() -> 
 
 def test_the_nodata_of_gdal_may_be_nan_or_no_number() -> None:
     values = np.array([[np.nan, 1.0, 3.0]], np.float32)
-    for nodata, first in (("nan", 128), ("none", 0)):
+    for nodata, found in (("nan", [128, 0, 255]), ("none", [128, 0, 255]), ("3", [0, 0, 0])):
         stream = written(values, photometric="minisblack", extratags=[(42113, "s", 0, nodata)])
-        assert levels(stream, 1).tolist() == [[[first, 0, 255]]]
+        assert levels(stream, 1).tolist() == [[found]]
 
 
 @pytest.mark.usefixtures("unchecked")  # pixels travel as arrays in a source
@@ -265,7 +265,65 @@ def test_the_nodata_of_gdal_is_filled_and_left_out(kind: type, tmp_path: Path) -
     assert blind.nodata_share == (0.0,)
 
 
+@pytest.mark.parametrize("form", ["plain", "ome"])
+def test_images_of_several_sizes_are_said_to_be_several(form: str, tmp_path: Path) -> None:
+    values = RNG.integers(0, 255, (12, 10)).astype(np.uint8)
+    path = tmp_path / ("a.ome.tif" if form == "ome" else "a.tif")
+    with tifffile.TiffWriter(path) as writer:
+        for part in (values, values[:7]):
+            writer.write(part, photometric="minisblack", metadata=None if form == "plain" else {})
+    assert "it holds 2 images of different sizes or kinds: choose one by --page" in misfit(path)
+    assert np.array_equal(levels(path, 1, 1)[0], values[:7])
+
+
+@pytest.mark.parametrize("place", ["before", "after", "in a tree"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_overviews_and_thumbnails_are_no_images(place: str, kind: type) -> None:
+    values = RNG.integers(0, 255, (64, 48, 3)).astype(kind)
+    small = np.ascontiguousarray(values[::2, ::2])
+    options = {"photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(stream := io.BytesIO()) as writer:
+        if place == "before":
+            writer.write(small, subfiletype=1, **options)
+        writer.write(values, subifds=1 if place == "in a tree" else None, **options)
+        if place != "before":
+            writer.write(small, subfiletype=1, **options)
+    assert np.array_equal(stored_values(stream), np.moveaxis(values, 2, 0))
+
+
 # ---------------------------------------------------------------------------------- both libraries
+def test_tiles_that_a_sparse_file_leaves_out_are_black() -> None:
+    """As GDAL writes them: offset and length are 0, where Pillow would read the header."""
+    values = np.zeros((32, 32), np.uint8)
+    values[16:] = 7
+    stream = written(values, photometric="minisblack", tile=(16, 16), metadata=None)
+    content = bytearray(stream.getvalue())
+    with tifffile.TiffFile(stream) as tiff:
+        tags = [tiff.pages[0].tags[tag] for tag in (324, 325)]
+        sizes = {"H": 2, "I": 4}
+        for tag in tags:
+            size = sizes[tag.dtype.name[0].replace("S", "H").replace("L", "I")]
+            content[tag.valueoffset : tag.valueoffset + 2 * size] = bytes(2 * size)
+    assert np.array_equal(levels(io.BytesIO(content), 1)[0], values)
+
+
+def test_where_tifffile_fails_pillow_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = RNG.integers(0, 255, (3, 16, 17)).astype(np.uint8)
+    stream = written(values, photometric="rgb", planarconfig="separate", compression="lzw")
+    cut = io.BytesIO(stream.getvalue()[:-100])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr("dino.data.images.decode.read_tiff", fail)
+    assert np.array_equal(levels(stream), values)
+    with pytest.raises(ImageError, match="in the middle"):
+        levels(written(values.astype(np.uint16), photometric="rgb", planarconfig="separate"))
+    with pytest.raises(ImageError, match="in the middle") as caught:
+        levels(cut)
+    assert caught.value.defect == "damaged"
+
+
 def test_where_pillow_fails_tifffile_is_tried() -> None:
     values = RNG.integers(0, 255, (16, 16, 3)).astype(np.uint8)
     stream = written(values, photometric="rgb", compression="webp", compressionargs={"level": 100})

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dino.data.images.image_errors import ImageError, count_defects
-from dino.data.images.pixel_format import PixelFormat
+from dino.data.images.pixel_format import NoData, PixelFormat
 from dino.data.loader import image_batches
 from dino.data.sampler import spread
 from dino.data.sources.open import Source, open_source
@@ -210,8 +210,8 @@ class StatsSettings:
     """Value that becomes 0, for each channel or one for all, instead of a measured one."""
     high: tuple[float, ...] | None = None
     """Value that becomes 255."""
-    nodata: float | None = None
-    """Value of pixels without data, which are left out; None for what a TIFF says."""
+    nodata: NoData = None
+    """Value of pixels without data (always NaN), which are left out; None for what files say."""
     workers: Annotated[int, Range(low=0, high=1000)] | None = None
     """Processes that read images; by default one for each core but one, at most 16."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("stats.json")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from dino.data.images.pixel_format import (
     PixelFormat,
     Stream,
     ValueInfo,
+    by_rows,
     check_size,
     planes,
 )
@@ -46,6 +48,11 @@ class Stored(NamedTuple):
     channels: int
     bits: int
     floating: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of each value in memory."""
+        return -(-self.bits // 8)
 
     def __str__(self) -> str:
         """Such as "3 channels of 8 bits"."""
@@ -72,8 +79,10 @@ def of_picture(picture: Image.Image, stream: Stream | None) -> Stored:
     return Stored(channels, bits or _bits(kind), kind.kind == "f")
 
 
-def narrowed(picture: Image.Image, stored: Stored) -> bool:
-    """Whether Pillow would cut the values of a file to its mode."""
+def narrowed(picture: Image.Image, stored: Stored, stream: Stream) -> bool:
+    """Whether Pillow would cut the values of a file to its mode, or shift those with a sign."""
+    if picture.format == "JPEG2000" and _jpeg2000_precision(stream) & 0x80:
+        return True
     return stored.bits > max(8, _bits(np.dtype(ImageMode.getmode(picture.mode).typestr)))
 
 
@@ -100,13 +109,24 @@ def read_all_bits(
     """
     stream.seek(0)
     values = upright(_decoded(picture, stream, name, bits), orientation)
+    transparent = len(values) in (2, 4) and picture.has_transparency_data
+    return expected_colours(values, pixels, bits, transparent)
+
+
+def expected_colours(
+    values: Shaped[np.ndarray, "stored H W"], pixels: PixelFormat, bits: int, transparent: bool
+) -> Shaped[np.ndarray, "C H W"]:
+    """With 3 channels or 1, what is transparent by the last one becomes white; colour grey."""
     if pixels.channels not in (1, 3):
         return values
-    if len(values) in (2, 4) and picture.mode in ("LA", "RGBA"):
-        top = 2**bits - 1
-        alpha = values[-1:] / top
-        values = np.rint(values[:-1] * alpha + top * (1 - alpha)).astype(values.dtype)
-    return grey(values) if pixels.channels == 1 else values
+    if transparent:
+        values = by_rows(partial(_on_white, top=2**bits - 1), values)
+    return by_rows(grey, values) if pixels.channels == 1 else values
+
+
+def _on_white(values: np.ndarray, top: int) -> np.ndarray:
+    alpha = values[-1:] / top
+    return np.rint(values[:-1] * alpha + top * (1 - alpha)).astype(values.dtype)
 
 
 def upright(values: Shaped[np.ndarray, "C H W"], orientation: int) -> Shaped[np.ndarray, "C h w"]:
@@ -133,7 +153,7 @@ def _decoded(picture: Image.Image, stream: Stream, name: str, bits: int) -> np.n
         import imagecodecs
     except ImportError:
         raise missing_extra(name, reason, "tiff") from None
-    check_size(name, picture.width * picture.height)
+    check_size(name, 4 * picture.width * picture.height, -(-bits // 8))
     return planes(getattr(imagecodecs, decoder)(stream.read()))
 
 
@@ -150,13 +170,18 @@ def _file_bits(picture: Image.Image, stream: Stream) -> int:
         return int(np.max(bits))
     if picture.format == "PPM" and len(arguments) > 1:  # the mode and the largest value
         return int(arguments[1]).bit_length()
-    if picture.format == "JPEG2000":  # Ssiz of the first component, behind SOC and SIZ
-        return (_behind(stream, b"\xff\x4f\xff\x51", 42) & 0x7F) + 1
+    if picture.format == "JPEG2000":
+        return (_jpeg2000_precision(stream) & 0x7F) + 1
     if picture.format == "AVIF":  # flags of the codec's configuration
         flags = _behind(stream, b"av1C", 6)
         return 12 if flags & 0x20 else 10 if flags & 0x40 else 8
     deep = arguments and re.search(r";16[BLN]$", str(arguments[0]))
     return 16 if deep or _tile(picture)[0] == "SGI16" else 0
+
+
+def _jpeg2000_precision(stream: Stream) -> int:
+    """Ssiz of the first component, behind SOC and SIZ: its bits - 1, and 128 if it has a sign."""
+    return _behind(stream, b"\xff\x4f\xff\x51", 42)
 
 
 def _tile(picture: Image.Image) -> Sequence[Any]:
@@ -168,6 +193,12 @@ def _arguments(picture: Image.Image) -> list[Any]:
     """Arguments of Pillow's decoder; first the mode of the values in the file."""
     arguments = _tile(picture)[3]
     return list(arguments) if isinstance(arguments, tuple) else [arguments]
+
+
+def ends(stream: Stream) -> bool:
+    """Whether a JPEG 2000 file holds its end mark, two bytes that its code stream cannot hold."""
+    stream.seek(0)
+    return b"\xff\xd9" in stream.read()
 
 
 def _behind(stream: Stream, mark: bytes, offset: int) -> int:

@@ -7,6 +7,7 @@ device has it, except in `Preprocessing`, which ends in the network's input.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,17 +22,20 @@ from torch.nn import functional as F
 
 from dino.data.images import bit_depth
 from dino.data.images.dicom import count_frames, read_dicom
+from dino.data.images.fits import read_fits
 from dino.data.images.image_errors import ImageError, missing_extra
 from dino.data.images.library_messages import Messages, log_and_stderr, python_warnings
 from dino.data.images.metadata import pixels_only
 from dino.data.images.npy import read_npy
-from dino.data.images.other_formats import recognized
+from dino.data.images.other_formats import recognized, unidentified
 from dino.data.images.pixel_format import (
+    CUT,
     NO_INFO,
     RGB,
     PixelFormat,
     Stream,
     ValueInfo,
+    check_size,
     kind_of,
     planes,
 )
@@ -41,8 +45,10 @@ from dino.files import UserError
 Sample: TypeAlias = Image.Image | UInt8[Tensor, "C H W"]
 """What a source gives: an RGB picture, or its pixels."""
 
+LARGE = 2**25
+"""Pixels above which a picture is converted a few rows at a time."""
+
 _ORIENTATION = 0x0112  # EXIF tag
-_HEIF = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -106,14 +112,21 @@ class _OpenedPicture(OpenedImage):
         self._picture, self._name, self._pixels, self._stream = picture, name, pixels, stream
         self._unusable = None
         self.stored = bit_depth.of_picture(picture, stream)  # before a PNG is decoded for its EXIF
-        self._narrowed = stream is not None and bit_depth.narrowed(picture, self.stored)
+        if stream is not None:
+            count = picture.width * picture.height * self.stored.channels
+            check_size(name, count, self.stored.bytes)
+        self._narrowed = stream is not None and bit_depth.narrowed(picture, self.stored, stream)
         self._spare = 0 if stream is None else bit_depth.spare_bits(picture, self.stored)
         deep = self._narrowed or self._spare
         self.info = ValueInfo(bits=self.stored.bits) if deep else NO_INFO
         self._orientation = 1
+        self._error: Exception | None = None
         if stream is not None:
-            with suppress(Exception):  # damaged EXIF raises nearly anything
+            try:
                 self._orientation = picture.getexif().get(_ORIENTATION, 1)
+            except Exception as error:  # damaged EXIF raises nearly anything
+                # Of a PNG it decodes the pixels, and Pillow would return half of them next time.
+                self._error = error if picture.format == "PNG" else None
         width, height = picture.size
         self.size = (width, height) if self._orientation in bit_depth.SWAPPED else (height, width)
 
@@ -122,7 +135,9 @@ class _OpenedPicture(OpenedImage):
         # Of JPEG 2000 with more than 8 bits, Pillow makes white black, or darker.
         wraps = self._picture.format == "JPEG2000" and self.info.bits is not None
         if pixels.channels == 3 and pixels.low is None and pixels.nodata is None and not wraps:
-            return to_rgb(self._upright(factor))
+            picture = self._upright(factor)
+            large = picture.width * picture.height > LARGE and picture.mode[0] not in "IF"
+            return _rgb_by_rows(picture) if large else to_rgb(picture)
         return super().decode()
 
     def values(self) -> Shaped[np.ndarray, "C H W"]:
@@ -140,6 +155,8 @@ class _OpenedPicture(OpenedImage):
         if self._stream is not None and factor > 1 and picture.format in ("JPEG", "MPO"):
             picture.draft(None, (picture.width // factor, picture.height // factor))
         try:
+            if self._error is not None:
+                raise self._error
             picture.load()
         except Exception as error:
             picture = _without_metadata(self._stream, error)
@@ -189,13 +206,18 @@ def open_image(
         raise
     except FileNotFoundError:
         raise ImageError(name, "there is no such file", "missing") from None
-    except UnidentifiedImageError:
-        raise ImageError(name, "its bytes are in no known image format", "not an image") from None
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise ImageError(name, str(error) or "it does not fit into memory", "too large") from error
+    except Image.DecompressionBombError as error:
+        pixels_found = "".join(re.findall(r"\((\d+) pixels", str(error))[:1])
+        most = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        found = f"it has {int(pixels_found):,}, {most}" if pixels_found else f"it has {most}"
+        raise ImageError(name, f"{found}: {CUT}", "too large") from error
+    except MemoryError as error:
+        raise ImageError(name, f"it does not fit into memory: {CUT}", "too large") from error
     except Exception as error:  # readers of damaged bytes raise everything that Python has
         by_system = isinstance(error, OSError) and error.errno is not None
         reason = (" ".join(str(error).split()) or type(error).__name__) + messages.first
+        if reason.startswith(("Unsupported", "Unimplemented")):  # by Pillow, of BMP, DDS, ...
+            raise ImageError(name, f"{reason}: convert it to PNG", "misfit") from error
         raise ImageError(name, reason, "unreadable" if by_system else "damaged") from error
 
 
@@ -211,6 +233,11 @@ def _opened_file(
     if kind == "dicom":
         values, info = read_dicom(stream, name, pixels)
         return OpenedImage(values, name, pixels, info)
+    if kind == "fits":
+        values, info = read_fits(stream, name)
+        return OpenedImage(values, name, pixels, info)
+    if kind == "heif":
+        return _opened_heif(stream, name, pixels)
     if kind == "tiff":
         return _opened_tiff(stream, name, pixels, stack)
     picture: Image.Image
@@ -218,15 +245,17 @@ def _opened_file(
         picture = stack.enter_context(Image.open(stream))
     except UnidentifiedImageError as error:
         try:
-            picture = _heif(stream, name) or _without_metadata(stream, error)
+            picture = _without_metadata(stream, error)
         except UnidentifiedImageError:
-            raise ImageError(name, recognized(stream), "not an image") from None
+            raise unidentified(stream, name) from None
     except (ValueError, OSError) as error:
         picture = _without_metadata(stream, error)
     if isinstance(picture, ImageFile.StubImageFile):  # which Pillow only identifies
         raise ImageError(name, recognized(stream, picture.format), "not an image")
     if picture.format == "EPS":  # Pillow would run it by Ghostscript
         raise ImageError(name, "it is a program in PostScript", "not an image")
+    if picture.format == "JPEG2000" and not bit_depth.ends(stream):
+        raise ValueError("its code stream has no end")  # Pillow would read some without a word
     _seek(picture, name, pixels)
     return _OpenedPicture(picture, name, pixels, stream)
 
@@ -244,44 +273,64 @@ def _without_metadata(stream: Stream | None, error: Exception) -> Image.Image:
     return picture
 
 
-def _heif(stream: Stream, name: str) -> Image.Image | None:
-    """A picture in HEIC or HEIF, by pillow-heif; None for other files."""
-    stream.seek(4)
-    if stream.read(8) not in _HEIF:
-        return None
+def _opened_heif(stream: Stream, name: str, pixels: PixelFormat) -> OpenedImage:
+    """A picture in HEIC or HEIF, all its bits, by pillow-heif, which turns it upright."""
     try:
         import pillow_heif
     except ImportError:
         raise missing_extra(name, "it is a HEIC image", "heic") from None
-    stream.seek(0)
-    picture: Image.Image = pillow_heif.open_heif(stream).to_pillow()
-    return picture
+    file = pillow_heif.open_heif(stream, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    bits = int(file.info["bit_depth"])
+    check_size(name, file.size[0] * file.size[1] * 4, 1 + (bits > 8))
+    if bits == 8:
+        return _OpenedPicture(file.to_pillow(), name, pixels)
+    values = planes(np.asarray(file))[..., : file.size[0]]
+    stored, transparent = len(values), len(values) in (2, 4)
+    values = bit_depth.expected_colours(values, pixels, bits, transparent)
+    return OpenedImage(values, name, pixels, ValueInfo(bits=bits, channels=stored))
 
 
 def _opened_tiff(stream: Stream, name: str, pixels: PixelFormat, stack: ExitStack) -> OpenedImage:
-    """By Pillow where it reads the values as they are stored, else, or if it fails, by tifffile."""
+    """By Pillow where it reads the values as they are stored, else by tifffile.
+
+    Where the library of choice fails in the middle, the other is tried.
+    """
+    failed: Exception | None = None
     try:
-        picture = stack.enter_context(Image.open(stream))
-        _seek(picture, name, pixels)
-        if pillow_reads(picture, name, pixels):
-            picture.load()
-            return _OpenedPicture(picture, name, pixels, stream)
+        if (found := _tiff_by_pillow(stream, name, pixels, stack)) is not None:
+            return found
     except (UserError, Image.DecompressionBombError, MemoryError):
         raise
     except UnidentifiedImageError:
         pass
     except Exception as error:
-        try:
-            return _by_tifffile(stream, name, pixels)
-        except Exception:
-            raise error from None
-    return _by_tifffile(stream, name, pixels)
+        failed = error
+    try:
+        stream.seek(0)
+        values, info = read_tiff(stream, name, pixels)
+        return OpenedImage(values, name, pixels, info)
+    except (UserError, MemoryError):
+        if failed is None:
+            raise
+    except Exception as error:
+        failed = failed or error
+        with suppress(Exception):
+            stream.seek(0)
+            if (found := _tiff_by_pillow(stream, name, pixels, stack, planar=True)) is not None:
+                return found
+    raise failed from None
 
 
-def _by_tifffile(stream: Stream, name: str, pixels: PixelFormat) -> OpenedImage:
-    stream.seek(0)
-    values, info = read_tiff(stream, name, pixels)
-    return OpenedImage(values, name, pixels, info)
+def _tiff_by_pillow(
+    stream: Stream, name: str, pixels: PixelFormat, stack: ExitStack, planar: bool = False
+) -> OpenedImage | None:
+    """A TIFF by Pillow; None where it would not read the values as they are stored."""
+    picture = stack.enter_context(Image.open(stream))
+    _seek(picture, name, pixels)
+    if not pillow_reads(picture, name, pixels, planar):
+        return None
+    picture.load()
+    return _OpenedPicture(picture, name, pixels, stream)
 
 
 def _seek(picture: Image.Image, name: str, pixels: PixelFormat) -> None:
@@ -397,6 +446,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _rgb_by_rows(image: Image.Image) -> UInt8[Tensor, "C H W"]:
+    """`to_rgb` as a tensor, a few rows at a time: whole copies of a large image take gigabytes."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, LARGE // (8 * image.width))
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        pixels[top : box[3]] = np.asarray(to_rgb(image.crop(box)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
 def picture_values(image: Image.Image, pixels: PixelFormat) -> Shaped[np.ndarray, "C H W"]:
     """A picture's values: grey or RGB for 1 or 3 channels, else those of its mode."""
     if (values := _deep_values(image)) is not None:
@@ -412,7 +471,10 @@ def _deep_values(image: Image.Image) -> np.ndarray | None:
     """Values of a grey image of 16 or 32 bits; None for others."""
     # Pillow opens 16-bit PGMs, and before 10.3 PNGs, in its mode for 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return np.asarray(image).astype(np.uint16)
+        values = np.asarray(image).astype(np.uint16)
+        if isinstance(transparent := image.info.get("transparency"), int):  # of a PNG
+            values[values == transparent] = 65535
+        return values
     return np.asarray(image) if image.mode in ("I", "F") else None
 
 

@@ -5,16 +5,18 @@ Shapes: C channels, H height and W width.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 from dino.data.images.image_errors import ImageError, missing_extra
 from dino.data.images.pixel_format import (
     PixelFormat,
     Stream,
     ValueInfo,
+    by_rows,
     channels_first,
     check_size,
 )
@@ -37,20 +39,40 @@ def read_dicom(
         raise missing_extra(name, "it is a DICOM image", "dicom") from None
     data = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     if "Rows" not in data or "Columns" not in data:
-        kind = data.get("Modality") or getattr(data.get("SOPClassUID"), "name", "") or "unknown"
+        uid = data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
+        kind = data.get("Modality") or getattr(uid, "name", "") or "unknown"
         raise ImageError(name, f"it is a DICOM file without pixels ({kind})", "not an image")
     frame = _frame(int(data.get("NumberOfFrames") or 1), name, expected)
-    check_size(name, int(data.Rows) * int(data.Columns) * int(data.get("SamplesPerPixel") or 1))
-    values = _decoded(file, data, name, frame)
     photometric, bits = data.get("PhotometricInterpretation"), int(data.get("BitsStored") or 8)
+    samples = int(data.get("SamplesPerPixel") or 1)
+    item = {"PALETTE COLOR": 6}.get(photometric, 4 if samples == 1 else -(-bits // 8))
+    check_size(name, int(data.Rows) * int(data.Columns) * samples, item)
+    values = _decoded(file, data, name, frame)
     if photometric == "PALETTE COLOR":
         colours = apply_color_lut(values, data)
         return channels_first(colours, name, expected), ValueInfo(channels=3)
     if values.ndim == 3:
         return np.moveaxis(values, 2, 0), ValueInfo(bits=bits)
-    return _rescaled(values, data, frame)[None], ValueInfo(
-        bits=bits, inverted=photometric == "MONOCHROME1", window=_window(data, frame)
+    padding = _padding(values, data)
+    if padding is not None:
+        values = np.where(padding, values[padding].max(initial=values.min()), values)
+    rescaled = by_rows(partial(_rescaled, data=data, frame=frame), values[None])
+    return rescaled, ValueInfo(
+        bits=bits,
+        inverted=photometric == "MONOCHROME1",
+        nodata=None if padding is None or not padding.any() else float(rescaled[0][padding][0]),
+        window=_window(data, frame),
     )
+
+
+def _padding(values: np.ndarray, data: Any) -> Bool[np.ndarray, "H W"] | None:
+    """Where a scanner saw nothing (C.7.5.1.1.2); None if the file does not say."""
+    first = data.get("PixelPaddingValue")
+    if not isinstance(first, int):
+        return None
+    last = data.get("PixelPaddingRangeLimit")
+    low, high = sorted((first, last if isinstance(last, int) else first))
+    return (values >= low) & (values <= high)
 
 
 def count_frames(file: Stream) -> int:
@@ -79,23 +101,21 @@ def _frame(frames: int, name: str, expected: PixelFormat) -> int:
 
 # ---------------------------------------------------------------------------------- decoding
 def _decoded(file: Stream, data: Any, name: str, frame: int) -> np.ndarray:
-    """The values of one frame, [H, W] or [H, W, 3]; the others are not decoded."""
-    import pydicom
+    """The values of one frame, [H, W] or [H, W, 3]; the others are not decoded.
+
+    `data` was read last, up to the pixels.
+    """
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import pixel_array
 
     from dino.data.images import dicom_codecs
 
-    syntax, source = data.file_meta.get("TransferSyntaxUID"), None
-    if syntax is None or syntax.is_deflated:  # pydicom finds a frame in other files by itself
-        file.seek(0)
-        source = pydicom.dcmread(file, force=True)
-        if syntax is None:
-            implicit, little = source.original_encoding
-            uid = pydicom.uid
-            explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
-            syntax = uid.ImplicitVRLittleEndian if implicit else explicit
-            source.file_meta.TransferSyntaxUID = syntax
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    whole = syntax is None or syntax.is_deflated  # pydicom finds a frame in other files by itself
+    if not whole and not syntax.is_encapsulated:
+        _check_length(file, data, name, frame)
+    source: Any = _entire(file) if whole else file
+    syntax = source.file_meta.TransferSyntaxUID if whole else syntax
     dicom_codecs.register()
     try:
         available = get_decoder(syntax).is_available
@@ -104,8 +124,52 @@ def _decoded(file: Stream, data: Any, name: str, frame: int) -> np.ndarray:
         raise ImageError(name, reason, "misfit") from None
     if not available:
         raise missing_extra(name, f"it is compressed as {syntax.name}", "dicom")
-    values: np.ndarray = pixel_array(file if source is None else source, index=frame)
+    read = partial(pixel_array, index=frame, decoding_plugin=dicom_codecs.plugin(syntax))
+    try:
+        values: np.ndarray = read(source)
+    except MemoryError:
+        raise
+    except AttributeError as error:
+        if "no pixel data" not in str(error):
+            raise
+        raise ImageError(name, "it is a DICOM file without pixels", "not an image") from None
+    except Exception:
+        if whole:
+            raise
+        values = read(_entire(file))  # of a file that mixes encodings
     return values
+
+
+def _check_length(file: Stream, data: Any, name: str, frame: int) -> None:
+    """Refuse a file that ends before its frame does, where pydicom would read less.
+
+    The file's position is that of its pixels.
+    """
+    start = file.tell()
+    samples = int(data.get("SamplesPerPixel") or 1)
+    if data.get("PhotometricInterpretation") == "YBR_FULL_422":
+        samples = 2
+    bits = int(data.Rows) * int(data.Columns) * samples * int(data.get("BitsAllocated") or 8)
+    left = file.seek(0, 2) - start
+    header = 8 if data.file_meta.TransferSyntaxUID.is_implicit_VR else 12
+    if left == 0:
+        raise ImageError(name, "it is a DICOM file without pixels", "not an image")
+    if left - header < (frame + 1) * bits // 8:
+        raise ValueError("it ends in the middle of its pixels")
+
+
+def _entire(file: Stream) -> Any:
+    """The data set with its pixels, and the transfer syntax that its bytes have."""
+    import pydicom
+
+    file.seek(0)
+    data = pydicom.dcmread(file, force=True)
+    if data.file_meta.get("TransferSyntaxUID") is None:
+        implicit, little = data.original_encoding
+        uid = pydicom.uid
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    return data
 
 
 # ---------------------------------------------------------------------------------- values

@@ -32,7 +32,7 @@ def read_npy(file: Stream, name: str, expected: PixelFormat) -> Shaped[np.ndarra
         raise ValueError(f"version {version} of .npy")
     shape, fortran, dtype = headers[version](file)
     check_kind(name, dtype)
-    check_size(name, math.prod(shape))
+    check_size(name, math.prod(shape), dtype.itemsize)
     if min(shape, default=0) < 0:
         raise ValueError(f"a shape of {shape}")
     content = file.read(math.prod(shape) * dtype.itemsize + 1)

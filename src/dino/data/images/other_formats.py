@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dino.data.images.image_errors import ImageError
 from dino.data.images.pixel_format import Stream
 
 _UNPACK = "unpack it and give the folder"
 _SLICES = "write its slices as .npy, such as with nibabel"
 _OME = "export it as OME-TIFF, such as with bioformats2raw or Fiji"
+
+_TILES = "cut it into tiles, such as with vips dzsave"
 
 _MAGIC = (  # place, bytes, format, remedy
     (0, b"PK\x03\x04", "a zip archive", _UNPACK),
@@ -37,6 +40,7 @@ REMEDIES = {
     **dict.fromkeys((".zip", ".7z", ".rar"), _UNPACK),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "unpack it"),
     **dict.fromkeys((".nii", ".nii.gz", ".mha", ".nrrd"), _SLICES),
+    **dict.fromkeys((".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms"), _TILES),
     **dict.fromkeys((".czi", ".nd2", ".lif", ".lsm", ".oib", ".oif", ".vsi"), _OME),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv"), "write its frames, such as with ffmpeg"),
     **dict.fromkeys((".h5", ".hdf5", ".nc"), "write its images as .npy"),
@@ -45,6 +49,50 @@ REMEDIES = {
     ".pdf": "write its pages as PNG, such as with pdftoppm",
 }
 """What to do with files that are left out, by their ending."""
+
+
+_PICTURES = (  # place, bytes, format
+    (0, b"\x89PNG", "PNG"),
+    (0, b"\xff\xd8", "JPEG"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (8, b"WEBP", "WebP"),
+    (4, b"jP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (4, b"ftypavi", "AVIF"),
+    (0, b"8BPS", "PSD"),
+    (0, b"DDS ", "DDS"),
+    (0, b"PF", "colour PFM"),
+    (0, b"P7", "PAM"),
+)
+_CONVERT = "convert it to PNG or TIFF, such as with ImageMagick"
+
+
+def unidentified(stream: Stream, name: str) -> ImageError:
+    """The error of a file that no library takes for an image, by its first bytes."""
+    stream.seek(0)
+    start = stream.read(2**16)
+    for place, magic, form in _PICTURES:
+        if start.startswith(magic, place):
+            if kind := _jpeg_kind(start) if form == "JPEG" else form if magic[:1] == b"P" else "":
+                return ImageError(name, f"it is {kind}: {_CONVERT}", "misfit")
+            return ImageError(name, f"it begins as {form}, but its header is damaged", "damaged")
+    return ImageError(name, recognized(stream), "not an image")
+
+
+def _jpeg_kind(start: bytes) -> str:
+    """Which JPEG that Pillow does not read; "" for others."""
+    place = 2
+    while place + 5 <= len(start) and start[place] == 0xFF:
+        marker, length = start[place + 1], int.from_bytes(start[place + 2 : place + 4], "big")
+        if marker == 0xF7:
+            return "JPEG-LS"
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits = start[place + 4]
+            lossless = "lossless " * (marker in (0xC3, 0xC7, 0xCB, 0xCF))
+            return f"{lossless}JPEG of {bits} bits" if lossless or bits != 8 else ""
+        place += 2 + length
+    return ""
 
 
 def recognized(stream: Stream, known: str | None = None) -> str:

@@ -11,13 +11,14 @@ Shapes: C channels, H height and W width.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from typing import Annotated, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
-from PIL import Image
 
 from dino.data.images.image_errors import ImageError
 from dino.files import UserError
@@ -36,8 +37,20 @@ EXTENSIONS = (
 PostScript is left out, which Pillow would run; IM, which it gives up; and what it only identifies:
 video, metafiles, GRIB, BUFR, HDF5."""
 
+MOST_BYTES = 2**29
+"""Of a decoded image: as many as the largest RGB picture that Pillow opens, 178,956,970 pixels."""
+
+_BLOCK = 2**22
+"""Values that are turned into others at a time."""
+
+CUT = "cut it into tiles, such as with gdal_retile or vips dzsave"
+"""What to do with an image that is too large."""
+
 Stream: TypeAlias = BinaryIO | BytesIO
 """An open binary file that can seek (checkers of types at run time know `BytesIO` by name only)."""
+
+NoData: TypeAlias = Literal["nan"] | float | None
+"""A value of pixels that hold none."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,7 +90,8 @@ class PixelFormat:
         low: value that becomes 0, for each channel or one for all; None takes what the type
             offers: all of 8 and 16-bit integers, of all else the range of each image.
         high: value that becomes 255; given if and only if `low` is.
-        nodata: value of pixels that hold none; None for what the file says (GDAL's tag in TIFF).
+        nodata: value of pixels that hold none, as NaN always does; None for what the file says
+            (GDAL's tag in TIFF, the padding of DICOM).
 
     Raises:
         UserError: if a value lies outside its range, naming it.
@@ -87,7 +101,7 @@ class PixelFormat:
     page: Annotated[int, Range(low=0)] | None = None
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
-    nodata: float | None = None
+    nodata: NoData = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -114,11 +128,12 @@ class PixelFormat:
     ) -> UInt8[np.ndarray, "C H W"]:
         """Values of any type as 8-bit levels.
 
-        With a range, what lies outside it becomes 0 or 255, and so do infinities; NaN becomes 0.
-        Pixels without data get the mean level of the others in their channel, 0 if there is none.
+        With a range, what lies outside it becomes 0 or 255, and so do infinities. Pixels without
+        data, as NaN always is, get the mean level of the others in their channel, 0 if there is
+        none.
         """
         valid = self.valid(values, info)
-        levels = self._levels(values, info, valid)
+        levels = by_rows(self._scale(values, info, valid), values)
         if not valid.all():
             levels = levels.copy()
             for channel, known in zip(levels, np.broadcast_to(valid, values.shape), strict=True):
@@ -130,12 +145,16 @@ class PixelFormat:
     ) -> Bool[np.ndarray, ...]:
         """Which pixels hold data, for each channel: [C, H, W], or a single True for all."""
         nodata = info.nodata if self.nodata is None else self.nodata
-        if nodata is None:
-            return np.array(True)
+        known = ~np.isnan(values) if values.dtype.kind == "f" else np.array(True)
+        if nodata is None or nodata == "nan":
+            return known
         with np.errstate(over="ignore"):
-            return np.logical_not(np.isnan(values) if np.isnan(nodata) else values == nodata)
+            return known & (values != nodata)
 
-    def _levels(self, values: np.ndarray, info: ValueInfo, valid: np.ndarray) -> np.ndarray:
+    def _scale(
+        self, values: np.ndarray, info: ValueInfo, valid: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What makes levels of values: a function of each value and its channel alone."""
         kind, bits = values.dtype, info.bits
         if self.low is not None and self.high is not None:
             bounds = [np.reshape(np.array(b), (-1, 1, 1)) for b in (self.low, self.high)]
@@ -144,17 +163,17 @@ class PixelFormat:
         elif kind == np.bool_ or (kind.kind in "ui" and kind.itemsize <= 2):
             top = 1 if kind == np.bool_ else 2 ** (bits or 8 * kind.itemsize) - 1
             if top == 255 and kind == np.uint8:
-                return ~values if info.inverted else values
+                return np.invert if info.inverted else np.asarray
             start = (top + 1) // 2 if kind.kind == "i" else 0
-            offsets = np.clip(values.astype(np.int32) + start, 0, top)
-            return ((top - offsets if info.inverted else offsets) * 255 // top).astype(np.uint8)
+            return partial(_full_range, top=top, start=start, inverted=info.inverted)
         else:
             finite = values[np.isfinite(values) & valid]
             low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
             if not low < high:
-                return np.zeros(values.shape, np.uint8)
+                return partial(np.zeros_like, dtype=np.uint8)
             bounds = [np.array(low), np.array(high)]
-        return _scaled(values, *(reversed(bounds) if info.inverted else bounds))
+        black, white = reversed(bounds) if info.inverted else bounds
+        return partial(_scaled, low=black, high=white)
 
     def with_channels(
         self, values: Shaped[np.ndarray, "stored H W"], name: str
@@ -173,6 +192,22 @@ RGB = PixelFormat()
 """Three channels of 8 bits, and of all other values what their type offers."""
 
 
+def by_rows(
+    change: Callable[[np.ndarray], np.ndarray], values: Shaped[np.ndarray, "C H W"]
+) -> Shaped[np.ndarray, "stored H W"]:
+    """`change` of an image, a few rows at a time, so that what it computes with stays small."""
+    rows = max(1, _BLOCK // max(1, values[:, :1].size))
+    tops = range(0, values.shape[1], rows)
+    if len(tops) <= 1:
+        return change(values)
+    return np.concatenate([change(values[:, top : top + rows]) for top in tops], axis=1)
+
+
+def _full_range(values: np.ndarray, top: int, start: int, inverted: bool) -> np.ndarray:
+    offsets = np.clip(values.astype(np.int32) + start, 0, top)
+    return ((top - offsets if inverted else offsets) * 255 // top).astype(np.uint8)
+
+
 def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     # 16 bits are exact in float32; wider types need float64.
     kind = np.float64 if values.dtype.itemsize > 2 else np.float32
@@ -183,6 +218,7 @@ def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
 
 
 # ---------------------------------------------------------------------------------- kinds
+_HEIF = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # The first element of a DICOM data set without its preamble: group 2 or 8, then an explicit type,
@@ -195,7 +231,9 @@ def is_dicom(start: bytes) -> bool:
     return start[128:132] == b"DICM" or bool(_BARE_DICOM.match(start))
 
 
-def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dicom"]:
+def kind_of(
+    stream: Stream, name: str
+) -> Literal["picture", "npy", "tiff", "dicom", "heif", "fits"]:
     """The format by its first bytes, where it may be more than a picture.
 
     Raises:
@@ -210,6 +248,10 @@ def kind_of(stream: Stream, name: str) -> Literal["picture", "npy", "tiff", "dic
         return "dicom"
     if start.startswith(b"\x93NUMPY"):
         return "npy"
+    if start.startswith(b"SIMPLE  ="):
+        return "fits"
+    if start[4:12] in _HEIF and b"avif" not in start[:64]:
+        return "heif"
     return "tiff" if start.startswith(_TIFF) else "picture"
 
 
@@ -244,8 +286,14 @@ def check_kind(name: str, dtype: np.dtype) -> None:
         raise ImageError(name, f"an array of {dtype} is no image", "misfit")
 
 
-def check_size(name: str, values: int) -> None:
-    """Raise an `ImageError` for more than 2 x `MAX_IMAGE_PIXELS`, the limit of Pillow."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and values > 2 * limit:
-        raise ImageError(name, f"it has {values:,} values, more than {2 * limit:,}", "too large")
+def check_size(name: str, values: int, item: int = 1) -> None:
+    """Raise an `ImageError` for an image of more than `MOST_BYTES`.
+
+    Args:
+        name: of the image.
+        values: in all channels.
+        item: bytes of each.
+    """
+    if (taken := values * item) > MOST_BYTES:
+        found = f"decoded it takes {taken / 2**20:,.0f} MiB, more than {MOST_BYTES / 2**20:,.0f}"
+        raise ImageError(name, f"{found}: {CUT}", "too large")

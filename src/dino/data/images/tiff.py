@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,14 @@ from PIL import Image
 
 from dino.data.images.bit_depth import grey, upright
 from dino.data.images.image_errors import ImageError, missing_extra
-from dino.data.images.pixel_format import PixelFormat, Stream, ValueInfo, check_kind, check_size
+from dino.data.images.pixel_format import (
+    PixelFormat,
+    Stream,
+    ValueInfo,
+    by_rows,
+    check_kind,
+    check_size,
+)
 
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB = 0, 1, 2, 3, 5, 6, 8
 _SAMPLES = {_MINISWHITE: 1, _MINISBLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}
@@ -34,27 +42,40 @@ _SRGB_OF_D50 = np.array(
         (0.0719453, -0.2289914, 1.4052427),
     ]
 ) * (0.96422, 1.0, 0.82521)
+_SEVERAL = {"generic", "ome", "shaped", "uniform"}
+"""Of tifffile's kinds of series those of which the first is not known to be the image."""
+_CHOOSE = "choose one by --page NUMBER, from 0, or take all as images, by --data 'FOLDER?pages=all'"
 _AXES = {"Z": "depth", "T": "time"}
 
 
-def pillow_reads(picture: Image.Image, name: str, pixels: PixelFormat) -> bool:
+def pillow_reads(
+    picture: Image.Image, name: str, pixels: PixelFormat, separate: bool = False
+) -> bool:
     """Whether Pillow reads a TIFF as it is stored: contiguous samples of 1 or 8 unsigned bits.
 
+    Args:
+        picture: opened, at its page.
+        name: in messages.
+        pixels: channels and page expected.
+        separate: take samples in planes, too.
+
     Raises:
-        ImageError: if a tile is absurdly large.
+        ImageError: if the page or a tile is absurdly large.
         ValueError: if the file is damaged.
     """
     tags: Any = picture.tag_v2  # type: ignore[attr-defined]
     samples, planar, *tile = (tags.get(tag, 1) for tag in (277, 284, 322, 323))
     if not all(isinstance(value, int) for value in (samples, planar, *tile)):
         raise ValueError("its tags are damaged")
-    check_size(name, samples * math.prod(tile))
+    check_size(name, samples * max(math.prod(tile), picture.width * picture.height))
+    places = [value for tag in (273, 279, 324, 325) for value in np.atleast_1d(tags.get(tag, 1))]
     bits, formats = ({*np.atleast_1d(tags.get(tag, 1)).tolist()} for tag in (258, 339))
     photometric = tags.get(262)
     return bool(
         (bits == {1} or (bits == {8} and photometric in _BY_PILLOW))
         and formats <= {1, 4}
-        and planar == 1
+        and planar in ((1, 2) if separate else (1,))
+        and 0 not in places  # of a sparse file, where Pillow would read its header as pixels
         and samples == _SAMPLES.get(photometric)
         and _NODATA not in tags
         and (pixels.channels in (1, 3) or samples > 1)
@@ -82,13 +103,15 @@ def read_tiff(
         pages = [
             page for part in parts for page in filter(None, getattr(part, "pages", None) or [part])
         ]
-        check_size(name, len(parts) * math.prod(parts[0].shape))
-        for page in pages:
-            _check_tiles(page, name)
         page = pages[0].keyframe
         check_kind(name, page.dtype)
+        item = 6 if page.photometric == _PALETTE else page.dtype.itemsize
+        check_size(name, len(parts) * math.prod(parts[0].shape), item)
+        for each in pages:
+            _check_tiles(each, name)
         arrays = [part.asarray().reshape(part.shape) for part in parts]
-        values = _channels_first(np.stack(arrays), f"C{axes}", name)
+        stacked = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
+        values = _channels_first(stacked, f"C{axes}", name)
         found = _colours(values, page, name, expected)
         return upright(found, page.tags.valueof(274, 1)), _info(page, len(values))
 
@@ -113,7 +136,11 @@ def _chosen(tiff: Any, name: str, expected: PixelFormat) -> tuple[Sequence[Any],
         page, last = tiff.pages[first], first + expected.channels
         several = expected.channels != 3 and page.samplesperpixel == 1 and last <= count
         return [tiff.pages[at] for at in range(first, last)] if several else [page], page.axes
-    series = tiff.series[0]
+    images = [one for one in tiff.series if not _is_secondary(one.keyframe)] or tiff.series
+    series = images[0]
+    if len(images) > 1 and series.kind in _SEVERAL:
+        kinds = f"{len(images)} images of different sizes or kinds"
+        raise ImageError(name, f"it holds {kinds}: {_CHOOSE}", "misfit")
     axes, sizes = series.axes, dict.fromkeys("SC", 1)
     others: list[tuple[str, int]] = []
     for axis, size in zip(axes, series.shape, strict=True):
@@ -128,11 +155,7 @@ def _chosen(tiff: Any, name: str, expected: PixelFormat) -> tuple[Sequence[Any],
             return [series], axes
     if others:
         found = ", ".join(f"{size} in {_AXES.get(axis, 'pages')}" for axis, size in others)
-        reason = (
-            f"it is a stack of {count} pages ({found}): choose one by --page NUMBER, from 0, or "
-            "take all as images, by --data 'FOLDER?pages=all'"
-        )
-        raise ImageError(name, reason, "misfit")
+        raise ImageError(name, f"it is a stack of {count} pages ({found}): {_CHOOSE}", "misfit")
     if None in series.pages:
         raise ImageError(name, "some of its channels lie in other files: join them", "misfit")
     channels = sizes["S"] * sizes["C"]
@@ -143,6 +166,11 @@ def _chosen(tiff: Any, name: str, expected: PixelFormat) -> tuple[Sequence[Any],
         )
         raise ImageError(name, reason, "misfit")
     return [series], axes
+
+
+def _is_secondary(page: Any) -> bool:
+    """Whether a page is a thumbnail, an overview or a mask of another one."""
+    return bool(page.is_reduced or page.is_mask)
 
 
 def _channels_first(values: np.ndarray, axes: str, name: str) -> np.ndarray:
@@ -157,7 +185,7 @@ def _channels_first(values: np.ndarray, axes: str, name: str) -> np.ndarray:
 
 def _check_tiles(page: Any, name: str) -> None:
     """Refuse a page whose strips or tiles are absurdly large, or are not all there."""
-    check_size(name, math.prod(page.keyframe.chunks))
+    check_size(name, math.prod(page.keyframe.chunks), page.keyframe.dtype.itemsize)
     # tifffile would fill in zeros: minutes for a length that damage made millions
     if not page.is_contiguous and len(page.dataoffsets) < math.prod(page.keyframe.chunked):
         raise ValueError("not all of its strips or tiles are there")
@@ -194,13 +222,12 @@ def _colours(
         if len(values) != _SAMPLES[photometric]:
             return values
         if photometric == _CMYK:
-            inks = values / top
-            values = _rounded((1 - inks[:3]) * (1 - inks[3:]) * top, values.dtype)
+            values = by_rows(partial(_rgb_of_cmyk, top=top), values)
         elif photometric == _CIELAB:
-            values = _rgb_of_lab(values, top)
+            values = by_rows(partial(_rgb_of_lab, top=top), values)
         elif photometric == _YCBCR and page.compression not in _JPEG:
             raise ImageError(name, "its colours are YCbCr: convert it to RGB", "misfit")
-    return grey(values) if expected.channels == 1 else values
+    return by_rows(grey, values) if expected.channels == 1 else values
 
 
 def _without_alpha(values: np.ndarray, top: float, name: str) -> np.ndarray:
@@ -212,6 +239,11 @@ def _without_alpha(values: np.ndarray, top: float, name: str) -> np.ndarray:
         )
         raise ImageError(name, reason, "misfit")
     return values[:-1]
+
+
+def _rgb_of_cmyk(values: np.ndarray, top: float) -> np.ndarray:
+    inks = values / top
+    return _rounded((1 - inks[:3]) * (1 - inks[3:]) * top, values.dtype)
 
 
 def _rgb_of_lab(values: np.ndarray, top: float) -> np.ndarray:

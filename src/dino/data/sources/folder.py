@@ -14,6 +14,7 @@ from typing import Any
 from dino.data.images.other_formats import REMEDIES
 from dino.data.images.pixel_format import EXTENSIONS, is_dicom
 from dino.data.sources.base import Source, warn
+from dino.data.sources.dicom_series import ordered
 from dino.data.sources.packed_strings import PackedStrings
 from dino.files import UserError
 from dino.progress import bar
@@ -61,7 +62,7 @@ class ImageFiles(Source):
 
 
 class Folder(ImageFiles):
-    """The images below a folder, sorted by their path; hidden files and folders are skipped.
+    """The images below a folder, sorted (`image_names`); hidden files and folders are skipped.
 
     If every image lies in some sub-folder, and there are at least two of them, the sub-folders of
     the first level are the classes.
@@ -148,7 +149,8 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
     Hidden files and folders are left out. Links are followed, but no folder is entered twice.
 
     Returns:
-        Paths relative to `root` with forward slashes, sorted; endings in lower case with their dot.
+        Paths relative to `root` with forward slashes, sorted, but the slices of a DICOM series in
+        a folder by their position; endings in lower case with their dot.
 
     Raises:
         UserError: if a folder cannot be read, or there is no image.
@@ -156,17 +158,23 @@ def image_names(root: Path) -> tuple[list[str], Counter[str]]:
     files, special = _visible_files(root)
     names: list[str] = []
     others = +Counter({SPECIAL: special})
+    scans: set[str] = set()
     for name in files:
         if _is_image(name):
             names.append(name)
+            if name[-4:].lower() == ".dcm":
+                scans.add(name)
             continue
         ending = os.path.splitext(name)[1].lower()  # noqa: PTH122, pathlib is slow
         if may_be_dicom(ending) and _starts_as_dicom(root / name):
             names.append(name)
+            scans.add(name)
         else:
             others[ending] += 1
     if names:
-        return sorted(names), others
+        names.sort()
+        places = [place for place, name in enumerate(names) if name in scans] if scans else []
+        return ordered(root, names, places) if len(places) > 1 else names, others
     if not others:
         raise UserError(f"{root} is empty: give --data a folder of images, or demo")
     found = count_kinds(others)
