@@ -96,6 +96,12 @@ def _text(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------- images
+NO_IMAGES = (
+    '<p class="soft">Neighbours, attention and components are drawn when the runs have ended and '
+    "their weights can be read.</p>"
+)
+
+
 def _images(runs: Sequence[Run], backbones: Sequence[Backbone | None]) -> str:
     """Neighbours, attention and components of the test images of the first run that has some."""
     found = {
@@ -104,7 +110,7 @@ def _images(runs: Sequence[Run], backbones: Sequence[Backbone | None]) -> str:
         if backbone is not None
     }
     if not found:
-        return ""
+        return NO_IMAGES
     source = next(
         (run for run, _ in found.values() if isinstance(run.about.get("data"), str)), None
     )

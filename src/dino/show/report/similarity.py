@@ -15,7 +15,7 @@ from dino.show.explorer.patches import patch_features
 from dino.show.explorer.payload import content
 from dino.show.report.photographs import CELLS, SIDE, Photograph
 
-LARGEST = 5_000_000
+LARGEST = 4_000_000
 """Bytes; the patches are made larger, by smaller images, until the page inside has fewer."""
 
 

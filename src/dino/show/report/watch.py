@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -38,13 +37,14 @@ def watch(folders: Sequence[Path], write: Callable[[], Path]) -> bool:
         Whether the runs ended; False after Ctrl-C.
     """
     console = Console(stderr=True)
-    with suppress(AttributeError, OSError):
-        os.nice(10)
     seen, news = None, time.monotonic()
     try:
-        while any(_goes_on(folder, time.monotonic() - news) for folder in folders):
-            pause = EVERY
-            if (now := _state(folders)) != seen:
+        while True:
+            now, pause = _state(folders), EVERY
+            quiet = time.monotonic() - news if now == seen else 0.0
+            if not any(_goes_on(folder, quiet) for folder in folders):
+                break
+            if now != seen:
                 started = time.monotonic()
                 path = write()
                 news = time.monotonic()
