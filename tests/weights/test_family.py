@@ -29,6 +29,7 @@ from helpers.families import (
     with_offset,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dino
@@ -80,6 +81,19 @@ def test_timm(kind: str, tmp_path: Path, photo: Path) -> None:
     )
     assert torch.equal(ours.preprocess(Image.open(photo)), picture)
     assert_agree(torch.from_numpy(ours.embed([photo])), theirs(picture[None]))
+
+
+@pytest.mark.parametrize("kind", ["dinov2 registers", "dinov3 plus", "convnext"])
+@torch.inference_mode()
+def test_bare_files_of_timm(kind: str, tmp_path: Path) -> None:
+    """Without a configuration: the names tell."""
+    theirs = build_timm(kind)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = load(tmp_path / "w.pth", heads=2)
+    assert ours.origin is not None
+    assert ours.origin["dialect"] == "timm"
+    for size in sizes(kind)[:2]:
+        assert_agree(ours(images(size)), theirs(images(size)))
 
 
 @torch.inference_mode()
@@ -518,6 +532,13 @@ def test_the_other_network_of_a_file(tmp_path: Path, caplog: pytest.LogCaptureFi
         load(tmp_path / "w.pth", heads=2, network="ema")
 
 
+def test_a_file_of_very_many_networks(tmp_path: Path) -> None:
+    tensors = {f"n{index}.layer1.0.conv1.weight": torch.zeros(1) for index in range(3_000)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="no network that dino knows"):
+        load(tmp_path / "w.safetensors")
+
+
 def test_what_lies_beside_a_network_is_listed(tmp_path: Path) -> None:
     torch.save({"state_dict": {**below("backbone.", tiny()), **HEAD}}, tmp_path / "w.pth")
     notes = " ".join(read_checkpoint(tmp_path / "w.pth", heads=2).notes)
@@ -542,8 +563,6 @@ def test_several_files(ending: str, tmp_path: Path) -> None:
         index = folder / "model.safetensors.index.json"
     else:
         theirs.save_pretrained(folder)
-        from safetensors.torch import load_file
-
         tensors = sorted(load_file(folder / "model.safetensors").items())
         (folder / "model.safetensors").unlink()
         index, place = folder / "pytorch_model.bin.index.json", {}

@@ -161,6 +161,34 @@ def test_what_other_checkpoints_hold_is_read(tmp_path: Path) -> None:
         assert attributes(found["args"])["inner"].state == {"a": 1}
 
 
+def test_settings_of_lightning_and_omegaconf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As solo-learn's checkpoints hold them; neither library is needed to read them."""
+    with monkeypatch.context() as there:
+
+        def made(full: str, *bases: type) -> Any:
+            module, _, name = full.rpartition(".")
+            found = types.ModuleType(module)
+            kind = type(name, bases, {"__module__": module})
+            setattr(found, name, kind)
+            there.setitem(sys.modules, module, found)
+            return kind
+
+        config = made("omegaconf.dictconfig.DictConfig")()
+        config._content = {"lr": made("omegaconf.nodes.AnyNode")()}
+        config._metadata = made("omegaconf.base.ContainerMetadata")()
+        config._metadata.__dict__ = {"ref_type": Any, "object_type": dict}
+        settings = made("lightning.fabric.utilities.data.AttributeDict", dict)(cfg=config, batch=8)
+        tensors = dino.create("vit_tiny", **TINY).state_dict()
+        content = {"state_dict": tensors, "hyper_parameters": settings, "epoch": 3}
+        torch.save(content, tmp_path / "last.ckpt")
+    found = load_pickle(tmp_path / "last.ckpt")
+    assert found["hyper_parameters"]["batch"] == 8
+    assert isinstance(found["hyper_parameters"]["cfg"], Placeholder)
+    assert dino.load(tmp_path / "last.ckpt", heads=2).embed_dim == 24
+
+
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
 @pytest.mark.parametrize("paths", [b"pathlib", b"pathlib._local"])
 def test_names_of_other_versions(core: bytes, paths: bytes, tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ def hints_of(container: Container, layout: Layout, tensors: Tensors) -> dict[str
         learned = layout.family.startswith("dinov2")
         if "model_type" not in config and learned and "register_tokens" in tensors:
             kind = "dinov2_with_registers"
-        stated = {"image_size": config["image_size"]} if "image_size" in config else {}
+        size = config.get("image_size")
+        stated = {"image_size": size} if isinstance(size, int) else {}
         return {
             "heads": config.get("num_attention_heads"),
             "norm_eps": config.get("layer_norm_eps", NORM_EPS.get(kind, 1e-12)),
@@ -117,10 +118,10 @@ def hints_of(container: Container, layout: Layout, tensors: Tensors) -> dict[str
             **stated,
             **known,
         }
-    if layout.dialect != "timm":
-        return {"norm_eps": 1e-5, **known} if layout.family.startswith("dinov3") else known
-    if "architecture" not in container.config:  # its names alone
-        return {"position": "antialias", **known}
+    if layout.dialect != "timm" or "architecture" not in container.config:  # names alone
+        timms = {"position": "antialias"} if layout.dialect == "timm" else {}
+        usual = {"norm_eps": 1e-5} if layout.family.startswith("dinov3") else {}
+        return {**timms, **usual, **known}
     hints = {"name": container.config["architecture"], "position": "antialias"}
     hints["channels"] = container.config.get("model_args", {}).get("in_chans", 3)
     network = _build_timm(container)
@@ -145,7 +146,7 @@ def preprocessing_of(
     """
     found = None
     try:
-        if layout.dialect == "timm":
+        if layout.dialect == "timm" and "architecture" in container.config:
             network = _build_timm(container)
             found = of_timm(container.config) or of_timm(getattr(network, "pretrained_cfg", {}))
         elif layout.dialect.startswith("transformers"):

@@ -20,6 +20,8 @@ WRAPPED = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wr
 """Of `torch.compile`, activation checkpointing and FSDP, at any place in a name."""
 HEADS = ("head.", "dino_head.")
 """Beside `backbone.`: the projection head of DINO, and of DINOv2 and DINOv3."""
+MOST = 64
+"""Networks in a file; one with more is made to take long."""
 TEACHERS = ("teacher", "ema")
 STUDENTS = ("student",)
 FIRST = ("backbone", "encoder_q", "base_encoder", "online", "query")
@@ -73,6 +75,8 @@ def _prefixes(names: Iterable[str]) -> list[str]:
         and known.issuperset(name.removesuffix(layout.anchors[0]) + key for key in layout.anchors)
     }
     starts = [prefix for prefix in found if not prefix or prefix.endswith(".")]
+    if len(starts) > MOST:
+        return []
     order = {name: place for place, name in enumerate(names)}
     inner = [p for p in starts if any(p != other and p.startswith(other) for other in starts)]
     outer = [p for p in starts if p not in inner]
