@@ -355,8 +355,8 @@ def _write(
         atomic_json(place / "index.json", {**counts, **about})
     except BaseException:
         if old is None or old.about["id"] != name:
-            for new in (f"features-{name}.npy", f"images-{name}.csv"):
-                (place / new).unlink(missing_ok=True)
+            for half in (f"features-{name}.npy", f"images-{name}.csv"):
+                (place / half).unlink(missing_ok=True)
         raise
     _clean(place, name, None if old is None else old.about["id"])
 
@@ -366,7 +366,7 @@ def _name(paths: PackedStrings, files: Int[np.ndarray, "n 2"], about: dict[str, 
     made = [about["weights"]["sha256"], about["preprocessing"], about["settings"]]
     digest = hashlib.sha256(json.dumps(made).encode())
     for array in (paths.text, paths.ends, files):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(array.tobytes())
     return digest.hexdigest()[:12]
 
 
