@@ -362,7 +362,7 @@ def test_collapse_is_reported_and_recorded(
     monkeypatch.setattr(
         module.CollapseMonitor,
         "update",
-        lambda self, entropy, kl: setattr(self, "collapse", "uniform") or "flat!",
+        lambda self, *_: setattr(self, "collapse", "uniform") or "flat!",
     )
     train(config(run__duration="2 steps"), images(), tmp_path, device=CPU)
     assert "step 1: flat!" in capsys.readouterr().err

@@ -447,7 +447,7 @@ def test_successors_train_resume_and_go_back(kind: str, tmp_path: Path) -> None:
     def run(folder: str, until: int | None = None) -> Path:
         config, initial = start(official_file, tmp_path / folder, **sizes)
         if until is not None:
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(InterruptedError):
                 train(
                     config,
                     images(),
@@ -502,7 +502,7 @@ class _Interrupts:
 
     def run(self, backbone: Backbone) -> dict[str, float]:
         if not self.left:
-            raise KeyboardInterrupt
+            raise InterruptedError
         self.left -= 1
         return {"k20": 1.0}
 
