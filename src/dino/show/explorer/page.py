@@ -85,11 +85,8 @@ def explore(
 
     Args:
         weights: a network, or what `dino.load` takes.
-<<<<<<< HEAD
-        images: a file, a folder, a pattern, a PIL image or an array, or a sequence of these.
-=======
-        images: a file, a folder, a PIL image or an array, or a sequence of these; None for none.
->>>>>>> explore
+        images: a file, a folder, a pattern, a PIL image or an array, or a sequence of these; None
+            for none.
         out: the HTML file to write; None for none.
         size: shorter side of the images in pixels, for the network.
         folder: many images, to be indexed (`features.index`), mapped and searched.
