@@ -2,22 +2,31 @@
 
     python benchmarks/explore.py photos/ --images 4
 
-A ViT-S/8 with random weights, whose features are as many as those of a trained one, and images of
-60 x 60 patches. Headless Chromium moves the mouse from patch to patch. "ms to draw" is the work of
-the page for a move: all cosines, colours and marks. "ms to the frame" goes from the event of the
-mouse until the browser has painted the frame after it.
+The page in one file: a ViT-S/8 with random weights, whose features are as many as those of a
+trained one, and images of 60 x 60 patches. Headless Chromium moves the mouse from patch to patch.
+"ms to draw" is the work of the page for a move: all cosines, colours and marks. "ms to the frame"
+goes from the event of the mouse until the browser has painted the frame after it.
+
+The served page: "ms of a click" is an answer of the server for one photograph of 480 px, of which
+size or block have changed, by a ViT of 4 blocks of 128 numbers with patches of 16 px; "ms of a
+query" the search among `--entries` features of 384 numbers that are mapped from a file. Beside the
+time is that of the processor, which other programs on the machine change less.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from PIL import Image
@@ -27,6 +36,8 @@ import dino
 from dino.data.images.decode import as_picture
 from dino.data.sources.open import open_source
 from dino.features.command import number_table
+from dino.features.search import nearest
+from dino.show.explorer.server import Served
 
 SIDE = 480
 
@@ -56,6 +67,10 @@ class Settings:
     """With patches of 8 px."""
     moves: int = 200
     """Moves of the mouse."""
+    clicks: int = 30
+    """Answers of the server, and queries."""
+    entries: int = 1_000_000
+    """Features that a query is compared with."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 2
     """Of PyTorch."""
 
@@ -93,6 +108,47 @@ def moves(path: Path, count: int) -> tuple[list[float], list[float]]:
     return drawn[-count:], frames[-count:]
 
 
+def timed(count: int, work: Callable[[int], object]) -> dict[str, list[float]]:
+    """Milliseconds of the clock and of the processor of each call; the first is left out."""
+    wall, processor = [], []
+    for number in range(count + 1):
+        start, spent = time.perf_counter(), time.process_time()
+        work(number)
+        wall.append(1000 * (time.perf_counter() - start))
+        processor.append(1000 * (time.process_time() - spent))
+    return {"": wall[1:], ", processor": processor[1:]}
+
+
+def clicks(picture: Image.Image, count: int) -> dict[str, list[float]]:
+    options = {"embed_dim": 128, "depth": 4, "heads": 4, "patch_size": 16, "image_size": 64}
+    network = dino.create("vit_tiny", **options).eval()
+    served = dino.explore(network, picture, size=SIDE, served=True)
+    assert isinstance(served, Served)
+
+    def click(number: int) -> None:
+        # More pairs of size and block than the server keeps: nothing is answered from memory.
+        size, block = SIDE - 16 * (number // 4 % 8), 1 + number % 4
+        body = {"images": ["given-0"], "network": "weights", "size": size, "block": block}
+        request = urllib.request.Request(f"{served.address}patches", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            answer.read()
+
+    found = timed(count, click)
+    served.stop()
+    return found
+
+
+def queries(entries: int, count: int, folder: Path) -> dict[str, list[float]]:
+    path = folder / "features.npy"
+    rows = np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=(entries, 384))
+    for start in range(0, entries, 2**16):
+        some = torch.randn(min(2**16, entries - start), 384)
+        rows[start : start + len(some)] = torch.nn.functional.normalize(some, dim=1)
+    rows.flush()
+    bank = torch.from_numpy(np.load(path, mmap_mode="c"))
+    return timed(count, lambda _: nearest(torch.randn(1, 384), bank, 24, unit=True))
+
+
 def main(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
@@ -103,11 +159,17 @@ def main(settings: Settings) -> None:
         page = dino.explore(network, squares(settings.data, settings.images), path, size=SIDE)
         seconds = time.perf_counter() - start
         drawn, frames = moves(path, settings.moves)
+        measured = {"ms to draw": drawn, "ms to the frame": frames}
+        picture = squares(settings.data, 1)[0].resize((SIDE, SIDE))
+        for what, values in clicks(picture, settings.clicks).items():
+            measured[f"ms of a click{what}"] = values
+        for what, values in queries(settings.entries, settings.clicks, Path(folder)).items():
+            measured[f"ms of a query{what}"] = values
     rows = {}
-    for name, values in {"ms to draw": drawn, "ms to the frame": frames}.items():
+    for name, values in measured.items():
         quantiles = statistics.quantiles(values, n=100)
         rows[name] = [f"{quantiles[p - 1]:.1f}" for p in (50, 95, 99)]
-    Console().print(number_table(settings.arch, ["", "median", "95 %", "99 %"], rows))
+    Console().print(number_table("dino explore", ["", "median", "95 %", "99 %"], rows))
     Console().print(f"{page.summary}, written in {seconds:.0f} s", soft_wrap=True)
 
 

@@ -48,6 +48,7 @@ COMMANDS = {
     "logistic": f"evaluate logistic {EVALUATE} --val IN/data --fractions 1 --out OUT/logistic.json",
     "explore": "explore IN/data/class0 --weights IN/w.safetensors --size 16 --device cpu "
     "--out OUT/page.html",
+    "index": "explore IN/w.safetensors --images IN/data --index OUT/index --device cpu",
     "list": "weights list --json OUT/list.json",
     "inspect": "weights inspect IN/w.safetensors --json OUT/inspect.json",
     "convert": "weights convert IN/w.safetensors --to safetensors --out OUT/c.safetensors",
@@ -123,6 +124,7 @@ def test_a_disk_that_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dino.pretraining.report", lambda *_, **__: None)  # it takes seconds
+    monkeypatch.setattr("dino.show.explorer.server.Served.wait", lambda page: page.stop())
     run(name, inputs, tmp_path)  # also fills the store of features, so that only outputs fail
     expected = files(tmp_path)
     assert expected

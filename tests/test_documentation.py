@@ -192,6 +192,7 @@ def smaller(recipe: Callable[[], PretrainConfig], changes: dict[str, Any]) -> An
 def place(folder: Path, shared: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     for name, changes in (("small_data", SMALL_DATA), ("laptop", LAPTOP)):
         monkeypatch.setitem(recipes.RECIPES, name, smaller(getattr(recipes, name), changes))
+    monkeypatch.setattr("dino.show.explorer.server.Served.wait", lambda page: page.stop())
     monkeypatch.chdir(folder)
     return shared
 

@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -335,7 +334,7 @@ def _write(
     about: dict[str, Any],
 ) -> None:
     """Write an index whose rows are those of an old one, or (-1 - r) of fresh features."""
-    name = uuid4().hex[:12]
+    name = _name(paths, files, about)
     embed_dim = old.features.shape[1] if old is not None else fresh.shape[1]
     with replacing(place / f"features-{name}.npy") as temporary:
         shape = (len(rows), embed_dim)
@@ -350,10 +349,25 @@ def _write(
         table.flush()
         del table
     lines = ((path, *file) for path, file in zip(paths, files.tolist(), strict=True))
-    atomic_csv(place / f"images-{name}.csv", ("path", "size", "modified_ns"), lines)
     counts = {"format": FORMAT, "id": name, "images": len(rows), "embed_dim": embed_dim}
-    atomic_json(place / "index.json", {**counts, **about})
+    try:
+        atomic_csv(place / f"images-{name}.csv", ("path", "size", "modified_ns"), lines)
+        atomic_json(place / "index.json", {**counts, **about})
+    except BaseException:
+        if old is None or old.about["id"] != name:
+            for new in (f"features-{name}.npy", f"images-{name}.csv"):
+                (place / new).unlink(missing_ok=True)
+        raise
     _clean(place, name, None if old is None else old.about["id"])
+
+
+def _name(paths: PackedStrings, files: Int[np.ndarray, "n 2"], about: dict[str, Any]) -> str:
+    """The ID of an index, of all that its features depend on."""
+    made = [about["weights"]["sha256"], about["preprocessing"], about["settings"]]
+    digest = hashlib.sha256(json.dumps(made).encode())
+    for array in (paths.text, paths.ends, files):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:12]
 
 
 def _clean(place: Path, current: str, previous: str | None) -> None:

@@ -8,7 +8,11 @@ import http.client
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -376,6 +380,26 @@ def test_the_page_may_ask_its_server_only(site: Site) -> None:
 
 
 # ------------------------------------------------------------------------------------ starting
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_the_command_serves_until_ctrl_c(site: Site, tmp_path: Path) -> None:
+    save(site.network, tmp_path / "w.safetensors")
+    words = ["explore", "w.safetensors", str(site.folder / "a"), "--size", "32", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dino", *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert b"given-5" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait(timeout=60)
+
+
 def test_mistakes_are_sentences(tmp_path: Path, site: Site) -> None:
     network = small_network()
     for words, options in {

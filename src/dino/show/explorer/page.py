@@ -69,7 +69,7 @@ class Page:
 
 def explore(
     weights: Backbone | str | Path,
-    images: Any,
+    images: Any = None,
     out: str | Path | None = None,
     *,
     size: int = 480,
@@ -87,7 +87,7 @@ def explore(
 
     Args:
         weights: a network, or what `dino.load` takes.
-        images: a file, a folder, a PIL image or an array, or a sequence of these.
+        images: a file, a folder, a PIL image or an array, or a sequence of these; None for none.
         out: the HTML file to write; None for none.
         size: longer side of the images in pixels, for the network.
         folder: many images, to be indexed (`features.index`), mapped and searched.

@@ -16,10 +16,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -30,6 +32,7 @@ from dino.features.folder_map import LANDMARKS, folder_map
 from dino.features.index import Index
 from dino.files import UserError
 from dino.models.backbone import Backbone
+from dino.models.inputs import read_sample
 from dino.show.explorer.live_run import LiveRun
 from dino.show.explorer.opened import MOST_BYTES, OpenedImages
 from dino.show.explorer.patches import PatchFeatures, patch_features
@@ -86,6 +89,17 @@ class Explorer:
         self._found: OrderedDict[tuple[Any, ...], PatchFeatures] = OrderedDict()
         self._placing: threading.Thread | None = None
         self._places: Any = None
+
+    def warm_up(self) -> None:
+        """Do what only the first request waits for: imports, and the preparation of libraries."""
+        with suppress(Exception), self._computing:  # the first request says what is wrong
+            pixels = self.backbone.preprocessing.pixels
+            sample = read_sample(np.zeros((64, 64, pixels.channels), np.uint8), pixels)
+            content(
+                [patch_features(self.backbone, "", sample, 4 * (self.backbone.patch_size or 16))]
+            )
+            if self.index is not None:
+                self.backbone.embed([np.zeros((64, 64, pixels.channels), np.uint8)])
 
     # ------------------------------------------------------------------------ the page's parts
     def about(self) -> dict[str, Any]:
@@ -482,4 +496,5 @@ def serve(explorer: Explorer, page: Callable[[dict[str, Any]], Any], port: int =
         time.sleep(0.01)
     if not server.started:
         raise UserError("the server could not start: its message stands above")
+    threading.Thread(target=explorer.warm_up, daemon=True).start()
     return Served(f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}/", thread, server)
