@@ -343,7 +343,8 @@ def _measured(
             for index, one in found.items():
                 if index in masks or not labels[index]:
                     pixels.add(*_with_mask(one, queries[index], masks.get(index)))
-            measures |= pixels.measures()
+            if pixels.count and pixels.normal.any():
+                measures |= pixels.measures()
     return _Result(found, scores, reference, measures, skipped)
 
 
