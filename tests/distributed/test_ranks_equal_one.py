@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -40,7 +41,7 @@ def queue() -> KeyQueue:
 
 def trajectory(ranks: Ranks, options: dict[str, Any], poison: bool) -> dict[str, Tensor]:
     """State, losses and gradients after some steps on this rank's part of each batch."""
-    ours = distillation(ranks=ranks, **options)
+    ours = distillation(ranks=ranks, **copy.deepcopy(options))  # a queue changes
     found: dict[str, Tensor] = {}
     for step in range(STEPS):
         batch = groups(step, batch=4)
