@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dino.show.explorer.folder_map import folder_map
 from helpers.browser import LIMIT, Watch, chromium
 from PIL import Image, ImageFilter
 
 import dino
+from dino.features.folder_map import folder_map
 from dino.features.index import Index, read_index
 from dino.models.backbone import Backbone
 from dino.show.explorer.page import explore
