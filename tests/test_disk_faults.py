@@ -48,7 +48,8 @@ COMMANDS = {
     "logistic": f"evaluate logistic {EVALUATE} --val IN/data --fractions 1 --out OUT/logistic.json",
     "explore": "explore IN/data/class0 --weights IN/w.safetensors --size 16 --device cpu "
     "--out OUT/page.html",
-    "index": "explore IN/w.safetensors --images IN/data --index OUT/index --device cpu",
+    "index": "search IN/w.safetensors IN/data --index OUT/index --out OUT/found --workers 0 "
+    "--store IN/store",
     "list": "weights list --json OUT/list.json",
     "inspect": "weights inspect IN/w.safetensors --json OUT/inspect.json",
     "convert": "weights convert IN/w.safetensors --to safetensors --out OUT/c.safetensors",

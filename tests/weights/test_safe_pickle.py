@@ -173,6 +173,8 @@ def test_settings_of_lightning_and_omegaconf(
             kind = type(name, bases, {"__module__": module})
             setattr(found, name, kind)
             there.setitem(sys.modules, module, found)
+            while module := module.rpartition(".")[0]:  # pickle imports the packages, too
+                there.setitem(sys.modules, module, types.ModuleType(module))
             return kind
 
         config = made("omegaconf.dictconfig.DictConfig")()

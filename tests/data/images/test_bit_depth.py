@@ -113,7 +113,7 @@ def test_jpeg_2000_with_a_sign_keeps_it(bits: int, channels: int) -> None:
     """Pillow shifts values with a sign up."""
     kind = np.int8 if bits == 8 else np.int16
     small = ((TWELVE[..., :channels] >> 4 if bits == 8 else TWELVE[..., :channels]) - 0).astype(int)
-    stored = (small - (100 if bits == 8 else 2000)).astype(kind).squeeze()
+    stored = (small - (100 if bits == 8 else 2048)).astype(kind).squeeze()
     content = imagecodecs.jpeg2k_encode(np.ascontiguousarray(stored), level=0, bitspersample=bits)
     expected = np.moveaxis(np.atleast_3d(stored), 2, 0)
     with open_image(io.BytesIO(content), "a", PixelFormat(channels)) as image:

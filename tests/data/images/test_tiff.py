@@ -298,7 +298,7 @@ def test_tiles_that_a_sparse_file_leaves_out_are_black() -> None:
     values[16:] = 7
     stream = written(values, photometric="minisblack", tile=(16, 16), metadata=None)
     content = bytearray(stream.getvalue())
-    with tifffile.TiffFile(stream) as tiff:
+    with tifffile.TiffFile(io.BytesIO(stream.getvalue())) as tiff:
         tags = [tiff.pages[0].tags[tag] for tag in (324, 325)]
         sizes = {"H": 2, "I": 4}
         for tag in tags:

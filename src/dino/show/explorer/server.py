@@ -10,8 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -50,6 +52,9 @@ THUMBNAIL = 128
 MOST_ROWS = 2_000_000
 """Rows of one list that is written."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
 CACHED = 24
 """Features of images that are kept."""
 
@@ -87,7 +92,7 @@ class Explorer:
         self._computing, self._watching = threading.Lock(), threading.Lock()
         self._teacher: tuple[str | None, Backbone | None] = (None, None)
         self._found: OrderedDict[tuple[Any, ...], PatchFeatures] = OrderedDict()
-        self._placing: threading.Thread | None = None
+        self.placing: threading.Thread | None = None
         self._places: Any = None
 
     def warm_up(self) -> None:
@@ -197,9 +202,9 @@ class Explorer:
         """The map: uint16 x and y of each image, or how far it is."""
         index = self._index()
         with self._watching:
-            if self._places is None and self._placing is None:
-                self._placing = threading.Thread(target=self._place, args=(index,), daemon=True)
-                self._placing.start()
+            if self._places is None and self.placing is None:
+                self.placing = threading.Thread(target=self._place, args=(index,), daemon=True)
+                self.placing.start()
         if isinstance(self._places, UserError):
             raise self._places
         if self._places is None:
@@ -436,6 +441,7 @@ class Served:
     address: str
     thread: threading.Thread
     _server: Any
+    _others: Callable[[], Sequence[threading.Thread]]
 
     def __repr__(self) -> str:
         return f"<dino page: {self.address}>"
@@ -453,11 +459,16 @@ class Served:
                 self.thread.join(timeout=0.5)
         finally:
             self.stop()
+            if any(thread.is_alive() for thread in self._others()):
+                # The map of a large folder: Python would abort with a thread inside of C++.
+                sys.stdout.flush()
+                os._exit(INTERRUPTED)
 
     def stop(self) -> None:
         """End the server; its page stays as it is, but can ask for nothing more."""
         self._server.should_exit = True
-        self.thread.join(timeout=10)
+        for thread in (self.thread, *self._others()):
+            thread.join(timeout=5)
 
 
 def serve(explorer: Explorer, page: Callable[[dict[str, Any]], Any], port: int = 0) -> Served:
@@ -497,5 +508,11 @@ def serve(explorer: Explorer, page: Callable[[dict[str, Any]], Any], port: int =
         time.sleep(0.01)
     if not server.started:
         raise UserError("the server could not start: its message stands above")
-    threading.Thread(target=explorer.warm_up, daemon=True).start()
-    return Served(f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}/", thread, server)
+    first = threading.Thread(target=explorer.warm_up, daemon=True)
+    first.start()
+
+    def others() -> Sequence[threading.Thread]:
+        return [first, *([explorer.placing] if explorer.placing else [])]
+
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}/"
+    return Served(address, thread, server, others)
