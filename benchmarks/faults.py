@@ -128,7 +128,7 @@ class Child:
             status = 1
         os._exit(status)
 
-    def wait(self) -> str:
+    def outcome(self) -> str:
         """How it ended: ok, killed, stopped, sentence, traceback or hang."""
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
@@ -206,7 +206,7 @@ def number_of_operations(root: Path) -> int:
         end = os._exit
         os._exit = lambda status: (counted.write_text(str(operations.count)), end(status))  # type: ignore[assignment]
 
-    assert Child(root / "count", prepare).wait() == "ok"
+    assert Child(root / "count", prepare).outcome() == "ok"
     return int(counted.read_text())
 
 
@@ -247,7 +247,7 @@ def at_operations(
         name = RANDOM.choice(list(acts))
 
         def happen(folder: Path, place: int = place, name: str = name) -> str:
-            return Child(folder, Operations(folder, place, acts[name]).install).wait()
+            return Child(folder, Operations(folder, place, acts[name]).install).outcome()
 
         yield f"{name} at {place}", happen
 
@@ -264,7 +264,7 @@ def write(root: Path, tries: int) -> Iterator[Fault]:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-        yield f"death at byte {size}", lambda folder, limit=limit: Child(folder, limit).wait()
+        yield f"death at byte {size}", lambda folder, limit=limit: Child(folder, limit).outcome()
 
 
 def disk(root: Path, tries: int) -> Iterator[Fault]:
@@ -305,7 +305,7 @@ def worker(root: Path, tries: int) -> Iterator[Fault]:
 
         def happen(folder: Path, prepare: Callable[[], None] = prepare) -> str:
             options: dict[str, Any] = {"execution.workers": 1}
-            return Child(folder, prepare, **options).wait()
+            return Child(folder, prepare, **options).outcome()
 
         yield f"worker at step {step}", happen
 
@@ -329,7 +329,7 @@ def interrupted(folder: Path) -> str:
 
         loop._Loop._views = patched  # type: ignore[method-assign]
 
-    return Child(folder, prepare).wait()
+    return Child(folder, prepare).outcome()
 
 
 def spoil(path: Path, how: str) -> None:
@@ -356,7 +356,7 @@ def after_interruption(root: Path, tries: int, change: Callable[[Path], str]) ->
     def happen(folder: Path) -> str:
         assert interrupted(folder) == "stopped"
         change(folder)
-        return Child(folder).wait()
+        return Child(folder).outcome()
 
     for _ in range(tries):
         yield "damage", happen
@@ -384,7 +384,7 @@ def text(root: Path, tries: int) -> Iterator[Fault]:
 def two(root: Path, tries: int) -> Iterator[Fault]:
     def happen(folder: Path) -> str:
         children = [Child(folder, log=log) for log in (".log", ".log2")]
-        return " and ".join(child.wait() for child in children)
+        return " and ".join(child.outcome() for child in children)
 
     for _ in range(tries):
         yield "two processes", happen
@@ -403,7 +403,7 @@ def nan(root: Path, tries: int) -> Iterator[Fault]:
         loop._Loop._views = patched  # type: ignore[method-assign]
 
     for _ in range(tries):
-        yield "nan", lambda folder: Child(folder, prepare).wait()
+        yield "nan", lambda folder: Child(folder, prepare).outcome()
 
 
 def clock(root: Path, tries: int) -> Iterator[Fault]:
@@ -412,7 +412,7 @@ def clock(root: Path, tries: int) -> Iterator[Fault]:
         time.time = lambda: real() + RANDOM.choice([-1, 1]) * 86_400 * RANDOM.random() * 30
 
     for _ in range(tries):
-        yield "clock", lambda folder: Child(folder, prepare).wait()
+        yield "clock", lambda folder: Child(folder, prepare).outcome()
 
 
 def two_ranks(folder: Path, victim: int = -1, step: int = -1) -> str:
@@ -438,7 +438,7 @@ def two_ranks(folder: Path, victim: int = -1, step: int = -1) -> str:
         Child(folder, lambda number=number: prepare(number), f".log{number or ''}")
         for number in range(2)
     ]
-    found = {child.wait() for child in children}
+    found = {child.outcome() for child in children}
     return found.pop() if len(found) == 1 else " and ".join(sorted(found))
 
 
@@ -513,7 +513,7 @@ def verdict(kind: str, folder: Path, expected: dict[str, Any], how: str) -> str:
 
 
 def again(kind: str, folder: Path) -> str:
-    return two_ranks(folder) if kind == "rank" else Child(folder).wait()
+    return two_ranks(folder) if kind == "rank" else Child(folder).outcome()
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ def test_one_at_a_time_and_in_order() -> None:
     gate = threading.Event()
 
     def first() -> None:
-        assert gate.wait(60)
+        assert gate.wait(timeout=60)
         found.append(1)
 
     with Background() as background:
@@ -47,7 +47,7 @@ def test_after_another_error_it_waits_and_after_ctrl_c_it_does_not() -> None:
     gate, found = threading.Event(), []
 
     def work() -> None:
-        assert gate.wait(60)
+        assert gate.wait(timeout=60)
         found.append(1)
 
     def run(function: Callable[[], object], error: BaseException) -> None:

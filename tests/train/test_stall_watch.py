@@ -21,11 +21,11 @@ def test_what_takes_too_long_is_said_once(monkeypatch: pytest.MonkeyPatch) -> No
         heard.set()
 
     with StallWatch(say, 0.3), doing("saving step 2"):
-        assert heard.wait(60)
+        assert heard.wait(timeout=60)
         heard.clear()
-        assert not heard.wait(0.9)
+        assert not heard.wait(timeout=0.9)
         with doing("reading the images of step 3"):
-            assert heard.wait(60)
+            assert heard.wait(timeout=60)
     first, second = said
     assert first.startswith("standing still: saving step 2 takes more than")
     assert first.endswith("of step 3: check the disk, or the network share, of the run folder")
@@ -38,5 +38,5 @@ def test_what_goes_on_is_not_said() -> None:
     with StallWatch(said.append, 6.0):
         for step in range(5):
             with doing(f"training step {step}"):
-                pause.wait(0.05)
+                pause.wait(timeout=0.05)
     assert said == []

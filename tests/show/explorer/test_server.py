@@ -159,7 +159,7 @@ def test_the_map_and_the_list_are_of_the_folder(site: Site) -> None:
         assert status == 200
         if isinstance(answer, bytes):
             break
-        threading.Event().wait(0.1)
+        threading.Event().wait(timeout=0.1)
     places = np.frombuffer(answer, "<u2").reshape(12, 2)
     assert places.min(axis=0).tolist() == [0, 0]
     assert places.max(axis=0).tolist() == [65535, 65535]
