@@ -55,7 +55,7 @@ def test_an_interrupted_run_on_shards_ends_with_the_same_bits(
     assert order_read == order[: 4 * STEPS]
 
     def stop(self: loop._Loop, step: int) -> None:
-        raise KeyboardInterrupt
+        raise InterruptedError
 
     order_read.clear()
     save = loop._Loop._save
@@ -63,7 +63,7 @@ def test_an_interrupted_run_on_shards_ends_with_the_same_bits(
         interrupted.setattr(
             loop._Loop, "_save", lambda self, step: (save(self, step), stop(self, step))
         )
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(InterruptedError):
             train(config, open_source(name), tmp_path / "resumed", device=CPU)
     train(config, open_source(name), tmp_path / "resumed", device=CPU)
     assert order_read == order[: 4 * STEPS]
