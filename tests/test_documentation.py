@@ -47,11 +47,10 @@ NOT_RUN = {
 REPLACED = {
     "torchrun --nproc_per_node 8 -m dino": "dino",  # tests/distributed runs several processes
     "--weights dino_vitb8": "--weights W",  # would be downloaded
-    "--count 100": "--count 4",  # there are 16 images
     "--budget 1h ": "",  # would time networks of the real size
     "--budget 75m ": "",
     "--budget 85m ": "",
-    "--count 100": "--count 4",
+    "--count 100": "--count 4",  # there are 16 images
 }
 
 APPENDED = {

@@ -436,10 +436,11 @@ def read_picture(file: str | os.PathLike[str] | Stream) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode of Pillow's to RGB, as `open_image` describes."""
     transparent = image.info.get("transparency")
-    if image.mode == "RGB" and not isinstance(transparent, tuple):
-        return image
-    if image.mode == "RGB" and max(transparent) > 255:  # Pillow reads 8 of a PNG's 16 bits
-        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if image.mode == "RGB":
+        if not isinstance(transparent, tuple):
+            return image
+        if max(transparent) > 255:  # Pillow reads 8 of a PNG's 16 bits
+            image.info["transparency"] = tuple(value >> 8 for value in transparent)
     if (values := _deep_values(image)) is not None:
         return Image.fromarray(RGB.levels(values[None])[0]).convert("RGB")
     if image.has_transparency_data:
