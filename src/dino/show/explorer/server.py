@@ -457,12 +457,11 @@ class Served:
         try:
             while self.thread.is_alive():
                 self.thread.join(timeout=0.5)
-        finally:
+        except KeyboardInterrupt:
             self.stop()
-            if any(thread.is_alive() for thread in self._others()):
-                # The map of a large folder: Python would abort with a thread inside of C++.
-                sys.stdout.flush()
-                os._exit(INTERRUPTED)
+            # At once: Python aborts if a thread (answers, the map) is inside of C++ at its end.
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
 
     def stop(self) -> None:
         """End the server; its page stays as it is, but can ask for nothing more."""
