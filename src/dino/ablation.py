@@ -145,16 +145,16 @@ def run(name: str, settings: AblationSettings) -> bool:
         raise UserError("the rows are compared by k-NN, which needs classes: sub-folders in --data")
     with process_group(device) as ranks:
         console = Console(stderr=True, quiet=not ranks.main)
-        asked = Plan(
+        requested = Plan(
             table=next(key for key, value in TABLES.items() if value is found),
             data=str(data),
             val=None if val is None else str(val),
             budget=parse(settings.budget).seconds,
             seeds=settings.seeds,
         )
-        plan = _resumed(settings.out, asked)
+        plan = _resumed(settings.out, requested)
         if plan is None:
-            plan = gather_objects(_planned(asked, found, source, device, ranks, console))[0]
+            plan = gather_objects(_planned(requested, found, source, device, ranks, console))[0]
         if ranks.main:
             atomic_json(settings.out / "plan.json", asdict(plan))
         evaluation = KNNEvaluation(source, queries, k=(K,), limit=IMAGES)
@@ -190,7 +190,7 @@ def _in_order(plan: Plan, found: Table, console: Console) -> Iterator[tuple[int,
             spent, expected = spent + seconds, expected + cost[number]
 
 
-def _resumed(out: Path, asked: Plan) -> Plan | None:
+def _resumed(out: Path, requested: Plan) -> Plan | None:
     """The plan in a folder; None if there is none.
 
     Raises:
@@ -205,16 +205,16 @@ def _resumed(out: Path, asked: Plan) -> Plan | None:
     except (TypeError, KeyError):
         raise UserError(f"{path} is no plan of 'dino ablate': choose another --out") from None
     for name in ("table", "data", "val", "budget", "seeds"):
-        if getattr(plan, name) != getattr(asked, name):
+        if getattr(plan, name) != getattr(requested, name):
             raise UserError(
                 f"{out} holds an ablation with {name} {getattr(plan, name)}, not "
-                f"{getattr(asked, name)}: choose another --out, or the same to resume"
+                f"{getattr(requested, name)}: choose another --out, or the same to resume"
             )
     return plan
 
 
 def _planned(
-    asked: Plan,
+    requested: Plan,
     found: Table,
     source: Source,
     device: torch.device,
@@ -230,30 +230,30 @@ def _planned(
             raise UserError(f"{row.name}: {candidate.problem}")
         return candidate.speed
 
-    started, rows, runs = time.monotonic(), len(found.rows), len(found.rows) * asked.seeds
+    started, rows, runs = time.monotonic(), len(found.rows), len(found.rows) * requested.seeds
     chosen = 0
     with console.status("timing networks"):
         for index, network in enumerate(NETWORKS):
-            seconds = asked.budget / runs - RUN_SECONDS
+            seconds = requested.budget / runs - RUN_SECONDS
             if index and speed(network, found.rows[0]) * seconds < network.images:
                 break
             chosen = index
         speeds = tuple(speed(NETWORKS[chosen], row) for row in found.rows)
-    left = asked.budget - (time.monotonic() - started) - runs * RUN_SECONDS
-    images = int(left / (asked.seeds * sum(1 / speed for speed in speeds)))
+    left = requested.budget - (time.monotonic() - started) - runs * RUN_SECONDS
+    images = int(left / (requested.seeds * sum(1 / speed for speed in speeds)))
     batch = max(configuration(NETWORKS[chosen], row, 0).run.batch for row in found.rows)
     if images < 20 * batch:
-        needed = runs * RUN_SECONDS + asked.seeds * sum(20 * batch / speed for speed in speeds)
+        needed = runs * RUN_SECONDS + requested.seeds * sum(20 * batch / speed for speed in speeds)
         raise UserError(
-            f"{rows} rows with {asked.seeds} seeds take at least {duration(1.2 * needed)}: give a "
-            "larger --budget or fewer --seeds"
+            f"{rows} rows with {requested.seeds} seeds take at least {duration(1.2 * needed)}: "
+            "give a larger --budget or fewer --seeds"
         )
     console.print(
-        f"{rows} rows x {asked.seeds} seeds: {images:,} images a run "
+        f"{rows} rows x {requested.seeds} seeds: {images:,} images a run "
         f"({images / len(source):.0f} epochs), {_described(NETWORKS[chosen])}",
         soft_wrap=True,
     )
-    return replace(asked, network=chosen, images=images, speeds=speeds)
+    return replace(requested, network=chosen, images=images, speeds=speeds)
 
 
 def _described(network: Network) -> str:

@@ -273,7 +273,7 @@ def application(explorer: Explorer, prefix: str, page: tuple[str, str]) -> Any:
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Mount, Route
 
-    async def asked(request: Request) -> dict[str, Any]:
+    async def json_body(request: Request) -> dict[str, Any]:
         value = json.loads(await _body(request, 32 * 2**20))
         if not isinstance(value, dict):
             raise UserError("a JSON object is expected")
@@ -295,7 +295,7 @@ def application(explorer: Explorer, prefix: str, page: tuple[str, str]) -> Any:
         return JSONResponse({"key": key, "name": shown})
 
     async def patches(request: Request) -> Response:
-        body = await asked(request)
+        body = await json_body(request)
         keys = [key for key in _list(body, "images", MOST_OPEN + 1) if isinstance(key, str)]
         patch = explorer.backbone.patch_size or 32
         size = _number(body, "size", patch, max(explorer.size, PATCHES * patch))
@@ -304,7 +304,7 @@ def application(explorer: Explorer, prefix: str, page: tuple[str, str]) -> Any:
         return answer(await run_in_threadpool(explorer.patches, keys, network, size, block))
 
     async def neighbours(request: Request) -> Response:
-        body = await asked(request)
+        body = await json_body(request)
         count = _number(body, "count", 1, 200)
         return answer(await run_in_threadpool(explorer.neighbours, str(body.get("image")), count))
 
@@ -332,7 +332,7 @@ def application(explorer: Explorer, prefix: str, page: tuple[str, str]) -> Any:
 
     def of_rows(function: Callable[[list[int]], Any]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            rows = _list(await asked(request), "rows", MOST_ROWS)
+            rows = _list(await json_body(request), "rows", MOST_ROWS)
             return answer(await run_in_threadpool(function, rows))
 
         return endpoint
